@@ -1,0 +1,9 @@
+"""The main job: model + hardware + N -> plan, and what a plan is good for. The only room that brings the others together."""
+
+from balancer.balancing.comparing import compare
+from balancer.balancing.planning import balance
+from balancer.balancing.predicting import predict
+from balancer.balancing.saving import save
+from balancer.balancing.verifying import verify
+
+__all__ = ["balance", "compare", "predict", "save", "verify"]

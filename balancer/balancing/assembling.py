@@ -1,0 +1,171 @@
+"""From a solver's solution to a plan: names, boundary tensors, TPU numbers, predictions."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from fractions import Fraction
+from typing import Any
+
+from balancer import plan as plans
+from balancer.balancing.setting import Setting
+from balancer.cost.hardware import NS_PER_S
+from balancer.cost.segment import ceil_div
+from balancer.graph import Graph, OpSet, members
+from balancer.plan import (
+    BoundaryTensor,
+    HardwareInfo,
+    ModelInfo,
+    PipelinePrediction,
+    Plan,
+    PlanPrediction,
+    Segment,
+    SegmentInput,
+    SegmentPrediction,
+    SolverReport,
+    op_ranges,
+)
+from balancer.solve import Pipeline, Solution, pipeline_rate, plan_rate
+from balancer.tflite.cut import boundary_names
+from balancer.version import VERSION
+
+Partition = tuple[OpSet, ...]
+DECIMALS = 6  # of rates and ratios in files: far below what any prediction is good for
+
+
+def assemble(
+    setting: Setting, solution: Solution, n_tpus: int, comparison: Sequence[plans.ComparisonRow]
+) -> Plan:
+    """The plan that a solution describes."""
+    partitions = list(dict.fromkeys(_partition(p) for p in solution.pipelines))
+    named = dict(zip(partitions, _segments(setting, partitions), strict=True))
+    graph, hardware, value = setting.graph, setting.hardware, solution.value
+    return Plan(
+        model=ModelInfo(
+            file=None, sha256=setting.sha256, ops=len(graph.ops), parameter_bytes=graph.parameter_bytes, macs=graph.macs
+        ),
+        hardware=HardwareInfo(name=hardware.name, constants=hardware.constants),
+        n_tpus=n_tpus,
+        segments=tuple(segment for segments in named.values() for segment in segments),
+        pipelines=_pipelines(setting, solution.pipelines, named),
+        predicted=_plan_prediction(setting, solution.pipelines, named),
+        solver=SolverReport(
+            name=solution.solver,
+            over=solution.over,
+            status=solution.status,
+            objective_ns=value.objective_ns,
+            bound_ns=solution.bound_ns,
+            gap=round(solution.gap, DECIMALS),
+            statistics=solution.statistics,
+        ),
+        comparison=tuple(comparison),
+        versions={"balancer": VERSION},
+        origin=setting.origin,
+    )
+
+
+def _partition(pipeline: Pipeline) -> Partition:
+    return tuple(stage.ops for stage in pipeline.stages)
+
+
+def _segments(setting: Setting, partitions: Sequence[Partition]) -> list[list[Segment]]:
+    """The segments of each partition. Partitions into equally many segments are told apart by -b, -c in the stem."""
+    names = boundary_names(setting.graph, (ops for p in partitions for ops in p))
+    uses: Counter[int] = Counter()
+    found = []
+    for partition in partitions:
+        alike = uses[len(partition)]
+        uses[len(partition)] += 1
+        stem = setting.graph.name + (f"-{_suffix(alike)}" if alike else "")
+        found.append(_named_segments(setting, partition, stem, names))
+    return found
+
+
+def _suffix(alike: int) -> str:
+    return chr(ord("a") + alike) if alike < 26 else str(alike + 1)
+
+
+def _named_segments(setting: Setting, partition: Partition, stem: str, names: Mapping[int, str]) -> list[Segment]:
+    graph, made_in, segments = setting.graph, dict[int, str](), []
+    for k, ops in enumerate(partition):
+        name = f"{stem}_segment_{k}_of_{len(partition)}"
+        inputs, outputs = graph.interface(ops)
+        terms = setting.costs.terms(ops)
+        segments.append(
+            Segment(
+                name=name,
+                ops=op_ranges(members(ops)),
+                file=None,
+                sha256=None,
+                inputs=tuple(SegmentInput(**_boundary(graph, t, names), source=made_in.get(t)) for t in inputs),
+                outputs=tuple(BoundaryTensor(**_boundary(graph, t, names)) for t in outputs),
+                predicted=SegmentPrediction(**asdict(terms), stage_ns=terms.stage_ns),
+            )
+        )
+        made_in |= dict.fromkeys(outputs, name)
+    return segments
+
+
+def _boundary(graph: Graph, t: int, names: Mapping[int, str]) -> dict[str, Any]:
+    tensor = graph.tensors[t]
+    return {"tensor": names[t], "shape": tensor.shape, "dtype": tensor.dtype, "bytes": tensor.bytes}
+
+
+def _pipelines(
+    setting: Setting, pipelines: Sequence[Pipeline], named: Mapping[Partition, list[Segment]]
+) -> tuple[plans.Pipeline, ...]:
+    """With TPUs numbered from 0 over pipelines, stages, replicas."""
+    tpu, found = 0, []
+    for pipeline in pipelines:
+        segments, stages = named[_partition(pipeline)], []
+        for stage, segment in zip(pipeline.stages, segments, strict=True):
+            tpus = tuple(range(tpu, tpu + stage.replicas))
+            stages.append(plans.Stage(segment=segment.name, replicas=stage.replicas, tpus=tpus))
+            tpu += stage.replicas
+        found.append(plans.Pipeline(stages=tuple(stages), predicted=_pipeline_prediction(setting, pipeline, segments)))
+    return tuple(found)
+
+
+def _stage_ns(segments: Sequence[Segment]) -> list[int]:
+    return [s.predicted.stage_ns for s in segments]
+
+
+def _rate(pipeline: Pipeline, segments: Sequence[Segment]) -> Fraction:
+    return pipeline_rate(_stage_ns(segments), [stage.replicas for stage in pipeline.stages])
+
+
+def _pipeline_prediction(setting: Setting, pipeline: Pipeline, segments: Sequence[Segment]) -> PipelinePrediction:
+    stages = zip(segments, pipeline.stages, strict=True)
+    slowest = max(stages, key=lambda pair: Fraction(pair[0].predicted.stage_ns, pair[1].replicas))
+    return PipelinePrediction(
+        throughput_per_s=round(float(_rate(pipeline, segments)), DECIMALS),
+        latency_ns=sum(_stage_ns(segments)),
+        host_ns=setting.hardware.host_ns_per_stage * len(segments),
+        bottleneck=slowest[0].name,
+    )
+
+
+def _plan_prediction(
+    setting: Setting, pipelines: Sequence[Pipeline], named: Mapping[Partition, list[Segment]]
+) -> PlanPrediction:
+    """Over all pipelines: the rate under one host, the longest latency, host work per inference averaged over the rates.
+
+    First inference: parameters that stay on chip are sent once, one segment after the other.
+    """
+    segments = [named[_partition(p)] for p in pipelines]
+    rates = [_rate(p, s) for p, s in zip(pipelines, segments, strict=True)]
+    hosts = [setting.hardware.host_ns_per_stage * len(s) for s in segments]
+    mean_host = sum((r * h for r, h in zip(rates, hosts, strict=True)), Fraction(0)) / sum(rates, Fraction(0))
+    load_per_s = setting.hardware.load_bytes_per_s
+    first = [
+        sum(_stage_ns(s)) + ceil_div(sum(x.predicted.cached_bytes for x in s) * NS_PER_S, load_per_s) for s in segments
+    ]
+    return PlanPrediction(
+        throughput_per_s=round(float(plan_rate(rates, hosts)), DECIMALS),
+        latency_ns=max(sum(_stage_ns(s)) for s in segments),
+        host_ns=math.ceil(mean_host),
+        first_inference_ns=max(first),
+        tpus_used=sum(p.devices for p in pipelines),
+    )

@@ -1,0 +1,82 @@
+"""Ways to use the same TPUs, all through the same cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from balancer.balancing.assembling import DECIMALS
+from balancer.balancing.setting import Setting, check_tpus, open_setting
+from balancer.cost.hardware import Hardware
+from balancer.errors import InfeasibleError
+from balancer.plan import ComparisonRow
+from balancer.solve import Options, Pipeline, Problem, Stage, Value, evaluate, interval_set, solve
+from balancer.solve.baselines import equal_op_counts, parameter_count
+
+ONE_TPU, COPIES, DEFAULT, EQUAL = "one TPU", "copies", "compiler default", "equal op counts"
+OURS_ONE, OURS = "ours, one pipeline", "ours"
+
+
+def compare(
+    model: str | Path | bytes, n_tpus: int, *, hardware: str | Path | Hardware = "pcie"
+) -> tuple[ComparisonRow, ...]:
+    """The comparison of `balance(model, n_tpus, hardware=hardware)`.
+
+    Raises ModelError, HardwareError, ValueError as `balance` does.
+    """
+    check_tpus(n_tpus)
+    setting = open_setting(model, hardware)
+    return comparison(setting, n_tpus, solve(setting.problem(n_tpus)).value)
+
+
+def comparison(setting: Setting, n_tpus: int, ours: Value) -> tuple[ComparisonRow, ...]:
+    """The rows, slow ways first as a rule; `ours` is the plan that they are about."""
+    problem = setting.problem(n_tpus)
+    values = {
+        ONE_TPU: _copies(problem, 1),
+        COPIES: _copies(problem, n_tpus),
+        DEFAULT: _cut(problem, default_cuts(setting, n_tpus)),
+        EQUAL: _cut(problem, equal_op_counts(problem.n_ops, min(n_tpus, problem.n_ops))),
+        OURS_ONE: _one_pipeline(problem),
+        OURS: ours,
+    }
+    return tuple(_row(name, value, values) for name, value in values.items())
+
+
+def default_cuts(setting: Setting, segments: int) -> tuple[int, ...]:
+    """Where the compiler's `--num_segments` cuts, as far as its rule is known."""
+    return parameter_count([op.parameter_bytes for op in setting.graph.ops], min(segments, len(setting.graph.ops)))
+
+
+def _copies(problem: Problem, count: int) -> Value | None:
+    kind = problem.devices[0][0]
+    return evaluate(problem, [Pipeline((Stage(interval_set(0, problem.n_ops), kind),))] * count)
+
+
+def _cut(problem: Problem, cuts: Sequence[int]) -> Value | None:
+    kind, edges = problem.devices[0][0], [0, *cuts, problem.n_ops]
+    stages = (Stage(interval_set(a, b), kind) for a, b in zip(edges, edges[1:], strict=False))
+    return evaluate(problem, [Pipeline(tuple(stages))])
+
+
+def _one_pipeline(problem: Problem) -> Value | None:
+    try:
+        return solve(problem, Options(max_pipelines=1)).value
+    except InfeasibleError:
+        return None
+
+
+def _row(name: str, value: Value | None, values: dict[str, Value | None]) -> ComparisonRow:
+    return ComparisonRow(
+        name=name,
+        stand_in=name == DEFAULT,
+        throughput_per_s=round(1e9 / value.objective_ns, DECIMALS) if value else None,
+        latency_ns=value.latency_ns if value else None,
+        streamed_bytes=value.streamed_bytes if value else None,
+        speedup_over_one_tpu=_speedup(value, values[ONE_TPU]),
+        speedup_over_default=_speedup(value, values[DEFAULT]),
+    )
+
+
+def _speedup(value: Value | None, base: Value | None) -> float | None:
+    return round(base.objective_ns / value.objective_ns, DECIMALS) if value and base else None

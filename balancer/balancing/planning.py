@@ -1,0 +1,43 @@
+"""`balance`: the best plan for a model on N TPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from balancer.balancing.assembling import assemble
+from balancer.balancing.comparing import comparison
+from balancer.balancing.setting import OVERFLOW, check_tpus, open_setting
+from balancer.cost.hardware import Hardware
+from balancer.plan import Plan
+from balancer.solve import Options, solve
+
+
+def balance(
+    model: str | Path | bytes,
+    n_tpus: int,
+    *,
+    hardware: str | Path | Hardware = "pcie",
+    pipelines: int | None = None,
+    stages: int | None = None,
+    overflow: str = "stream",
+) -> Plan:
+    """The plan with the highest predicted rate for a model on n_tpus Edge TPUs.
+
+    model: path or bytes of a full-integer .tflite. hardware: a preset's name, a hardware file, or a record. pipelines: at
+    most so many side by side (any number by default). stages: exactly so many segments, in one pipeline. overflow: "error"
+    refuses plans in which a segment streams parameters for want of room.
+
+    Nothing is written; see `save`. Raises ModelError or HardwareError where an input cannot be taken, InfeasibleError
+    where there is no such plan, ValueError for arguments out of range.
+    """
+    check_tpus(n_tpus)
+    for name, number in (("pipelines", pipelines), ("stages", stages)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number!r}")
+    if stages is not None and stages > n_tpus:
+        raise ValueError(f"{stages} stages need as many TPUs, there are {n_tpus}")
+    if overflow not in OVERFLOW:
+        raise ValueError(f"overflow must be one of {OVERFLOW}, not {overflow!r}")
+    setting = open_setting(model, hardware)
+    solution = solve(setting.problem(n_tpus, overflow=overflow), Options(max_pipelines=pipelines, stages=stages))
+    return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.value))

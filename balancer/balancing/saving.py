@@ -1,0 +1,110 @@
+"""`save`: a plan's directory, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from balancer.errors import OutputError, PlanError
+from balancer.graph import op_set
+from balancer.plan import Plan, Segment, parse_op_ranges, plan_text
+from balancer.tflite.cut import Cutter, boundary_names
+from balancer.tflite.read import read_model_bytes
+
+
+def save(plan: Plan, directory: str | Path, *, force: bool = False) -> Plan:
+    """Write the model, its segments and the plan file into a directory, which is made if need be.
+
+    Returns the plan as saved: with file names, hashes and its directory. force: replace files that are there.
+    Raises OutputError where a file is in the way or cannot be written; then nothing has changed.
+    """
+    target = Path(directory)
+    data = model_bytes(plan)
+    stem = model_stem(plan)
+    names = [f"{stem}.tflite", f"{stem}_plan_{plan.n_tpus}.json", *(f"{s.name}.tflite" for s in plan.segments)]
+    made = _make(target)
+    try:
+        _check_free(target, names, data, force=force)
+        with tempfile.TemporaryDirectory(prefix=".balancer-", dir=target) as partial:
+            saved = _write(plan, data, names, Path(partial))
+            for name in names:
+                if not _is_same(target / name, data if name == names[0] else None):
+                    os.replace(Path(partial) / name, target / name)
+    except OSError as error:
+        raise OutputError(f"cannot be written ({error.strerror or error})", str(target), "choose another directory") from error
+    except BaseException:
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
+        raise
+    return replace(saved, directory=target, origin=target / names[0])
+
+
+def model_bytes(plan: Plan) -> bytes:
+    """The bytes of the plan's model. Raises PlanError where they are gone or are another model's."""
+    if plan.origin is None:
+        raise PlanError("does not say where its model is", "plan", "solve again")
+    data = plan.origin if isinstance(plan.origin, bytes) else read_model_bytes(plan.origin)
+    if hashlib.sha256(data).hexdigest() != plan.model.sha256:
+        raise PlanError("is not the model that the plan was made for (its hash differs)", _origin(plan), "solve again")
+    return data
+
+
+def model_stem(plan: Plan) -> str:
+    """The model's name without ending, from which all file names are made."""
+    if plan.model.file:
+        return Path(plan.model.file).stem
+    return plan.origin.stem if isinstance(plan.origin, Path) else "model"
+
+
+def segment_files(plan: Plan, data: bytes) -> Iterator[tuple[Segment, bytes]]:
+    """The segments of a plan and their files, cut one at a time."""
+    cutter = Cutter(data, name=model_stem(plan), where=_origin(plan))
+    n_ops = len(cutter.graph.ops)
+    sets = {s.name: op_set(parse_op_ranges(s.ops, n_ops)) for s in plan.segments}
+    names = boundary_names(cutter.graph, sets.values())
+    for segment in plan.segments:
+        yield segment, cutter.cut(sets[segment.name], names)
+
+
+def _origin(plan: Plan) -> str:
+    return str(plan.origin) if isinstance(plan.origin, Path) else "model"
+
+
+def _make(target: Path) -> Path | None:
+    """Make the directory; the topmost folder that was not there before, or None."""
+    missing = [p for p in (target, *target.parents) if not p.exists()]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot be made ({error.strerror})", str(target), "choose another directory") from error
+    return missing[-1] if missing else None
+
+
+def _is_same(path: Path, data: bytes | None) -> bool:
+    return data is not None and path.is_file() and path.read_bytes() == data
+
+
+def _check_free(target: Path, names: list[str], model: bytes, *, force: bool) -> None:
+    for name in names:
+        path = target / name
+        if path.is_dir():
+            raise OutputError("is a directory", str(path), "remove it, or choose another directory")
+        if path.exists() and not force and not _is_same(path, model if name == names[0] else None):
+            raise OutputError("exists already", str(path), "use --force to replace it, or choose another directory")
+
+
+def _write(plan: Plan, data: bytes, names: list[str], partial: Path) -> Plan:
+    (partial / names[0]).write_bytes(data)
+    segments = []
+    for segment, content in segment_files(plan, data):
+        file = f"{segment.name}.tflite"
+        (partial / file).write_bytes(content)
+        segments.append(replace(segment, file=file, sha256=hashlib.sha256(content).hexdigest()))
+    saved = replace(plan, segments=tuple(segments), model=replace(plan.model, file=names[0]))
+    (partial / names[1]).write_text(plan_text(saved), encoding="utf-8")
+    return saved

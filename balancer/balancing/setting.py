@@ -1,0 +1,77 @@
+"""What every job here starts from: the model's bytes, its graph, and the costs of its segments on given hardware."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from balancer.cost.hardware import Hardware, load_hardware
+from balancer.cost.intervals import interval_table
+from balancer.cost.segment import SegmentCosts
+from balancer.graph import Graph, OpSet
+from balancer.solve import Cost, Intervals, Kind, Problem
+from balancer.tflite.read import read_graph, read_model_bytes
+
+OVERFLOW = ("stream", "error")
+MOST_TPUS = 64
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model on hardware. origin: where its bytes come from."""
+
+    data: bytes
+    origin: Path | bytes
+    graph: Graph
+    hardware: Hardware
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+    @cached_property
+    def costs(self) -> SegmentCosts:
+        return SegmentCosts(self.graph, self.hardware)
+
+    def problem(self, n_tpus: int, *, overflow: str = "stream") -> Problem:
+        """The solver's view. overflow: "error" forbids segments that stream for want of room."""
+        may_overflow = overflow == "stream"
+
+        def exact(ops: OpSet, kind: Kind) -> Cost | None:
+            if not self.costs.allowed(ops):
+                return None
+            terms = self.costs.terms(ops)
+            return Cost(terms.stage_ns, terms.streamed_bytes) if may_overflow or not terms.overflow_bytes else None
+
+        def intervals(order: Sequence[int], kind: Kind) -> Intervals:
+            table = interval_table(self.costs, order)
+            allowed = table.allowed if may_overflow else table.allowed & (table.overflow_bytes == 0)
+            return Intervals(table.time_ns, table.streamed_bytes, allowed)
+
+        return Problem(
+            before=self.graph.before,
+            devices=((self.hardware.name, n_tpus),),
+            exact=exact,
+            lower=lambda ops, kind: self.costs.lower(ops),
+            intervals=intervals,
+            host_ns=self.hardware.host_ns_per_stage,
+        )
+
+
+def open_setting(model: str | Path | bytes, hardware: str | Path | Hardware) -> Setting:
+    """Raises ModelError or HardwareError where one of them cannot be read."""
+    record = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
+    if isinstance(model, bytes):
+        return Setting(model, model, read_graph(model, name="model"), record)
+    path = Path(model)
+    data = read_model_bytes(path)
+    return Setting(data, path, read_graph(data, name=path.stem, where=str(path)), record)
+
+
+def check_tpus(n_tpus: int) -> None:
+    """Raises ValueError where it is no number of TPUs."""
+    if isinstance(n_tpus, bool) or not isinstance(n_tpus, int) or not 1 <= n_tpus <= MOST_TPUS:
+        raise ValueError(f"n_tpus must be a whole number from 1 to {MOST_TPUS}, not {n_tpus!r}")

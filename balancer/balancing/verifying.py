@@ -1,0 +1,60 @@
+"""`verify`: a plan's segments compute what its model computes, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from balancer.balancing.saving import model_bytes, model_stem, segment_files
+from balancer.graph import op_set
+from balancer.inputs import InputSpec, Item, load_items, random_items
+from balancer.plan import Plan, file_bytes, parse_op_ranges
+from balancer.tflite.read import read_graph
+from balancer.verify import SegmentFile, Verification, input_specs, verify_partition
+
+
+def verify(
+    plan: Plan,
+    inputs: str | Path | int | Sequence[Item] = 3,
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Verification:
+    """Run the plan's segments beside its model and compare every boundary tensor, bit for bit.
+
+    inputs: a .npy or .npz file, a list of inputs by tensor name, or how many random ones to make. A saved plan's files are
+    read from its directory and checked against their hashes; otherwise the segments are cut in memory. progress: called
+    with the number of items done, for each different partition.
+    Raises PlanError, InputError, InterpreterError or DependencyError where it cannot be done.
+    """
+    data = model_bytes(plan)
+    specs = input_specs(read_graph(data, name=model_stem(plan)))
+    items = _items(inputs, specs)
+    found = [verify_partition(data, part, items, progress) for part in _partitions(plan, data)]
+    return replace(
+        found[0],
+        compared_tensors=sum(v.compared_tensors for v in found),
+        verified_segments=tuple(name for v in found for name in v.verified_segments),
+        mismatch=next((v.mismatch for v in found if v.mismatch), None),
+        stopped_by=tuple(dict.fromkeys(op for v in found for op in v.stopped_by)),
+    )
+
+
+def _items(inputs: str | Path | int | Sequence[Item], specs: Sequence[InputSpec]) -> Sequence[Item]:
+    if isinstance(inputs, int):
+        if inputs < 1:
+            raise ValueError(f"at least one random input is needed, not {inputs}")
+        return random_items(specs, inputs)
+    return load_items(Path(inputs), specs) if isinstance(inputs, (str, Path)) else inputs
+
+
+def _partitions(plan: Plan, data: bytes) -> list[list[SegmentFile]]:
+    saved = plan.directory is not None and all(s.file for s in plan.segments)
+    if saved:
+        files = {s.name: file_bytes(plan, s.file or "", s.sha256) for s in plan.segments}
+    else:
+        files = {s.name: content for s, content in segment_files(plan, data)}
+    return [
+        [SegmentFile(s.name, op_set(parse_op_ranges(s.ops, plan.model.ops)), files[s.name]) for s in partition]
+        for partition in plan.partitions()
+    ]

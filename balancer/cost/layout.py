@@ -1,0 +1,110 @@
+"""Parameter bytes as the compiler lays them out on the chip, op by op.
+
+Read out of compiled files by searching for the source weights in them. Values take one byte each. Output channels go in
+groups of rows, each with a header; input channels are padded to 4.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from balancer.graph import Graph, Op, Tensor
+
+TILE_ROWS = 64
+_NARROW_ROWS = 16
+_ELEMENTWISE = {"ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE"}
+_LSTM_WEIGHTS = range(1, 9)
+
+
+class Layout(NamedTuple):
+    """Bytes of one op's parameters.
+
+    cached: what they take on chip, where rows are counted in whole groups of 64. streamed: what is sent where they do not
+    stay there. always_streamed: constant operands that the compiler never caches.
+    """
+
+    cached: int = 0
+    streamed: int = 0
+    always_streamed: int = 0
+
+
+def ceil_to(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def layout(graph: Graph, op: Op) -> Layout:
+    """Layout of one op; zeros where it has no parameters that count."""
+    if op.folded:
+        return Layout()
+    inputs = [graph.tensors[t] if t >= 0 else None for t in op.inputs]
+    if op.type in ("CONV_2D", "FULLY_CONNECTED"):
+        return _matrix(inputs[1], _at(inputs, 2))
+    if op.type == "TRANSPOSE_CONV":
+        return _matrix(inputs[1], _at(inputs, 3))
+    if op.type == "DEPTHWISE_CONV_2D":
+        return _depthwise(inputs[1], _at(inputs, 2))
+    if op.type == "UNIDIRECTIONAL_SEQUENCE_LSTM":
+        parts = [_matrix(inputs[k], None) for k in _LSTM_WEIGHTS if _at(inputs, k) is not None]
+        return Layout(sum(p.cached for p in parts), sum(p.streamed for p in parts))
+    if op.type == "PAD":
+        return _channel_pad(inputs[0], graph.tensors[op.outputs[0]])
+    if op.type in _ELEMENTWISE:
+        output = graph.tensors[op.outputs[0]]
+        return Layout(always_streamed=sum(_operand(t, output) for t in inputs if t and t.is_parameter))
+    return Layout()
+
+
+def _at(inputs: list[Tensor | None], k: int) -> Tensor | None:
+    return inputs[k] if k < len(inputs) else None
+
+
+def _header(weights: Tensor, bias: Tensor | None) -> int:
+    """Bytes per output channel before its weights: its bias and its scale, as far as there is anything to keep."""
+    biased = bias is not None and not bias.all_zero
+    if len(weights.scales) > 1:
+        return 12 if biased else 8
+    return 4 if biased else 0
+
+
+def _matrix(weights: Tensor | None, bias: Tensor | None) -> Layout:
+    """Convolution or dense: [out, (kh, kw,) in] with `out` rows in groups of 64, or of 16 where 64 or fewer."""
+    if weights is None or not weights.is_parameter or not weights.shape:
+        return Layout()
+    out, *taps, depth = weights.shape if len(weights.shape) > 1 else (weights.shape[0], 1)
+    row = math.prod(taps) * ceil_to(depth, 4) + _header(weights, bias)
+    wide = ceil_to(out, TILE_ROWS)
+    narrow = wide if out > TILE_ROWS else ceil_to(out, _NARROW_ROWS)
+    return Layout(cached=ceil_to(wide * row, 64), streamed=ceil_to(narrow * row, 64))
+
+
+def _depthwise(weights: Tensor | None, bias: Tensor | None) -> Layout:
+    """Depthwise: each weight takes four bytes; channels are padded to 4, and to at least 16."""
+    if weights is None or not weights.is_parameter or not weights.shape or len(weights.shape) != 4:
+        return Layout()
+    _, height, width, channels = weights.shape
+    rows = max(ceil_to(channels, 4), _NARROW_ROWS)
+    size = ceil_to(4 * height * width * rows + _header(weights, bias) * ceil_to(channels, 4), 64)
+    return Layout(cached=size, streamed=size)
+
+
+def _channel_pad(source: Tensor | None, output: Tensor) -> Layout:
+    """A PAD that widens the channel axis is laid out as a 1x1 convolution; a spatial one takes nothing."""
+    if source is None or not source.shape or not output.shape or source.shape[-1] == output.shape[-1]:
+        return Layout()
+    out = output.shape[-1]
+    rows = ceil_to(out, TILE_ROWS) if out > TILE_ROWS else ceil_to(out, _NARROW_ROWS)
+    row = ceil_to(source.shape[-1], 4) + 4
+    return Layout(cached=ceil_to(ceil_to(out, TILE_ROWS) * row, 64), streamed=ceil_to(rows * row, 64))
+
+
+def _operand(constant: Tensor, output: Tensor) -> int:
+    """A constant operand of an element-wise op: a number nothing, one value a channel 16 bytes each, else its bytes."""
+    if constant.bytes <= 1 or not output.shape:
+        return 0
+    elements = math.prod(constant.shape or ())
+    if elements == 1:
+        return 0
+    if elements == output.shape[-1]:
+        return ceil_to(16 * elements, 64)
+    return ceil_to(constant.bytes, 64)

@@ -1,0 +1,71 @@
+"""What can go wrong, each with its remedy.
+
+    BalancerError              exit code 1
+    ├── ModelError             the model file is not one that balancer can take
+    ├── PlanError              the plan file, or a file that it names, is not what it should be
+    ├── OutputError            something cannot be written, or would replace what is there
+    ├── InputError             the inputs given for a run do not fit the model
+    ├── HardwareError          the hardware file is not what it should be
+    ├── DependencyError        a package that this step needs is not installed, or does not work
+    ├── InterpreterError       the interpreter refuses a model
+    ├── StageError             a stage of a pipeline failed on an item
+    └── InfeasibleError        exit code 3: no plan meets what was asked
+
+A programmer's wrong argument stays a ValueError or TypeError.
+"""
+
+from __future__ import annotations
+
+
+class BalancerError(Exception):
+    """Something a user can mend. str() is the one line that they read.
+
+    what: what is wrong. where: file, tensor, op or offset. remedy: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, where: str, remedy: str) -> None:
+        super().__init__(what, where, remedy)
+
+    def __str__(self) -> str:
+        what, where, remedy = (" ".join(str(part).split()) for part in self.args)
+        return f"{where}: {what}; {remedy}"
+
+
+class ModelError(BalancerError):
+    """The model file is not one that balancer can take."""
+
+
+class PlanError(BalancerError):
+    """The plan file, or a file that it names, is not what it should be."""
+
+
+class OutputError(BalancerError):
+    """Something cannot be written, or would replace what is there."""
+
+
+class InputError(BalancerError):
+    """The inputs given for a run do not fit the model."""
+
+
+class HardwareError(BalancerError):
+    """The hardware file is not what it should be."""
+
+
+class DependencyError(BalancerError):
+    """A package that this step needs is not installed, or does not work."""
+
+
+class InterpreterError(BalancerError):
+    """The interpreter refuses a model."""
+
+
+class StageError(BalancerError):
+    """A stage of a pipeline failed on an item."""
+
+
+class InfeasibleError(BalancerError):
+    """No plan meets what was asked."""
+
+    exit_code = 3

@@ -1,0 +1,193 @@
+"""A model as plain data: ops in execution order, the tensors between them, and what depends on what.
+
+Knows no file format and no cost. Words:
+
+op set      ops as the bits of an int: bit i is the op with index i in the execution order.
+parameter   a constant tensor; an activation is any other.
+folded op   an op that only computes shapes (SHAPE, STRIDED_SLICE, PACK ... of a free batch). It keeps its index and costs
+            nothing; what it computes enters each segment that reads it as a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import networkx
+
+OpSet = int
+
+
+def op_set(ops: Iterable[int]) -> OpSet:
+    """The set that holds these op indices."""
+    bits = 0
+    for i in ops:
+        bits |= 1 << i
+    return bits
+
+
+def members(ops: OpSet) -> Iterator[int]:
+    """The indices in the set, ascending."""
+    while ops:
+        low = ops & -ops
+        yield low.bit_length() - 1
+        ops ^= low
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A value between ops, or a constant.
+
+    shape: None where the file gives no static one (outputs of some custom ops); then `bytes` is 0.
+    bytes: size of the value. dtype: numpy's name ("int8"), or the file's in lower case where numpy has none.
+    is_parameter: constant, also when a folded op computes it. all_zero: a parameter whose bytes are all 0.
+    """
+
+    index: int
+    name: str
+    shape: tuple[int, ...] | None
+    dtype: str
+    bytes: int
+    is_parameter: bool = False
+    is_variable: bool = False
+    all_zero: bool = False
+    scales: tuple[float, ...] = ()
+    zero_points: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operator.
+
+    inputs, intermediates: tensor indices, -1 where an optional one is absent. options: its scalar options by name.
+    parameter_bytes: bytes of its constant inputs as the file holds them, each tensor once. macs: multiply-accumulates.
+    unmapped: why the Edge TPU does not take the op; empty where it does. The op's own property: its neighbours in a
+    segment may keep it on the CPU all the same.
+    """
+
+    index: int
+    type: str
+    version: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    intermediates: tuple[int, ...] = ()
+    options: Mapping[str, int | float] = field(default_factory=dict)
+    macs: int = 0
+    parameter_bytes: int = 0
+    unmapped: str = ""
+    folded: bool = False
+
+    @property
+    def mapped(self) -> bool:
+        return not self.unmapped
+
+
+class Interface(NamedTuple):
+    """Tensor indices that enter and leave a segment, in the fixed order of its file."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model. inputs, outputs: tensor indices in the model's order.
+
+    together: op sets that share a variable tensor and so must stay in one segment.
+    """
+
+    name: str
+    tensors: tuple[Tensor, ...]
+    ops: tuple[Op, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    together: tuple[OpSet, ...] = ()
+
+    @cached_property
+    def producer(self) -> dict[int, int]:
+        """Activation -> the op that computes it. Model inputs and parameters are absent."""
+        return {t: op.index for op in self.ops if not op.folded for t in op.outputs}
+
+    @cached_property
+    def activations(self) -> tuple[tuple[int, ...], ...]:
+        """For each op the activations that it reads, each once, in the order of its inputs; none for a folded op."""
+        return tuple(() if op.folded else self._activations_of(op) for op in self.ops)
+
+    def _activations_of(self, op: Op) -> tuple[int, ...]:
+        read = (t for t in op.inputs if t >= 0)
+        return tuple(dict.fromkeys(t for t in read if not (self.tensors[t].is_parameter or self.tensors[t].is_variable)))
+
+    @cached_property
+    def readers(self) -> dict[int, tuple[int, ...]]:
+        """Activation -> the ops that read it, ascending; an activation that nobody reads is absent."""
+        found: dict[int, list[int]] = {}
+        for op in self.ops:
+            for t in self.activations[op.index]:
+                found.setdefault(t, []).append(op.index)
+        return {t: tuple(ops) for t, ops in found.items()}
+
+    @cached_property
+    def before(self) -> tuple[OpSet, ...]:
+        """For each op the set of ops whose outputs it reads."""
+        return tuple(op_set(self.producer[t] for t in read if t in self.producer) for read in self.activations)
+
+    @cached_property
+    def all_ops(self) -> OpSet:
+        return (1 << len(self.ops)) - 1
+
+    @cached_property
+    def folded(self) -> OpSet:
+        return op_set(op.index for op in self.ops if op.folded)
+
+    @cached_property
+    def macs(self) -> int:
+        return sum(op.macs for op in self.ops)
+
+    @cached_property
+    def parameter_bytes(self) -> int:
+        """Bytes of all constants that an op reads, each tensor once."""
+        read = {t for op in self.ops if not op.folded for t in op.inputs if t >= 0 and self.tensors[t].is_parameter}
+        return sum(self.tensors[t].bytes for t in read)
+
+    @cached_property
+    def _rank(self) -> dict[int, tuple[int, int]]:
+        """Order in which activations come into being: model inputs in the model's order, then by producing op."""
+        made = {t: (op.index, k) for op in self.ops for k, t in enumerate(op.outputs)}
+        return made | {t: (-1, k) for k, t in reversed(list(enumerate(self.inputs)))}
+
+    def interface(self, ops: OpSet) -> Interface:
+        """What a segment of these ops takes and gives.
+
+        Inputs: model inputs in the model's order, then boundary tensors in the order they are produced. Outputs: model
+        outputs in the model's order, then boundary tensors in the order they are produced. A tensor appears once. The
+        segment that holds every op has the model's own interface, with inputs that no op reads.
+        """
+        if ops | self.folded == self.all_ops:
+            return Interface(tuple(dict.fromkeys(self.inputs)), tuple(dict.fromkeys(self.outputs)))
+        inside = [i for i in members(ops) if not self.ops[i].folded]
+        made = {t for i in inside for t in self.ops[i].outputs}
+        read = {t for i in inside for t in self.activations[i]} - made
+        final = tuple(dict.fromkeys(t for t in self.outputs if t in made))
+        leaving = [t for t in made if any(not ops >> r & 1 for r in self.readers.get(t, ()))]
+        onward = sorted((t for t in leaving if t not in final), key=self._rank.__getitem__)
+        return Interface(tuple(sorted(read, key=self._rank.__getitem__)), final + tuple(onward))
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """Ops as nodes (attribute `op`), an edge for each pair that hands a tensor over (attribute `tensors`).
+
+        Folded ops are nodes without edges.
+        """
+        import networkx
+
+        drawn = networkx.DiGraph(name=self.name)
+        drawn.add_nodes_from((op.index, {"op": op}) for op in self.ops)
+        for tensor, readers in self.readers.items():
+            for reader in readers if tensor in self.producer else ():
+                edge = (self.producer[tensor], reader)
+                if not drawn.has_edge(*edge):
+                    drawn.add_edge(*edge, tensors=[])
+                drawn.edges[edge]["tensors"].append(tensor)
+        return drawn

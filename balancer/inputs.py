@@ -1,0 +1,93 @@
+"""Arrays to run a model on: from files, or at random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from balancer.errors import InputError
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input of a model. low, high: the range of useful float values; unused for integers."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    low: float = -1.0
+    high: float = 1.0
+
+
+def random_items(specs: Sequence[InputSpec], count: int, seed: int = 0) -> list[Item]:
+    """`count` items of uniform noise: integers of 8 bits over their whole range, wider ones 0 or 1, floats low to high."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    return [{spec.name: _noise(spec, generator) for spec in specs} for _ in range(count)]
+
+
+def _noise(spec: InputSpec, generator: np.random.Generator) -> Any:
+    dtype = _numpy_type(spec)
+    if dtype.kind == "f":
+        return generator.uniform(spec.low, spec.high, spec.shape).astype(dtype)
+    if dtype.itemsize == 1 and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return generator.integers(limits.min, limits.max + 1, spec.shape).astype(dtype)
+    return generator.integers(0, 2, spec.shape).astype(dtype)
+
+
+def load_items(path: Path, specs: Sequence[InputSpec]) -> list[Item]:
+    """Items from a .npy file (a model with one input) or a .npz file (arrays by tensor name); the leading axis counts them.
+
+    A leading axis of items may stand before the input's shape or in place of its batch of 1. Raises InputError where the
+    file does not fit the model.
+    """
+    arrays = _arrays(path, specs)
+    counts = set()
+    per_item: dict[str, list[Any]] = {}
+    for spec in specs:
+        if spec.name not in arrays:
+            raise InputError(f"has no array for input '{spec.name}'", str(path), f"give one of shape {list(spec.shape)}")
+        per_item[spec.name] = _split(arrays[spec.name], spec, path)
+        counts.add(len(per_item[spec.name]))
+    if len(counts) != 1 or counts == {0}:
+        raise InputError(f"the inputs have {sorted(counts)} items", str(path), "give as many of each, at least one")
+    return [dict(zip(per_item, values, strict=True)) for values in zip(*per_item.values(), strict=True)]
+
+
+def _arrays(path: Path, specs: Sequence[InputSpec]) -> dict[str, Any]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            if len(specs) != 1:
+                raise InputError(f"is one array, the model has {len(specs)} inputs", str(path), "give a .npz by tensor name")
+            return {specs[0].name: loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise InputError(f"is not a readable .npy or .npz file ({error})", str(path), "write it with numpy.save") from error
+
+
+def _split(array: Any, spec: InputSpec, path: Path) -> list[Any]:
+    wanted = _numpy_type(spec)
+    if array.dtype != wanted:
+        raise InputError(f"input '{spec.name}' is {array.dtype}", str(path), f"convert it to {wanted}")
+    if array.shape[1:] == spec.shape:
+        return [np.ascontiguousarray(item) for item in array]
+    if spec.shape[:1] == (1,) and array.ndim and array.shape[1:] == spec.shape[1:]:
+        return [np.ascontiguousarray(item[None]) for item in array]
+    raise InputError(
+        f"input '{spec.name}' has shape {list(array.shape)}", str(path), f"give items of shape {list(spec.shape)}"
+    )
+
+
+def _numpy_type(spec: InputSpec) -> np.dtype[Any]:
+    try:
+        return np.dtype(spec.dtype)
+    except TypeError as error:
+        raise InputError(f"has element type {spec.dtype}", f"input '{spec.name}'", "this type cannot be fed") from error

@@ -1,0 +1,113 @@
+"""Which TFLite runtime is there, and the one place that opens an interpreter on the CPU.
+
+Always builtin kernels without default delegates, on one thread: kernel sets differ from each other by a step here and
+there, so two runs are only comparable with one and the same set.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from balancer.errors import DependencyError, InterpreterError
+
+_MODULES = {"ai-edge-litert": "ai_edge_litert.interpreter", "tflite-runtime": "tflite_runtime.interpreter"}
+
+
+def runtime() -> str:
+    """The package that interpreters come from, ai-edge-litert where both are there.
+
+    Raises DependencyError where neither is.
+    """
+    for package in _MODULES:
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        return package
+    raise DependencyError("no TFLite interpreter is installed", "ai-edge-litert", "pip install ai-edge-litert")
+
+
+def runtime_label() -> str:
+    """Name, version and kernels of the runtime, as results name it."""
+    package = runtime()
+    return f"{package} {metadata.version(package)}, builtin kernels without delegates, one thread"
+
+
+class Interpreter:
+    """One model on the CPU. Inputs and outputs are in the order of the model's file."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self._inputs = [d["index"] for d in raw.get_input_details()]
+        self._outputs = [d["index"] for d in raw.get_output_details()]
+
+    @property
+    def tensor_indices(self) -> dict[str, int]:
+        """Tensor name -> index in the model's file."""
+        return {d["name"]: d["index"] for d in self._raw.get_tensor_details()}
+
+    def run(self, values: Sequence[Any]) -> None:
+        """One inference on these inputs, with state (variable tensors) reset first.
+
+        Raises InterpreterError where the runtime refuses the values or fails.
+        """
+        try:
+            self._raw.reset_all_variables()
+            for index, value in zip(self._inputs, values, strict=True):
+                self._raw.set_tensor(index, value)
+            self._raw.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise _refused(error) from error
+
+    def outputs(self) -> list[Any]:
+        """Copies of the outputs of the last run."""
+        return [self._raw.get_tensor(index) for index in self._outputs]
+
+    def tensor(self, index: int) -> Any:
+        """A copy of any tensor of the last run; needs an interpreter that keeps them all."""
+        return self._raw.get_tensor(index)
+
+
+def open_interpreter(model: bytes) -> Interpreter:
+    """An interpreter ready to run. Raises InterpreterError where the runtime refuses the model."""
+    return _open(model)
+
+
+def open_keeping_all(model: bytes) -> Interpreter:
+    """The same, which keeps every tensor of a run readable instead of reusing their memory."""
+    return _open(model, experimental_preserve_all_tensors=True)
+
+
+def _open(model: bytes, **options: bool) -> Interpreter:
+    module = _module()
+    kernels = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        raw = module.Interpreter(
+            model_content=model, experimental_op_resolver_type=kernels, num_threads=1, **options
+        )
+        raw.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise _refused(error) from error
+    return Interpreter(raw)
+
+
+def _module() -> Any:
+    package = runtime()
+    if package == "tflite-runtime" and int(np.__version__.split(".")[0]) >= 2:
+        # Its extension was built for numpy 1 and fails with a bare SystemError once an interpreter is made.
+        raise DependencyError(
+            f"tflite-runtime does not work with numpy {np.__version__}", "tflite-runtime", "pip install 'numpy<2'"
+        )
+    try:
+        return importlib.import_module(_MODULES[package])
+    except ImportError as error:
+        raise DependencyError(f"cannot be imported ({error})", package, f"reinstall {package}") from error
+
+
+def _refused(error: Exception) -> InterpreterError:
+    return InterpreterError(str(error).strip() or type(error).__name__, runtime(), "see `balancer inspect` for the op")

@@ -1,0 +1,116 @@
+"""Dividing N devices among pipelines, when the best pipeline for each number of devices is known.
+
+Without a host in common F(N) = max over k of f(k) + F(N - k). With one, adding a pipeline can slow the others, so F is only
+a bound. Partial plans are kept as long as they can still reach the best objective known, and no other is at least as good
+in every respect that the end is judged by. The rate under one host never falls when a part gets faster or its host work
+less, so nothing that could win is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from balancer.solve.problem import NS_PER_S, Value, objective_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A pipeline that a plan may hold any number of times. host_ns: its host work per inference."""
+
+    devices: int
+    rate: Fraction
+    host_ns: int
+    streamed_bytes: int
+    latency_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Partial:
+    rate: Fraction
+    load: Fraction  # host ns per second
+    streamed_bytes: int
+    latency_ns: int
+    chosen: tuple[int, ...]  # candidates' indices, ascending
+
+    def with_one(self, index: int, candidate: Candidate) -> _Partial:
+        return _Partial(
+            self.rate + candidate.rate,
+            self.load + candidate.rate * candidate.host_ns,
+            self.streamed_bytes + candidate.streamed_bytes,
+            max(self.latency_ns, candidate.latency_ns),
+            (*self.chosen, index),
+        )
+
+    def dominates(self, other: _Partial) -> bool:
+        return (
+            self.rate >= other.rate
+            and self.load <= other.load
+            and self.streamed_bytes <= other.streamed_bytes
+            and self.latency_ns <= other.latency_ns
+        )
+
+    def value(self, devices: int) -> Value:
+        rate = self.rate / max(self.load / NS_PER_S, Fraction(1))
+        return Value(objective_ns(rate), devices, self.streamed_bytes, self.latency_ns)
+
+
+_EMPTY = _Partial(Fraction(0), Fraction(0), 0, 0, ())
+
+
+def allocate(candidates: Sequence[Candidate], devices: int, max_pipelines: int | None) -> tuple[int, ...]:
+    """Indices of the candidates, with repeats, whose plan is best on at most so many devices; ties to smaller indices.
+
+    Raises ValueError where no candidate fits.
+    """
+    if not any(c.devices <= devices for c in candidates):
+        raise ValueError("no candidate fits the devices")
+    most = devices if max_pipelines is None else min(devices, max_pipelines)
+    bound = _Bound(candidates, devices, most)
+    # Partial plans by the devices used and the pipelines still allowed, which only count where they are fewer than devices.
+    scarce = most < devices
+    states: dict[tuple[int, int], list[_Partial]] = {(0, most): [_EMPTY]}
+    for index, candidate in enumerate(candidates):
+        for used in range(candidate.devices, devices + 1):
+            for left in range(most) if scarce else (most,):
+                for partial in states.get((used - candidate.devices, left + scarce), ()):
+                    grown = partial.with_one(index, candidate)
+                    if bound.can_win(grown, used):
+                        _keep(states.setdefault((used, left), []), grown)
+    return min((p.value(used), p.chosen) for (used, _), kept in states.items() if used for p in kept)[1]
+
+
+def _keep(kept: list[_Partial], new: _Partial) -> None:
+    """Add a partial plan unless another dominates it; drop those that it dominates."""
+    if any(old.dominates(new) for old in kept):
+        return
+    kept[:] = [old for old in kept if not new.dominates(old)]
+    kept.append(new)
+
+
+class _Bound:
+    """What a partial plan can still reach, against the best of the plans that F alone would choose."""
+
+    def __init__(self, candidates: Sequence[Candidate], devices: int, most: int) -> None:
+        self.devices = devices
+        self.least_host = min(c.host_ns for c in candidates)
+        plans = [[_EMPTY] * (devices + 1)]
+        while len(plans) <= most:
+            plans.append([_fastest(candidates, plans[-1], used) for used in range(devices + 1)])
+            if plans[-1] == plans[-2]:
+                break
+        self.most_rate = [plan.rate for plan in plans[-1]]
+        reached = [p.value(used).objective_ns for row in plans for used, p in enumerate(row) if p.rate]
+        self.needed = Fraction(NS_PER_S, min(reached))
+
+    def can_win(self, partial: _Partial, used: int) -> bool:
+        more = self.most_rate[self.devices - used]
+        load = (partial.load + more * self.least_host) / NS_PER_S
+        return partial.rate + more >= self.needed * max(load, Fraction(1))
+
+
+def _fastest(candidates: Sequence[Candidate], shorter: Sequence[_Partial], used: int) -> _Partial:
+    """The highest sum of rates on at most `used` devices, from plans with one pipeline less."""
+    grown = (shorter[used - c.devices].with_one(k, c) for k, c in enumerate(candidates) if c.devices <= used)
+    return max((shorter[used], *grown), key=lambda partial: partial.rate)

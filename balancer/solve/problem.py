@@ -1,0 +1,152 @@
+"""The problem and its answers as values, and the one place that says which of two plans is better.
+
+Knows ops as numbers and costs as functions: nothing of files, bytes or silicon. Words as in DESIGN: a *partition* is an
+ordered list of op sets whose prefixes are down-sets; a *pipeline* is a partition with replicas for each stage; a plan is
+several pipelines side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+OpSet = int
+Kind = str
+NS_PER_S = 1_000_000_000
+
+
+class Cost(NamedTuple):
+    """What one segment costs on one kind of device, for one input."""
+
+    time_ns: int
+    streamed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """`exact` for all intervals of an order: int64 tables, entry [a, b] for positions a to b - 1; allowed: where not None."""
+
+    time_ns: Any
+    streamed_bytes: Any
+    allowed: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Split numbered ops over devices so that the rate is highest.
+
+    before: for each op the set of ops that it reads from; ops are numbered in an execution order.
+    devices: kinds with a count each.
+    exact: time and streamed bytes of a segment that holds these ops; None where it may not stand. Deterministic, and
+    nothing else: more ops can make it cheaper or dearer.
+    lower: ns, at most `exact` of every segment that contains the ops; never less for more ops.
+    intervals: the batch form of `exact`, for the intervals of an order.
+    host_ns: host work for each input and stage that no other host work overlaps.
+    """
+
+    before: tuple[OpSet, ...]
+    devices: tuple[tuple[Kind, int], ...]
+    exact: Callable[[OpSet, Kind], Cost | None]
+    lower: Callable[[OpSet, Kind], int]
+    intervals: Callable[[Sequence[int], Kind], Intervals]
+    host_ns: int = 0
+
+    @property
+    def n_ops(self) -> int:
+        return len(self.before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to hold a solution to. max_pipelines: None for any number. stages: exactly so many segments, in one pipeline."""
+
+    max_pipelines: int | None = None
+    stages: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    ops: OpSet
+    kind: Kind
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    stages: tuple[Stage, ...]
+
+    @property
+    def devices(self) -> int:
+        return sum(stage.replicas for stage in self.stages)
+
+
+class Value(NamedTuple):
+    """What a plan is worth; the smaller tuple is the better plan. Rates are compared as whole ns per inference."""
+
+    objective_ns: int
+    devices: int
+    streamed_bytes: int
+    latency_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """An answer: pipelines, what they are worth by `exact`, and what is known of the optimum.
+
+    bound_ns: no plan of the kind that `over` names has a smaller objective_ns. status: "optimal" or "feasible".
+    over: what the claim is about. statistics: counts of work, the same at every run.
+    """
+
+    solver: str
+    pipelines: tuple[Pipeline, ...]
+    value: Value
+    bound_ns: int
+    over: str
+    statistics: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        return "optimal" if self.value.objective_ns == self.bound_ns else "feasible"
+
+    @property
+    def gap(self) -> float:
+        """How far the objective is above the bound, as a share of the objective."""
+        return (self.value.objective_ns - self.bound_ns) / self.value.objective_ns if self.value.objective_ns else 0.0
+
+
+def pipeline_rate(stage_ns: Sequence[int], replicas: Sequence[int]) -> Fraction:
+    """Inferences per second of a pipeline in steady state: that of its slowest stage. Times are at least 1 ns."""
+    return min(Fraction(NS_PER_S * r, max(t, 1)) for t, r in zip(stage_ns, replicas, strict=True))
+
+
+def plan_rate(rates: Sequence[Fraction], host_ns: Sequence[int]) -> Fraction:
+    """Inferences per second of pipelines side by side under one host.
+
+    host_ns: each pipeline's host work per inference. Where the host has more to do than there is time, all pipelines slow
+    down alike.
+    """
+    load = sum((rate * host for rate, host in zip(rates, host_ns, strict=True)), Fraction(0)) / NS_PER_S
+    return sum(rates, Fraction(0)) / max(load, Fraction(1))
+
+
+def objective_ns(rate: Fraction) -> int:
+    """Nanoseconds per inference in steady state, rounded up: what plans are compared by."""
+    return -(-NS_PER_S * rate.denominator // rate.numerator)
+
+
+def evaluate(problem: Problem, pipelines: Sequence[Pipeline]) -> Value | None:
+    """The worth of a plan, from `exact` alone; None where a segment may not stand."""
+    rates, hosts, streamed, latency = [], [], 0, 0
+    for pipeline in pipelines:
+        costs = [problem.exact(stage.ops, stage.kind) for stage in pipeline.stages]
+        known = [cost for cost in costs if cost is not None]
+        if len(known) < len(costs):
+            return None
+        rates.append(pipeline_rate([c.time_ns for c in known], [s.replicas for s in pipeline.stages]))
+        hosts.append(problem.host_ns * len(known))
+        streamed += sum(c.streamed_bytes * s.replicas for c, s in zip(known, pipeline.stages, strict=True))
+        latency = max(latency, sum(c.time_ns for c in known))
+    devices = sum(pipeline.devices for pipeline in pipelines)
+    return Value(objective_ns(plan_rate(rates, hosts)), devices, streamed, latency)

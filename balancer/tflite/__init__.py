@@ -1,0 +1,1 @@
+"""The only room that knows the TFLite format: reading models, cutting them, and writing synthetic ones."""
