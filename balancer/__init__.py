@@ -1,15 +1,45 @@
-"""Split a full-integer TFLite model over N Coral Edge TPUs so that its pipeline is as fast as they allow."""
+"""Split a full-integer TFLite model over N Coral Edge TPUs so that its pipeline is as fast as they allow.
 
-from balancer.balancing import balance, compare, predict, save, verify
-from balancer.cost.hardware import Hardware, load_hardware
-from balancer.errors import BalancerError, InfeasibleError, ModelError, PlanError
-from balancer.graph import Graph
-from balancer.plan import Plan, load_plan
-from balancer.solve import Problem, Solution
-from balancer.tflite.read import load_graph
+The names below are the public API; whatever else a module holds may change. They are loaded when first used, so that a
+machine that only runs plans needs neither the solver nor the cost model.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from balancer.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from balancer.balancing import balance, compare, predict, save, verify
+    from balancer.cost.hardware import Hardware, load_hardware
+    from balancer.errors import BalancerError, InfeasibleError, ModelError, PlanError
+    from balancer.graph import Graph
+    from balancer.plan import Plan, load_plan
+    from balancer.solve import Problem, Solution
+    from balancer.tflite.read import load_graph
+
+_HOME = {
+    "BalancerError": "errors", "Graph": "graph", "Hardware": "cost.hardware", "InfeasibleError": "errors",
+    "ModelError": "errors", "Plan": "plan", "PlanError": "errors", "Problem": "solve", "Solution": "solve",
+    "balance": "balancing", "compare": "balancing", "load_graph": "tflite.read", "load_hardware": "cost.hardware",
+    "load_plan": "plan", "predict": "balancing", "save": "balancing", "verify": "balancing",
+}  # fmt: skip
 
 __all__ = [
     "BalancerError", "Graph", "Hardware", "InfeasibleError", "ModelError", "Plan", "PlanError", "Problem", "Solution",
     "__version__", "balance", "compare", "load_graph", "load_hardware", "load_plan", "predict", "save", "verify",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'balancer' has no attribute '{name}'")
+    value = getattr(import_module(f"balancer.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -163,6 +163,18 @@ class Plan:
     origin: Path | bytes | None = field(default=None, repr=False, compare=False)
     directory: Path | None = field(default=None, compare=False)
 
+    @property
+    def stem(self) -> str:
+        """The model's name without ending, from which all file names are made."""
+        if self.model.file:
+            return Path(self.model.file).stem
+        return self.origin.stem if isinstance(self.origin, Path) else "model"
+
+    @property
+    def file_name(self) -> str:
+        """Name of the plan's own file."""
+        return f"{self.stem}_plan_{self.n_tpus}.json"
+
     def segment(self, name: str) -> Segment:
         """The segment of that name. Raises KeyError."""
         for segment in self.segments:
@@ -322,3 +334,22 @@ def _check_pipeline(plan: Plan, pipeline: Pipeline, where: str) -> None:
             raise PlanError(str(error), f"{where}: {stage.segment}", "solve again") from error
     if sorted(held) != list(range(plan.model.ops)):
         raise PlanError("a pipeline does not hold each op once", where, "solve again")
+
+
+def pycoral_obstacle(plan: Plan) -> str:
+    """Why pycoral's PipelinedModelRunner could not run a pipeline of this plan; empty if it can.
+
+    It needs every model input in the first segment and every model output in the last; what else a segment gives must be
+    read later.
+    """
+    for partition in plan.partitions():
+        first = {t.tensor for t in partition[0].inputs}
+        for k, segment in enumerate(partition):
+            late = [t.tensor for t in segment.inputs if t.source is None and t.tensor not in first]
+            if late:
+                return f"model input '{late[0]}' is first read in {segment.name}"
+            read_later = {t.tensor for later in partition[k + 1 :] for t in later.inputs}
+            unread = [t.tensor for t in segment.outputs if t.tensor not in read_later]
+            if unread and segment is not partition[-1]:
+                return f"model output '{unread[0]}' leaves before the last stage, in {segment.name}"
+    return ""

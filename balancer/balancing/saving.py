@@ -25,8 +25,7 @@ def save(plan: Plan, directory: str | Path, *, force: bool = False) -> Plan:
     """
     target = Path(directory)
     data = model_bytes(plan)
-    stem = model_stem(plan)
-    names = [f"{stem}.tflite", f"{stem}_plan_{plan.n_tpus}.json", *(f"{s.name}.tflite" for s in plan.segments)]
+    names = [f"{plan.stem}.tflite", plan.file_name, *(f"{s.name}.tflite" for s in plan.segments)]
     made = _make(target)
     try:
         _check_free(target, names, data, force=force)
@@ -44,6 +43,17 @@ def save(plan: Plan, directory: str | Path, *, force: bool = False) -> Plan:
     return replace(saved, directory=target, origin=target / names[0])
 
 
+def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
+    """Write a file whole or not at all. Raises OutputError where it exists (without force) or cannot be written."""
+    _check_free(path.parent, [path.name], data, force=force)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".balancer-", dir=path.parent) as partial:
+            (Path(partial) / path.name).write_bytes(data)
+            os.replace(Path(partial) / path.name, path)
+    except OSError as error:
+        raise OutputError(f"cannot be written ({error.strerror or error})", str(path), "choose another place") from error
+
+
 def model_bytes(plan: Plan) -> bytes:
     """The bytes of the plan's model. Raises PlanError where they are gone or are another model's."""
     if plan.origin is None:
@@ -54,16 +64,9 @@ def model_bytes(plan: Plan) -> bytes:
     return data
 
 
-def model_stem(plan: Plan) -> str:
-    """The model's name without ending, from which all file names are made."""
-    if plan.model.file:
-        return Path(plan.model.file).stem
-    return plan.origin.stem if isinstance(plan.origin, Path) else "model"
-
-
 def segment_files(plan: Plan, data: bytes) -> Iterator[tuple[Segment, bytes]]:
     """The segments of a plan and their files, cut one at a time."""
-    cutter = Cutter(data, name=model_stem(plan), where=_origin(plan))
+    cutter = Cutter(data, name=plan.stem, where=_origin(plan))
     n_ops = len(cutter.graph.ops)
     sets = {s.name: op_set(parse_op_ranges(s.ops, n_ops)) for s in plan.segments}
     names = boundary_names(cutter.graph, sets.values())

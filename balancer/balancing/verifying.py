@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from balancer.balancing.saving import model_bytes, model_stem, segment_files
+from balancer.balancing.saving import model_bytes, segment_files
 from balancer.graph import op_set
 from balancer.inputs import InputSpec, Item, load_items, random_items
 from balancer.plan import Plan, file_bytes, parse_op_ranges
 from balancer.tflite.read import read_graph
-from balancer.verify import SegmentFile, Verification, input_specs, verify_partition
+from balancer.verification import SegmentFile, Verification, input_specs, verify_partition
 
 
 def verify(
@@ -28,7 +28,7 @@ def verify(
     Raises PlanError, InputError, InterpreterError or DependencyError where it cannot be done.
     """
     data = model_bytes(plan)
-    specs = input_specs(read_graph(data, name=model_stem(plan)))
+    specs = input_specs(read_graph(data, name=plan.stem))
     items = _items(inputs, specs)
     found = [verify_partition(data, part, items, progress) for part in _partitions(plan, data)]
     return replace(

@@ -1,0 +1,176 @@
+"""Tables and progress on a terminal. Every number says whether it was predicted, reported or measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from balancer.plan import op_ranges, pycoral_obstacle
+
+if TYPE_CHECKING:
+    from balancer.graph import Graph
+    from balancer.plan import ComparisonRow, Pipeline, Plan
+
+_WIDTH = 80
+_KIB, _MIB = 1 << 10, 1 << 20
+_LEFT = {"", "ops", "type", "mapped"}
+_FOLDED = {"ops", "TPUs", "mapped"}
+
+
+class _Table:
+    """A table in 80 columns, whether piped or not. Cells are plain text: a model's names may hold anything."""
+
+    def __init__(self, title: str, headings: tuple[str, ...]) -> None:
+        self._table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        for heading in headings:
+            side: Literal["left", "right"] = "left" if heading in _LEFT else "right"
+            self._table.add_column(heading, justify=side, overflow="fold", no_wrap=heading not in _FOLDED)
+
+    def row(self, *cells: str) -> None:
+        self._table.add_row(*(Text(cell) for cell in cells))
+
+    def print(self) -> None:
+        Console(width=_WIDTH, highlight=False).print(self._table)
+
+
+def size(count: int) -> str:
+    """Bytes in the compiler's style: 0 B, 98.50 KiB, 7.14 MiB."""
+    if count < _KIB:
+        return f"{count} B"
+    return f"{count / _KIB:.2f} KiB" if count < _MIB else f"{count / _MIB:.2f} MiB"
+
+
+def milliseconds(ns: int) -> str:
+    return f"{ns / 1e6:.3f}"
+
+
+def stages(plan: Plan) -> None:
+    """A table for each different pipeline, and what the plan is worth."""
+    p = plan.predicted
+    print(
+        f"{plan.stem}: {plan.model.ops} ops, {size(plan.model.parameter_bytes)} of parameters, "
+        f"{plan.model.macs / 1e6:.0f} million MACs"
+    )
+    shown: dict[tuple[str, ...], list[Pipeline]] = {}
+    for pipeline in plan.pipelines:
+        shown.setdefault(tuple(s.segment for s in pipeline.stages), []).append(pipeline)
+    for alike in shown.values():
+        _stage_table(plan, alike)
+    print(f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {plan.n_tpus} TPUs ({plan.hardware.name});")
+    print(f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms")
+
+
+def _stage_table(plan: Plan, alike: list[Pipeline]) -> None:
+    pipeline = alike[0]
+    times = f"{len(alike)} pipelines, each of " if len(alike) > 1 else "1 pipeline of "
+    count = len(pipeline.stages)
+    table = _Table(
+        f"{times}{count} {'stage' if count == 1 else 'stages'}, predicted",
+        ("stage", "ops", "TPUs", "cached", "streamed", "in", "out", "ms"),
+    )
+    for k, stage in enumerate(pipeline.stages):
+        segment = plan.segment(stage.segment)
+        table.row(
+            str(k),
+            segment.ops,
+            op_ranges(t for a in alike for t in a.stages[k].tpus),
+            size(segment.predicted.cached_bytes),
+            size(segment.predicted.streamed_bytes),
+            size(sum(t.bytes for t in segment.inputs)),
+            size(sum(t.bytes for t in segment.outputs)),
+            milliseconds(segment.predicted.stage_ns),
+        )
+    table.print()
+    if count > 1:
+        print(f"bottleneck: {pipeline.predicted.bottleneck}\n")
+
+
+def comparison(plan: Plan) -> None:
+    """The ways to use the TPUs, with their speed-ups. The compiler's rule is marked as the stand-in that it is."""
+    table = _Table(
+        f"{plan.n_tpus} TPUs, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default")
+    )
+    for row in plan.comparison:
+        table.row(row.name + (" (*)" if row.stand_in else ""), *_figures(row))
+    table.print()
+    if any(row.stand_in for row in plan.comparison):
+        print("(*) a stand-in for the compiler, which has not run: its parameter-count rule\n")
+
+
+def _figures(row: ComparisonRow) -> list[str]:
+    if row.throughput_per_s is None or row.latency_ns is None or row.streamed_bytes is None:
+        return ["cannot be", "", "", "", ""]
+    ratios = [f"{s:.2f}" if s is not None else "" for s in (row.speedup_over_one_tpu, row.speedup_over_default)]
+    return [f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns), size(row.streamed_bytes), *ratios]
+
+
+def remarks(plan: Plan) -> None:
+    """What is proved, what holds the plan back, and who cannot run it."""
+    s, host = plan.solver, plan.predicted.host_ns
+    claim = "optimal" if s.status == "optimal" else f"within {100 * s.gap:.2f} % of the optimum"
+    print(f"proof: {claim} over {s.over} of the execution order, under the predicted costs")
+    if host and plan.predicted.throughput_per_s >= 1e9 / host * (1 - 1e-6):
+        print(f"limit: the host, {milliseconds(host)} ms of its work for each inference")
+    obstacle = pycoral_obstacle(plan)
+    if obstacle:
+        print(f"not for pycoral's PipelinedModelRunner: {obstacle}")
+
+
+def graph(graph: Graph) -> None:
+    """The model, op by op."""
+    print(
+        f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, {graph.macs / 1e6:.1f} million MACs"
+    )
+    table = _Table("", ("op", "type", "parameters", "MACs", "output bytes", "mapped"))
+    for row in graph_document(graph)["ops"]:
+        mapped = "folded" if row["folded"] else "yes" if row["mapped"] else f"no: {row['reason']}"
+        table.row(*(str(row[k]) for k in ("index", "type", "parameter_bytes", "macs", "output_bytes")), mapped)
+    table.print()
+
+
+def graph_document(graph: Graph) -> dict[str, Any]:
+    """The model as JSON."""
+    tensors = graph.tensors
+    return {
+        "name": graph.name,
+        "parameter_bytes": graph.parameter_bytes,
+        "macs": graph.macs,
+        "inputs": [_tensor(graph, t) for t in graph.inputs],
+        "outputs": [_tensor(graph, t) for t in graph.outputs],
+        "ops": [
+            {
+                "index": op.index,
+                "type": op.type,
+                "parameter_bytes": op.parameter_bytes,
+                "macs": op.macs,
+                "output_bytes": sum(tensors[t].bytes for t in op.outputs),
+                "mapped": op.mapped,
+                "reason": op.unmapped,
+                "folded": op.folded,
+            }
+            for op in graph.ops
+        ],
+    }
+
+
+def _tensor(graph: Graph, t: int) -> dict[str, Any]:
+    tensor = graph.tensors[t]
+    return {"tensor": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype, "bytes": tensor.bytes}
+
+
+@contextmanager
+def progress(what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A counter on stderr while something takes its time; silent where stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    console = Console(stderr=True)
+    with console.status(f"{what} …") as status:
+        yield lambda done: status.update(f"{what}: {done} done")

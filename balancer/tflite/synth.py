@@ -1,0 +1,193 @@
+"""The synthetic models of the published measurements, written as TFLite files without TensorFlow.
+
+fc:    Dense inputs -> width, width -> width (layers - 2 times), width -> outputs; TANH after every hidden layer; one scale
+       per weight tensor.
+conv:  `layers` 3x3 'same' convolutions of `width` filters with ReLU on a square picture; one scale per channel.
+
+Both take float32 (op 0 quantises it) and have biases of zero, as freshly initialised Keras models do, which is what the
+compiler's memory report counts. Weights are pseudo-random and the same everywhere; scales are chosen so that activations
+keep their spread at every depth. Source of the architectures: arXiv 2503.01025.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+
+from balancer.tflite import flatbuffer
+from balancer.tflite.flatbuffer import Table
+from balancer.tflite.model import IDENTIFIER
+from balancer.tflite.schema import schema
+
+OUTPUT_TYPES = ("float32", "int8")
+MOST_WEIGHT_BYTES = 1 << 30
+_WEIGHT_VARIANCE = 127**2 / 3  # of integers uniform in -127 to 127
+_INPUT_SCALE = 2 / 255  # the float input in -1 to 1
+_INPUT_SQUARE = 1 / 3
+_DENSE_SCALE = 8 / 255  # pre-activations of unit variance, clipped at four deviations
+_TANH_SCALE = 1 / 128  # fixed by TFLite's kernel
+_TANH_SQUARE = 0.394  # of the tanh of a standard normal
+_RELU_SCALE = 4 / 255
+_RELU_SQUARE = 0.5
+_RELU = 1
+
+
+def fc(
+    width: int, *, layers: int = 5, inputs: int = 64, outputs: int = 10, output_type: str = "float32"
+) -> bytes:
+    """The dense family. layers: weight layers, at least 2. output_type: of the model; "int8" leaves the DEQUANTIZE out.
+
+    Raises ValueError for sizes that make no model, or one of more than 1 GiB.
+    """
+    _check(width=width, inputs=inputs, outputs=outputs)
+    if layers < 2 or output_type not in OUTPUT_TYPES:
+        raise ValueError(f"fc needs 2 or more layers and an output type of {OUTPUT_TYPES}")
+    _check_size(inputs * width + (layers - 2) * width * width + width * outputs)
+    writer = _Writer(f"fc {width} {layers} {inputs} {outputs}")
+    at, square, depth = writer.quantised_input((1, inputs)), _INPUT_SQUARE, inputs
+    for layer in range(layers):
+        last = layer == layers - 1
+        size = outputs if last else width
+        at = writer.dense(at, depth, size, square)
+        if not last:
+            at, square, depth = writer.tanh(at, size), _TANH_SQUARE, size
+    if output_type == "float32":
+        at = writer.dequantised(at, (1, outputs))
+    return writer.file(at)
+
+
+def conv(width: int, *, layers: int = 5, size: int = 64, channels: int = 3) -> bytes:
+    """The convolution family on size x size x channels. layers: convolutions, at least 1.
+
+    Raises ValueError for sizes that make no model, or one of more than 1 GiB.
+    """
+    _check(width=width, layers=layers, size=size, channels=channels)
+    _check_size(9 * width * (channels + (layers - 1) * width))
+    writer = _Writer(f"conv {width} {layers} {size} {channels}")
+    at, square, depth = writer.quantised_input((1, size, size, channels)), _INPUT_SQUARE, channels
+    for _ in range(layers):
+        at, square, depth = writer.convolution(at, size, depth, width, square), _RELU_SQUARE, width
+    return writer.file(at)
+
+
+def _check(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if not 1 <= value <= 65_536:
+            raise ValueError(f"{name} must be from 1 to 65536, not {value}")
+
+
+def _check_size(weights: int) -> None:
+    if weights > MOST_WEIGHT_BYTES:
+        raise ValueError(f"a model of {weights} weight bytes is more than {MOST_WEIGHT_BYTES}")
+
+
+class _Writer:
+    """Collects tensors, buffers and ops of one chain."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tensors: list[Table] = []
+        self.buffers: list[Table] = [Table("Buffer", {})]
+        self.operators: list[Table] = []
+        self.codes: dict[tuple[str, int], int] = {}
+
+    def quantised_input(self, shape: tuple[int, ...]) -> int:
+        given = self._tensor("input", shape, "FLOAT32")
+        made = self._tensor("input_int8", shape, "INT8", scales=[_INPUT_SCALE], zero=0)
+        self._op("QUANTIZE", 1, [given], made, Table("QuantizeOptions", {}))
+        return made
+
+    def dequantised(self, source: int, shape: tuple[int, ...]) -> int:
+        made = self._tensor("output", shape, "FLOAT32")
+        self._op("DEQUANTIZE", 2, [source], made, Table("DequantizeOptions", {}))
+        return made
+
+    def dense(self, source: int, depth: int, size: int, square: float) -> int:
+        scale = 1 / math.sqrt(depth * square * _WEIGHT_VARIANCE)
+        k = len(self.operators)
+        weights = self._weights(f"dense_{k}/weights", (size, depth), [scale])
+        bias = self._bias(f"dense_{k}/bias", size, [scale * self._scale(source)])
+        made = self._tensor(f"dense_{k}", (1, size), "INT8", scales=[_DENSE_SCALE], zero=0)
+        options = Table("FullyConnectedOptions", {"fused_activation_function": 0, "keep_num_dims": 0})
+        self._op("FULLY_CONNECTED", 4, [source, weights, bias], made, options)
+        return made
+
+    def tanh(self, source: int, size: int) -> int:
+        made = self._tensor(f"tanh_{len(self.operators)}", (1, size), "INT8", scales=[_TANH_SCALE], zero=0)
+        self._op("TANH", 2, [source], made, None)
+        return made
+
+    def convolution(self, source: int, size: int, depth: int, filters: int, square: float) -> int:
+        scale = 1 / math.sqrt(9 * depth * square * _WEIGHT_VARIANCE)
+        k = len(self.operators)
+        weights = self._weights(f"conv_{k}/weights", (filters, 3, 3, depth), [scale] * filters)
+        bias = self._bias(f"conv_{k}/bias", filters, [scale * self._scale(source)] * filters)
+        made = self._tensor(f"conv_{k}", (1, size, size, filters), "INT8", scales=[_RELU_SCALE], zero=-128)
+        options = Table("Conv2DOptions", {"stride_w": 1, "stride_h": 1, "fused_activation_function": _RELU})
+        self._op("CONV_2D", 3, [source, weights, bias], made, options)
+        return made
+
+    def _weights(self, name: str, shape: tuple[int, ...], scales: list[float]) -> int:
+        # An extendable hash: the same bytes with every numpy, on every machine.
+        data = hashlib.shake_128(f"{self.name} {name}".encode()).digest(math.prod(shape))
+        values = np.maximum(np.frombuffer(data, np.int8), -127)
+        return self._tensor(name, shape, "INT8", scales=scales, zero=0, data=values.view(np.uint8))
+
+    def _bias(self, name: str, size: int, scales: list[float]) -> int:
+        return self._tensor(name, (size,), "INT32", scales=scales, zero=0, data=np.zeros(4 * size, np.uint8))
+
+    def _scale(self, t: int) -> float:
+        return float(self.tensors[t]["quantization"]["scale"][0])
+
+    def _tensor(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        type_name: str,
+        *,
+        scales: list[float] | None = None,
+        zero: int = 0,
+        data: Any = None,
+    ) -> int:
+        fields = {"name": name, "shape": np.array(shape, np.int32), "buffer": 0}
+        fields["type"] = schema().enums["TensorType"].index(type_name)
+        if scales:
+            zeros = np.full(len(scales), zero, np.int64)
+            fields["quantization"] = Table("QuantizationParameters", {"scale": np.array(scales, "f4"), "zero_point": zeros})
+        if data is not None:
+            self.buffers.append(Table("Buffer", {"data": data}))
+            fields["buffer"] = len(self.buffers) - 1
+        self.tensors.append(Table("Tensor", fields))
+        return len(self.tensors) - 1
+
+    def _op(self, kind: str, version: int, inputs: list[int], output: int, options: Table | None) -> None:
+        code = self.codes.setdefault((kind, version), len(self.codes))
+        fields: dict[str, Any] = {"opcode_index": code, "inputs": inputs, "outputs": [output]}
+        if options is not None:
+            fields |= {"builtin_options_type": schema().unions["BuiltinOptions"].index(options.type)}
+            fields |= {"builtin_options": options}
+        self.operators.append(Table("Operator", fields))
+
+    def file(self, output: int) -> bytes:
+        """The model's bytes. The first tensor is its input."""
+        numbers = schema().enums["BuiltinOperator"]
+        codes = [
+            Table("OperatorCode", {"deprecated_builtin_code": n, "builtin_code": n, "version": version})
+            for n, version in ((numbers.index(kind), version) for kind, version in self.codes)
+        ]
+        subgraph = Table(
+            "SubGraph",
+            {"tensors": self.tensors, "inputs": [0], "outputs": [output], "operators": self.operators, "name": "main"},
+        )
+        root = Table(
+            "Model",
+            {
+                "version": 3, "operator_codes": codes, "subgraphs": [subgraph], "buffers": self.buffers,
+                "description": f"synthetic {self.name}",
+            },
+        )  # fmt: skip
+        size = sum(len(b["data"]) for b in self.buffers) + 512 * (len(self.tensors) + len(self.operators) + 8)
+        return flatbuffer.encode(root, identifier=IDENTIFIER, size_hint=size)
