@@ -10,12 +10,13 @@ folded op   an op that only computes shapes (SHAPE, STRIDED_SLICE, PACK ... of a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
     import networkx
 
 OpSet = int
@@ -118,7 +119,9 @@ class Graph:
 
     def _activations_of(self, op: Op) -> tuple[int, ...]:
         read = (t for t in op.inputs if t >= 0)
-        return tuple(dict.fromkeys(t for t in read if not (self.tensors[t].is_parameter or self.tensors[t].is_variable)))
+        return tuple(
+            dict.fromkeys(t for t in read if not (self.tensors[t].is_parameter or self.tensors[t].is_variable))
+        )
 
     @cached_property
     def readers(self) -> dict[int, tuple[int, ...]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from balancer.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 Item = dict[str, Any]
 
@@ -52,7 +54,9 @@ def load_items(path: Path, specs: Sequence[InputSpec]) -> list[Item]:
     per_item: dict[str, list[Any]] = {}
     for spec in specs:
         if spec.name not in arrays:
-            raise InputError(f"has no array for input '{spec.name}'", str(path), f"give one of shape {list(spec.shape)}")
+            raise InputError(
+                f"has no array for input '{spec.name}'", str(path), f"give one of shape {list(spec.shape)}"
+            )
         per_item[spec.name] = _split(arrays[spec.name], spec, path)
         counts.add(len(per_item[spec.name]))
     if len(counts) != 1 or counts == {0}:
@@ -65,12 +69,16 @@ def _arrays(path: Path, specs: Sequence[InputSpec]) -> dict[str, Any]:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             if len(specs) != 1:
-                raise InputError(f"is one array, the model has {len(specs)} inputs", str(path), "give a .npz by tensor name")
+                raise InputError(
+                    f"is one array, the model has {len(specs)} inputs", str(path), "give a .npz by tensor name"
+                )
             return {specs[0].name: loaded}
         with loaded:
             return {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"is not a readable .npy or .npz file ({error})", str(path), "write it with numpy.save") from error
+        raise InputError(
+            f"is not a readable .npy or .npz file ({error})", str(path), "write it with numpy.save"
+        ) from error
 
 
 def _split(array: Any, spec: InputSpec, path: Path) -> list[Any]:

@@ -7,13 +7,15 @@ there, so two runs are only comparable with one and the same set.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from balancer.errors import DependencyError, InterpreterError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MODULES = {"ai-edge-litert": "ai_edge_litert.interpreter", "tflite-runtime": "tflite_runtime.interpreter"}
 
@@ -87,9 +89,7 @@ def _open(model: bytes, **options: bool) -> Interpreter:
     module = _module()
     kernels = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        raw = module.Interpreter(
-            model_content=model, experimental_op_resolver_type=kernels, num_threads=1, **options
-        )
+        raw = module.Interpreter(model_content=model, experimental_op_resolver_type=kernels, num_threads=1, **options)
         raw.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise _refused(error) from error

@@ -215,7 +215,9 @@ def load_plan(path: str | Path) -> Plan:
     except (ValueError, RecursionError) as error:
         raise PlanError(f"not JSON ({error})", str(path), "give a plan file that balancer wrote") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise PlanError(f"not a plan file (no format '{FORMAT}')", str(path), "give a *_plan_*.json that balancer wrote")
+        raise PlanError(
+            f"not a plan file (no format '{FORMAT}')", str(path), "give a *_plan_*.json that balancer wrote"
+        )
     if document.get("version") != VERSION:
         raise PlanError(f"version {document.get('version')!r} is unknown", str(path), "update balancer, or solve again")
     plan: Plan = _from_json(Plan, document, str(path))
@@ -326,14 +328,16 @@ def _check_pipeline(plan: Plan, pipeline: Pipeline, where: str) -> None:
         raise PlanError("a pipeline names no segment, or one that is not there", where, "solve again")
     if any(stage.replicas < 1 or len(stage.tpus) != stage.replicas for stage in pipeline.stages):
         raise PlanError("a stage does not have one TPU for each replica", where, "solve again")
-    held: list[int] = []
-    for stage in pipeline.stages:
-        try:
-            held += parse_op_ranges(known[stage.segment].ops, plan.model.ops)
-        except ValueError as error:
-            raise PlanError(str(error), f"{where}: {stage.segment}", "solve again") from error
+    held = [i for stage in pipeline.stages for i in _ops(known[stage.segment], plan.model.ops, where)]
     if sorted(held) != list(range(plan.model.ops)):
         raise PlanError("a pipeline does not hold each op once", where, "solve again")
+
+
+def _ops(segment: Segment, n_ops: int, where: str) -> list[int]:
+    try:
+        return parse_op_ranges(segment.ops, n_ops)
+    except ValueError as error:
+        raise PlanError(str(error), f"{where}: {segment.name}", "solve again") from error
 
 
 def pycoral_obstacle(plan: Plan) -> str:

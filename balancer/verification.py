@@ -11,9 +11,8 @@ compared; the result names the op.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +22,9 @@ from balancer.inputs import InputSpec, Item
 from balancer.interpreter import open_interpreter, open_keeping_all, runtime_label
 from balancer.tflite.cut import Cutter, boundary_names
 from balancer.workers import Failure, run_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from balancer import plan as plans
-from balancer.balancing.setting import Setting
 from balancer.cost.hardware import NS_PER_S
 from balancer.cost.segment import ceil_div
 from balancer.graph import Graph, OpSet, members
@@ -31,13 +29,16 @@ from balancer.solve import Pipeline, Solution, pipeline_rate, plan_rate
 from balancer.tflite.cut import boundary_names
 from balancer.version import VERSION
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from balancer.balancing.setting import Setting
+
 Partition = tuple[OpSet, ...]
 DECIMALS = 6  # of rates and ratios in files: far below what any prediction is good for
 
 
-def assemble(
-    setting: Setting, solution: Solution, n_tpus: int, comparison: Sequence[plans.ComparisonRow]
-) -> Plan:
+def assemble(setting: Setting, solution: Solution, n_tpus: int, comparison: Sequence[plans.ComparisonRow]) -> Plan:
     """The plan that a solution describes."""
     partitions = list(dict.fromkeys(_partition(p) for p in solution.pipelines))
     named = dict(zip(partitions, _segments(setting, partitions), strict=True))

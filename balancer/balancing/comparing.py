@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from balancer.balancing.assembling import DECIMALS
 from balancer.balancing.setting import Setting, check_tpus, open_setting
-from balancer.cost.hardware import Hardware
 from balancer.errors import InfeasibleError
 from balancer.plan import ComparisonRow
 from balancer.solve import Options, Pipeline, Problem, Stage, Value, evaluate, interval_set, solve
 from balancer.solve.baselines import equal_op_counts, parameter_count
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from balancer.cost.hardware import Hardware
 
 ONE_TPU, COPIES, DEFAULT, EQUAL = "one TPU", "copies", "compiler default", "equal op counts"
 OURS_ONE, OURS = "ours, one pipeline", "ours"
@@ -54,8 +59,8 @@ def _copies(problem: Problem, count: int) -> Value | None:
 
 
 def _cut(problem: Problem, cuts: Sequence[int]) -> Value | None:
-    kind, edges = problem.devices[0][0], [0, *cuts, problem.n_ops]
-    stages = (Stage(interval_set(a, b), kind) for a, b in zip(edges, edges[1:], strict=False))
+    kind = problem.devices[0][0]
+    stages = (Stage(interval_set(a, b), kind) for a, b in pairwise([0, *cuts, problem.n_ops]))
     return evaluate(problem, [Pipeline(tuple(stages))])
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from balancer.balancing.assembling import assemble
 from balancer.balancing.comparing import comparison
 from balancer.balancing.setting import OVERFLOW, check_tpus, open_setting
-from balancer.cost.hardware import Hardware
-from balancer.plan import Plan
 from balancer.solve import Options, solve
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def balance(
+    from balancer.cost.hardware import Hardware
+    from balancer.plan import Plan
+
+
+def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that a user decides
     model: str | Path | bytes,
     n_tpus: int,
     *,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from balancer.balancing.assembling import assemble
 from balancer.balancing.setting import open_setting
-from balancer.cost.hardware import Hardware
 from balancer.errors import PlanError
 from balancer.graph import Graph, OpSet, op_set
-from balancer.plan import Plan
 from balancer.solve import Pipeline, Solution, Stage, evaluate, interval_set
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from balancer.cost.hardware import Hardware
+    from balancer.plan import Plan
 
 _REMEDY = "give each op once, in segments that read only from earlier ones"
 
@@ -42,12 +47,12 @@ def predict(
 def cut_segments(cuts: Sequence[int], n_ops: int) -> list[range]:
     """The segments between cuts: [12, 57] of 100 ops gives 0-11, 12-56, 57-99. Raises PlanError where they are no cuts."""
     edges = [0, *cuts, n_ops]
-    if any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(edges)):
         raise PlanError(
             f"cuts {','.join(map(str, cuts))} do not ascend within 1 to {n_ops - 1}", "cuts",
             "give the first op of each segment but the first",
         )  # fmt: skip
-    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(edges)]
 
 
 def _checked(graph: Graph, segments: Sequence[Iterable[int]]) -> list[list[int]]:

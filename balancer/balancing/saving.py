@@ -6,15 +6,18 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from balancer.errors import OutputError, PlanError
 from balancer.graph import op_set
 from balancer.plan import Plan, Segment, parse_op_ranges, plan_text
 from balancer.tflite.cut import Cutter, boundary_names
 from balancer.tflite.read import read_model_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def save(plan: Plan, directory: str | Path, *, force: bool = False) -> Plan:
@@ -35,7 +38,9 @@ def save(plan: Plan, directory: str | Path, *, force: bool = False) -> Plan:
                 if not _is_same(target / name, data if name == names[0] else None):
                     os.replace(Path(partial) / name, target / name)
     except OSError as error:
-        raise OutputError(f"cannot be written ({error.strerror or error})", str(target), "choose another directory") from error
+        raise OutputError(
+            f"cannot be written ({error.strerror or error})", str(target), "choose another directory"
+        ) from error
     except BaseException:
         if made:
             shutil.rmtree(made, ignore_errors=True)
@@ -51,7 +56,9 @@ def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
             (Path(partial) / path.name).write_bytes(data)
             os.replace(Path(partial) / path.name, path)
     except OSError as error:
-        raise OutputError(f"cannot be written ({error.strerror or error})", str(path), "choose another place") from error
+        raise OutputError(
+            f"cannot be written ({error.strerror or error})", str(path), "choose another place"
+        ) from error
 
 
 def model_bytes(plan: Plan) -> bytes:

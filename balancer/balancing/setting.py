@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.intervals import interval_table
 from balancer.cost.segment import SegmentCosts
-from balancer.graph import Graph, OpSet
 from balancer.solve import Cost, Intervals, Kind, Problem
 from balancer.tflite.read import read_graph, read_model_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balancer.graph import Graph, OpSet
 
 OVERFLOW = ("stream", "error")
 MOST_TPUS = 64

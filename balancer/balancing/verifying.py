@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from balancer.balancing.saving import model_bytes, segment_files
 from balancer.graph import op_set
@@ -12,6 +12,9 @@ from balancer.inputs import InputSpec, Item, load_items, random_items
 from balancer.plan import Plan, file_bytes, parse_op_ranges
 from balancer.tflite.read import read_graph
 from balancer.verification import SegmentFile, Verification, input_specs, verify_partition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 def verify(

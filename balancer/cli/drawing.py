@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +14,8 @@ from rich.text import Text
 from balancer.plan import op_ranges, pycoral_obstacle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from balancer.graph import Graph
     from balancer.plan import ComparisonRow, Pipeline, Plan
 
@@ -28,7 +29,9 @@ class _Table:
     """A table in 80 columns, whether piped or not. Cells are plain text: a model's names may hold anything."""
 
     def __init__(self, title: str, headings: tuple[str, ...]) -> None:
-        self._table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        self._table = Table(
+            title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+        )
         for heading in headings:
             side: Literal["left", "right"] = "left" if heading in _LEFT else "right"
             self._table.add_column(heading, justify=side, overflow="fold", no_wrap=heading not in _FOLDED)
@@ -63,8 +66,12 @@ def stages(plan: Plan) -> None:
         shown.setdefault(tuple(s.segment for s in pipeline.stages), []).append(pipeline)
     for alike in shown.values():
         _stage_table(plan, alike)
-    print(f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {plan.n_tpus} TPUs ({plan.hardware.name});")
-    print(f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms")
+    print(
+        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {plan.n_tpus} TPUs ({plan.hardware.name});"
+    )
+    print(
+        f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms"
+    )
 
 
 def _stage_table(plan: Plan, alike: list[Pipeline]) -> None:
@@ -94,9 +101,7 @@ def _stage_table(plan: Plan, alike: list[Pipeline]) -> None:
 
 def comparison(plan: Plan) -> None:
     """The ways to use the TPUs, with their speed-ups. The compiler's rule is marked as the stand-in that it is."""
-    table = _Table(
-        f"{plan.n_tpus} TPUs, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default")
-    )
+    table = _Table(f"{plan.n_tpus} TPUs, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
     for row in plan.comparison:
         table.row(row.name + (" (*)" if row.stand_in else ""), *_figures(row))
     table.print()

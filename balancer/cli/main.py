@@ -7,12 +7,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from balancer.cli.verbs import VERBS
 from balancer.errors import BalancerError
 from balancer.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 INTERRUPTED = 130  # as shells report Ctrl-C
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from balancer.errors import OutputError, PlanError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from balancer.plan import Plan
     from balancer.verification import Verification
 
@@ -48,11 +49,15 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 
 def _hardware(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hardware", default="pcie", metavar="P", help="a preset (pcie, usb) or a hardware file; default pcie")
+    parser.add_argument(
+        "--hardware", default="pcie", metavar="P", help="a preset (pcie, usb) or a hardware file; default pcie"
+    )
 
 
 def _tpus(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--tpus", type=_whole(1, _LISTED_TPUS), required=True, metavar="N", help="how many Edge TPUs")
+    parser.add_argument(
+        "-n", "--tpus", type=_whole(1, _LISTED_TPUS), required=True, metavar="N", help="how many Edge TPUs"
+    )
 
 
 def _force(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +71,12 @@ def _solve_arguments(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _tpus(parser)
     _hardware(parser)
-    parser.add_argument("-o", "--output", metavar="DIR", help="write model, segments and plan here; without it nothing is written")
-    parser.add_argument("--pipelines", type=_whole(1, _LISTED_TPUS), metavar="K", help="at most so many pipelines side by side")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="write model, segments and plan here; without it nothing is written"
+    )
+    parser.add_argument(
+        "--pipelines", type=_whole(1, _LISTED_TPUS), metavar="K", help="at most so many pipelines side by side"
+    )
     parser.add_argument("--overflow", choices=("stream", "error"), default="stream",
                         help="error: refuse plans that stream parameters for want of room (exit code 3)")  # fmt: skip
     _force(parser)
@@ -154,7 +163,9 @@ def _segments(arguments: argparse.Namespace) -> list[list[int]]:
         if arguments.segments is not None:
             return [parse_op_ranges(part, n_ops) for part in arguments.segments.split(";")]
     except ValueError as error:
-        raise PlanError(str(error), "segments", "give op indices as in --cuts 12,57 or --segments '0-11;12-60'") from error
+        raise PlanError(
+            str(error), "segments", "give op indices as in --cuts 12,57 or --segments '0-11;12-60'"
+        ) from error
     plan = load_plan(arguments.plan)
     _same_model(plan, arguments)
     if len(plan.partitions()) > 1:
@@ -177,7 +188,9 @@ def _same_model(plan: Plan, arguments: argparse.Namespace) -> None:
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", metavar="PLAN.json", help="a plan file in its directory")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--inputs", metavar="FILE", help=".npy for one input (leading axis = items), or .npz by tensor name")
+    how.add_argument(
+        "--inputs", metavar="FILE", help=".npy for one input (leading axis = items), or .npz by tensor name"
+    )
     how.add_argument("--random", type=_whole(1, 1_000_000), default=3, metavar="K", help="K random inputs; default 3")
 
 
@@ -203,7 +216,9 @@ def _say_verified(result: Verification) -> None:
         print(f"first difference: {m.segment}, tensor '{m.tensor}', input {m.item}: {m.elements} elements differ, "
               f"by up to {m.largest_difference:g}")  # fmt: skip
     for op in result.stopped_by:
-        print(f"not run: {op}: no kernel in this interpreter; verified: {', '.join(result.verified_segments) or 'nothing'}")
+        print(
+            f"not run: {op}: no kernel in this interpreter; verified: {', '.join(result.verified_segments) or 'nothing'}"
+        )
     print(f"bit-exact: {'yes' if result.bit_exact else 'no'}")
 
 
@@ -231,11 +246,19 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _synth_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("family", choices=("fc", "conv"), help="dense layers, or 3x3 convolutions")
-    parser.add_argument("--width", type=_whole(1, 65_536), required=True, metavar="W", help="neurons or filters of a layer")
+    parser.add_argument(
+        "--width", type=_whole(1, 65_536), required=True, metavar="W", help="neurons or filters of a layer"
+    )
     parser.add_argument("--layers", type=_whole(1, 1000), default=5, metavar="L", help="weight layers; default 5")
-    parser.add_argument("--inputs", type=_whole(1, 65_536), default=64, metavar="I", help="fc: length of the input; default 64")
-    parser.add_argument("--size", type=_whole(1, 4096), default=64, metavar="S", help="conv: side of the picture; default 64")
-    parser.add_argument("--channels", type=_whole(1, 4096), default=3, metavar="C", help="conv: its channels; default 3")
+    parser.add_argument(
+        "--inputs", type=_whole(1, 65_536), default=64, metavar="I", help="fc: length of the input; default 64"
+    )
+    parser.add_argument(
+        "--size", type=_whole(1, 4096), default=64, metavar="S", help="conv: side of the picture; default 64"
+    )
+    parser.add_argument(
+        "--channels", type=_whole(1, 4096), default=3, metavar="C", help="conv: its channels; default 3"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="default synth_<family>_<width>.tflite")
     _force(parser)
 
@@ -248,7 +271,9 @@ def _synth(arguments: argparse.Namespace) -> int:
         if arguments.family == "fc":
             data = synth.fc(arguments.width, layers=arguments.layers, inputs=arguments.inputs)
         else:
-            data = synth.conv(arguments.width, layers=arguments.layers, size=arguments.size, channels=arguments.channels)
+            data = synth.conv(
+                arguments.width, layers=arguments.layers, size=arguments.size, channels=arguments.channels
+            )
     except ValueError as error:
         raise OutputError(str(error), "synth", "choose other sizes") from error
     path = Path(arguments.output or f"synth_{arguments.family}_{arguments.width}.tflite")
@@ -261,7 +286,9 @@ def _synth(arguments: argparse.Namespace) -> int:
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--tpus", type=_whole(1, _LISTED_TPUS), default=4, metavar="N", help="Edge TPUs; default 4")
+    parser.add_argument(
+        "-n", "--tpus", type=_whole(1, _LISTED_TPUS), default=4, metavar="N", help="Edge TPUs; default 4"
+    )
     _hardware(parser)
 
 

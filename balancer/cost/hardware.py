@@ -76,7 +76,9 @@ def load_hardware(source: str | Path) -> Hardware:
         return _parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(preset_names())
-        raise HardwareError("no such preset, nor a readable file", str(source), f"use one of: {known}, or a file") from error
+        raise HardwareError(
+            "no such preset, nor a readable file", str(source), f"use one of: {known}, or a file"
+        ) from error
 
 
 def _parse(text: str, where: str) -> Hardware:
@@ -99,7 +101,9 @@ def _parse(text: str, where: str) -> Hardware:
         largest = _LARGEST_RATE if field.name in ("input_bytes_per_s", "output_bytes_per_s") else _LARGEST
         if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:
             raise HardwareError(
-                f"constant '{field.name}' is not an integer from {smallest} to {largest}", where, "correct it in the file"
+                f"constant '{field.name}' is not an integer from {smallest} to {largest}",
+                where,
+                "correct it in the file",
             )
         values[field.name] = value
     return Hardware(name=str(document.get("name", "")) or Path(where).stem, **values)

@@ -6,15 +6,18 @@ filled by rectangles: what holds for all intervals that start in one range of po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from balancer.cost.hardware import NS_PER_S
-from balancer.cost.segment import SegmentCosts
 from balancer.graph import members
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balancer.cost.segment import SegmentCosts
 
 _MIB = 1 << 20
 

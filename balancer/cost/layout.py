@@ -7,9 +7,10 @@ groups of rows, each with a header; input channels are padded to 4.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from balancer.graph import Graph, Op, Tensor
+if TYPE_CHECKING:
+    from balancer.graph import Graph, Op, Tensor
 
 TILE_ROWS = 64
 _NARROW_ROWS = 16

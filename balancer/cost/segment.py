@@ -9,13 +9,16 @@ never sum to less than the whole, which `SegmentCosts.lower` relies on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from balancer.cost.hardware import NS_PER_S, Hardware
 from balancer.cost.layout import Layout, ceil_to, layout
 from balancer.graph import Graph, Op, OpSet, members, op_set
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _MIB = 1 << 20
 # The array is 64 output channels wide and takes 4 input channels a step; pictures are dealt out in tiles of 4 x 4.
@@ -175,7 +178,9 @@ class SegmentCosts:
             compute_ns=sum(self.compute[i] for i in on_tpu),
             streaming_ns=waiting + (hardware.stream_setup_ns if overflow_bytes + always else 0),
             input_ns=transfer_ns(sum(tensors[t].bytes for t in interface.inputs), hardware.input_bytes_per_s, hardware),
-            output_ns=transfer_ns(sum(tensors[t].bytes for t in interface.outputs), hardware.output_bytes_per_s, hardware),
+            output_ns=transfer_ns(
+                sum(tensors[t].bytes for t in interface.outputs), hardware.output_bytes_per_s, hardware
+            ),
             overhead_ns=hardware.invoke_ns + hardware.host_ns_per_stage + hardware.op_ns * len(on_tpu),
             cpu_ns=sum(self.cpu[i] for i in members(on_cpu)),
         )
@@ -216,7 +221,9 @@ class SegmentCosts:
             on_tpu = self.compute[i] + self.hardware.op_ns
             on_cpu = self.cpu[i]
             sure, mapped = self._sure_on_tpu >> i & 1, self.mapped >> i & 1
-            least.append(0 if self.graph.ops[i].folded else on_tpu if sure else min(on_tpu, on_cpu) if mapped else on_cpu)
+            least.append(
+                0 if self.graph.ops[i].folded else on_tpu if sure else min(on_tpu, on_cpu) if mapped else on_cpu
+            )
         return least
 
 
@@ -225,4 +232,3 @@ def _union(sets: Iterable[OpSet]) -> OpSet:
     for ops in sets:
         merged |= ops
     return merged
-

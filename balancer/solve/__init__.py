@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from balancer.errors import InfeasibleError
 from balancer.solve.allocation import Candidate, allocate
 from balancer.solve.chain import Chain, best_chain, best_chains
@@ -9,8 +11,8 @@ from balancer.solve.problem import (
     Cost,
     Intervals,
     Kind,
-    Options,
     OpSet,
+    Options,
     Pipeline,
     Problem,
     Solution,
@@ -79,5 +81,4 @@ def _candidate(problem: Problem, chain: Chain) -> Candidate:
 
 
 def _pipeline(chain: Chain, n_ops: int, kind: Kind) -> Pipeline:
-    edges = [0, *chain.cuts, n_ops]
-    return Pipeline(tuple(Stage(interval_set(a, b), kind) for a, b in zip(edges, edges[1:], strict=False)))
+    return Pipeline(tuple(Stage(interval_set(a, b), kind) for a, b in pairwise([0, *chain.cuts, n_ops])))

@@ -8,11 +8,12 @@ meet the optimum: fewest streamed bytes, then lowest latency, then the earliest 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.solve.problem import Intervals
+if TYPE_CHECKING:
+    from balancer.solve.problem import Intervals
 
 NEVER = np.int64(1) << 60
 

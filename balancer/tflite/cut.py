@@ -15,8 +15,7 @@ the rest    `min_runtime_version`, description, subgraph name. Signatures and ot
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +25,9 @@ from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import IDENTIFIER, Model
 from balancer.tflite.read import graph_of
 from balancer.tflite.shapes import Shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 _ALWAYS_KEPT = "min_runtime_version"
 _BYTES_PER_PART = 512  # of structure, generously: only to size the first allocation

@@ -8,9 +8,8 @@ the file's bytes, not copies.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flatbuffers
 import numpy as np
@@ -18,6 +17,9 @@ from flatbuffers import number_types
 
 from balancer.errors import ModelError
 from balancer.tflite.schema import Field, schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _STRUCT = {code: struct.Struct(f) for code, f in {
     "i1": "<b", "u1": "<B", "b1": "<B", "i2": "<h", "u2": "<H", "i4": "<i", "u4": "<I", "i8": "<q", "u8": "<Q",
@@ -117,7 +119,7 @@ class _Decoder:
             width = _width(entry)
             if within < 4 or within + width > length:
                 raise self._corrupt(f"field '{entry.name}' outside its {name}", pos)
-            table.fields[entry.name] = self._READ[entry.kind](self, pos + within, entry, table)
+            table.fields[entry.name] = _READ[entry.kind](self, pos + within, entry, table)
         return table
 
     def _vtable(self, pos: int) -> tuple[tuple[int, ...], int]:
@@ -134,17 +136,17 @@ class _Decoder:
             raise self._corrupt("a vector beyond the end", at)
         return start + 4, count
 
-    def _scalar(self, at: int, entry: Field, table: Table) -> Any:
+    def scalar(self, at: int, entry: Field, table: Table) -> Any:
         return self._number(entry.type, at)
 
-    def _string(self, at: int, entry: Field, table: Table) -> str:
+    def string(self, at: int, entry: Field, table: Table) -> str:
         start, count = self._vector(at, 1)
         return self.data[start : start + count].decode("utf-8", "surrogateescape")
 
-    def _child(self, at: int, entry: Field, table: Table) -> Table:
+    def child(self, at: int, entry: Field, table: Table) -> Table:
         return self._table(self._offset(at), entry.type)
 
-    def _union(self, at: int, entry: Field, table: Table) -> Table:
+    def union(self, at: int, entry: Field, table: Table) -> Table:
         names = schema().unions[entry.type]
         tag = table[f"{entry.name}_type"]
         if not 0 < tag < len(names):
@@ -154,24 +156,30 @@ class _Decoder:
             )  # fmt: skip
         return self._table(self._offset(at), names[tag])
 
-    def _scalars(self, at: int, entry: Field, table: Table) -> Any:
+    def scalars(self, at: int, entry: Field, table: Table) -> Any:
         start, count = self._vector(at, _DTYPE[entry.type].itemsize)
         return np.frombuffer(self.data, _DTYPE[entry.type], count, start)
 
-    def _strings(self, at: int, entry: Field, table: Table) -> list[str]:
+    def strings(self, at: int, entry: Field, table: Table) -> list[str]:
         start, count = self._vector(at, 4)
         self._spend(count, at)
-        return [self._string(start + 4 * i, entry, table) for i in range(count)]
+        return [self.string(start + 4 * i, entry, table) for i in range(count)]
 
-    def _tables(self, at: int, entry: Field, table: Table) -> list[Table]:
+    def tables(self, at: int, entry: Field, table: Table) -> list[Table]:
         start, count = self._vector(at, 4)
         self._spend(count, at)
         return [self._table(self._offset(start + 4 * i), entry.type) for i in range(count)]
 
-    _READ: dict[str, Callable[[_Decoder, int, Field, Table], Any]] = {
-        "scalar": _scalar, "string": _string, "table": _child, "union": _union,
-        "scalars": _scalars, "strings": _strings, "tables": _tables,
-    }  # fmt: skip
+
+_READ: dict[str, Callable[[_Decoder, int, Field, Table], Any]] = {
+    "scalar": _Decoder.scalar,
+    "string": _Decoder.string,
+    "table": _Decoder.child,
+    "union": _Decoder.union,
+    "scalars": _Decoder.scalars,
+    "strings": _Decoder.strings,
+    "tables": _Decoder.tables,
+}
 
 
 def encode(root: Table, *, identifier: bytes, size_hint: int) -> bytes:
@@ -180,7 +188,7 @@ def encode(root: Table, *, identifier: bytes, size_hint: int) -> bytes:
     size_hint: roughly the bytes to come; a good one spares copies while the file grows.
     """
     builder = flatbuffers.Builder(size_hint)
-    builder.ForceDefaults(True)
+    builder.ForceDefaults(forceDefaults=True)
     writer = _Encoder(builder)
     builder.Finish(writer.table(root), file_identifier=identifier)
     return bytes(memoryview(builder.Bytes)[builder.Head() :])
@@ -233,7 +241,7 @@ class _Encoder:
         width = values.dtype.itemsize
         self.builder.StartVector(width, len(values), max(align, width))
         head = self.builder.Head() - values.nbytes
-        self.builder.Bytes[head : head + values.nbytes] = memoryview(np.ascontiguousarray(values)).cast("B")
+        self.builder.Bytes[head : head + values.nbytes] = np.ascontiguousarray(values).data.cast("B")
         self.builder.head = head
         return int(self.builder.EndVector())
 

@@ -6,12 +6,14 @@ follow them without asking.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from balancer.errors import ModelError
 from balancer.tflite import flatbuffer
-from balancer.tflite.flatbuffer import Table
 from balancer.tflite.schema import schema
+
+if TYPE_CHECKING:
+    from balancer.tflite.flatbuffer import Table
 
 IDENTIFIER = b"TFL3"
 EDGETPU_CUSTOM_OP = "edgetpu-custom-op"
@@ -59,7 +61,8 @@ class Model:
         return int(self.codes[operator["opcode_index"]]["version"])
 
     def type_of(self, tensor: Table) -> str:
-        return schema().enums["TensorType"][tensor["type"]]
+        name: str = schema().enums["TensorType"][tensor["type"]]
+        return name
 
     def constant(self, index: int) -> Any:
         """The bytes of a constant tensor as a uint8 array, or None for an activation. Buffer 0 is the empty one."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from balancer.errors import ModelError
 from balancer.graph import Graph, Op, OpSet, Tensor, op_set
-from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import Model, byte_size, element_bits
 from balancer.tflite.schema import schema
 from balancer.tflite.shapes import Shapes
 from balancer.tflite.support import unmapped_reason
+
+if TYPE_CHECKING:
+    from balancer.tflite.flatbuffer import Table
 
 _WEIGHTED = {
     "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE", "LSTM",
@@ -130,18 +132,18 @@ def _macs(model: Model, kind: str, i: int, inputs: list[Tensor | None], outputs:
         return 0
     try:
         shapes = [t.shape if t else None for t in inputs]
-        result: int = count(shapes, outputs[0].shape)
+        return int(count(shapes, outputs[0].shape))
     except (TypeError, IndexError) as error:
         raise ModelError(
             "its tensors do not have the shapes that such an op needs", f"{model.where}: op {i} {kind}",
             "convert the model again",
         ) from error  # fmt: skip
-    return result
 
 
 def _lstm_macs(shapes: Any, out: Any) -> int:
-    steps = shapes[0][-2] if len(shapes[0]) > 2 else 1
-    return steps * sum(math.prod(s) for s in shapes[1:9] if s is not None)
+    steps: int = shapes[0][-2] if len(shapes[0]) > 2 else 1
+    weights: int = sum(math.prod(s) for s in shapes[1:9] if s is not None)
+    return steps * weights
 
 
 _MACS: dict[str, Any] = {

@@ -7,14 +7,17 @@ these ops are constants (*folded*), and the shapes behind them can be computed i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from balancer.errors import ModelError
-from balancer.tflite.flatbuffer import Table
-from balancer.tflite.model import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from balancer.tflite.flatbuffer import Table
+    from balancer.tflite.model import Model
 
 Shape = tuple[int, ...]
 
@@ -155,7 +158,9 @@ def _slice(values: list[Any], options: Table) -> Any:
     for axis in range(len(begin)):
         first = None if options["begin_mask"] >> axis & 1 else int(begin[axis])
         last = None if options["end_mask"] >> axis & 1 else int(end[axis])
-        keys.append(int(begin[axis]) if options["shrink_axis_mask"] >> axis & 1 else slice(first, last, int(strides[axis])))
+        keys.append(
+            int(begin[axis]) if options["shrink_axis_mask"] >> axis & 1 else slice(first, last, int(strides[axis]))
+        )
     return data[tuple(keys)]
 
 
@@ -168,7 +173,9 @@ _COMPUTE: dict[str, Callable[[list[Any], Table], Any]] = {
     "RESHAPE": lambda v, o: v[0].reshape(v[1] if len(v) > 1 else o["new_shape"]),
     "SQUEEZE": lambda v, o: np.squeeze(v[0]),
     "EXPAND_DIMS": lambda v, o: np.expand_dims(v[0], int(v[1])),
-    "SLICE": lambda v, o: v[0][tuple(slice(int(b), None if s < 0 else int(b + s)) for b, s in zip(*v[1:], strict=True))],
+    "SLICE": lambda v, o: v[0][
+        tuple(slice(int(b), None if s < 0 else int(b + s)) for b, s in zip(*v[1:], strict=True))
+    ],
     "ADD": lambda v, o: v[0] + v[1],
     "SUB": lambda v, o: v[0] - v[1],
     "MUL": lambda v, o: v[0] * v[1],

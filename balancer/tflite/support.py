@@ -81,7 +81,9 @@ def _strided_slice(options: dict[str, int | float], read: list[Tensor], made: li
 
 
 def _fully_connected(options: dict[str, int | float], read: list[Tensor], made: list[Tensor]) -> str:
-    return "weight format is not the default" if options.get("weights_format") else _constant_weights(options, read, made)
+    return (
+        "weight format is not the default" if options.get("weights_format") else _constant_weights(options, read, made)
+    )
 
 
 _LIMITS: dict[str, _Limit] = {

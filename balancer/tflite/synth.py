@@ -35,9 +35,7 @@ _RELU_SQUARE = 0.5
 _RELU = 1
 
 
-def fc(
-    width: int, *, layers: int = 5, inputs: int = 64, outputs: int = 10, output_type: str = "float32"
-) -> bytes:
+def fc(width: int, *, layers: int = 5, inputs: int = 64, outputs: int = 10, output_type: str = "float32") -> bytes:
     """The dense family. layers: weight layers, at least 2. output_type: of the model; "int8" leaves the DEQUANTIZE out.
 
     Raises ValueError for sizes that make no model, or one of more than 1 GiB.
@@ -84,6 +82,11 @@ def _check_size(weights: int) -> None:
         raise ValueError(f"a model of {weights} weight bytes is more than {MOST_WEIGHT_BYTES}")
 
 
+def _quantised(scales: list[float], zero: int) -> Table:
+    zeros = np.full(len(scales), zero, np.int64)
+    return Table("QuantizationParameters", {"scale": np.array(scales, "f4"), "zero_point": zeros})
+
+
 class _Writer:
     """Collects tensors, buffers and ops of one chain."""
 
@@ -96,7 +99,7 @@ class _Writer:
 
     def quantised_input(self, shape: tuple[int, ...]) -> int:
         given = self._tensor("input", shape, "FLOAT32")
-        made = self._tensor("input_int8", shape, "INT8", scales=[_INPUT_SCALE], zero=0)
+        made = self._activation("input_int8", shape, _INPUT_SCALE, 0)
         self._op("QUANTIZE", 1, [given], made, Table("QuantizeOptions", {}))
         return made
 
@@ -110,13 +113,13 @@ class _Writer:
         k = len(self.operators)
         weights = self._weights(f"dense_{k}/weights", (size, depth), [scale])
         bias = self._bias(f"dense_{k}/bias", size, [scale * self._scale(source)])
-        made = self._tensor(f"dense_{k}", (1, size), "INT8", scales=[_DENSE_SCALE], zero=0)
+        made = self._activation(f"dense_{k}", (1, size), _DENSE_SCALE, 0)
         options = Table("FullyConnectedOptions", {"fused_activation_function": 0, "keep_num_dims": 0})
         self._op("FULLY_CONNECTED", 4, [source, weights, bias], made, options)
         return made
 
     def tanh(self, source: int, size: int) -> int:
-        made = self._tensor(f"tanh_{len(self.operators)}", (1, size), "INT8", scales=[_TANH_SCALE], zero=0)
+        made = self._activation(f"tanh_{len(self.operators)}", (1, size), _TANH_SCALE, 0)
         self._op("TANH", 2, [source], made, None)
         return made
 
@@ -125,7 +128,7 @@ class _Writer:
         k = len(self.operators)
         weights = self._weights(f"conv_{k}/weights", (filters, 3, 3, depth), [scale] * filters)
         bias = self._bias(f"conv_{k}/bias", filters, [scale * self._scale(source)] * filters)
-        made = self._tensor(f"conv_{k}", (1, size, size, filters), "INT8", scales=[_RELU_SCALE], zero=-128)
+        made = self._activation(f"conv_{k}", (1, size, size, filters), _RELU_SCALE, -128)
         options = Table("Conv2DOptions", {"stride_w": 1, "stride_h": 1, "fused_activation_function": _RELU})
         self._op("CONV_2D", 3, [source, weights, bias], made, options)
         return made
@@ -134,32 +137,25 @@ class _Writer:
         # An extendable hash: the same bytes with every numpy, on every machine.
         data = hashlib.shake_128(f"{self.name} {name}".encode()).digest(math.prod(shape))
         values = np.maximum(np.frombuffer(data, np.int8), -127)
-        return self._tensor(name, shape, "INT8", scales=scales, zero=0, data=values.view(np.uint8))
+        return self._tensor(name, shape, "INT8", quantization=_quantised(scales, 0), buffer=self._buffer(values))
 
     def _bias(self, name: str, size: int, scales: list[float]) -> int:
-        return self._tensor(name, (size,), "INT32", scales=scales, zero=0, data=np.zeros(4 * size, np.uint8))
+        buffer = self._buffer(np.zeros(size, np.int32))
+        return self._tensor(name, (size,), "INT32", quantization=_quantised(scales, 0), buffer=buffer)
+
+    def _activation(self, name: str, shape: tuple[int, ...], scale: float, zero: int) -> int:
+        return self._tensor(name, shape, "INT8", quantization=_quantised([scale], zero))
 
     def _scale(self, t: int) -> float:
         return float(self.tensors[t]["quantization"]["scale"][0])
 
-    def _tensor(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        type_name: str,
-        *,
-        scales: list[float] | None = None,
-        zero: int = 0,
-        data: Any = None,
-    ) -> int:
-        fields = {"name": name, "shape": np.array(shape, np.int32), "buffer": 0}
-        fields["type"] = schema().enums["TensorType"].index(type_name)
-        if scales:
-            zeros = np.full(len(scales), zero, np.int64)
-            fields["quantization"] = Table("QuantizationParameters", {"scale": np.array(scales, "f4"), "zero_point": zeros})
-        if data is not None:
-            self.buffers.append(Table("Buffer", {"data": data}))
-            fields["buffer"] = len(self.buffers) - 1
+    def _buffer(self, values: Any) -> int:
+        self.buffers.append(Table("Buffer", {"data": values.view(np.uint8)}))
+        return len(self.buffers) - 1
+
+    def _tensor(self, name: str, shape: tuple[int, ...], type_name: str, **fields: Any) -> int:
+        number = schema().enums["TensorType"].index(type_name)
+        fields = {"name": name, "shape": np.array(shape, np.int32), "type": number, "buffer": 0} | fields
         self.tensors.append(Table("Tensor", fields))
         return len(self.tensors) - 1
 

@@ -1,0 +1,23 @@
+"""The folder with the real models beside the repository, and what is in it by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+MODELS = SHARED / "models"
+ZOO = MODELS / "zoo"
+COMPILED = MODELS / "compiled"
+HERE = MODELS.is_dir()
+
+# The one source model that no CPU interpreter runs: its last op is the custom PosenetDecoderOp.
+POSENET = MODELS / "posenet_mobilenet_v1_075_353_481_16_quant_decoder.tflite"
+
+SOURCES = tuple(sorted([*MODELS.glob("*.tflite"), *ZOO.glob("*.tflite")]))
+RUNNABLE = tuple(path for path in SOURCES if path != POSENET)
+PACKAGES = tuple(sorted(COMPILED.rglob("*.tflite")))
+
+
+def stem(path: object) -> str:
+    """A short test id."""
+    return path.stem if isinstance(path, Path) else str(path)
