@@ -2,9 +2,9 @@
 
 Knows no file format and no cost. Words:
 
-op set      ops as the bits of an int: bit i is the op with index i in the execution order.
-parameter   a constant tensor; an activation is any other.
-folded op   an op that only computes shapes (SHAPE, STRIDED_SLICE, PACK ... of a free batch). It keeps its index and costs
+op set      ops as the bits of an int: bit i is the op with index i in the execution order. parameter   a constant
+tensor; an activation is any other. folded op   an op that only computes shapes (SHAPE, STRIDED_SLICE, PACK ... of a
+free batch). It keeps its index and costs
             nothing; what it computes enters each segment that reads it as a constant.
 """
 

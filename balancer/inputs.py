@@ -28,7 +28,9 @@ class InputSpec:
 
 
 def random_items(specs: Sequence[InputSpec], count: int, seed: int = 0) -> list[Item]:
-    """`count` items of uniform noise: integers of 8 bits over their whole range, wider ones 0 or 1, floats low to high."""
+    """`count` items of uniform noise: integers of 8 bits over their whole range, wider ones 0 or 1, floats low to
+    high.
+    """
     generator = np.random.Generator(np.random.PCG64(seed))
     return [{spec.name: _noise(spec, generator) for spec in specs} for _ in range(count)]
 
@@ -44,10 +46,11 @@ def _noise(spec: InputSpec, generator: np.random.Generator) -> Any:
 
 
 def load_items(path: Path, specs: Sequence[InputSpec]) -> list[Item]:
-    """Items from a .npy file (a model with one input) or a .npz file (arrays by tensor name); the leading axis counts them.
+    """Items from a .npy file (a model with one input) or a .npz file (arrays by tensor name); the leading axis counts
+    them.
 
-    A leading axis of items may stand before the input's shape or in place of its batch of 1. Raises InputError where the
-    file does not fit the model.
+    A leading axis of items may stand before the input's shape or in place of its batch of 1. Raises InputError where
+    the file does not fit the model.
     """
     arrays = _arrays(path, specs)
     counts = set()

@@ -1,7 +1,7 @@
 """A plan as data, and its file: what was decided, what is predicted of it, and how it was found.
 
-Everything that is needed to use a plan's directory on another machine is in the plan file or beside it. Times are integers
-in nanoseconds, sizes in bytes. Unknown keys in a file are ignored; an unknown version is refused.
+Everything that is needed to use a plan's directory on another machine is in the plan file or beside it. Times are
+integers in nanoseconds, sizes in bytes. Unknown keys in a file are ignored; an unknown version is refused.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ class SolverReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonRow:
-    """One way to use the TPUs. stand_in: a rule in place of the compiler's own run. Numbers are null where it cannot be."""
+    """One way to use the TPUs. stand_in: a rule in place of the compiler's own run. Numbers are null where it cannot
+    be.
+    """
 
     name: str
     stand_in: bool
@@ -147,8 +149,8 @@ class ComparisonRow:
 class Plan:
     """How to run a model on n_tpus TPUs. Segments are listed by pipeline, then position; each partition once.
 
-    origin: where the model's bytes are found (a path, or the bytes); directory: where the plan was saved or loaded. Both
-    stay out of the file.
+    origin: where the model's bytes are found (a path, or the bytes); directory: where the plan was saved or loaded.
+    Both stay out of the file.
     """
 
     model: ModelInfo
@@ -343,8 +345,8 @@ def _ops(segment: Segment, n_ops: int, where: str) -> list[int]:
 def pycoral_obstacle(plan: Plan) -> str:
     """Why pycoral's PipelinedModelRunner could not run a pipeline of this plan; empty if it can.
 
-    It needs every model input in the first segment and every model output in the last; what else a segment gives must be
-    read later.
+    It needs every model input in the first segment and every model output in the last; what else a segment gives must
+    be read later.
     """
     for partition in plan.partitions():
         first = {t.tensor for t in partition[0].inputs}

@@ -1,8 +1,8 @@
 """Segments against the whole model, on a CPU, bit for bit, at every boundary.
 
-On each input the whole model runs once with all its tensors kept; the segments run one after the other, a thread each; and
-each tensor that a segment hands on or gives out is compared with what the whole model computed there, so that a mismatch
-names the first segment and tensor that differ.
+On each input the whole model runs once with all its tensors kept; the segments run one after the other, a thread
+each; and each tensor that a segment hands on or gives out is compared with what the whole model computed there, so
+that a mismatch names the first segment and tensor that differ.
 
 Where the interpreter has no kernel for an op, it is left out on both sides with all that depends on it. What remains is
 compared; the result names the op.
@@ -49,7 +49,8 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """verified_segments: those of which every output was compared and equal. stopped_by: ops that no interpreter here runs.
+    """verified_segments: those of which every output was compared and equal. stopped_by: ops that no interpreter here
+    runs.
 
     compared_tensors: how many were compared and equal, over all items.
     """

@@ -1,7 +1,8 @@
 """Threads with bounded queues around callables, one after the other: order, failure, shutdown. Knows no device.
 
-Each item goes through all stages in order and comes out as a result or as a `Failure`; what fails in one stage is handed
-past the others. One STOP travels the line at the end. A worker never leaves early, so nobody before it waits for ever.
+Each item goes through all stages in order and comes out as a result or as a `Failure`; what fails in one stage is
+handed past the others. One STOP travels the line at the end. A worker never leaves early, so nobody before it waits
+for ever.
 """
 
 from __future__ import annotations

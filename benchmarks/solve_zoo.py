@@ -2,8 +2,8 @@
 
     python benchmarks/solve_zoo.py [FILES ...] [-n 2-8] [--hardware pcie]
 
-Rows: the ways to use the TPUs of `balancer compare`, predicted, as inferences per second; then the seconds from the graph in
-memory to the finished plan with its comparison (reading the file is not counted), the median of three runs.
+Rows: the ways to use the TPUs of `balancer compare`, predicted, as inferences per second; then the seconds from the
+graph in memory to the finished plan with its comparison (reading the file is not counted), the median of three runs.
 """
 
 from __future__ import annotations

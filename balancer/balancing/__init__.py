@@ -1,4 +1,6 @@
-"""The main job: model + hardware + N -> plan, and what a plan is good for. The only room that brings the others together."""
+"""The main job: model + hardware + N -> plan, and what a plan is good for. The only room that brings the others
+together.
+"""
 
 from balancer.balancing.comparing import compare
 from balancer.balancing.planning import balance

@@ -9,8 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from balancer import plan as plans
-from balancer.cost.hardware import NS_PER_S
-from balancer.cost.segment import ceil_div
+from balancer.cost.geometry import MIB, ceil_div
 from balancer.graph import Graph, OpSet, members
 from balancer.plan import (
     BoundaryTensor,
@@ -133,6 +132,17 @@ def _stage_ns(segments: Sequence[Segment]) -> list[int]:
     return [s.predicted.stage_ns for s in segments]
 
 
+def _latency_ns(setting: Setting, segments: Sequence[Segment]) -> int:
+    return sum(_stage_ns(segments)) + setting.hardware.handover_ns * len(segments)
+
+
+def _first_inference_ns(setting: Setting, segments: Sequence[Segment]) -> int:
+    """The first inference also sends the parameters that stay on chip, one segment after the other."""
+    hardware = setting.hardware
+    loads = (ceil_div(s.predicted.cached_bytes * hardware.load_ns_per_mib, MIB) + hardware.load_ns for s in segments)
+    return _latency_ns(setting, segments) + sum(loads)
+
+
 def _rate(pipeline: Pipeline, segments: Sequence[Segment]) -> Fraction:
     return pipeline_rate(_stage_ns(segments), [stage.replicas for stage in pipeline.stages])
 
@@ -142,7 +152,7 @@ def _pipeline_prediction(setting: Setting, pipeline: Pipeline, segments: Sequenc
     slowest = max(stages, key=lambda pair: Fraction(pair[0].predicted.stage_ns, pair[1].replicas))
     return PipelinePrediction(
         throughput_per_s=round(float(_rate(pipeline, segments)), DECIMALS),
-        latency_ns=sum(_stage_ns(segments)),
+        latency_ns=_latency_ns(setting, segments),
         host_ns=setting.hardware.host_ns_per_stage * len(segments),
         bottleneck=slowest[0].name,
     )
@@ -151,22 +161,17 @@ def _pipeline_prediction(setting: Setting, pipeline: Pipeline, segments: Sequenc
 def _plan_prediction(
     setting: Setting, pipelines: Sequence[Pipeline], named: Mapping[Partition, list[Segment]]
 ) -> PlanPrediction:
-    """Over all pipelines: the rate under one host, the longest latency, host work per inference averaged over the rates.
-
-    First inference: parameters that stay on chip are sent once, one segment after the other.
+    """Over all pipelines: the rate under one host, the longest latency, host work per inference averaged over the
+    rates.
     """
     segments = [named[_partition(p)] for p in pipelines]
     rates = [_rate(p, s) for p, s in zip(pipelines, segments, strict=True)]
     hosts = [setting.hardware.host_ns_per_stage * len(s) for s in segments]
     mean_host = sum((r * h for r, h in zip(rates, hosts, strict=True)), Fraction(0)) / sum(rates, Fraction(0))
-    load_per_s = setting.hardware.load_bytes_per_s
-    first = [
-        sum(_stage_ns(s)) + ceil_div(sum(x.predicted.cached_bytes for x in s) * NS_PER_S, load_per_s) for s in segments
-    ]
     return PlanPrediction(
         throughput_per_s=round(float(plan_rate(rates, hosts)), DECIMALS),
-        latency_ns=max(sum(_stage_ns(s)) for s in segments),
+        latency_ns=max(_latency_ns(setting, s) for s in segments),
         host_ns=math.ceil(mean_host),
-        first_inference_ns=max(first),
+        first_inference_ns=max(_first_inference_ns(setting, s) for s in segments),
         tpus_used=sum(p.devices for p in pipelines),
     )

@@ -33,9 +33,10 @@ def predict(
     for k, ops in enumerate(partition):
         if not setting.costs.allowed(ops):
             raise PlanError(
-                "cannot stand alone: it computes or gives nothing, tears state apart, or cuts a tensor of unknown shape",
-                f"segment {k}", "move its cuts",
-            )  # fmt: skip
+                "computes or gives nothing, tears state apart, or cuts a tensor of unknown shape",
+                f"segment {k}",
+                "move its cuts",
+            )
     pipeline = Pipeline(tuple(Stage(ops, setting.hardware.name) for ops in partition))
     value = evaluate(setting.problem(len(partition)), [pipeline])
     if value is None:
@@ -45,7 +46,9 @@ def predict(
 
 
 def cut_segments(cuts: Sequence[int], n_ops: int) -> list[range]:
-    """The segments between cuts: [12, 57] of 100 ops gives 0-11, 12-56, 57-99. Raises PlanError where they are no cuts."""
+    """The segments between cuts: [12, 57] of 100 ops gives 0-11, 12-56, 57-99. Raises PlanError where they are no
+    cuts.
+    """
     edges = [0, *cuts, n_ops]
     if any(a >= b for a, b in pairwise(edges)):
         raise PlanError(

@@ -62,6 +62,7 @@ class Setting:
             lower=lambda ops, kind: self.costs.lower(ops),
             intervals=intervals,
             host_ns=self.hardware.host_ns_per_stage,
+            handover_ns=self.hardware.handover_ns,
         )
 
 

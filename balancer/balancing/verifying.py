@@ -25,10 +25,10 @@ def verify(
 ) -> Verification:
     """Run the plan's segments beside its model and compare every boundary tensor, bit for bit.
 
-    inputs: a .npy or .npz file, a list of inputs by tensor name, or how many random ones to make. A saved plan's files are
-    read from its directory and checked against their hashes; otherwise the segments are cut in memory. progress: called
-    with the number of items done, for each different partition.
-    Raises PlanError, InputError, InterpreterError or DependencyError where it cannot be done.
+    inputs: a .npy or .npz file, a list of inputs by tensor name, or how many random ones to make. A saved plan's
+    files are read from its directory and checked against their hashes; otherwise the segments are cut in memory.
+    progress: called with the number of items done, for each different partition. Raises PlanError, InputError,
+    InterpreterError or DependencyError where it cannot be done.
     """
     data = model_bytes(plan)
     specs = input_specs(read_graph(data, name=plan.stem))

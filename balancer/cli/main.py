@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _fail(error, INTERRUPTED, "balancer: interrupted; nothing was left half-written", as_json=as_json)
     except BrokenPipeError:
-        # The reader has gone, as in `balancer inspect m.tflite | head`; keep the interpreter's own flush from failing too.
+        # The reader has gone, as in `balancer inspect m.tflite | head`; keep the interpreter's own flush from failing
+        # too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code

@@ -50,7 +50,10 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 def _hardware(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--hardware", default="pcie", metavar="P", help="a preset (pcie, usb) or a hardware file; default pcie"
+        "--hardware",
+        default="pcie",
+        metavar="P",
+        help="a preset (pcie, pcie-python, usb, usb-desktop) or a hardware file; default pcie",
     )
 
 
@@ -215,10 +218,9 @@ def _say_verified(result: Verification) -> None:
         m = result.mismatch
         print(f"first difference: {m.segment}, tensor '{m.tensor}', input {m.item}: {m.elements} elements differ, "
               f"by up to {m.largest_difference:g}")  # fmt: skip
+    verified = ", ".join(result.verified_segments) or "nothing"
     for op in result.stopped_by:
-        print(
-            f"not run: {op}: no kernel in this interpreter; verified: {', '.join(result.verified_segments) or 'nothing'}"
-        )
+        print(f"not run: {op}: no kernel in this interpreter; verified: {verified}")
     print(f"bit-exact: {'yes' if result.bit_exact else 'no'}")
 
 

@@ -1,4 +1,5 @@
-"""The constants of a machine with Edge TPUs, as data: each with its unit in the name, its source and how it is known."""
+"""The constants of a machine with Edge TPUs, as data: each with its unit in the name, its source and how it is known.
+"""
 
 from __future__ import annotations
 
@@ -11,49 +12,55 @@ from typing import Any
 from balancer.errors import HardwareError
 
 FORMAT, VERSION = "balancer-hardware", 1
-NS_PER_S = 1_000_000_000
-_LARGEST = 10**15
-# A transfer rate times a second in ns must stay within 64 bits in the interval tables.
-_LARGEST_RATE = 9_000_000_000
+# Keeps sums over thousands of ops and tensors of 2 GiB within 64 bits.
+_LARGEST = 10**10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """All constants that the cost of a segment depends on. Sources stand beside the values in `presets/*.json`.
+    """All constants that the cost of a segment depends on. Their sources stand beside the values in `presets/*.json`.
 
-    macs_per_s: of the array, counted with its rounding of channels and picture. dense_bytes_per_s: parameters of dense ops
-    read on chip. elementwise_bytes_per_s: written by ops without multiply-accumulates. invoke_ns: fixed cost of one
-    segment's invocation. op_ns: start of one op.
+    The chip. mac_ns_per_gmac: per 10^9 multiply-accumulates as the array rounds them. dense_ns_per_mib: parameters of
+    dense ops read on chip. written_ns_per_mib: by ops without multiply-accumulates. op_ns: start of one op. gather_*:
+    a wide convolution's input brought together, on pictures of at least gather_least_pixels. narrow_bytes,
+    band_bytes, least_bands: when and how big pictures are cut into bands. wide_bytes_per_tile: memory for parameters
+    and buffers. dense_tile_bytes: of it for dense ops.
 
-    stream_bytes_per_s: parameters from the host while running; stream_setup_ns: once where anything streams.
-    load_bytes_per_s: parameters from the host at the first inference. input_bytes_per_s, output_bytes_per_s: boundary
-    tensors to and from a segment; above large_transfer_bytes per direction, large_ns_per_mib more.
-
-    capacity_bytes: on-chip bytes for parameters where activations are small; scratch_*: what big activations take of it.
-    cpu_*: ops that the Edge TPU does not take. host_ns_per_stage: host work per inference and stage that no other stage's
-    host work overlaps.
+    The link and the host. stream_*: parameters while running, per MiB and once. load_*: at the first inference, per
+    MiB and once. invoke_ns: fixed cost of one segment's invocation. input_*, output_*: boundary tensors to and from a
+    segment; large_*: more for the part of one tensor above large_tensor_bytes. handover_ns: between stages, in
+    latency alone. host_ns_per_stage: host work per inference and stage that no other stage's host work overlaps.
+    cpu_*: ops that the Edge TPU does not take, on one thread.
     """
 
     name: str
-    macs_per_s: int
-    dense_bytes_per_s: int
-    elementwise_bytes_per_s: int
-    invoke_ns: int
+    mac_ns_per_gmac: int
+    dense_ns_per_mib: int
+    written_ns_per_mib: int
     op_ns: int
-    stream_bytes_per_s: int
-    stream_setup_ns: int
-    load_bytes_per_s: int
-    input_bytes_per_s: int
-    output_bytes_per_s: int
-    large_transfer_bytes: int
-    large_ns_per_mib: int
-    capacity_bytes: int
-    scratch_free_bytes: int
-    scratch_permille: int
-    cpu_macs_per_s: int
-    cpu_bytes_per_s: int
-    cpu_op_ns: int
+    gather_ns: int
+    gather_ns_per_mib: int
+    gather_least_pixels: int
+    narrow_bytes: int
+    band_bytes: int
+    least_bands: int
+    wide_bytes_per_tile: int
+    dense_tile_bytes: int
+    stream_ns_per_mib: int
+    stream_start_ns: int
+    load_ns_per_mib: int
+    load_ns: int
+    invoke_ns: int
+    input_ns_per_mib: int
+    output_ns_per_mib: int
+    large_tensor_bytes: int
+    large_input_ns_per_mib: int
+    large_output_ns_per_mib: int
+    handover_ns: int
     host_ns_per_stage: int
+    cpu_ns_per_gmac: int
+    cpu_ns_per_mib: int
+    cpu_op_ns: int
 
     @property
     def constants(self) -> dict[str, int]:
@@ -68,20 +75,13 @@ def preset_names() -> tuple[str, ...]:
 
 def load_hardware(source: str | Path) -> Hardware:
     """A preset by its name, or a hardware file by its path. Raises HardwareError where it is neither."""
-    if str(source) in preset_names():
-        text = resources.files(__package__).joinpath("presets", f"{source}.json").read_text(encoding="utf-8")
-        return _parse(text, f"preset {source}")
-    path = Path(source)
-    try:
-        return _parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(preset_names())
-        raise HardwareError(
-            "no such preset, nor a readable file", str(source), f"use one of: {known}, or a file"
-        ) from error
+    document, where = _document(str(source))
+    return Hardware(name=str(document.get("name") or Path(where).stem), **_values(document, where))
 
 
-def _parse(text: str, where: str) -> Hardware:
+def _document(source: str) -> tuple[dict[str, Any], str]:
+    """The file's document with the constants of its base, if it names one, filled in."""
+    text, where = _read(source)
     try:
         document = json.loads(text)
     except ValueError as error:
@@ -90,20 +90,38 @@ def _parse(text: str, where: str) -> Hardware:
         raise HardwareError(f"not a hardware file (no format '{FORMAT}')", where, "give a hardware file")
     if document.get("version") != VERSION:
         raise HardwareError(f"version {document.get('version')!r} is unknown", where, "update balancer")
-    given = document.get("constants")
-    values: dict[str, Any] = {}
+    if not isinstance(document.get("constants"), dict):
+        raise HardwareError("has no constants", where, "give a hardware file")
+    base = document.get("base")
+    if base is None:
+        return document, where
+    if base not in preset_names() or base == source:
+        raise HardwareError(f"its base {base!r} is no preset", where, f"name one of: {', '.join(preset_names())}")
+    inherited = _document(str(base))[0]["constants"]
+    return document | {"constants": inherited | document["constants"]}, where
+
+
+def _read(source: str) -> tuple[str, str]:
+    if source in preset_names():
+        entry = resources.files(__package__).joinpath("presets", f"{source}.json")
+        return entry.read_text(encoding="utf-8"), f"preset {source}"
+    try:
+        return Path(source).read_text(encoding="utf-8"), source
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(preset_names())
+        raise HardwareError("no such preset, nor a readable file", source, f"use one of: {known}, or a file") from error
+
+
+def _values(document: dict[str, Any], where: str) -> dict[str, int]:
+    values: dict[str, int] = {}
     for field in fields(Hardware):
         if field.name == "name":
             continue
-        entry = given.get(field.name) if isinstance(given, dict) else None
+        entry = document["constants"].get(field.name)
         value = entry.get("value") if isinstance(entry, dict) else None
-        smallest = 1 if field.name.endswith("_per_s") else 0
-        largest = _LARGEST_RATE if field.name in ("input_bytes_per_s", "output_bytes_per_s") else _LARGEST
-        if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
             raise HardwareError(
-                f"constant '{field.name}' is not an integer from {smallest} to {largest}",
-                where,
-                "correct it in the file",
+                f"constant '{field.name}' is not an integer from 0 to {_LARGEST}", where, "correct it in the file"
             )
         values[field.name] = value
-    return Hardware(name=str(document.get("name", "")) or Path(where).stem, **values)
+    return values

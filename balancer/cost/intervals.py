@@ -1,30 +1,34 @@
 """The costs of all intervals of an order at once, as tables: what `SegmentCosts.terms` says of each, without asking it.
 
-Tables are (n + 1, n + 1) arrays; entry [a, b] is of the segment with the ops at positions a to b - 1 of the order. They are
-filled by rectangles: what holds for all intervals that start in one range of positions and end in another.
+Tables are (n + 1, n + 1) arrays; entry [a, b] is of the segment with the ops at positions a to b - 1 of the order.
+They are filled by rectangles: what holds for all intervals that start in one range of positions and end in another.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.cost.hardware import NS_PER_S
+from balancer.cost.capacity import TILES, largest_capacity
+from balancer.cost.timing import input_ns, output_ns
 from balancer.graph import members
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from balancer.cost.caching import Caching
     from balancer.cost.segment import SegmentCosts
-
-_MIB = 1 << 20
+    from balancer.graph import OpSet
 
 
 @dataclass(frozen=True, slots=True)
 class IntervalTable:
-    """time_ns, streamed_bytes, overflow_bytes: int64. allowed: where a segment may stand; numbers elsewhere mean nothing."""
+    """time_ns, streamed_bytes, overflow_bytes: int64. allowed: where a segment may stand; numbers elsewhere mean
+    nothing.
+    """
 
     time_ns: Any
     streamed_bytes: Any
@@ -57,6 +61,34 @@ def interval_table(costs: SegmentCosts, order: Sequence[int]) -> IntervalTable:
     return _Table(costs, order).build()
 
 
+class _DenseSets:
+    """Which dense ops each interval has cached so far, as numbers of sets: few sets occur, so that each is tried
+    once.
+    """
+
+    def __init__(self, caching: Caching, n: int) -> None:
+        self.caching = caching
+        self.sets: list[OpSet] = [0]
+        self.number: dict[OpSet, int] = {0: 0}
+        self.held = np.zeros((n + 1, n + 1), np.int64)
+
+    def add(self, i: int, block: Any, wanted: Any) -> Any:
+        """Where the op finds room in the tiles, among the intervals of the block that want it; there it is added."""
+        held = self.held[block]
+        fits = np.zeros(wanted.shape, bool)
+        for number in np.unique(held[wanted]).tolist():
+            grown = self.sets[number] | 1 << i
+            if self.caching.dense_fit(grown):
+                if grown not in self.number:
+                    self.number[grown] = len(self.sets)
+                    self.sets.append(grown)
+                here = wanted & (held == number)
+                fits |= here
+        for number in np.unique(held[fits]).tolist():
+            held[fits & (held == number)] = self.number[self.sets[number] | 1 << i]
+        return fits
+
+
 class _Table:
     def __init__(self, costs: SegmentCosts, order: Sequence[int]) -> None:
         self.costs = costs
@@ -66,13 +98,17 @@ class _Table:
         self.held_from = self._held_from()
 
     def build(self) -> IntervalTable:
-        incoming, outgoing, broken, giving = self._transfers()
+        transfers, broken, giving = self._transfers()
+        overflow, always, waiting = self._streaming()
         hardware = self.costs.hardware
-        time = self._sums() + self._transfer_ns(incoming, hardware.input_bytes_per_s)
-        time += self._transfer_ns(outgoing, hardware.output_bytes_per_s)
-        streamed, overflow, waiting = self._streaming()
-        time += waiting + np.where(streamed > 0, hardware.stream_setup_ns, 0)
-        time += hardware.invoke_ns + hardware.host_ns_per_stage
+        streamed = overflow + always
+        time = (
+            self._sums()
+            + transfers
+            + waiting
+            + np.where(streamed > 0, hardware.stream_start_ns, 0)
+            + hardware.invoke_ns
+        )
         return IntervalTable(time, streamed, overflow, self._allowed(broken, giving))
 
     def _held_from(self) -> list[int]:
@@ -105,66 +141,69 @@ class _Table:
                 table.add((0, min(p, self.held_from[p] - 1)), (p + 1, self.n), self.costs.cpu[i])
         return table.total()
 
-    def _transfers(self) -> tuple[Any, Any, Any, Any]:
-        """Bytes in, bytes out, how many tensors without a shape cross, and how many tensors leave, per interval."""
-        graph, n = self.costs.graph, self.n
-        incoming, outgoing, broken, giving = (_Rectangles(n) for _ in range(4))
+    def _transfers(self) -> tuple[Any, Any, Any]:
+        """ns for tensors in and out, how many tensors without a shape cross, and how many tensors leave, per
+        interval.
+        """
+        graph, hardware, n = self.costs.graph, self.costs.hardware, self.n
+        time, broken, giving = (_Rectangles(n) for _ in range(3))
         final = set(graph.outputs)
         for t in sorted(set(graph.producer) | set(graph.readers)):
-            size, unknown = graph.tensors[t].bytes, graph.tensors[t].shape is None
+            tensor = graph.tensors[t]
             made = self.at[graph.producer[t]] if t in graph.producer else -1
             readers = sorted(self.at[r] for r in graph.readers.get(t, ()))
-            before = made
-            for reader in readers:
+            for before, reader in pairwise([made, *readers]):
                 where = (before + 1, reader), (reader + 1, n)
-                incoming.add(*where, size)
-                if unknown:
-                    broken.add(*where, 1)
-                before = reader
-            last = n if t in final else readers[-1] if readers else made
+                time.add(*where, input_ns(tensor.bytes, hardware))
+                broken.add(*where, int(tensor.shape is None))
             if made >= 0:
-                outgoing.add((0, made), (made + 1, last), size)
-                giving.add((0, made), (made + 1, last), 1)
-                if unknown and readers:
-                    broken.add((0, made), (made + 1, readers[-1]), 1)
-        # The segment that holds every op also has the model inputs that nobody reads; folded ops may stand at its edges.
+                leaving = (0, made), (made + 1, n if t in final else readers[-1] if readers else made)
+                time.add(*leaving, output_ns(tensor.bytes, hardware))
+                giving.add(*leaving, 1)
+                broken.add((0, made), (made + 1, readers[-1] if readers else made), int(tensor.shape is None))
+        # The segment that holds every op also has the model inputs that nobody reads; folded ops may stand at its
+        # edges.
         real = [p for p, i in enumerate(self.order) if not graph.ops[i].folded]
-        unread = sum(graph.tensors[t].bytes for t in set(graph.inputs) if not graph.readers.get(t))
-        incoming.add((0, real[0]), (real[-1] + 1, n), unread)
-        return incoming.total(), outgoing.total(), broken.total(), giving.total()
+        for t in set(graph.inputs) - set(graph.readers):
+            time.add((0, real[0]), (real[-1] + 1, n), input_ns(graph.tensors[t].bytes, hardware))
+        return time.total(), broken.total(), giving.total()
 
-    def _transfer_ns(self, size: Any, bytes_per_s: int) -> Any:
-        hardware = self.costs.hardware
-        beyond = np.maximum(0, size - hardware.large_transfer_bytes)
-        seconds, rest = np.divmod(size, bytes_per_s)  # apart, so that no product passes 64 bits
-        return (
-            seconds * NS_PER_S
-            - (-rest * NS_PER_S // bytes_per_s)
-            - (-beyond * hardware.large_ns_per_mib // _MIB)
-        )  # fmt: skip
+    def _room(self) -> Any:
+        """On-chip bytes for parameters: the largest scratch of an op of the interval, or of a tensor that enters it."""
+        costs, graph = self.costs, self.costs.graph
+        scratch = np.zeros((self.n + 1, self.n + 1), np.int64)
+        for p, i in enumerate(self.order):
+            starts = scratch[self.held_from[p] : p + 1, p + 1]
+            starts[:] = costs.scratch[i]
+            for t in graph.activations[i]:
+                made = self.at[graph.producer[t]] if t in graph.producer else -1
+                entering = scratch[max(made + 1, self.held_from[p]) : p + 1, p + 1]
+                np.maximum(entering, costs.input_scratch[t, i], out=entering)
+        worst = np.maximum.accumulate(scratch, axis=1)
+        most = largest_capacity(costs.hardware)
+        return np.maximum(0, most - TILES * worst)
 
     def _streaming(self) -> tuple[Any, Any, Any]:
-        """Streamed bytes, the overflow among them, and the ns that they add: all caches are filled at once, op by op."""
-        costs, n = self.costs, self.n
+        """Overflow, bytes that always stream, and the ns that both add: all caches are filled at once, op by op."""
+        costs, caching, n = self.costs, self.costs.caching, self.n
         always_bytes, always_ns = _Rectangles(n), _Rectangles(n)
-        left = np.full((n + 1, n + 1), costs.hardware.capacity_bytes, np.int64)
         for p, i in enumerate(self.order):
-            block = np.s_[self.held_from[p] : p + 1, p + 1 :]
-            if costs.scratch[i]:
-                np.minimum(left[block], max(0, costs.hardware.capacity_bytes - costs.scratch[i]), out=left[block])
-            if costs.layout[i].always_streamed:
-                where = (self.held_from[p], p), (p + 1, n)
-                always_bytes.add(*where, costs.layout[i].always_streamed)
-                always_ns.add(*where, costs.always[i])
-        overflow, waiting = np.zeros_like(left), always_ns.total()
-        for i in costs.priority:
+            where = (self.held_from[p], p), (p + 1, n)
+            always_bytes.add(*where, costs.layout[i].always_streamed)
+            always_ns.add(*where, costs.always[i])
+        left, waiting = self._room(), always_ns.total()
+        overflow = np.zeros_like(left)
+        dense = _DenseSets(caching, n)
+        for i in caching.priority:
             p = self.at[i]
             block = np.s_[self.held_from[p] : p + 1, p + 1 :]
-            spills = left[block] < costs.layout[i].cached
-            left[block] -= np.where(spills, 0, costs.layout[i].cached)
+            spills = left[block] < caching.size[i]
+            if caching.dense >> i & 1:
+                spills |= ~dense.add(i, block, ~spills)
+            left[block] -= np.where(spills, 0, caching.size[i])
             overflow[block] += spills * costs.layout[i].streamed
-            waiting[block] += spills * max(0, costs.stream[i] - costs.compute[i])
-        return always_bytes.total() + overflow, overflow, waiting
+            waiting[block] += spills * costs.waiting[i]
+        return overflow, always_bytes.total(), waiting
 
     def _allowed(self, broken: Any, giving: Any) -> Any:
         n, graph = self.n, self.costs.graph

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from balancer.cost.geometry import ARRAY_OUTPUTS, ceil_to, operand
+
 if TYPE_CHECKING:
     from balancer.graph import Graph, Op, Tensor
 
-TILE_ROWS = 64
 _NARROW_ROWS = 16
 _ELEMENTWISE = {"ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE"}
 _LSTM_WEIGHTS = range(1, 9)
@@ -21,43 +22,40 @@ _LSTM_WEIGHTS = range(1, 9)
 class Layout(NamedTuple):
     """Bytes of one op's parameters.
 
-    cached: what they take on chip, where rows are counted in whole groups of 64. streamed: what is sent where they do not
-    stay there. always_streamed: constant operands that the compiler never caches.
+    cached: what they take on chip, where rows are counted in whole groups of 64. streamed: what is sent where they do
+    not stay there. always_streamed: constant operands that the compiler never caches. has_headers: scales or biases
+    stand before the weights.
     """
 
     cached: int = 0
     streamed: int = 0
     always_streamed: int = 0
-
-
-def ceil_to(value: int, step: int) -> int:
-    return -(-value // step) * step
+    has_headers: bool = False
 
 
 def layout(graph: Graph, op: Op) -> Layout:
     """Layout of one op; zeros where it has no parameters that count."""
     if op.folded:
         return Layout()
-    inputs = [graph.tensors[t] if t >= 0 else None for t in op.inputs]
+    weights = operand(graph, op, 1)
     if op.type in ("CONV_2D", "FULLY_CONNECTED"):
-        return _matrix(inputs[1], _at(inputs, 2))
+        return _matrix(weights, operand(graph, op, 2))
     if op.type == "TRANSPOSE_CONV":
-        return _matrix(inputs[1], _at(inputs, 3))
+        return _matrix(weights, operand(graph, op, 3))
     if op.type == "DEPTHWISE_CONV_2D":
-        return _depthwise(inputs[1], _at(inputs, 2))
+        return _depthwise(weights, operand(graph, op, 2))
     if op.type == "UNIDIRECTIONAL_SEQUENCE_LSTM":
-        parts = [_matrix(inputs[k], None) for k in _LSTM_WEIGHTS if _at(inputs, k) is not None]
-        return Layout(sum(p.cached for p in parts), sum(p.streamed for p in parts))
-    if op.type == "PAD":
-        return _channel_pad(inputs[0], graph.tensors[op.outputs[0]])
-    if op.type in _ELEMENTWISE:
-        output = graph.tensors[op.outputs[0]]
-        return Layout(always_streamed=sum(_operand(t, output) for t in inputs if t and t.is_parameter))
+        gates = [_matrix(operand(graph, op, k), None) for k in _LSTM_WEIGHTS]
+        return Layout(sum(gate.cached for gate in gates), sum(gate.streamed for gate in gates))
+    source, made = operand(graph, op, 0), graph.tensors[op.outputs[0]] if op.outputs else None
+    if op.type == "PAD" and source and made:
+        return _channel_pad(source, made)
+    if op.type == "SOFTMAX" and source and source.dtype == "uint8" and source.shape:
+        return _softmax(source.shape[-1])
+    if op.type in _ELEMENTWISE and made:
+        operands = (operand(graph, op, k) for k in (0, 1))
+        return Layout(always_streamed=sum(_operand(t, made) for t in operands if t and t.is_parameter))
     return Layout()
-
-
-def _at(inputs: list[Tensor | None], k: int) -> Tensor | None:
-    return inputs[k] if k < len(inputs) else None
 
 
 def _header(weights: Tensor, bias: Tensor | None) -> int:
@@ -74,9 +72,9 @@ def _matrix(weights: Tensor | None, bias: Tensor | None) -> Layout:
         return Layout()
     out, *taps, depth = weights.shape if len(weights.shape) > 1 else (weights.shape[0], 1)
     row = math.prod(taps) * ceil_to(depth, 4) + _header(weights, bias)
-    wide = ceil_to(out, TILE_ROWS)
-    narrow = wide if out > TILE_ROWS else ceil_to(out, _NARROW_ROWS)
-    return Layout(cached=ceil_to(wide * row, 64), streamed=ceil_to(narrow * row, 64))
+    wide = ceil_to(out, ARRAY_OUTPUTS)
+    narrow = wide if out > ARRAY_OUTPUTS else ceil_to(out, _NARROW_ROWS)
+    return Layout(ceil_to(wide * row, 64), ceil_to(narrow * row, 64), has_headers=_header(weights, bias) > 0)
 
 
 def _depthwise(weights: Tensor | None, bias: Tensor | None) -> Layout:
@@ -89,14 +87,20 @@ def _depthwise(weights: Tensor | None, bias: Tensor | None) -> Layout:
     return Layout(cached=size, streamed=size)
 
 
-def _channel_pad(source: Tensor | None, output: Tensor) -> Layout:
+def _channel_pad(source: Tensor, output: Tensor) -> Layout:
     """A PAD that widens the channel axis is laid out as a 1x1 convolution; a spatial one takes nothing."""
-    if source is None or not source.shape or not output.shape or source.shape[-1] == output.shape[-1]:
+    if not source.shape or not output.shape or source.shape[-1] == output.shape[-1]:
         return Layout()
     out = output.shape[-1]
-    rows = ceil_to(out, TILE_ROWS) if out > TILE_ROWS else ceil_to(out, _NARROW_ROWS)
+    rows = ceil_to(out, ARRAY_OUTPUTS) if out > ARRAY_OUTPUTS else ceil_to(out, _NARROW_ROWS)
     row = ceil_to(source.shape[-1], 4) + 4
-    return Layout(cached=ceil_to(ceil_to(out, TILE_ROWS) * row, 64), streamed=ceil_to(rows * row, 64))
+    return Layout(cached=ceil_to(ceil_to(out, ARRAY_OUTPUTS) * row, 64), streamed=ceil_to(rows * row, 64))
+
+
+def _softmax(classes: int) -> Layout:
+    """A table that newer compilers lay out for uint8 classes; int8 ones need none."""
+    size = 3 * _NARROW_ROWS * ceil_to(classes, 4) + 64
+    return Layout(cached=size, streamed=size)
 
 
 def _operand(constant: Tensor, output: Tensor) -> int:

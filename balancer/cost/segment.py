@@ -1,10 +1,9 @@
-"""The cost of one segment, in the terms that a plan prints. All formulas of the cost model stand in this file.
+"""The cost of one segment, in the terms that a plan prints.
 
     stage_ns = overhead_ns + compute_ns + streaming_ns + input_ns + output_ns + cpu_ns
 
-A tensor that skips segments is handled by its producer (output) and its readers (input) alone. Nothing overlaps between
-the terms of one input; between inputs, stages overlap. Times are whole nanoseconds, each term rounded up, so that parts
-never sum to less than the whole, which `SegmentCosts.lower` relies on.
+A tensor that skips segments is handled by its producer (output) and its readers (input) alone. The formulas of the
+terms stand in `timing`, what fits on the chip in `capacity` and `caching`, bytes in `layout`.
 """
 
 from __future__ import annotations
@@ -13,24 +12,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from balancer.cost.hardware import NS_PER_S, Hardware
-from balancer.cost.layout import Layout, ceil_to, layout
-from balancer.graph import Graph, Op, OpSet, members, op_set
+from balancer.cost import timing
+from balancer.cost.caching import Caching
+from balancer.cost.capacity import capacity, input_scratch, largest_capacity, op_scratch
+from balancer.cost.geometry import MIB
+from balancer.cost.layout import layout
+from balancer.graph import Graph, OpSet, members, op_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_MIB = 1 << 20
-# The array is 64 output channels wide and takes 4 input channels a step; pictures are dealt out in tiles of 4 x 4.
-_ARRAY_OUTPUTS, _ARRAY_INPUTS, _TILE_SIDE = 64, 4, 4
-_CONVOLUTIONS = {"CONV_2D", "TRANSPOSE_CONV", "DEPTHWISE_CONV_2D"}
-# The compiler caches whole ops: depthwise first, then dense, then the rest; inside a class the largest first.
-_CACHE_CLASS = {"DEPTHWISE_CONV_2D": 0, "FULLY_CONNECTED": 1}
+    from balancer.cost.hardware import Hardware
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentTerms:
-    """Predicted cost of one segment. Bytes as the compiler lays them out; stage_ns is the sum of the other times."""
+    """Predicted cost of one segment. Bytes as the compiler lays them out; stage_ns is the sum of the other times.
+
+    streaming_ns: what streaming adds to computing. overhead_ns: invoking, and starting ops.
+    """
 
     parameter_bytes: int
     cached_bytes: int
@@ -49,80 +49,29 @@ class SegmentTerms:
         return self.compute_ns + self.streaming_ns + self.input_ns + self.output_ns + self.overhead_ns + self.cpu_ns
 
 
-def ceil_div(value: int, by: int) -> int:
-    return -(-value // by)
-
-
-def transfer_ns(size: int, bytes_per_s: int, hardware: Hardware) -> int:
-    """Time for `size` boundary bytes in one direction; beyond `large_transfer_bytes` the host's copies leave its cache."""
-    beyond = max(0, size - hardware.large_transfer_bytes)
-    return ceil_div(size * NS_PER_S, bytes_per_s) + ceil_div(beyond * hardware.large_ns_per_mib, _MIB)
-
-
-def padded_macs(graph: Graph, op: Op) -> int:
-    """Multiply-accumulates with the array's rounding: of output channels to 64, input channels to 4, pictures to 4 x 4."""
-    if op.type not in _CONVOLUTIONS:
-        return op.macs
-    weights, picture = graph.tensors[op.inputs[1]].shape, graph.tensors[op.outputs[0]].shape
-    if op.type == "TRANSPOSE_CONV":
-        picture = graph.tensors[op.inputs[2]].shape
-    if weights is None or picture is None or len(weights) != 4 or len(picture) != 4:
-        return op.macs
-    area = ceil_to(picture[1], _TILE_SIDE) * ceil_to(picture[2], _TILE_SIDE)
-    taps = weights[1] * weights[2]
-    if op.type == "DEPTHWISE_CONV_2D":
-        return area * taps * ceil_to(weights[3], _ARRAY_OUTPUTS)
-    return area * taps * ceil_to(weights[3], _ARRAY_INPUTS) * ceil_to(weights[0], _ARRAY_OUTPUTS)
-
-
-def compute_ns(graph: Graph, op: Op, op_layout: Layout, hardware: Hardware) -> int:
-    """Time on the array: padded multiply-accumulates; dense ops by the weights they read; others by what they write."""
-    if op.type == "FULLY_CONNECTED":
-        return ceil_div(op_layout.cached * NS_PER_S, hardware.dense_bytes_per_s)
-    written = sum(graph.tensors[t].bytes for t in op.outputs)
-    busy = ceil_div(padded_macs(graph, op) * NS_PER_S, hardware.macs_per_s)
-    if op.type in ("CONV_2D", "TRANSPOSE_CONV"):
-        return busy
-    return busy + ceil_div(written * NS_PER_S, hardware.elementwise_bytes_per_s)
-
-
-def cpu_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
-    """Time of an op that stays on the host's CPU."""
-    touched = sum(graph.tensors[t].bytes for t in (*op.outputs, *graph.activations[op.index]))
-    return (
-        hardware.cpu_op_ns
-        + ceil_div(op.macs * NS_PER_S, hardware.cpu_macs_per_s)
-        + ceil_div(touched * NS_PER_S, hardware.cpu_bytes_per_s)
-    )
-
-
-def scratch_bytes(graph: Graph, op: Op, hardware: Hardware) -> int:
-    """Parameter memory that the op's activations take."""
-    largest = max((graph.tensors[t].bytes for t in (*op.outputs, *graph.activations[op.index])), default=0)
-    return max(0, largest - hardware.scratch_free_bytes) * hardware.scratch_permille // 1000
-
-
 class SegmentCosts:
-    """Costs of the segments of one graph on one kind of hardware. `terms` is exact, `lower` a bound for pruning."""
+    """Costs of the segments of one graph on one kind of hardware. `terms` is exact, `lower` a bound for pruning.
+
+    Per op: layout; busy, the ns on the array; compute, that and gathering; waiting, the ns that streaming adds;
+    always, the ns of operands that are never cached; cpu, the ns on the CPU; scratch, bytes a tile.
+    """
 
     def __init__(self, graph: Graph, hardware: Hardware) -> None:
         self.graph = graph
         self.hardware = hardware
-        self.layout = [layout(graph, op) for op in graph.ops]
-        self.compute = [compute_ns(graph, op, lay, hardware) for op, lay in zip(graph.ops, self.layout, strict=True)]
-        self.cpu = [cpu_ns(graph, op, hardware) for op in graph.ops]
-        self.scratch = [scratch_bytes(graph, op, hardware) for op in graph.ops]
-        self.stream = [ceil_div(lay.streamed * NS_PER_S, hardware.stream_bytes_per_s) for lay in self.layout]
-        self.always = [ceil_div(lay.always_streamed * NS_PER_S, hardware.stream_bytes_per_s) for lay in self.layout]
-        self.mapped = op_set(op.index for op in graph.ops if op.mapped and not op.folded)
+        ops = graph.ops
+        self.layout = [layout(graph, op) for op in ops]
+        sized = list(zip(ops, self.layout, strict=True))
+        busy = [timing.busy_ns(graph, op, lay, hardware) for op, lay in sized]
+        stream = [timing.stream_ns(graph, op, lay, hardware) for op, lay in sized]
+        self.compute = [b + timing.gather_ns(graph, op, hardware) for b, op in zip(busy, ops, strict=True)]
+        self.waiting = [max(0, s - b) for s, b in zip(stream, busy, strict=True)]
+        self.always = [timing.always_stream_ns(lay, hardware) for lay in self.layout]
+        self.cpu = [timing.cpu_ns(graph, op, hardware) for op in ops]
+        self.scratch = [op_scratch(graph, op, lay) for op, lay in sized]
+        self.caching = Caching(graph, self.layout, hardware.dense_tile_bytes)
+        self.mapped = op_set(op.index for op in ops if op.mapped and not op.folded)
         self.unmapped = graph.all_ops & ~self.mapped & ~graph.folded
-
-    @cached_property
-    def priority(self) -> list[int]:
-        """Ops with parameters in the order in which the compiler gives them room on the chip."""
-        sized = [i for i, lay in enumerate(self.layout) if lay.cached]
-        ops = self.graph.ops
-        return sorted(sized, key=lambda i: (_CACHE_CLASS.get(ops[i].type, 2), -self.layout[i].cached, i))
 
     @cached_property
     def ancestors(self) -> list[OpSet]:
@@ -159,44 +108,41 @@ class SegmentCosts:
     def terms(self, ops: OpSet) -> SegmentTerms:
         """The predicted cost of the segment that holds these ops."""
         on_cpu = self.on_cpu(ops)
-        on_tpu = list(members(ops & self.mapped & ~on_cpu))
-        capacity = self.capacity(on_tpu)
-        cached = self._cached(set(on_tpu), capacity)
-        overflow = [i for i in on_tpu if self.layout[i].cached and i not in cached]
-        always = sum(self.layout[i].always_streamed for i in on_tpu)
-        cached_bytes = sum(self.layout[i].cached for i in cached)
+        on_tpu = ops & self.mapped & ~on_cpu
+        inputs, outputs = self.graph.interface(ops)
+        room = self.capacity(on_tpu, inputs)
+        cached = self.caching.cached(on_tpu, room)
+        overflow = [i for i in members(on_tpu & ~cached) if self.layout[i].cached]
+        always = sum(self.layout[i].always_streamed for i in members(on_tpu))
+        cached_bytes = sum(self.layout[i].cached for i in members(cached))
         overflow_bytes = sum(self.layout[i].streamed for i in overflow)
-        waiting = sum(max(0, self.stream[i] - self.compute[i]) for i in overflow) + sum(self.always[i] for i in on_tpu)
-        interface = self.graph.interface(ops)
+        waiting = sum(self.waiting[i] for i in overflow) + sum(self.always[i] for i in members(on_tpu))
         tensors, hardware = self.graph.tensors, self.hardware
         return SegmentTerms(
             parameter_bytes=cached_bytes + overflow_bytes + always,
             cached_bytes=cached_bytes,
             streamed_bytes=overflow_bytes + always,
             overflow_bytes=overflow_bytes,
-            capacity_bytes=capacity,
-            compute_ns=sum(self.compute[i] for i in on_tpu),
-            streaming_ns=waiting + (hardware.stream_setup_ns if overflow_bytes + always else 0),
-            input_ns=transfer_ns(sum(tensors[t].bytes for t in interface.inputs), hardware.input_bytes_per_s, hardware),
-            output_ns=transfer_ns(
-                sum(tensors[t].bytes for t in interface.outputs), hardware.output_bytes_per_s, hardware
-            ),
-            overhead_ns=hardware.invoke_ns + hardware.host_ns_per_stage + hardware.op_ns * len(on_tpu),
+            capacity_bytes=room,
+            compute_ns=sum(self.compute[i] for i in members(on_tpu)),
+            streaming_ns=waiting + (hardware.stream_start_ns if overflow_bytes + always else 0),
+            input_ns=sum(timing.input_ns(tensors[t].bytes, hardware) for t in inputs),
+            output_ns=sum(timing.output_ns(tensors[t].bytes, hardware) for t in outputs),
+            overhead_ns=hardware.invoke_ns + hardware.op_ns * on_tpu.bit_count(),
             cpu_ns=sum(self.cpu[i] for i in members(on_cpu)),
         )
 
-    def capacity(self, on_tpu: Iterable[int]) -> int:
-        """On-chip bytes left for parameters: the op with the largest activations decides."""
-        return max(0, self.hardware.capacity_bytes - max((self.scratch[i] for i in on_tpu), default=0))
+    def capacity(self, on_tpu: OpSet, inputs: Iterable[int]) -> int:
+        """On-chip bytes for the parameters of these ops, in a segment that takes these tensors."""
+        of_ops = (self.scratch[i] for i in members(on_tpu))
+        read = ((t, r) for t in inputs for r in self.graph.readers.get(t, ()) if on_tpu >> r & 1)
+        return capacity(self.hardware, max((*of_ops, *(self.input_scratch[pair] for pair in read)), default=0))
 
-    def _cached(self, on_tpu: set[int], capacity: int) -> set[int]:
-        """Whole ops in the order of priority, each where it still fits."""
-        left, cached = capacity, set()
-        for i in self.priority:
-            if i in on_tpu and self.layout[i].cached <= left:
-                left -= self.layout[i].cached
-                cached.add(i)
-        return cached
+    @cached_property
+    def input_scratch(self) -> dict[tuple[int, int], int]:
+        """(tensor, op that reads it) -> bytes a tile where the tensor enters the op's segment."""
+        graph = self.graph
+        return {(t, r): input_scratch(graph, t, graph.ops[r]) for t, readers in graph.readers.items() for r in readers}
 
     def lower(self, ops: OpSet) -> int:
         """ns, at most the stage time of any allowed segment that contains these ops; never less for more ops.
@@ -204,11 +150,11 @@ class SegmentCosts:
         Each op costs the cheaper of chip and CPU; parameters beyond the largest capacity must be sent, during which
         computing hides. Transfers and scratch are left out: more ops can make them smaller.
         """
-        hardware, sure = self.hardware, self._sure_on_tpu
-        fixed = hardware.invoke_ns + hardware.host_ns_per_stage
+        hardware = self.hardware
         busy = sum(self._least[i] for i in members(ops))
-        overflow = sum(self.layout[i].streamed for i in members(ops & sure)) - hardware.capacity_bytes
-        return fixed + max(busy, max(0, overflow) * NS_PER_S // hardware.stream_bytes_per_s)
+        held = sum(self.layout[i].streamed for i in members(ops & self._sure_on_tpu))
+        overflow = max(0, held - largest_capacity(hardware))
+        return hardware.invoke_ns + max(busy, overflow * hardware.stream_ns_per_mib // MIB)
 
     @cached_property
     def _sure_on_tpu(self) -> OpSet:
@@ -216,15 +162,15 @@ class SegmentCosts:
 
     @cached_property
     def _least(self) -> list[int]:
-        least = []
-        for i in range(len(self.graph.ops)):
-            on_tpu = self.compute[i] + self.hardware.op_ns
-            on_cpu = self.cpu[i]
-            sure, mapped = self._sure_on_tpu >> i & 1, self.mapped >> i & 1
-            least.append(
-                0 if self.graph.ops[i].folded else on_tpu if sure else min(on_tpu, on_cpu) if mapped else on_cpu
-            )
-        return least
+        return [self._least_ns(i) for i in range(len(self.graph.ops))]
+
+    def _least_ns(self, i: int) -> int:
+        if self.graph.ops[i].folded:
+            return 0
+        if self.unmapped >> i & 1:
+            return self.cpu[i]
+        on_tpu = self.compute[i] + self.hardware.op_ns
+        return on_tpu if self._sure_on_tpu >> i & 1 else min(on_tpu, self.cpu[i])
 
 
 def _union(sets: Iterable[OpSet]) -> OpSet:

@@ -47,10 +47,12 @@ def solve(problem: Problem, options: Options | None = None) -> Solution:
     intervals = problem.intervals(range(problem.n_ops), kind)
     chains = _forced(intervals, options.stages) if options.stages else best_chains(intervals, count)
     if not chains:
+        wanted = f"{options.stages} allowed segments" if options.stages else "allowed segments"
         raise InfeasibleError(
-            f"no partition into {options.stages} allowed segments" if options.stages else "no partition of allowed segments",
-            f"{problem.n_ops} ops on {count} TPUs", "allow more TPUs, other numbers of segments, or streaming",
-        )  # fmt: skip
+            f"there is no partition into {wanted}",
+            f"{problem.n_ops} ops on {count} TPUs",
+            "allow more TPUs, another number of segments, or streaming",
+        )
     # Deeper pipelines first: the order in which a plan lists them, and so the one that ties are broken by.
     chains.sort(key=lambda chain: -chain.segments)
     candidates = [_candidate(problem, chain) for chain in chains]
@@ -77,7 +79,8 @@ def _forced(intervals: Intervals, stages: int) -> list[Chain]:
 
 def _candidate(problem: Problem, chain: Chain) -> Candidate:
     rate = pipeline_rate([chain.period_ns], [1])
-    return Candidate(chain.segments, rate, problem.host_ns * chain.segments, chain.streamed_bytes, chain.latency_ns)
+    latency = chain.latency_ns + problem.handover_ns * chain.segments
+    return Candidate(chain.segments, rate, problem.host_ns * chain.segments, chain.streamed_bytes, latency)
 
 
 def _pipeline(chain: Chain, n_ops: int, kind: Kind) -> Pipeline:

@@ -1,9 +1,9 @@
 """Dividing N devices among pipelines, when the best pipeline for each number of devices is known.
 
-Without a host in common F(N) = max over k of f(k) + F(N - k). With one, adding a pipeline can slow the others, so F is only
-a bound. Partial plans are kept as long as they can still reach the best objective known, and no other is at least as good
-in every respect that the end is judged by. The rate under one host never falls when a part gets faster or its host work
-less, so nothing that could win is dropped.
+Without a host in common F(N) = max over k of f(k) + F(N - k). With one, adding a pipeline can slow the others, so F
+is only a bound. Partial plans are kept as long as they can still reach the best objective known, and no other is at
+least as good in every respect that the end is judged by. The rate under one host never falls when a part gets faster
+or its host work less, so nothing that could win is dropped.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def allocate(candidates: Sequence[Candidate], devices: int, max_pipelines: int |
         raise ValueError("no candidate fits the devices")
     most = devices if max_pipelines is None else min(devices, max_pipelines)
     bound = _Bound(candidates, devices, most)
-    # Partial plans by the devices used and the pipelines still allowed, which only count where they are fewer than devices.
+    # Partial plans by the devices used and the pipelines still allowed, which only count where they are fewer than
+    # devices.
     scarce = most < devices
     states: dict[tuple[int, int], list[_Partial]] = {(0, most): [_EMPTY]}
     for index, candidate in enumerate(candidates):

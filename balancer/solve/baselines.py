@@ -16,10 +16,10 @@ def equal_op_counts(n_ops: int, segments: int) -> tuple[int, ...]:
 def parameter_count(op_bytes: Sequence[int], segments: int) -> tuple[int, ...]:
     """Cuts by the rule of the compiler's `--num_segments`, as far as it is known.
 
-    op_bytes: parameter bytes of each op as the file holds them. Limit = total // segments + 1; a segment takes ops while
-    their sum stays within it, at least one; the last takes the rest. Source: libcoral,
-    `parameter_count_based_partitioner.cc`, in the file's op order, which reproduces the published splits of the closed
-    compiler (five-convolution models, two SSD detectors, ResNet-101).
+    op_bytes: parameter bytes of each op as the file holds them. Limit = total // segments + 1; a segment takes ops
+    while their sum stays within it, at least one; the last takes the rest. Source: libcoral,
+    `parameter_count_based_partitioner.cc`, in the file's op order, which reproduces the published splits of the
+    closed compiler (five-convolution models, two SSD detectors, ResNet-101).
     """
     limit = sum(op_bytes) // segments + 1
     cuts: list[int] = []

@@ -1,8 +1,8 @@
 """Exact interval dynamic programming: the best cuts of one execution order, for each number of segments.
 
-best[j][b] = min over a < b of max(best[j - 1][a], time[a, b]): the whole row at once, since a cost that grows by one op can
-fall, so that neither two pointers nor a greedy fill would be exact. Ties are settled in further passes over the cuts that
-meet the optimum: fewest streamed bytes, then lowest latency, then the earliest cuts.
+best[j][b] = min over a < b of max(best[j - 1][a], time[a, b]): the whole row at once, since a cost that grows by one
+op can fall, so that neither two pointers nor a greedy fill would be exact. Ties are settled in further passes over
+the cuts that meet the optimum: fewest streamed bytes, then lowest latency, then the earliest cuts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Chain:
 def best_chains(intervals: Intervals, most_segments: int) -> list[Chain]:
     """The best partitions into ever more segments, up to so many; only those with a shorter period than all before.
 
-    Best: the shortest period, then fewest streamed bytes, then lowest latency, then lexicographically smallest segments.
+    Best: the shortest period, then fewest streamed bytes, then lowest latency, then lexicographically smallest
+    segments.
     """
     time, rows = _periods(intervals, most_segments)
     found: list[Chain] = []
@@ -54,7 +55,8 @@ def best_chain(intervals: Intervals, segments: int) -> Chain | None:
 
 
 def _periods(intervals: Intervals, most_segments: int) -> tuple[Any, list[Any]]:
-    """Times with NEVER where a segment may not stand; and for each number of segments, the shortest period of the positions
+    """Times with NEVER where a segment may not stand; and for each number of segments, the shortest period of the
+    positions
     before b, for all b."""
     time = np.where(intervals.allowed, intervals.time_ns, NEVER)
     rows = [time[0]]

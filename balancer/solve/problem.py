@@ -1,8 +1,8 @@
 """The problem and its answers as values, and the one place that says which of two plans is better.
 
-Knows ops as numbers and costs as functions: nothing of files, bytes or silicon. Words as in DESIGN: a *partition* is an
-ordered list of op sets whose prefixes are down-sets; a *pipeline* is a partition with replicas for each stage; a plan is
-several pipelines side by side.
+Knows ops as numbers and costs as functions: nothing of files, bytes or silicon. Words as in DESIGN: a *partition* is
+an ordered list of op sets whose prefixes are down-sets; a *pipeline* is a partition with replicas for each stage; a
+plan is several pipelines side by side.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """`exact` for all intervals of an order: int64 tables, entry [a, b] for positions a to b - 1; allowed: where not None."""
+    """`exact` for all intervals of an order: int64 tables, entry [a, b] for positions a to b - 1; allowed: where not
+    None.
+    """
 
     time_ns: Any
     streamed_bytes: Any
@@ -46,6 +48,7 @@ class Problem:
     lower: ns, at most `exact` of every segment that contains the ops; never less for more ops.
     intervals: the batch form of `exact`, for the intervals of an order.
     host_ns: host work for each input and stage that no other host work overlaps.
+    handover_ns: from stage to stage, in the latency of an input alone.
     """
 
     before: tuple[OpSet, ...]
@@ -54,6 +57,7 @@ class Problem:
     lower: Callable[[OpSet, Kind], int]
     intervals: Callable[[Sequence[int], Kind], Intervals]
     host_ns: int = 0
+    handover_ns: int = 0
 
     @property
     def n_ops(self) -> int:
@@ -62,7 +66,9 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to hold a solution to. max_pipelines: None for any number. stages: exactly so many segments, in one pipeline."""
+    """What to hold a solution to. max_pipelines: None for any number. stages: exactly so many segments, in one
+    pipeline.
+    """
 
     max_pipelines: int | None = None
     stages: int | None = None
@@ -126,8 +132,8 @@ def pipeline_rate(stage_ns: Sequence[int], replicas: Sequence[int]) -> Fraction:
 def plan_rate(rates: Sequence[Fraction], host_ns: Sequence[int]) -> Fraction:
     """Inferences per second of pipelines side by side under one host.
 
-    host_ns: each pipeline's host work per inference. Where the host has more to do than there is time, all pipelines slow
-    down alike.
+    host_ns: each pipeline's host work per inference. Where the host has more to do than there is time, all pipelines
+    slow down alike.
     """
     load = sum((rate * host for rate, host in zip(rates, host_ns, strict=True)), Fraction(0)) / NS_PER_S
     return sum(rates, Fraction(0)) / max(load, Fraction(1))
@@ -149,6 +155,6 @@ def evaluate(problem: Problem, pipelines: Sequence[Pipeline]) -> Value | None:
         rates.append(pipeline_rate([c.time_ns for c in known], [s.replicas for s in pipeline.stages]))
         hosts.append(problem.host_ns * len(known))
         streamed += sum(c.streamed_bytes * s.replicas for c, s in zip(known, pipeline.stages, strict=True))
-        latency = max(latency, sum(c.time_ns for c in known))
+        latency = max(latency, sum(c.time_ns + problem.handover_ns for c in known))
     devices = sum(pipeline.devices for pipeline in pipelines)
     return Value(objective_ns(plan_rate(rates, hosts)), devices, streamed, latency)

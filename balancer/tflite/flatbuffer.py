@@ -1,8 +1,8 @@
 """Bytes to tables and back, by the schema: the one door through which a file's structure enters or leaves.
 
-`decode` checks while it walks: every offset and length lies inside the file, no part is walked twice, so that no forged
-file makes it read astray, hang, or take memory beyond a small multiple of the file. Vectors of numbers are numpy views of
-the file's bytes, not copies.
+`decode` checks while it walks: every offset and length lies inside the file, no part is walked twice, so that no
+forged file makes it read astray, hang, or take memory beyond a small multiple of the file. Vectors of numbers are
+numpy views of the file's bytes, not copies.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _CORRUPT = "fetch the file again, or convert the model again"
 
 @dataclass(slots=True, eq=False)
 class Table:
-    """One flatbuffer table: the fields that the file holds, by name; `table["x"]` is the schema's default for the rest."""
+    """One flatbuffer table: the fields that the file holds, by name; `table["x"]` is the schema's default for the
+    rest.
+    """
 
     type: str
     fields: dict[str, Any]

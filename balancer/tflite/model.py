@@ -1,7 +1,7 @@
 """A TFLite file's tables, checked as a whole: what reading and cutting both start from.
 
-`flatbuffer` vouches for offsets and lengths; this module vouches for the indices between tables, so that past it code can
-follow them without asking.
+`flatbuffer` vouches for offsets and lengths; this module vouches for the indices between tables, so that past it code
+can follow them without asking.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ IDENTIFIER = b"TFL3"
 EDGETPU_CUSTOM_OP = "edgetpu-custom-op"
 # Bytes of one element; types that are absent (strings, resources, variants) have no fixed size.
 _BITS = {
-    "FLOAT32": 32, "FLOAT16": 16, "INT32": 32, "UINT8": 8, "INT64": 64, "BOOL": 8, "INT16": 16, "COMPLEX64": 64, "INT8": 8,
-    "FLOAT64": 64, "COMPLEX128": 128, "UINT64": 64, "UINT32": 32, "UINT16": 16, "INT4": 4, "BFLOAT16": 16, "INT2": 2,
-    "UINT4": 4, "FLOAT8_E4M3FN": 8, "FLOAT8_E5M2": 8,
+    "FLOAT32": 32, "FLOAT16": 16, "INT32": 32, "UINT8": 8, "INT64": 64, "BOOL": 8, "INT16": 16, "COMPLEX64": 64,
+    "INT8": 8, "FLOAT64": 64, "COMPLEX128": 128, "UINT64": 64, "UINT32": 32, "UINT16": 16, "INT4": 4, "BFLOAT16": 16,
+    "INT2": 2, "UINT4": 4, "FLOAT8_E4M3FN": 8, "FLOAT8_E5M2": 8,
 }  # fmt: skip
 _MAX_RANK = 8
 # Larger than anything an interpreter can hold; sums of a few million such sizes still fit 64 bits.

@@ -29,7 +29,8 @@ _MAX_FILE_BYTES = (1 << 31) - 1
 def load_graph(model: str | Path | bytes) -> Graph:
     """The graph of a .tflite file, given as a path or as its bytes (then its name is "model").
 
-    Raises ModelError where it is no full-integer TFLite model with static shapes; the message names the place and remedy.
+    Raises ModelError where it is no full-integer TFLite model with static shapes; the message names the place and
+    remedy.
     """
     if isinstance(model, bytes):
         return read_graph(model, name="model")
@@ -176,7 +177,9 @@ def _is_scratch(tensor: Tensor) -> bool:
 
 
 def _together(model: Model, ops: tuple[Op, ...]) -> tuple[OpSet, ...]:
-    """Groups of ops that share state: a variable tensor, or any resource (resources are known by name, not by tensor)."""
+    """Groups of ops that share state: a variable tensor, or any resource (resources are known by name, not by
+    tensor).
+    """
     groups: dict[int, set[int]] = {}
     for op in ops:
         for t in (*op.inputs, *op.outputs, *op.intermediates):

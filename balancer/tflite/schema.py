@@ -1,8 +1,8 @@
 """The TFLite schema as data, read from `schema.txt`: what decoding, checking and encoding all go by.
 
-Why a table instead of generated classes: Python's flatbuffers checks nothing, and generated code silently drops each field
-that it does not know. With the layout as data one loop checks every offset, carries every known field, and can name what
-it does not know.
+Why a table instead of generated classes: Python's flatbuffers checks nothing, and generated code silently drops each
+field that it does not know. With the layout as data one loop checks every offset, carries every known field, and can
+name what it does not know.
 """
 
 from __future__ import annotations

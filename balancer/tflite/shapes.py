@@ -1,8 +1,8 @@
 """Shapes when the file leaves them open: a free batch is read as 1, and what follows from that is worked out op by op.
 
-A converter that does not know the batch leaves a chain of small int32 ops (SHAPE, STRIDED_SLICE, PACK ...) in the file that
-computes shapes as the model runs, and writes placeholders into the static shapes behind them. With the batch fixed at 1
-these ops are constants (*folded*), and the shapes behind them can be computed instead of trusted.
+A converter that does not know the batch leaves a chain of small int32 ops (SHAPE, STRIDED_SLICE, PACK ...) in the
+file that computes shapes as the model runs, and writes placeholders into the static shapes behind them. With the
+batch fixed at 1 these ops are constants (*folded*), and the shapes behind them can be computed instead of trusted.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _FOLDABLE = {
 _NUMPY = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "FLOAT32": "<f4", "INT8": "i1", "UINT8": "u1", "BOOL": "u1"}
 # Ops whose output has the shape of their first input.
 _SAME = {
-    "RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU", "PRELU", "ELU", "HARD_SWISH", "GELU", "LOGISTIC", "TANH",
-    "SOFTMAX", "LOG_SOFTMAX", "QUANTIZE", "DEQUANTIZE", "CAST", "L2_NORMALIZATION", "RSQRT", "SQRT", "EXP", "ABS", "NEG",
-    "SQUARE", "LOCAL_RESPONSE_NORMALIZATION", "FLOOR", "ROUND", "CEIL", "SIN", "COS", "LOG", "ZEROS_LIKE",
+    "RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU", "PRELU", "ELU", "HARD_SWISH", "GELU", "LOGISTIC",
+    "TANH", "SOFTMAX", "LOG_SOFTMAX", "QUANTIZE", "DEQUANTIZE", "CAST", "L2_NORMALIZATION", "RSQRT", "SQRT", "EXP",
+    "ABS", "NEG", "SQUARE", "LOCAL_RESPONSE_NORMALIZATION", "FLOOR", "ROUND", "CEIL", "SIN", "COS", "LOG",
+    "ZEROS_LIKE",
 }  # fmt: skip
 _BROADCAST = {"ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE", "POW", "FLOOR_DIV"}
 _REDUCE = {"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"}
@@ -39,10 +40,9 @@ _REDUCE = {"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"}
 class Shapes:
     """Static shapes of all tensors, and the values of what folded ops compute.
 
-    shape[t]: None where the file gives no static shape. folded: indices of folded ops. value[t]: the constant that a folded
-    op computes.
-    Raises ModelError where a dimension other than the batch is open, or where an op follows an open one whose shape rule is
-    not known here.
+    shape[t]: None where the file gives no static shape. folded: indices of folded ops. value[t]: the constant that a
+    folded op computes. Raises ModelError where a dimension other than the batch is open, or where an op follows an
+    open one whose shape rule is not known here.
     """
 
     def __init__(self, model: Model) -> None:
@@ -121,7 +121,9 @@ class Shapes:
         return t in self.value or self.model.is_constant(t)
 
     def constant(self, t: int) -> Any:
-        """Value of a known tensor as an array of its shape; None for an activation or an element type without numpy's."""
+        """Value of a known tensor as an array of its shape; None for an activation or an element type without
+        numpy's.
+        """
         if t in self.value:
             return self.value[t]
         data = self.model.constant(t)

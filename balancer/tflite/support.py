@@ -1,8 +1,8 @@
 """Which ops the Edge TPU takes, and why not the others.
 
-Sources: Axis' ARTPEC-7 page and the vendor's list as given in coral.ai/docs/edgetpu/models-intro ("Supported operations"),
-compared with what stands outside the `edgetpu-custom-op` of real compiled files. Only compiling tells for sure: the
-compiler also refuses ops for reasons that it does not publish.
+Sources: Axis' ARTPEC-7 page and the vendor's list as given in coral.ai/docs/edgetpu/models-intro ("Supported
+operations"), compared with what stands outside the `edgetpu-custom-op` of real compiled files. Only compiling tells
+for sure: the compiler also refuses ops for reasons that it does not publish.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from balancer.graph import Tensor
 
 _TAKEN = {
     "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "EXPAND_DIMS", "FULLY_CONNECTED",
-    "L2_NORMALIZATION", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MEAN", "MINIMUM", "MUL", "PACK", "PAD", "PRELU", "QUANTIZE",
-    "REDUCE_MAX", "REDUCE_MIN", "RELU", "RELU6", "RELU_N1_TO_1", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR",
-    "RSQRT", "SLICE", "SOFTMAX", "SPACE_TO_DEPTH", "SPLIT", "SQUARED_DIFFERENCE", "SQUEEZE", "STRIDED_SLICE", "SUB", "SUM",
-    "TANH", "TRANSPOSE", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM",
+    "L2_NORMALIZATION", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MEAN", "MINIMUM", "MUL", "PACK", "PAD", "PRELU",
+    "QUANTIZE", "REDUCE_MAX", "REDUCE_MIN", "RELU", "RELU6", "RELU_N1_TO_1", "RESHAPE", "RESIZE_BILINEAR",
+    "RESIZE_NEAREST_NEIGHBOR", "RSQRT", "SLICE", "SOFTMAX", "SPACE_TO_DEPTH", "SPLIT", "SQUARED_DIFFERENCE",
+    "SQUEEZE", "STRIDED_SLICE", "SUB", "SUM", "TANH", "TRANSPOSE", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM",
 }  # fmt: skip
 _EIGHT_BITS = {"int8", "uint8"}
 # The vendor says 16,000; the compiled bright_128x128 has one of 16,384 on the TPU.
