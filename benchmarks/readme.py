@@ -1,0 +1,70 @@
+"""Runs the commands that README.md shows and compares, or rewrites, the output under them.
+
+    python benchmarks/readme.py [--update]
+
+A block is fenced as `console`; a line that begins with `$ ` is a command, what follows is its output. Commands run in a folder of
+their own, in which the zoo's models lie. Versions of the interpreter differ between machines and are not compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+ZOO = Path(__file__).resolve().parents[2] / "shared" / "models" / "zoo"
+_BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_VERSION = re.compile(r"(ai-edge-litert|tflite-runtime) [0-9.]+")
+
+
+def run_block(block: str, folder: Path) -> str:
+    """The block with the output that its commands give now."""
+    lines = []
+    for command in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
+        program = command.replace("balancer ", f"{sys.executable} -m balancer ", 1)
+        environment = os.environ | {"PYTHONPATH": str(README.parent), "NO_COLOR": "1"}
+        done = subprocess.run(  # noqa: S602 - the README's own commands
+            program, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        text = "\n".join(line.rstrip() for line in (done.stdout + done.stderr).splitlines())
+        lines.append(f"$ {command}\n{text.strip()}\n" if text.strip() else f"$ {command}\n")
+    return "".join(lines)
+
+
+def refreshed(text: str, folder: Path) -> str:
+    """README's text with every console block run anew."""
+    for model in ZOO.glob("*.tflite"):
+        (folder / model.name).symlink_to(model)
+    return _BLOCK.sub(lambda match: f"```console\n{run_block(match[1], folder)}```", text)
+
+
+def comparable(text: str) -> str:
+    return _VERSION.sub(r"\1", text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--update", action="store_true", help="rewrite README.md")
+    arguments = parser.parse_args(argv)
+    written = README.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        now = refreshed(written, Path(folder))
+    if comparable(now) == comparable(written):
+        print("README.md is as the commands print it")
+        return 0
+    if not arguments.update:
+        print("README.md differs from what its commands print; run with --update and read the difference")
+        return 1
+    README.write_text(now, encoding="utf-8")
+    print("README.md rewritten")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
