@@ -60,8 +60,8 @@ class Cutter:
 
     def __init__(self, data: bytes, *, name: str = "model", where: str | None = None) -> None:
         self._model = Model(data, where or name)
-        self._shapes = Shapes(self._model)
         self.graph = graph_of(self._model, name)
+        self._shapes = Shapes(self._model)
 
     def cut(self, ops: OpSet, names: Mapping[int, str] | None = None) -> bytes:
         """The file of the segment that holds these ops. names: of boundary tensors, where they differ from the model's.

@@ -47,7 +47,7 @@ class Table:
     def __getitem__(self, name: str) -> Any:
         if name in self.fields:
             return self.fields[name]
-        return schema().defaults(self.type)[name]
+        return schema().defaults[self.type][name]
 
     def changed(self, **fields: Any) -> Table:
         """The same table with other values; None removes a field. Other fields are shared, not copied."""
@@ -55,14 +55,11 @@ class Table:
         return Table(self.type, merged)
 
 
-def decode(data: bytes, *, root: str, identifier: bytes, where: str) -> Table:
-    """The file's tables from the root on.
+def decode(data: bytes, *, root: str, where: str) -> Table:
+    """The tables from the root on. where: the file's name, for errors.
 
-    identifier: the four bytes at offset 4. where: the file's name, for errors.
-    Raises ModelError where the bytes are no such file, are cut short or corrupt, or hold what the schema does not know.
+    Raises ModelError where the bytes are cut short or corrupt, or hold what the schema does not know.
     """
-    if len(data) < 8 or data[4:8] != identifier:
-        raise ModelError(f"not a TFLite file (no '{identifier.decode()}' at byte 4)", where, "give a .tflite model")
     return _Decoder(data, where).root(root)
 
 
@@ -121,7 +118,8 @@ class _Decoder:
             width = _width(entry)
             if within < 4 or within + width > length:
                 raise self._corrupt(f"field '{entry.name}' outside its {name}", pos)
-            table.fields[entry.name] = _READ[entry.kind](self, pos + within, entry, table)
+            if entry.kind != "unread":
+                table.fields[entry.name] = _READ[entry.kind](self, pos + within, entry, table)
         return table
 
     def _vtable(self, pos: int) -> tuple[tuple[int, ...], int]:
@@ -167,6 +165,12 @@ class _Decoder:
         self._spend(count, at)
         return [self.string(start + 4 * i, entry, table) for i in range(count)]
 
+    def blobs(self, at: int, entry: Field, table: Table) -> list[bytes]:
+        start, count = self._vector(at, 4)
+        self._spend(count, at)
+        ends = (self._vector(start + 4 * i, 1) for i in range(count))
+        return [self.data[first : first + size] for first, size in ends]
+
     def tables(self, at: int, entry: Field, table: Table) -> list[Table]:
         start, count = self._vector(at, 4)
         self._spend(count, at)
@@ -180,6 +184,7 @@ _READ: dict[str, Callable[[_Decoder, int, Field, Table], Any]] = {
     "union": _Decoder.union,
     "scalars": _Decoder.scalars,
     "strings": _Decoder.strings,
+    "blobs": _Decoder.blobs,
     "tables": _Decoder.tables,
 }
 
@@ -249,4 +254,6 @@ class _Encoder:
 
 
 def _width(entry: Field) -> int:
+    if entry.kind == "unread":
+        return 0
     return _STRUCT[entry.type].size if entry.kind == "scalar" else 4

@@ -29,13 +29,20 @@ _MAX_TENSOR_BYTES = 1 << 31
 _RECONVERT = "convert the model again"
 
 
+def decode_model(data: bytes, where: str) -> Table:
+    """The tables of a TFLite file. Raises ModelError where the bytes are none."""
+    if len(data) < 8 or data[4:8] != IDENTIFIER:
+        raise ModelError(f"not a TFLite file (no '{IDENTIFIER.decode()}' at byte 4)", where, "give a .tflite model")
+    return flatbuffer.decode(data, root="Model", where=where)
+
+
 class Model:
     """The checked tables of a file with one subgraph. where: its name for errors."""
 
     def __init__(self, data: bytes, where: str) -> None:
         self.where = where
         self.size = len(data)
-        self.root = flatbuffer.decode(data, root="Model", identifier=IDENTIFIER, where=where)
+        self.root = decode_model(data, where)
         subgraphs = self.root["subgraphs"]
         if len(subgraphs) != 1:
             raise ModelError(
@@ -135,11 +142,6 @@ class Model:
         self._indices(operator["inputs"], -1, place)
         self._indices(operator["intermediates"], -1, place)
         self._indices(operator["outputs"], 0, place)
-        if self.type_name(operator) == f"CUSTOM:{EDGETPU_CUSTOM_OP}":
-            raise ModelError(
-                "the model is already compiled for the Edge TPU (it holds an edgetpu-custom-op)", self.where,
-                "give the .tflite file that the compiler was given",
-            )  # fmt: skip
 
     def _check_order(self) -> None:
         """Each op may read only what stands before it; each activation has one producer."""
@@ -161,6 +163,16 @@ class Model:
         for t in self.subgraph["outputs"]:
             if int(t) not in made:
                 raise self._fail(f"output '{self.tensors[t]['name']}' is computed by no op", "the model's outputs")
+
+
+def refuse_compiled(model: Model) -> None:
+    """Raises ModelError where the model is the compiler's output, which has no ops left to see."""
+    if any(model.type_name(operator) == f"CUSTOM:{EDGETPU_CUSTOM_OP}" for operator in model.operators):
+        raise ModelError(
+            "the model is already compiled for the Edge TPU (it holds an edgetpu-custom-op)",
+            model.where,
+            "give the .tflite file that the compiler was given",
+        )
 
 
 def byte_size(shape: list[int] | tuple[int, ...], bits: int) -> int:

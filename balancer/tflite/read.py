@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from balancer.errors import ModelError
 from balancer.graph import Graph, Op, OpSet, Tensor, op_set
-from balancer.tflite.model import Model, byte_size, element_bits
+from balancer.tflite.model import Model, byte_size, element_bits, refuse_compiled
 from balancer.tflite.schema import schema
 from balancer.tflite.shapes import Shapes
 from balancer.tflite.support import unmapped_reason
@@ -56,6 +56,7 @@ def read_graph(data: bytes, *, name: str, where: str | None = None) -> Graph:
 
 def graph_of(model: Model, name: str) -> Graph:
     """The graph of a model whose tables are already read."""
+    refuse_compiled(model)
     shapes = Shapes(model)
     tensors = tuple(_tensor(model, shapes, t) for t in range(len(model.tensors)))
     ops = tuple(_op(model, shapes, tensors, i) for i in range(len(model.operators)))

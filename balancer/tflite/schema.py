@@ -1,4 +1,5 @@
-"""The TFLite schema as data, read from `schema.txt`: what decoding, checking and encoding all go by.
+"""Flatbuffer schemas as data, read from `schema.txt` (TFLite) and `package.txt` (what the compiler adds): what decoding, checking
+and encoding all go by.
 
 Why a table instead of generated classes: Python's flatbuffers checks nothing, and generated code silently drops each
 field that it does not know. With the layout as data one loop checks every offset, carries every known field, and can
@@ -17,7 +18,8 @@ from typing import Any
 class Field:
     """One slot of a table.
 
-    kind: "scalar", "string", "table", "union", "scalars", "strings" or "tables" (the last three are vectors).
+    kind: "scalar", "string", "table", "union", "scalars", "strings", "blobs" or "tables" (the last four are vectors), or "unread":
+    something stands there that nobody here reads.
     type: width code of a scalar ("i4"), name of a table or union. align: of a vector's first byte, 0 = by its width.
     """
 
@@ -30,24 +32,25 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """tables: fields by slot. enums, unions: names by value."""
+    """tables: fields by slot. enums, unions: names by value. defaults: of each table's fields, by name."""
 
     tables: dict[str, tuple[Field, ...]]
     enums: dict[str, tuple[str, ...]]
     unions: dict[str, tuple[str, ...]]
 
-    def defaults(self, table: str) -> dict[str, Any]:
-        return {f.name: f.default for f in self.tables[table]}
+    defaults: dict[str, dict[str, Any]]
 
 
 def _field(text: str) -> Field:
+    if text == "-":
+        return Field("-", "unread", "", None)
     name, kind = text.split(":")
     kind, _, default = kind.partition("=")
     if kind.startswith("{"):
         return Field(name, "union", kind[1:-1], None)
     if kind.startswith("["):
         inner, _, align = kind[1:-1].partition("@")
-        plural = "strings" if inner == "str" else "scalars" if _is_width(inner) else "tables"
+        plural = {"str": "strings", "bytes": "blobs"}.get(inner, "scalars" if _is_width(inner) else "tables")
         return Field(name, plural, inner, (), int(align or 0))
     if kind == "str":
         return Field(name, "string", kind, "")
@@ -64,17 +67,23 @@ def _number(text: str) -> int | float:
     return float(text) if "." in text else int(text or 0)
 
 
+_FILES = ("schema.txt", "package.txt")
+
+
 @cache
 def schema() -> Schema:
-    """The schema that this version of balancer knows."""
-    text = resources.files(__package__).joinpath("schema.txt").read_text(encoding="utf-8")
+    """The schemas that this version of balancer knows; no name stands in both files."""
+    folder = resources.files(__package__)
+    text = "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in _FILES)
     lines = [line for line in text.replace("\n    ", " ").splitlines() if not line.startswith("#")]
     found: dict[str, dict[str, list[str]]] = {"table": {}, "enum": {}, "union": {}}
     for line in lines:
         sort, name, *items = line.split()
         found[sort][name] = items
+    tables = {name: tuple(_field(item) for item in items) for name, items in found["table"].items()}
     return Schema(
-        tables={name: tuple(_field(item) for item in items) for name, items in found["table"].items()},
+        tables=tables,
         enums={name: tuple(items) for name, items in found["enum"].items()},
         unions={name: ("NONE", *items) for name, items in found["union"].items()},
+        defaults={name: {f.name: f.default for f in slots} for name, slots in tables.items()},
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.errors import ModelError
+from balancer.tflite.schema import schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -217,9 +218,7 @@ def _windowed(shape: Any, kernel: tuple[int, int], channels: int, options: Any) 
 
 
 def _fields(options: Table) -> dict[str, Any]:
-    from balancer.tflite.schema import schema
-
-    return schema().defaults(options.type)
+    return schema().defaults[options.type]
 
 
 def _concatenated(shapes: Any, constants: Any, options: Any) -> Shape:
