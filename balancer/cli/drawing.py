@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from balancer.graph import Graph
     from balancer.plan import ComparisonRow, Pipeline, Plan
+    from balancer.tflite.package import Package
 
 _WIDTH = 80
 _KIB, _MIB = 1 << 10, 1 << 20
-_LEFT = {"", "ops", "type", "mapped"}
-_FOLDED = {"ops", "TPUs", "mapped"}
+_LEFT = {"", "ops", "type", "mapped", "tensor"}
+_FOLDED = {"ops", "TPUs", "mapped", "tensor"}
 
 
 class _Table:
@@ -138,6 +139,21 @@ def graph(graph: Graph) -> None:
         mapped = "folded" if row["folded"] else "yes" if row["mapped"] else f"no: {row['reason']}"
         table.row(*(str(row[k]) for k in ("index", "type", "parameter_bytes", "macs", "output_bytes")), mapped)
     table.print()
+
+
+def package(package: Package) -> None:
+    """What the compiler put into a file."""
+    print(
+        f"{package.name}: compiled; reported by its package: {size(package.cached_bytes)} of parameters cached, "
+        f"{size(package.streamed_bytes)} streamed,\n{size(package.instruction_bytes)} of instructions, "
+        f"{size(package.narrow_bytes_per_tile)} of narrow memory a tile; needs runtime {package.min_runtime_version}"
+    )
+    table = _Table("", ("", "tensor", "type", "shape", "bytes"))
+    for side, layers in (("in", package.inputs), ("out", package.outputs)):
+        for layer in layers:
+            table.row(side, layer.name, layer.dtype, "x".join(map(str, layer.shape)), str(layer.size_bytes))
+    table.print()
+    print(f"on the CPU: {', '.join(package.cpu_ops) or 'nothing'}")
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:

@@ -228,18 +228,22 @@ def _say_verified(result: Verification) -> None:
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
+    parser.add_argument("model", metavar="MODEL", help="a .tflite file, compiled (*_edgetpu.tflite) or not")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from balancer.cli import drawing
-    from balancer.tflite.read import load_graph
+    from balancer.tflite.package import is_compiled, read_package
+    from balancer.tflite.read import read_graph, read_model_bytes
 
-    graph = load_graph(arguments.model)
-    if arguments.json:
-        _print_json(drawing.graph_document(graph))
-    else:
-        drawing.graph(graph)
+    path = Path(arguments.model)
+    data = read_model_bytes(path)
+    if is_compiled(data, str(path)):
+        package = read_package(data, name=path.stem, where=str(path))
+        _print_json(asdict(package)) if arguments.json else drawing.package(package)
+        return 0
+    graph = read_graph(data, name=path.stem, where=str(path))
+    _print_json(drawing.graph_document(graph)) if arguments.json else drawing.graph(graph)
     return 0
 
 
@@ -321,7 +325,7 @@ VERBS = (
     Verb("predict", "what given segments would cost", _predict_arguments, _predict),
     Verb("compare", "one TPU, copies, the compiler's split and ours, side by side", _compare_arguments, _compare),
     Verb("verify", "run a plan's segments beside the whole model, bit for bit, on the CPU", _verify_arguments, _verify),
-    Verb("inspect", "the model, op by op", _inspect_arguments, _inspect),
+    Verb("inspect", "a model op by op, or what the compiler put into a compiled one", _inspect_arguments, _inspect),
     Verb("synth", "write one of the papers' synthetic models", _synth_arguments, _synth),
     Verb("demo", "the whole job on a synthetic model, without any hardware", _demo_arguments, _demo),
 )

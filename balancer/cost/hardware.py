@@ -1,5 +1,4 @@
-"""The constants of a machine with Edge TPUs, as data: each with its unit in the name, its source and how it is known.
-"""
+"""The constants of a machine with Edge TPUs, as data: each with its unit in the name, its source and how it is known."""
 
 from __future__ import annotations
 
@@ -29,8 +28,9 @@ class Hardware:
     The link and the host. stream_*: parameters while running, per MiB and once. load_*: at the first inference, per
     MiB and once. invoke_ns: fixed cost of one segment's invocation. input_*, output_*: boundary tensors to and from a
     segment; large_*: more for the part of one tensor above large_tensor_bytes. handover_ns: between stages, in
-    latency alone. host_ns_per_stage: host work per inference and stage that no other stage's host work overlaps.
-    cpu_*: ops that the Edge TPU does not take, on one thread.
+    latency alone. host_ns_per_stage: host work per inference and stage that no other stage's
+    host work overlaps. thread_ns, wake_ns, upstream_permille_*: of the published Python scripts, see `pipeline`. cpu_*: ops that the
+    Edge TPU does not take, on one thread.
     """
 
     name: str
@@ -58,6 +58,11 @@ class Hardware:
     large_output_ns_per_mib: int
     handover_ns: int
     host_ns_per_stage: int
+    thread_ns: int
+    wake_ns: int
+    upstream_permille_2: int
+    upstream_permille_3: int
+    upstream_permille_4: int
     cpu_ns_per_gmac: int
     cpu_ns_per_mib: int
     cpu_op_ns: int
