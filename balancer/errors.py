@@ -5,6 +5,8 @@
     ├── PlanError              the plan file, or a file that it names, is not what it should be
     ├── OutputError            something cannot be written, or would replace what is there
     ├── InputError             the inputs given for a run do not fit the model
+    ├── ProfileError             the per-op profile is not what it should be, or of another model
+    ├── MeasurementError         a file of measurements is not what it should be
     ├── HardwareError          the hardware file is not what it should be
     ├── DependencyError        a package that this step needs is not installed, or does not work
     ├── InterpreterError       the interpreter refuses a model
@@ -47,6 +49,14 @@ class OutputError(BalancerError):
 
 class InputError(BalancerError):
     """The inputs given for a run do not fit the model."""
+
+
+class ProfileError(BalancerError):
+    """The per-op profile is not what it should be, or of another model."""
+
+
+class MeasurementError(BalancerError):
+    """A file of measurements is not what it should be."""
 
 
 class HardwareError(BalancerError):

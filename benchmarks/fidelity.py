@@ -14,109 +14,43 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from balancer.balancing.comparing import default_cuts
+from balancer.balancing.measurements import SyntheticRow, read_measurements
 from balancer.balancing.setting import Setting, open_setting
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.layout import layout
-from balancer.cost.pipeline import Feeding, StageCost, inference_ns, latency_ns, period_ns, stage_cost
+from balancer.cost.pipeline import StageCost, latency_ns, period_ns, stage_cost
 from balancer.cost.segment import SegmentCosts
-from balancer.graph import Graph, OpSet, op_set
+from balancer.graph import Graph, op_set
 from balancer.solve import pipeline_rate, plan_rate
-from balancer.tflite import synth
 from balancer.tflite.package import load_package
-from balancer.tflite.read import load_graph, read_graph
+from balancer.tflite.read import load_graph
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 MIB = 1 << 20
-WEIGHTED = {"FULLY_CONNECTED", "CONV_2D"}
 NOT_COUNTED = {"UNIDIRECTIONAL_SEQUENCE_LSTM"}  # its layout on the chip is not known
 SMALL_BYTES = 50_000
 BATCHED = 50
 
 
-@dataclass(frozen=True)
-class Row:
-    """One measured configuration. split: weight layers of each segment. streamed_mib: of each segment, as reported."""
-
-    family: str
-    width: int
-    layers: int
-    inputs: str
-    n_tpus: int
-    batch: int
-    partitioner: str
-    split: tuple[int, ...]
-    ms: float
-    feeding: Feeding
-    streamed_mib: tuple[float, ...] | None
-
-
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[SyntheticRow]:
     """The rows that can be scored."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_row(r) for r in csv.DictReader(file) if r["use"] == "1" and r["layers_per_segment"] and _feeding(r)]
+    return [row for row in read_measurements(path) if isinstance(row, SyntheticRow)]
 
 
-def _feeding(r: dict[str, str]) -> Feeding | None:
-    return next((f for f in Feeding if f.value == r["timing"]), None)
+def predicted_ms(row: SyntheticRow) -> float:
+    return row.predicted_ns(load_hardware_once("pcie-python")) / 1e6
 
 
-def _row(r: dict[str, str]) -> Row:
-    return Row(
-        family=r["family"],
-        width=int(r["width"]),
-        layers=int(r["n_layers"]),
-        inputs=r["input"],
-        n_tpus=int(r["n_tpus"]),
-        batch=int(r["batch"]),
-        partitioner=r["partitioner"],
-        split=tuple(int(n) for n in r["layers_per_segment"].split("-")),
-        ms=float(r["ms_per_inference"]),
-        feeding=_feeding(r) or Feeding.INVOKE,
-        streamed_mib=tuple(float(m) for m in r["off_chip_mib"].split(";")) if r["off_chip_mib"] else None,
-    )
-
-
-@cache
-def synthetic_graph(family: str, width: int, layers: int, inputs: str, output_type: str) -> Graph:
-    """The graph of a row's model, from the generator. Weights are made and forgotten."""
-    if family == "fc":
-        data = synth.fc(width, layers=layers, inputs=int(inputs), output_type=output_type)
-    else:
-        size, _, channels = (int(n) for n in inputs.split("x"))
-        data = synth.conv(width, layers=layers, size=size, channels=channels)
-    return read_graph(data, name=f"{family}_{width}")
-
-
-@cache
-def synthetic_costs(family: str, width: int, layers: int, inputs: str, output_type: str) -> SegmentCosts:
-    return SegmentCosts(synthetic_graph(family, width, layers, inputs, output_type), load_hardware("pcie-python"))
-
-
-def layer_segments(graph: Graph, split: Sequence[int]) -> list[OpSet]:
-    """Op sets for so many weight layers each; the op that quantises the input goes into the first."""
-    starts = [op.index for op in graph.ops if op.type in WEIGHTED] + [len(graph.ops)]
-    edges, taken = [0], 0
-    for count in split[:-1]:
-        taken += count
-        edges.append(starts[taken])
-    return [op_set(range(a, b)) for a, b in pairwise([*edges, len(graph.ops)])]
-
-
-def row_stages(row: Row) -> list[StageCost]:
-    """Predicted costs of a row's stages. Whole dense models give float32, segmented ones int8, as they were measured."""
-    output = "float32" if row.n_tpus == 1 else "int8"
-    costs = synthetic_costs(row.family, row.width, row.layers, row.inputs, output)
-    return [stage_cost(costs.terms(ops)) for ops in layer_segments(costs.graph, row.split)]
-
-
-def row_ms(row: Row) -> float:
-    return inference_ns(row_stages(row), load_hardware_once("pcie-python"), row.batch, row.feeding) / 1e6
+def measured_ms(row: SyntheticRow) -> float:
+    return row.measured_ns / 1e6
 
 
 @cache
@@ -124,11 +58,11 @@ def load_hardware_once(name: str) -> Hardware:
     return load_hardware(name)
 
 
-def streamed_exact(row: Row) -> bool | None:
+def streamed_exact(row: SyntheticRow) -> bool | None:
     """Whether the streamed bytes of every segment are as reported, to 1 % or 0.02 MiB; None without a report."""
     if row.streamed_mib is None or len(row.streamed_mib) != len(row.split):
         return None
-    predicted = [stage.streamed_bytes / MIB for stage in row_stages(row)]
+    predicted = [stage.streamed_bytes / MIB for stage in row.stages(load_hardware_once("pcie-python"))]
     reported = list(row.streamed_mib)
     if row.partitioner == "google_profiling":  # that tool lists segments in no fixed order
         predicted, reported = sorted(predicted), sorted(reported)
@@ -141,7 +75,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def score_data(path: Path) -> None:
-    groups: dict[tuple[str, int, int, str], list[Row]] = {}
+    groups: dict[tuple[str, int, int, str], list[SyntheticRow]] = {}
     for row in read_rows(path):
         groups.setdefault((row.family, row.n_tpus, row.batch, row.partitioner), []).append(row)
     errors: dict[str, list[float]] = {"single": [], "batch1": [], "batched": [], "below": []}
@@ -150,11 +84,16 @@ def score_data(path: Path) -> None:
         f"{'family':6} {'N':>2} {'batch':>5} {'partitioner':18} {'rows':>5} {'mean':>9} {'p90':>8} {'off-chip exact':>15}"
     )
     for key, rows in sorted(groups.items()):
-        long = [row for row in rows if row.ms >= 1]
-        for unit, part in (("%", long), ("ms", [row for row in rows if row.ms < 1])):
+        long = [row for row in rows if measured_ms(row) >= 1]
+        for unit, part in (("%", long), ("ms", [row for row in rows if measured_ms(row) < 1])):
             if not part:
                 continue
-            found = [abs(row_ms(row) / row.ms - 1) * 100 if unit == "%" else abs(row_ms(row) - row.ms) for row in part]
+            found = [
+                abs(predicted_ms(row) / measured_ms(row) - 1) * 100
+                if unit == "%"
+                else abs(predicted_ms(row) - measured_ms(row))
+                for row in part
+            ]
             kind = "below" if unit == "ms" else "single" if key[1] == 1 else "batch1" if key[2] == 1 else "batched"
             errors[kind] += found
             known = [e for row in part if (e := streamed_exact(row)) is not None]
@@ -165,14 +104,15 @@ def score_data(path: Path) -> None:
                 f"{key[0]:6} {key[1]:2} {key[2]:5} {key[3]:18} {len(part):5} {mean(found):6.3f} {unit:2} {p90:8.3f} {share:>15}"
             )
     print(
-        f"MAPE single {mean(errors['single']):.2f} % batch1 {mean(errors['batch1']):.2f} % batched {mean(errors['batched']):.2f} % | "
+        f"MAPE single {mean(errors['single']):.2f} % batch1 {mean(errors['batch1']):.2f} % "
+        f"batched {mean(errors['batched']):.2f} % | "
         f"below 1 ms {mean(errors['below']):.3f} ms | off-chip exact {100 * mean(exact):.1f} %"
     )
 
 
 def score_decisions(path: Path) -> None:
     """Pairs of configurations of one model: is the one predicted faster the one measured faster?"""
-    models: dict[tuple[str, int, int, str], dict[tuple[int, tuple[int, ...]], list[Row]]] = {}
+    models: dict[tuple[str, int, int, str], dict[tuple[int, tuple[int, ...]], list[SyntheticRow]]] = {}
     for row in read_rows(path):
         if row.batch >= BATCHED or row.n_tpus == 1:
             model = models.setdefault((row.family, row.layers, row.width, row.inputs), {})
@@ -181,10 +121,10 @@ def score_decisions(path: Path) -> None:
     other: list[bool] = []
     for configurations in models.values():
         for (a, rows_a), (b, rows_b) in combinations(configurations.items(), 2):
-            measured = [statistics.median(row.ms for row in rows) for rows in (rows_a, rows_b)]
+            measured = [statistics.median(measured_ms(row) for row in rows) for rows in (rows_a, rows_b)]
             if min(measured) < 1.5 or max(measured) <= 1.05 * min(measured):
                 continue
-            predicted = [statistics.median(row_ms(row) for row in rows) for rows in (rows_a, rows_b)]
+            predicted = [statistics.median(predicted_ms(row) for row in rows) for rows in (rows_a, rows_b)]
             right = (predicted[0] < predicted[1]) == (measured[0] < measured[1])
             (same if a[0] == b[0] else other).append(right)
     for name, pairs in (("equal n_tpus", same), ("different n_tpus", other)):

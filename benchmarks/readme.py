@@ -2,8 +2,9 @@
 
     python benchmarks/readme.py [--update]
 
-A block is fenced as `console`; a line that begins with `$ ` is a command, what follows is its output. Commands run in a folder of
-their own, in which the zoo's models lie. Versions of the interpreter differ between machines and are not compared.
+A block is fenced as `console`; a line that begins with `$ ` is a command, what follows is its output. Commands run in
+a folder of their own, in which the zoo's models lie. Versions of the interpreter differ between machines and are not
+compared.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "models" / "zoo"
@@ -29,7 +33,7 @@ def run_block(block: str, folder: Path) -> str:
     for command in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
         program = command.replace("balancer ", f"{sys.executable} -m balancer ", 1)
         environment = os.environ | {"PYTHONPATH": str(README.parent), "NO_COLOR": "1"}
-        done = subprocess.run(  # noqa: S602 - the README's own commands
+        done = subprocess.run(
             program, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         text = "\n".join(line.rstrip() for line in (done.stdout + done.stderr).splitlines())

@@ -46,7 +46,7 @@ def assemble(setting: Setting, solution: Solution, n_tpus: int, comparison: Sequ
         model=ModelInfo(
             file=None, sha256=setting.sha256, ops=len(graph.ops), parameter_bytes=graph.parameter_bytes, macs=graph.macs
         ),
-        hardware=HardwareInfo(name=hardware.name, constants=hardware.constants),
+        hardware=HardwareInfo(name=setting.costs_label, constants=hardware.constants),
         n_tpus=n_tpus,
         segments=tuple(segment for segments in named.values() for segment in segments),
         pipelines=_pipelines(setting, solution.pipelines, named),

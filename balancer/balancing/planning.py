@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from balancer.balancing.assembling import assemble
 from balancer.balancing.comparing import comparison
-from balancer.balancing.setting import OVERFLOW, check_tpus, open_setting
+from balancer.balancing.setting import OVERFLOW, check_tpus, open_setting, with_profile
 from balancer.solve import Options, solve
 
 if TYPE_CHECKING:
@@ -24,15 +24,17 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     pipelines: int | None = None,
     stages: int | None = None,
     overflow: str = "stream",
+    profile: str | Path | None = None,
 ) -> Plan:
     """The plan with the highest predicted rate for a model on n_tpus Edge TPUs.
 
     model: path or bytes of a full-integer .tflite. hardware: a preset's name, a hardware file, or a record.
     pipelines: at most so many side by side (any number by default). stages: exactly so many segments, in one
     pipeline. overflow: "error" refuses plans in which a segment streams parameters for want of room.
+    profile: a file of per-op costs that replace the predicted ones (see `profile_document`).
 
-    Nothing is written; see `save`. Raises ModelError or HardwareError where an input cannot be taken, InfeasibleError
-    where there is no such plan, ValueError for arguments out of range.
+    Nothing is written; see `save`. Raises ModelError, HardwareError or ProfileError where an input cannot be taken,
+    InfeasibleError where there is no such plan, ValueError for arguments out of range.
     """
     check_tpus(n_tpus)
     for name, number in (("pipelines", pipelines), ("stages", stages)):
@@ -43,5 +45,7 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     if overflow not in OVERFLOW:
         raise ValueError(f"overflow must be one of {OVERFLOW}, not {overflow!r}")
     setting = open_setting(model, hardware)
+    if profile is not None:
+        setting = with_profile(setting, profile)
     solution = solve(setting.problem(n_tpus, overflow=overflow), Options(max_pipelines=pipelines, stages=stages))
     return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.value))

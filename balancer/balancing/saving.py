@@ -48,6 +48,15 @@ def save(plan: Plan, directory: str | Path, *, force: bool = False) -> Plan:
     return replace(saved, directory=target, origin=target / names[0])
 
 
+def check_writable(path: Path, *, force: bool) -> None:
+    """Raises OutputError where a file exists (without force), or where its folder does not: before the work, not
+    after it.
+    """
+    _check_free(path.parent, [path.name], b"", force=force)
+    if not path.parent.is_dir():
+        raise OutputError("its folder does not exist", str(path), "make it, or choose another place")
+
+
 def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
     """Write a file whole or not at all. Raises OutputError where it exists (without force) or cannot be written."""
     _check_free(path.parent, [path.name], data, force=force)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.intervals import interval_table
+from balancer.cost.profile import Profile, load_profile
 from balancer.cost.segment import SegmentCosts
 from balancer.solve import Cost, Intervals, Kind, Problem
 from balancer.tflite.read import read_graph, read_model_bytes
@@ -25,12 +26,13 @@ MOST_TPUS = 64
 
 @dataclass(frozen=True)
 class Setting:
-    """A model on hardware. origin: where its bytes come from."""
+    """A model on hardware. origin: where its bytes come from. profile: per-op costs that replace the predicted ones."""
 
     data: bytes
     origin: Path | bytes
     graph: Graph
     hardware: Hardware
+    profile: Profile | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -38,7 +40,12 @@ class Setting:
 
     @cached_property
     def costs(self) -> SegmentCosts:
-        return SegmentCosts(self.graph, self.hardware)
+        return SegmentCosts(self.graph, self.hardware, self.profile)
+
+    @property
+    def costs_label(self) -> str:
+        """Where the costs come from, as plans name it."""
+        return f"{self.hardware.name} + {self.profile.label}" if self.profile else self.hardware.name
 
     def problem(self, n_tpus: int, *, overflow: str = "stream") -> Problem:
         """The solver's view. overflow: "error" forbids segments that stream for want of room."""
@@ -74,6 +81,11 @@ def open_setting(model: str | Path | bytes, hardware: str | Path | Hardware) -> 
     path = Path(model)
     data = read_model_bytes(path)
     return Setting(data, path, read_graph(data, name=path.stem, where=str(path)), record)
+
+
+def with_profile(setting: Setting, path: str | Path) -> Setting:
+    """The same with the costs of a profile file. Raises ProfileError where it does not fit the model."""
+    return replace(setting, profile=load_profile(path, setting.graph, setting.sha256))
 
 
 def check_tpus(n_tpus: int) -> None:

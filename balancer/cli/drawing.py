@@ -16,13 +16,14 @@ from balancer.plan import op_ranges, pycoral_obstacle
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from balancer.balancing.calibrating import Calibration
     from balancer.graph import Graph
     from balancer.plan import ComparisonRow, Pipeline, Plan
     from balancer.tflite.package import Package
 
 _WIDTH = 80
 _KIB, _MIB = 1 << 10, 1 << 20
-_LEFT = {"", "ops", "type", "mapped", "tensor"}
+_LEFT = {"", "ops", "type", "mapped", "tensor", "constant"}
 _FOLDED = {"ops", "TPUs", "mapped", "tensor"}
 
 
@@ -154,6 +155,17 @@ def package(package: Package) -> None:
             table.row(side, layer.name, layer.dtype, "x".join(map(str, layer.shape)), str(layer.size_bytes))
     table.print()
     print(f"on the CPU: {', '.join(package.cpu_ops) or 'nothing'}")
+
+
+def calibration(found: Calibration) -> None:
+    """The fitted constants with their errors."""
+    table = _Table("fitted to measured times", ("constant", "before", "fitted", "error"))
+    for constant in found.constants:
+        table.row(constant.name, str(constant.before), str(constant.value), f"{100 * constant.error:.1f} %")
+    table.print()
+    print(
+        f"{found.rows} rows: mean absolute error {100 * found.error_before:.2f} % before, {100 * found.error_after:.2f} % after"
+    )
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:

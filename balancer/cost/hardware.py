@@ -28,9 +28,9 @@ class Hardware:
     The link and the host. stream_*: parameters while running, per MiB and once. load_*: at the first inference, per
     MiB and once. invoke_ns: fixed cost of one segment's invocation. input_*, output_*: boundary tensors to and from a
     segment; large_*: more for the part of one tensor above large_tensor_bytes. handover_ns: between stages, in
-    latency alone. host_ns_per_stage: host work per inference and stage that no other stage's
-    host work overlaps. thread_ns, wake_ns, upstream_permille_*: of the published Python scripts, see `pipeline`. cpu_*: ops that the
-    Edge TPU does not take, on one thread.
+    latency alone. host_ns_per_stage: host work per inference and stage that no other stage's host work overlaps.
+    thread_ns, wake_ns, upstream_permille_*: of the published Python scripts, see `pipeline`. cpu_*: ops that the Edge
+    TPU does not take, on one thread.
     """
 
     name: str

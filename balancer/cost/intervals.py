@@ -135,7 +135,7 @@ class _Table:
         """Terms that add up over ops: computing and starting on the TPU, and the CPU's time."""
         table = _Rectangles(self.n)
         for p, i in enumerate(self.order):
-            on_tpu = self.costs.compute[i] + self.costs.hardware.op_ns
+            on_tpu = self.costs.compute[i] + self.costs.start[i]
             table.add((self.held_from[p], p), (p + 1, self.n), on_tpu)
             if not self.costs.graph.ops[i].folded:
                 table.add((0, min(p, self.held_from[p] - 1)), (p + 1, self.n), self.costs.cpu[i])

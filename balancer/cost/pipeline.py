@@ -1,8 +1,8 @@
 """From the costs of stages to what a host sees of a pipeline: period, latency, batches, the first inference.
 
-`Feeding` is how the host feeds it. The two Python ways and the fresh runner are those of the published scripts: what they add to
-the devices' own time is data of the hardware (`thread_ns`, `wake_ns`, `upstream_permille_*`), zero where nobody has seen it. They
-serve to predict measurements, and are no part of what a plan is chosen by.
+`Feeding` is how the host feeds it. The two Python ways and the fresh runner are those of the published scripts: what
+they add to the devices' own time is data of the hardware (`thread_ns`, `wake_ns`, `upstream_permille_*`), zero where
+nobody has seen it. They serve to predict measurements, and are no part of what a plan is chosen by.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Feeding(Enum):
     """How inputs reach the stages, by the names of the published measurements.
 
-    INVOKE: each stage is called in turn, one input in flight. THREADS: a thread and a queue for each stage, in Python, started for
-    each batch. RUNNER: pycoral's PipelinedModelRunner. FRESH: the same, made anew for each batch, so that parameters are loaded.
-    STEADY: one thread and queue for each stage, running.
+    INVOKE: each stage is called in turn, one input in flight. THREADS: a thread and a queue for each stage, in
+    Python, started for each batch. RUNNER: pycoral's PipelinedModelRunner. FRESH: the same, made anew for each batch,
+    so that parameters are loaded. STEADY: one thread and queue for each stage, running.
     """
 
     INVOKE = "invoke_median"
@@ -85,8 +85,8 @@ def inference_ns(stages: Sequence[StageCost], hardware: Hardware, batch: int, fe
 
 
 def _threads_ns(stages: Sequence[StageCost], hardware: Hardware, batch: int, alone: int) -> float:
-    """A Python thread that slept through a long call is slow to wake: once per streaming stage in a full pipeline, and in every
-    stage where one input runs alone and any stage streams.
+    """A Python thread that slept through a long call is slow to wake: once per streaming stage in a full pipeline,
+    and in every stage where one input runs alone and any stage streams.
     """
     wake = hardware.wake_ns if any(stage.streamed_bytes for stage in stages) else 0
     latency = alone + len(stages) * (hardware.thread_ns + wake)

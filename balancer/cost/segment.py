@@ -16,13 +16,16 @@ from balancer.cost import timing
 from balancer.cost.caching import Caching
 from balancer.cost.capacity import capacity, input_scratch, largest_capacity, op_scratch
 from balancer.cost.geometry import MIB
-from balancer.cost.layout import layout
+from balancer.cost.layout import Layout, layout
+from balancer.cost.profile import OpCosts
 from balancer.graph import Graph, OpSet, members, op_set
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from balancer.cost.hardware import Hardware
+    from balancer.cost.profile import Profile
+    from balancer.graph import Op
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,26 +55,34 @@ class SegmentTerms:
 class SegmentCosts:
     """Costs of the segments of one graph on one kind of hardware. `terms` is exact, `lower` a bound for pruning.
 
-    Per op: layout; busy, the ns on the array; compute, that and gathering; waiting, the ns that streaming adds;
+    Per op: layout; start, the ns of starting it; busy, the ns on the array; compute, that and gathering; waiting, the ns that streaming adds;
     always, the ns of operands that are never cached; cpu, the ns on the CPU; scratch, bytes a tile.
     """
 
-    def __init__(self, graph: Graph, hardware: Hardware) -> None:
+    def __init__(self, graph: Graph, hardware: Hardware, profile: Profile | None = None) -> None:
+        """profile: per-op costs that replace the predicted ones."""
         self.graph = graph
         self.hardware = hardware
         ops = graph.ops
-        self.layout = [layout(graph, op) for op in ops]
+        known = profile.ops if profile else {}
+        self.layout = [_layout(graph, op, known.get(op.index, _AS_PREDICTED)) for op in ops]
         sized = list(zip(ops, self.layout, strict=True))
-        busy = [timing.busy_ns(graph, op, lay, hardware) for op, lay in sized]
         stream = [timing.stream_ns(graph, op, lay, hardware) for op, lay in sized]
-        self.compute = [b + timing.gather_ns(graph, op, hardware) for b, op in zip(busy, ops, strict=True)]
-        self.waiting = [max(0, s - b) for s, b in zip(stream, busy, strict=True)]
+        gather = [timing.gather_ns(graph, op, hardware) for op in ops]
+        busy = [timing.busy_ns(graph, op, lay, hardware) for op, lay in sized]
+        predicted = [b + g for b, g in zip(busy, gather, strict=True)]
+        self.compute = [_ns(known, i, ns) for i, ns in enumerate(predicted)]
+        # Streaming hides behind the op's own computing, but not behind the gathering of its input.
+        hiding = [max(0, ns - g) for ns, g in zip(self.compute, gather, strict=True)]
+        self.waiting = [max(0, s - h) for s, h in zip(stream, hiding, strict=True)]
         self.always = [timing.always_stream_ns(lay, hardware) for lay in self.layout]
-        self.cpu = [timing.cpu_ns(graph, op, hardware) for op in ops]
+        self.start = [timing.start_ns(op, hardware) for op in ops]
         self.scratch = [op_scratch(graph, op, lay) for op, lay in sized]
         self.caching = Caching(graph, self.layout, hardware.dense_tile_bytes)
         self.mapped = op_set(op.index for op in ops if op.mapped and not op.folded)
         self.unmapped = graph.all_ops & ~self.mapped & ~graph.folded
+        cpu = [timing.cpu_ns(graph, op, hardware) for op in ops]
+        self.cpu = [_ns(known, i, ns) if self.unmapped >> i & 1 else ns for i, ns in enumerate(cpu)]
 
     @cached_property
     def ancestors(self) -> list[OpSet]:
@@ -128,7 +139,7 @@ class SegmentCosts:
             streaming_ns=waiting + (hardware.stream_start_ns if overflow_bytes + always else 0),
             input_ns=sum(timing.input_ns(tensors[t].bytes, hardware) for t in inputs),
             output_ns=sum(timing.output_ns(tensors[t].bytes, hardware) for t in outputs),
-            overhead_ns=hardware.invoke_ns + hardware.op_ns * on_tpu.bit_count(),
+            overhead_ns=hardware.invoke_ns + sum(self.start[i] for i in members(on_tpu)),
             cpu_ns=sum(self.cpu[i] for i in members(on_cpu)),
         )
 
@@ -169,8 +180,24 @@ class SegmentCosts:
             return 0
         if self.unmapped >> i & 1:
             return self.cpu[i]
-        on_tpu = self.compute[i] + self.hardware.op_ns
+        on_tpu = self.compute[i] + self.start[i]
         return on_tpu if self._sure_on_tpu >> i & 1 else min(on_tpu, self.cpu[i])
+
+
+_AS_PREDICTED = OpCosts()
+
+
+def _layout(graph: Graph, op: Op, known: OpCosts) -> Layout:
+    """The op's layout, with the known parameter bytes where they differ from what the rules give."""
+    found = layout(graph, op)
+    if known.parameter_bytes is None or known.parameter_bytes == found.cached:
+        return found
+    return found._replace(cached=known.parameter_bytes, streamed=known.parameter_bytes)
+
+
+def _ns(known: Mapping[int, OpCosts], i: int, predicted: int) -> int:
+    ns = known.get(i, _AS_PREDICTED).ns
+    return predicted if ns is None else ns
 
 
 def _union(sets: Iterable[OpSet]) -> OpSet:

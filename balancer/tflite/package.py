@@ -1,9 +1,9 @@
-"""What the compiler put into a compiled file: the parameters that stay on chip, those that are streamed, instructions, and the
-tensors and ops that stayed outside.
+"""What the compiler put into a compiled file: the parameters that stay on chip, those that are streamed,
+instructions, and the tensors and ops that stayed outside.
 
-A compiled file is a TFLite file in which the mapped ops became one `edgetpu-custom-op`. The op's custom options are a FlexBuffer map;
-under "4" lies the package, a flatbuffer with others nested in it, down to executables: one that caches parameters, one that runs (or
-one that does both, without parameters).
+A compiled file is a TFLite file in which the mapped ops became one `edgetpu-custom-op`. The op's custom options are a
+FlexBuffer map; under "4" lies the package, a flatbuffer with others nested in it, down to executables: one that
+caches parameters, one that runs (or one that does both, without parameters).
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flatbuffers import flexbuffers
 
 from balancer.errors import ModelError
 from balancer.tflite import flatbuffer
-from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import EDGETPU_CUSTOM_OP, Model
 from balancer.tflite.read import read_model_bytes
+
+if TYPE_CHECKING:
+    from balancer.tflite.flatbuffer import Table
 
 _PACKAGE_IDENTIFIER = b"DWN1"
 _PACKAGE_KEY = "4"
@@ -40,9 +42,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A compiled model, as its file says. narrow_bytes_per_tile: activation memory. cpu_ops: types of the ops left outside.
+    """A compiled model, as its file says. narrow_bytes_per_tile: activation memory. cpu_ops: types of the ops left
+    outside.
 
-    token: equal in models that were compiled to share the chip. scratch_bytes: host memory for what does not fit the chip.
+    token: equal in models that were compiled to share the chip. scratch_bytes: host memory for what does not fit the
+    chip.
     """
 
     name: str

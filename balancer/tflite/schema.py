@@ -1,5 +1,5 @@
-"""Flatbuffer schemas as data, read from `schema.txt` (TFLite) and `package.txt` (what the compiler adds): what decoding, checking
-and encoding all go by.
+"""Flatbuffer schemas as data, read from `schema.txt` (TFLite) and `package.txt` (what the compiler adds): what
+decoding, checking and encoding all go by.
 
 Why a table instead of generated classes: Python's flatbuffers checks nothing, and generated code silently drops each
 field that it does not know. With the layout as data one loop checks every offset, carries every known field, and can
@@ -18,9 +18,9 @@ from typing import Any
 class Field:
     """One slot of a table.
 
-    kind: "scalar", "string", "table", "union", "scalars", "strings", "blobs" or "tables" (the last four are vectors), or "unread":
-    something stands there that nobody here reads.
-    type: width code of a scalar ("i4"), name of a table or union. align: of a vector's first byte, 0 = by its width.
+    kind: "scalar", "string", "table", "union", "scalars", "strings", "blobs" or "tables" (the last four are vectors),
+    or "unread": something stands there that nobody here reads. type: width code of a scalar ("i4"), name of a table
+    or union. align: of a vector's first byte, 0 = by its width.
     """
 
     name: str

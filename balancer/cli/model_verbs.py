@@ -1,0 +1,94 @@
+"""The verbs about models: inspect, synth, profile."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from balancer.cli.arguments import add_force, add_hardware, add_model, print_json, whole_number
+from balancer.errors import OutputError
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a .tflite file, compiled (*_edgetpu.tflite) or not")
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    from balancer.cli import drawing
+    from balancer.tflite.package import is_compiled, read_package
+    from balancer.tflite.read import read_graph, read_model_bytes
+
+    path = Path(arguments.model)
+    data = read_model_bytes(path)
+    if is_compiled(data, str(path)):
+        package = read_package(data, name=path.stem, where=str(path))
+        print_json(asdict(package)) if arguments.json else drawing.package(package)
+        return 0
+    graph = read_graph(data, name=path.stem, where=str(path))
+    print_json(drawing.graph_document(graph)) if arguments.json else drawing.graph(graph)
+    return 0
+
+
+def synth_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("family", choices=("fc", "conv"), help="dense layers, or 3x3 convolutions")
+    parser.add_argument(
+        "--width", type=whole_number(1, 65_536), required=True, metavar="W", help="neurons or filters of a layer"
+    )
+    parser.add_argument("--layers", type=whole_number(1, 1000), default=5, metavar="L", help="weight layers; default 5")
+    parser.add_argument(
+        "--inputs", type=whole_number(1, 65_536), default=64, metavar="I", help="fc: length of the input; default 64"
+    )
+    parser.add_argument(
+        "--size", type=whole_number(1, 4096), default=64, metavar="S", help="conv: side of the picture; default 64"
+    )
+    parser.add_argument(
+        "--channels", type=whole_number(1, 4096), default=3, metavar="C", help="conv: its channels; default 3"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="default synth_<family>_<width>.tflite")
+    add_force(parser)
+
+
+def synth(arguments: argparse.Namespace) -> int:
+    from balancer.balancing.saving import write_file
+    from balancer.tflite.synth import conv, fc
+
+    try:
+        if arguments.family == "fc":
+            data = fc(arguments.width, layers=arguments.layers, inputs=arguments.inputs)
+        else:
+            data = conv(arguments.width, layers=arguments.layers, size=arguments.size, channels=arguments.channels)
+    except ValueError as error:
+        raise OutputError(str(error), "synth", "choose other sizes") from error
+    path = Path(arguments.output or f"synth_{arguments.family}_{arguments.width}.tflite")
+    write_file(path, data, force=arguments.force)
+    if arguments.json:
+        print_json({"file": str(path), "bytes": len(data)})
+    else:
+        print(f"{path}: {len(data)} bytes")
+    return 0
+
+
+def profile_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_hardware(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", help="default <model>_profile.json")
+    add_force(parser)
+
+
+def profile(arguments: argparse.Namespace) -> int:
+    from balancer.balancing.profiling import profile_document
+    from balancer.balancing.saving import write_file
+
+    document = profile_document(arguments.model, hardware=arguments.hardware)
+    path = Path(arguments.output or f"{document['model']['name']}_profile.json")
+    write_file(path, (json.dumps(document, indent=1) + "\n").encode(), force=arguments.force)
+    if arguments.json:
+        print_json({"file": str(path), "ops": len(document["ops"])})
+    else:
+        print(f"{path}: {len(document['ops'])} ops; fill in measured_ns and give it to `balancer solve --profile`")
+    return 0

@@ -1,0 +1,201 @@
+"""The verbs about plans: solve, compare, predict, verify, demo."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from balancer.cli.arguments import MOST_TPUS, add_force, add_hardware, add_model, add_tpus, print_json, whole_number
+from balancer.errors import PlanError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from balancer.plan import Plan
+    from balancer.verification import Verification
+
+DEMO_WIDTH = 2350  # three hidden layers of 5.6 MB each: no TPU holds two of them
+
+
+def solve_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_tpus(parser)
+    add_hardware(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="write model, segments and plan here; without it nothing is written"
+    )
+    parser.add_argument(
+        "--pipelines", type=whole_number(1, MOST_TPUS), metavar="K", help="at most so many pipelines side by side"
+    )
+    parser.add_argument("--overflow", choices=("stream", "error"), default="stream",
+                        help="error: refuse plans that stream parameters for want of room (exit code 3)")  # fmt: skip
+    parser.add_argument("--profile", metavar="FILE", help="per-op costs that replace the predicted ones")
+    add_force(parser)
+
+
+def solve(arguments: argparse.Namespace) -> int:
+    from balancer import balancing
+
+    plan = balancing.balance(
+        arguments.model, arguments.tpus, hardware=arguments.hardware, pipelines=arguments.pipelines,
+        overflow=arguments.overflow,
+        profile=arguments.profile,
+    )  # fmt: skip
+    if arguments.output:
+        plan = balancing.save(plan, arguments.output, force=arguments.force)
+    if arguments.json:
+        print_json(plan.to_json())
+        return 0
+    _draw_plan(plan)
+    if plan.directory:
+        print(f"written to {plan.directory}: {len(plan.segments)} segments and {plan.file_name}")
+    return 0
+
+
+def _draw_plan(plan: Plan) -> None:
+    from balancer.cli import drawing
+
+    drawing.stages(plan)
+    drawing.comparison(plan)
+    drawing.remarks(plan)
+
+
+def compare_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_tpus(parser)
+    add_hardware(parser)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    from balancer import balancing
+    from balancer.cli import drawing
+
+    plan = balancing.balance(arguments.model, arguments.tpus, hardware=arguments.hardware)
+    if arguments.json:
+        print_json({"comparison": plan.to_json()["comparison"]})
+    else:
+        drawing.comparison(plan)
+    return 0
+
+
+def predict_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--cuts", metavar="I,J", help="first op of each segment but the first: 12,57")
+    how.add_argument("--segments", metavar="OPS", help='ops of each segment: "0-11,14;12,13,15-60"')
+    how.add_argument("--plan", metavar="FILE", help="the segments of a plan file")
+    add_hardware(parser)
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    from balancer import balancing
+    from balancer.cli import drawing
+
+    plan = balancing.predict(arguments.model, _segments(arguments), hardware=arguments.hardware)
+    if arguments.json:
+        document = plan.to_json()
+        print_json({"segments": document["segments"], "pipelines": document["pipelines"]})
+    else:
+        drawing.stages(plan)
+    return 0
+
+
+def _segments(arguments: argparse.Namespace) -> list[list[int]]:
+    from balancer.balancing.predicting import cut_segments
+    from balancer.plan import load_plan, parse_op_ranges
+    from balancer.tflite.read import load_graph
+
+    n_ops = len(load_graph(arguments.model).ops)
+    try:
+        if arguments.cuts is not None:
+            return [list(s) for s in cut_segments([int(c) for c in arguments.cuts.split(",")], n_ops)]
+        if arguments.segments is not None:
+            return [parse_op_ranges(part, n_ops) for part in arguments.segments.split(";")]
+    except ValueError as error:
+        raise PlanError(
+            str(error), "segments", "give op indices as in --cuts 12,57 or --segments '0-11;12-60'"
+        ) from error
+    plan = load_plan(arguments.plan)
+    _same_model(plan, arguments)
+    if len(plan.partitions()) > 1:
+        raise PlanError("has several partitions", arguments.plan, "give the one that you mean with --segments")
+    return [parse_op_ranges(segment.ops, n_ops) for segment in plan.partitions()[0]]
+
+
+def _same_model(plan: Plan, arguments: argparse.Namespace) -> None:
+    import hashlib
+
+    from balancer.tflite.read import read_model_bytes
+
+    if hashlib.sha256(read_model_bytes(Path(arguments.model))).hexdigest() != plan.model.sha256:
+        raise PlanError("was made for another model (the hash differs)", arguments.plan, "solve this model")
+
+
+def verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("plan", metavar="PLAN.json", help="a plan file in its directory")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--inputs", metavar="FILE", help=".npy for one input (leading axis = items), or .npz by tensor name"
+    )
+    how.add_argument(
+        "--random", type=whole_number(1, 1_000_000), default=3, metavar="K", help="K random inputs; default 3"
+    )
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    from balancer import balancing
+    from balancer.cli import drawing
+    from balancer.plan import load_plan
+
+    plan = load_plan(arguments.plan)
+    with drawing.progress("verifying", quiet=arguments.quiet or arguments.json) as advance:
+        result = balancing.verify(plan, arguments.inputs or arguments.random, progress=advance)
+    if arguments.json:
+        print_json({"bit_exact": result.bit_exact, **asdict(result)})
+    else:
+        _say_verified(result)
+    return 0 if result.bit_exact else 1
+
+
+def _say_verified(result: Verification) -> None:
+    print(f"{result.items} inputs, {result.compared_tensors} boundary tensors equal ({result.runtime})")
+    if result.mismatch:
+        m = result.mismatch
+        print(f"first difference: {m.segment}, tensor '{m.tensor}', input {m.item}: {m.elements} elements differ, "
+              f"by up to {m.largest_difference:g}")  # fmt: skip
+    verified = ", ".join(result.verified_segments) or "nothing"
+    for op in result.stopped_by:
+        print(f"not run: {op}: no kernel in this interpreter; verified: {verified}")
+    print(f"bit-exact: {'yes' if result.bit_exact else 'no'}")
+
+
+def demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-n", "--tpus", type=whole_number(1, MOST_TPUS), default=4, metavar="N", help="Edge TPUs; default 4"
+    )
+    add_hardware(parser)
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    import tempfile
+
+    from balancer import balancing
+    from balancer.cli import drawing
+    from balancer.plan import load_plan
+    from balancer.tflite import synth
+
+    with tempfile.TemporaryDirectory(prefix="balancer-demo-") as folder:
+        model = Path(folder) / f"fc_{DEMO_WIDTH}.tflite"
+        model.write_bytes(synth.fc(DEMO_WIDTH))
+        plan = balancing.save(
+            balancing.balance(model, arguments.tpus, hardware=arguments.hardware), Path(folder) / "plan"
+        )
+        with drawing.progress("verifying", quiet=arguments.quiet or arguments.json) as advance:
+            result = balancing.verify(load_plan(Path(folder) / "plan" / plan.file_name), 3, progress=advance)
+    if arguments.json:
+        print_json({"plan": plan.to_json(), "verification": {"bit_exact": result.bit_exact, **asdict(result)}})
+    else:
+        _draw_plan(plan)
+        _say_verified(result)
+    return 0 if result.bit_exact else 1

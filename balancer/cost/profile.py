@@ -1,0 +1,85 @@
+"""Per-op costs that replace the predicted ones: from a profile file that a user edited, or from what was seen of a
+device.
+
+The file (`balancer profile MODEL -o FILE`) lists each op with its parameter bytes on the chip, multiply-accumulates
+(for the reader alone), predicted and measured ns. A measured value counts before a predicted one; both may be edited.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from balancer.errors import ProfileError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from balancer.graph import Graph
+
+FORMAT, VERSION = "balancer-profile", 1
+_REMEDY = "write it anew with `balancer profile`"
+
+
+@dataclass(frozen=True, slots=True)
+class OpCosts:
+    """What is known better of one op. ns: on the chip, or on the CPU where it stays there. None: as predicted."""
+
+    ns: int | None = None
+    parameter_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """ops: by index. label: what the costs come from, as plans name it."""
+
+    label: str
+    ops: Mapping[int, OpCosts]
+
+
+def load_profile(path: str | Path, graph: Graph, sha256: str) -> Profile:
+    """The profile in a file, for this graph of a model with this hash.
+
+    Raises ProfileError where the file cannot be read, is of another model, or has other ops than it.
+    """
+    where = str(path)
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"cannot be read ({error.strerror})", where, "check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise ProfileError(f"not JSON ({error})", where, _REMEDY) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ProfileError(f"not a profile (no format '{FORMAT}')", where, _REMEDY)
+    if document.get("version") != VERSION:
+        raise ProfileError(f"version {document.get('version')!r} is unknown", where, "update balancer")
+    model = document.get("model")
+    if not isinstance(model, dict) or model.get("sha256") != sha256:
+        raise ProfileError("was written for another model (the hash differs)", where, _REMEDY)
+    ops = document.get("ops")
+    if not isinstance(ops, list):
+        raise ProfileError("has no list of ops", where, _REMEDY)
+    found = dict(_entry(entry, graph, where) for entry in ops)
+    missing = [op for op in graph.ops if op.index not in found]
+    if missing:
+        raise ProfileError(f"op {missing[0].index} {missing[0].type} is missing", where, _REMEDY)
+    if len(found) < len(ops):
+        raise ProfileError("an op is listed twice", where, _REMEDY)
+    return Profile(Path(path).name, found)
+
+
+def _entry(entry: Any, graph: Graph, where: str) -> tuple[int, OpCosts]:
+    index = entry.get("index") if isinstance(entry, dict) else None
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(graph.ops):
+        raise ProfileError(f"op {index!r} is not in the model", where, _REMEDY)
+    if entry.get("type") != graph.ops[index].type:
+        raise ProfileError(f"op {index} is {graph.ops[index].type}, not {entry.get('type')}", where, _REMEDY)
+    numbers = {key: entry.get(key) for key in ("parameter_bytes", "predicted_ns", "measured_ns")}
+    for key, value in numbers.items():
+        whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 10**12
+        if not whole and not (value is None and key == "measured_ns"):
+            raise ProfileError(f"op {index}: {key} is {value!r}, not a whole number", where, "correct it in the file")
+    measured = numbers["measured_ns"]
+    return index, OpCosts(measured if measured is not None else numbers["predicted_ns"], numbers["parameter_bytes"])
