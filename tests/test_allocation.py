@@ -1,0 +1,78 @@
+"""Dividing devices among pipelines: against all multisets, with and without a host in common."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import combinations_with_replacement
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balancer.solve.allocation import Candidate, allocate
+from balancer.solve.baselines import equal_op_counts, parameter_count
+from balancer.solve.problem import NS_PER_S, Value, objective_ns, plan_rate
+
+CANDIDATES = st.lists(
+    st.builds(
+        Candidate,
+        devices=st.integers(1, 4),
+        rate=st.integers(1, 60).map(lambda t: Fraction(NS_PER_S, t)),
+        host_ns=st.sampled_from([0, 0, 1, 2, 9]),
+        streamed_bytes=st.integers(0, 3),
+        latency_ns=st.integers(1, 20),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def _value(chosen: tuple[Candidate, ...]) -> Value:
+    rate = plan_rate([c.rate for c in chosen], [c.host_ns for c in chosen])
+    streamed, latency = sum(c.streamed_bytes for c in chosen), max(c.latency_ns for c in chosen)
+    return Value(objective_ns(rate), sum(c.devices for c in chosen), streamed, latency)
+
+
+def _brute_force(candidates: list[Candidate], devices: int, most: int) -> Value:
+    plans = (p for count in range(1, most + 1) for p in combinations_with_replacement(candidates, count))
+    return min(_value(p) for p in plans if sum(c.devices for c in p) <= devices)
+
+
+@given(CANDIDATES, st.integers(1, 7), st.none() | st.integers(1, 3))
+def test_the_choice_is_the_best_of_all_multisets_in_every_tie(
+    candidates: list[Candidate], devices: int, most: int | None
+) -> None:
+    if all(c.devices > devices for c in candidates):
+        with pytest.raises(ValueError, match="no candidate"):
+            allocate(candidates, devices, most)
+        return
+    chosen = tuple(candidates[k] for k in allocate(candidates, devices, most))
+    assert _value(chosen) == _brute_force(candidates, devices, min(devices, most or devices))
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 8))
+def test_the_parameter_count_rule_cuts_before_crossing_and_leaves_no_segment_empty(sizes: list[int], segments: int) -> None:
+    cuts = parameter_count(sizes, segments)
+    edges = [0, *cuts, len(sizes)]
+    assert len(cuts) == min(segments, len(sizes)) - 1 or sum(sizes) == 0 or len(cuts) < segments
+    assert all(a < b for a, b in zip(edges, edges[1:], strict=False))
+    limit = sum(sizes) // segments + 1
+    for a, b in zip(edges[:-2], edges[1:-1], strict=True):
+        assert b - a == 1 or sum(sizes[a:b]) <= limit
+
+
+@pytest.mark.parametrize(("segments", "layers"), [(2, (2, 3)), (3, (2, 1, 2)), (4, (1, 1, 1, 2))])
+def test_five_convolutions_are_cut_as_the_compiler_cut_them(segments: int, layers: tuple[int, ...]) -> None:
+    """Published for f = 32 to 702: the first layer, 3 -> f, is small."""
+    for filters in (32, 100, 332, 702):
+        sizes = [9 * 3 * filters + 4 * filters] + [9 * filters * filters + 4 * filters] * 4
+        edges = [0, *parameter_count(sizes, segments), 5]
+        assert tuple(b - a for a, b in zip(edges, edges[1:], strict=False)) == layers
+
+
+@given(st.integers(1, 100), st.integers(1, 20))
+def test_equal_op_counts_differ_by_at_most_one(n_ops: int, segments: int) -> None:
+    edges = [0, *equal_op_counts(n_ops, min(segments, n_ops)), n_ops]
+    counts = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    assert max(counts) - min(counts) <= 1
+    assert min(counts) >= 1

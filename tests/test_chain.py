@@ -1,0 +1,83 @@
+"""The chain solver against brute force, its certificates, and what must not happen when conditions improve."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balancer.errors import InfeasibleError
+from balancer.solve import Options, Problem, solve
+from tests.check import check
+from tests.strategies import all_partitions, all_plans, chain_problems
+
+
+def _key(pipeline: object) -> list[int]:
+    return [stage.ops for stage in pipeline.stages]  # type: ignore[attr-defined]
+
+
+@given(chain_problems())
+def test_the_best_plan_is_as_good_as_brute_force_over_all_plans(problem: Problem) -> None:
+    solution = solve(problem)
+    check(problem, solution)
+    best = min(value for value, _ in all_plans(problem))
+    assert solution.value.objective_ns == best.objective_ns
+    assert solution.value.devices == best.devices
+    assert solution.bound_ns == best.objective_ns
+
+
+@given(chain_problems(most_ops=9, most_devices=5))
+def test_one_pipeline_meets_brute_force_in_every_tie(problem: Problem) -> None:
+    solution = solve(problem, Options(max_pipelines=1))
+    check(problem, solution)
+    plans = all_plans(problem, most_pipelines=1)
+    best = min(value for value, _ in plans)
+    assert solution.value == best
+    # Ops are compared as lists of indices: a segment that ends earlier comes first.
+    ties = [plan[0] for value, plan in plans if value == best]
+    first = min(ties, key=lambda p: [[i for i in range(problem.n_ops) if s >> i & 1] for s in _key(p)])
+    assert _key(solution.pipelines[0]) == _key(first)
+
+
+@given(chain_problems(most_ops=6), st.integers(1, 6))
+def test_forced_stages_are_exactly_so_many_and_the_best_of_them(problem: Problem, stages: int) -> None:
+    partitions = [p for p in all_partitions(problem) if len(p.stages) == stages]
+    roomy = replace(problem, devices=(("tpu", stages),))
+    if not partitions:
+        with pytest.raises(InfeasibleError):
+            solve(roomy, Options(stages=stages))
+        return
+    solution = solve(roomy, Options(stages=stages))
+    check(roomy, solution)
+    assert [len(p.stages) for p in solution.pipelines] == [stages]
+    plans = [v for v, plan in all_plans(roomy, 1) if len(plan[0].stages) == stages]
+    assert solution.value == min(plans)
+
+
+@given(chain_problems())
+def test_one_more_device_never_lowers_the_rate(problem: Problem) -> None:
+    kind, count = problem.devices[0]
+    more = replace(problem, devices=((kind, count + 1),))
+    assert solve(more).value.objective_ns <= solve(problem).value.objective_ns
+
+
+@given(chain_problems(), st.integers(1, 3))
+def test_a_limit_on_pipelines_is_kept_and_used_well(problem: Problem, most: int) -> None:
+    solution = solve(problem, Options(max_pipelines=most))
+    check(problem, solution)
+    assert len(solution.pipelines) <= most
+    assert solution.value.objective_ns == min(v for v, _ in all_plans(problem, most)).objective_ns
+
+
+@given(chain_problems())
+def test_the_same_problem_has_the_same_solution(problem: Problem) -> None:
+    assert solve(problem) == solve(problem)
+
+
+def test_a_problem_without_allowed_segments_is_infeasible() -> None:
+    from tests.strategies import interval_problem
+
+    with pytest.raises(InfeasibleError, match="no partition"):
+        solve(interval_problem((0, 1), {}, 2))
