@@ -297,7 +297,7 @@ def two_subgraphs() -> bytes:
     source = b.tensor("in")
     made = b.conv(source, "conv")
     inner = Table("SubGraph", {"tensors": [], "operators": [], "name": "body"})
-    root = flatbuffer.decode(b.file([source], [made]), root="Model", identifier=IDENTIFIER, where="handmade")
+    root = flatbuffer.decode(b.file([source], [made]), root="Model", where="handmade")
     doubled = root.changed(subgraphs=[*root["subgraphs"], inner])
     return flatbuffer.encode(doubled, identifier=IDENTIFIER, size_hint=1 << 12)
 
