@@ -17,6 +17,7 @@ from typing import Any
 from balancer.errors import PlanError
 
 FORMAT, VERSION = "balancer-plan", 1
+_MOST_OPS = 1_000_000
 _KEYS = {"source": "from"}  # a Python keyword in the file
 
 
@@ -263,6 +264,8 @@ def parse_op_ranges(text: str, n_ops: int) -> list[int]:
         a, b = int(first[:9]), int((last if dash else first)[:9])
         if b < a or b >= n_ops:
             raise ValueError(f"'{part.strip()}' is not within ops 0 to {n_ops - 1}")
+        if len(found) + b - a + 1 > n_ops:
+            raise ValueError(f"'{part.strip()}' lists ops a second time")
         found.extend(range(a, b + 1))
     return found
 
@@ -314,6 +317,8 @@ def _check(plan: Plan, where: str) -> None:
     names = [s.name for s in plan.segments]
     if len(set(names)) < len(names) or not plan.pipelines:
         raise PlanError("segments are named twice, or there is no pipeline", where, "solve again")
+    if not 1 <= plan.model.ops <= _MOST_OPS:
+        raise PlanError(f"a model of {plan.model.ops} ops is impossible", where, "solve again")
     for file in (plan.model.file, *(s.file for s in plan.segments)):
         if file is not None and (not file or Path(file).name != file or "\\" in file):
             raise PlanError(f"'{file}' is not a bare file name", where, "keep all files beside the plan")

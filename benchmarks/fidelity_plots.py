@@ -2,22 +2,25 @@
 
     python benchmarks/fidelity_plots.py SHARED/data/measurements [--out docs]
 
-One picture per family: time on one TPU over width, with the steps where parameters spill; batched pipelines; and streamed MiB.
-Needs matplotlib.
+One picture per family: time on one TPU over width, with the steps where parameters spill; batched pipelines; and
+streamed MiB. Needs matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from fidelity import BATCHED, default_stages
 
 from balancer.balancing.measurements import SyntheticRow, read_measurements
 from balancer.balancing.setting import open_setting
 from balancer.cost.hardware import load_hardware
-from fidelity import BATCHED, default_stages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 MIB = 1 << 20
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
@@ -25,7 +28,9 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 def synthetic(folder: Path) -> list[SyntheticRow]:
     rows = read_measurements(folder / "synthetic_fc_conv_pcie.csv")
-    return [row for row in rows if isinstance(row, SyntheticRow) and row.layers == 5 and row.inputs in ("64", "64x64x3")]
+    return [
+        row for row in rows if isinstance(row, SyntheticRow) and row.layers == 5 and row.inputs in ("64", "64x64x3")
+    ]
 
 
 def draw_times(axes: Any, rows: Iterable[SyntheticRow], label: str, colour: str) -> None:
@@ -34,14 +39,23 @@ def draw_times(axes: Any, rows: Iterable[SyntheticRow], label: str, colour: str)
     hardware = load_hardware("pcie-python")
     widths = [row.width for row in ordered]
     axes.plot(widths, [row.measured_ns / 1e6 for row in ordered], ".", color=colour, ms=4, label=f"{label}, measured")
-    axes.plot(widths, [row.predicted_ns(hardware) / 1e6 for row in ordered], "-", color=colour, lw=1, label=f"{label}, predicted")
+    axes.plot(
+        widths,
+        [row.predicted_ns(hardware) / 1e6 for row in ordered],
+        "-",
+        color=colour,
+        lw=1,
+        label=f"{label}, predicted",
+    )
 
 
 def draw_streamed(axes: Any, rows: Iterable[SyntheticRow], label: str, colour: str) -> None:
     ordered = sorted((row for row in rows if row.streamed_mib), key=lambda row: row.width)
     hardware = load_hardware("pcie-python")
     widths = [row.width for row in ordered]
-    axes.plot(widths, [sum(row.streamed_mib or ()) for row in ordered], ".", color=colour, ms=4, label=f"{label}, reported")
+    axes.plot(
+        widths, [sum(row.streamed_mib or ()) for row in ordered], ".", color=colour, ms=4, label=f"{label}, reported"
+    )
     predicted = [sum(stage.streamed_bytes for stage in row.stages(hardware)) / MIB for row in ordered]
     axes.plot(widths, predicted, "-", color=colour, lw=1, label=f"{label}, predicted")
 
@@ -57,11 +71,17 @@ def family_figure(rows: Sequence[SyntheticRow], family: str) -> Any:
     draw_times(single, alone, "1 TPU", COLOURS[0])
     draw_streamed(streamed, alone, "1 TPU", COLOURS[0])
     for n in (2, 3, 4):
-        default = [r for r in of_family if r.n_tpus == n and r.partitioner == "default" and r.batch in (BATCHED, 2 * BATCHED)]
+        default = [
+            r for r in of_family if r.n_tpus == n and r.partitioner == "default" and r.batch in (BATCHED, 2 * BATCHED)
+        ]
         draw_times(batched, default, f"{n} TPUs", COLOURS[n - 1])
         draw_streamed(streamed, default, f"{n} TPUs", COLOURS[n - 1])
     unit = "neurons" if family == "fc" else "filters"
-    for axes, title in ((single, "ms, one TPU"), (batched, "ms per inference, batched, default split"), (streamed, "streamed MiB")):
+    for axes, title in (
+        (single, "ms, one TPU"),
+        (batched, "ms per inference, batched, default split"),
+        (streamed, "streamed MiB"),
+    ):
         axes.set(title=f"{family}: {title}", xlabel=unit)
         axes.legend(fontsize=6)
         axes.grid(alpha=0.3)
@@ -102,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for family in ("fc", "conv"):
         family_figure(rows, family).savefig(arguments.out / f"fidelity_{family}.png", dpi=100)
     if arguments.model:
-        resnet_figure(arguments.measurements, arguments.model).savefig(arguments.out / "fidelity_resnet101.png", dpi=100)
+        resnet_figure(arguments.measurements, arguments.model).savefig(
+            arguments.out / "fidelity_resnet101.png", dpi=100
+        )
     return 0
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-from balancer.solve import Problem, Solution
+if TYPE_CHECKING:
+    from balancer.solve import Problem, Solution
 
 
 def check(problem: Problem, solution: Solution) -> None:
-    """Each pipeline holds each op once, no op reads from a later segment, devices suffice, the objective and bound are honest."""
+    """Each pipeline holds each op once, no op reads from a later segment, devices suffice, the objective and bound
+    are honest.
+    """
     kind, available = problem.devices[0]
     used, rates, work = 0, Fraction(0), Fraction(0)
     for pipeline in solution.pipelines:

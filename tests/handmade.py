@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +10,9 @@ from balancer.tflite import flatbuffer
 from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import IDENTIFIER
 from balancer.tflite.schema import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SHAPE = (1, 4, 4, 4)
 # Of the int8 kernels in use; the resolver knows a range of versions for each op.
@@ -21,7 +23,9 @@ _VERSIONS = {
 
 
 class Builder:
-    """Collects tensors and ops; `file` gives the bytes. Tensor and buffer numbers are those of the order of the calls."""
+    """Collects tensors and ops; `file` gives the bytes. Tensor and buffer numbers are those of the order of the
+    calls.
+    """
 
     def __init__(self) -> None:
         self.tensors: list[Table] = []
@@ -207,7 +211,9 @@ def shared_buffer() -> bytes:
     third = b.conv(second, "conv_2")
     kernels = [int(o["inputs"][1]) for o in b.operators]
     b.tensors[kernels[1]] = b.tensors[kernels[1]].changed(buffer=b.tensors[kernels[0]]["buffer"])
-    b.operators[2] = b.operators[2].changed(inputs=np.array([second, kernels[0], b.operators[2]["inputs"][2]], np.int32))
+    b.operators[2] = b.operators[2].changed(
+        inputs=np.array([second, kernels[0], b.operators[2]["inputs"][2]], np.int32)
+    )
     return b.file([source], [third])
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import combinations_with_replacement, product
-from typing import Any
+from itertools import combinations_with_replacement, pairwise, product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from balancer.solve import Cost, Intervals, Kind, Pipeline, Problem, Stage, Value, evaluate, interval_set
-from balancer.solve.problem import OpSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from balancer.solve.problem import OpSet
 
 KIND = "tpu"
 
@@ -62,7 +65,7 @@ def all_partitions(problem: Problem) -> list[Pipeline]:
     n, found = problem.n_ops, []
     for cuts in product([False, True], repeat=n - 1):
         edges = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), n]
-        stages = tuple(Stage(interval_set(a, b), KIND) for a, b in zip(edges, edges[1:], strict=False))
+        stages = tuple(Stage(interval_set(a, b), KIND) for a, b in pairwise(edges))
         if all(problem.exact(s.ops, KIND) is not None for s in stages):
             found.append(Pipeline(stages))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 
 import pytest
 from hypothesis import given
@@ -51,13 +51,15 @@ def test_the_choice_is_the_best_of_all_multisets_in_every_tie(
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 8))
-def test_the_parameter_count_rule_cuts_before_crossing_and_leaves_no_segment_empty(sizes: list[int], segments: int) -> None:
+def test_the_parameter_count_rule_cuts_before_crossing_and_leaves_no_segment_empty(
+    sizes: list[int], segments: int
+) -> None:
     cuts = parameter_count(sizes, segments)
     edges = [0, *cuts, len(sizes)]
     assert len(cuts) == min(segments, len(sizes)) - 1 or sum(sizes) == 0 or len(cuts) < segments
-    assert all(a < b for a, b in zip(edges, edges[1:], strict=False))
+    assert all(a < b for a, b in pairwise(edges))
     limit = sum(sizes) // segments + 1
-    for a, b in zip(edges[:-2], edges[1:-1], strict=True):
+    for a, b in pairwise(edges):
         assert b - a == 1 or sum(sizes[a:b]) <= limit
 
 
@@ -67,12 +69,12 @@ def test_five_convolutions_are_cut_as_the_compiler_cut_them(segments: int, layer
     for filters in (32, 100, 332, 702):
         sizes = [9 * 3 * filters + 4 * filters] + [9 * filters * filters + 4 * filters] * 4
         edges = [0, *parameter_count(sizes, segments), 5]
-        assert tuple(b - a for a, b in zip(edges, edges[1:], strict=False)) == layers
+        assert tuple(b - a for a, b in pairwise(edges)) == layers
 
 
 @given(st.integers(1, 100), st.integers(1, 20))
 def test_equal_op_counts_differ_by_at_most_one(n_ops: int, segments: int) -> None:
     edges = [0, *equal_op_counts(n_ops, min(segments, n_ops)), n_ops]
-    counts = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    counts = [b - a for a, b in pairwise(edges)]
     assert max(counts) - min(counts) <= 1
     assert min(counts) >= 1

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import balancer
-from balancer.graph import Graph, OpSet
 from balancer.inputs import random_items
 from balancer.tflite.cut import Cutter, boundary_names
 from balancer.verification import SegmentFile, input_specs, verify_partition
 from tests.shared import RUNNABLE, ZOO, stem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from balancer.graph import Graph, OpSet
 
 pytestmark = pytest.mark.shared
 
@@ -39,7 +44,7 @@ def _chain_of_down_sets(graph: Graph, segments: int, seed: int) -> list[OpSet]:
         order.append(draw.choice(ready))
         done |= 1 << order[-1]
     edges = [len(order) * k // segments for k in range(segments + 1)]
-    return [sum(1 << i for i in order[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    return [sum(1 << i for i in order[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

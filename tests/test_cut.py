@@ -1,10 +1,11 @@
-"""The cutter: each promise of `balancer/tflite/cut.py`, on models made for it; and random pieces that compute the whole."""
+"""The cutter: each promise of `balancer/tflite/cut.py`, on models made for it; and random pieces that compute the
+whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import itertools
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ from balancer.tflite.read import load_graph
 from balancer.verification import SegmentFile, input_specs, verify_partition
 from tests import handmade
 from tests.shared import SOURCES, stem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 def _cut(data: bytes, *segments: OpSet) -> list[ModelT]:
@@ -160,7 +165,7 @@ def test_every_op_and_tensor_of_a_real_model_is_in_a_segment_unchanged(path: Pat
     graph = load_graph(path)
     n = len(graph.ops)
     edges = [0, n // 3, 2 * n // 3, n] if n >= 3 else [0, n]
-    segments = [op_set(range(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+    segments = [op_set(range(a, b)) for a, b in itertools.pairwise(edges)]
     whole = ModelT.InitFromPackedBuf(data, 0)
     expected = [_described_op(whole, o) for o in whole.subgraphs[0].operators]
     found = [_described_op(part, o) for part in _cut(data, *segments) for o in part.subgraphs[0].operators]
@@ -171,7 +176,9 @@ def test_every_op_and_tensor_of_a_real_model_is_in_a_segment_unchanged(path: Pat
 @st.composite
 def _dags(draw: Callable[[Any], Any]) -> bytes:
     steps = draw(
-        st.lists(st.tuples(st.sampled_from(handmade.DAG_KINDS), st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=7)
+        st.lists(
+            st.tuples(st.sampled_from(handmade.DAG_KINDS), st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=7
+        )
     )
     return handmade.dag(steps, draw(st.lists(st.integers(0, 9), max_size=2)))
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,9 @@ from balancer.tflite.model import IDENTIFIER, decode_model
 from balancer.tflite.schema import schema
 from tests import handmade
 from tests.shared import PACKAGES, SOURCES, stem
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # The Edge TPU's runtime and TFLite's kernels read constants in place; the schema asks for this alignment.
 _ALIGNMENT = 16
@@ -33,7 +35,9 @@ def _encode(root: Table) -> bytes:
 def _differences(left: Any, right: Any, path: str = "root") -> list[str]:
     """Paths at which two decoded values differ. Numbers are compared as bytes: NaN equals itself."""
     if isinstance(left, Table) and isinstance(right, Table) and left.type == right.type:
-        found = [f"{path}: fields {sorted(set(left.fields) ^ set(right.fields))}"] * (set(left.fields) != set(right.fields))
+        found = [f"{path}: fields {sorted(set(left.fields) ^ set(right.fields))}"] * (
+            set(left.fields) != set(right.fields)
+        )
         for name in left.fields.keys() & right.fields.keys():
             found += _differences(left.fields[name], right.fields[name], f"{path}.{name}")
         return found

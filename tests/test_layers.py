@@ -66,7 +66,9 @@ def test_only_the_command_line_prints_or_exits(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in ("print", "sys.exit", "exit", "logging.basicConfig"), f"{path.name}:{node.lineno} calls {called}"
+            assert called not in ("print", "sys.exit", "exit", "logging.basicConfig"), (
+                f"{path.name}:{node.lineno} calls {called}"
+            )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import networkx
 import numpy as np
@@ -17,6 +17,9 @@ from balancer.tflite.package import load_package
 from balancer.tflite.read import load_graph, read_graph
 from tests import handmade
 from tests.shared import COMPILED, MODELS, SOURCES, ZOO, stem
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _graph(data: bytes) -> Graph:
@@ -123,7 +126,11 @@ def test_every_real_model_is_read_as_the_interpreter_reads_it(path: Path) -> Non
 @pytest.mark.shared
 def test_the_free_batch_model_of_the_zoo_folds_its_shape_ops() -> None:
     graph = load_graph(ZOO / "unet_free_int8.tflite")
-    assert [graph.ops[i].type for i in range(len(graph.ops)) if graph.folded >> i & 1] == ["SHAPE", "STRIDED_SLICE", "PACK"]
+    assert [graph.ops[i].type for i in range(len(graph.ops)) if graph.folded >> i & 1] == [
+        "SHAPE",
+        "STRIDED_SLICE",
+        "PACK",
+    ]
 
 
 @pytest.mark.shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from functools import cache
 
@@ -15,7 +16,9 @@ _WIDTHS = {
     "Bool": "b1", "Int8": "i1", "Uint8": "u1", "Int16": "i2", "Uint16": "u2", "Int32": "i4", "Uint32": "u4", "Int64": "i8",
     "Uint64": "u8", "Float32": "f4", "Float64": "f8",
 }  # fmt: skip
-_ACCESSOR = re.compile(r"    def (\w+)\(self(, j)?\):\n        o = [^\n]*\.Offset\((\d+)\)\)\n(.*?)(?=\n    #|\n\n|\Z)", re.S)
+_ACCESSOR = re.compile(
+    r"    def (\w+)\(self(, j)?\):\n        o = [^\n]*\.Offset\((\d+)\)\)\n(.*?)(?=\n    #|\n\n|\Z)", re.S
+)
 
 
 @cache
@@ -137,6 +140,6 @@ def test_every_table_vector_and_union_of_the_schema_is_defined_in_it() -> None:
 
 def test_every_union_stands_right_behind_its_tag() -> None:
     for table, fields in schema().tables.items():
-        for tag, field in zip(fields, fields[1:], strict=False):
+        for tag, field in itertools.pairwise(fields):
             if field.kind == "union":
                 assert (tag.name, tag.type) == (f"{field.name}_type", "u1"), f"{table}.{field.name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,6 +14,9 @@ from balancer.tflite.cut import Cutter, boundary_names
 from balancer.verification import SegmentFile, input_specs, verify_partition
 from tests import handmade
 from tests.shared import MODELS, POSENET
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _segments(data: bytes, *sets: int) -> list[SegmentFile]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,23 +30,30 @@ def save(plan: Plan, directory: str | Path, *, force: bool = False) -> Plan:
     target = Path(directory)
     data = model_bytes(plan)
     names = [f"{plan.stem}.tflite", plan.file_name, *(f"{s.name}.tflite" for s in plan.segments)]
-    made = _make(target)
-    try:
+    with _directory(target):
         _check_free(target, names, data, force=force)
         with tempfile.TemporaryDirectory(prefix=".balancer-", dir=target) as partial:
             saved = _write(plan, data, names, Path(partial))
-            for name in names:
+            # The plan file last: whatever stops this, no plan speaks of files that are not there.
+            for name in sorted(names, key=lambda name: name == plan.file_name):
                 if not _is_same(target / name, data if name == names[0] else None):
                     os.replace(Path(partial) / name, target / name)
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written ({error.strerror or error})", str(target), "choose another directory"
-        ) from error
-    except BaseException:
+    return replace(saved, directory=target, origin=target / names[0])
+
+
+@contextmanager
+def _directory(target: Path) -> Iterator[None]:
+    """The directory, made if need be; what was made is removed again if the work in it fails."""
+    made = _make(target)
+    try:
+        yield
+    except BaseException as error:
         if made:
             shutil.rmtree(made, ignore_errors=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise OutputError(f"cannot be written ({reason})", str(target), "choose another directory") from error
         raise
-    return replace(saved, directory=target, origin=target / names[0])
 
 
 def check_writable(path: Path, *, force: bool) -> None:

@@ -55,7 +55,7 @@ class SegmentTerms:
 class SegmentCosts:
     """Costs of the segments of one graph on one kind of hardware. `terms` is exact, `lower` a bound for pruning.
 
-    Per op: layout; start, the ns of starting it; busy, the ns on the array; compute, that and gathering; waiting, the ns that streaming adds;
+    Per op: layout; start, the ns of starting it; compute, the ns on the array; waiting, the ns that streaming adds;
     always, the ns of operands that are never cached; cpu, the ns on the CPU; scratch, bytes a tile.
     """
 

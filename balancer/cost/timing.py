@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from balancer.graph import Graph, Op
 
 _GMAC = 10**9
-# What the array's output stage does on the way: dense models with five dense ops, four TANH and a QUANTIZE take the time of five ops.
+# What the array's output stage does on the way: dense models with five dense ops, four TANH and a QUANTIZE take the
+# time of five ops.
 _ON_THE_WAY = {"RELU", "RELU6", "RELU_N1_TO_1", "TANH", "LOGISTIC", "QUANTIZE"}
 
 

@@ -1,0 +1,95 @@
+"""The cost model still agrees with published measurements: the figures that docs/fidelity.md shows, as bounds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from balancer.cost.hardware import load_hardware
+from balancer.cost.pipeline import Feeding, StageCost, inference_ns, latency_ns, load_ns, period_ns
+from tests.shared import MODELS, SHARED, ZOO
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = SHARED / "data" / "measurements"
+
+
+def _run(*arguments: str | Path) -> str:
+    command = [sys.executable, ROOT / "benchmarks" / "fidelity.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def _numbers(line: str) -> list[float]:
+    return [float(n) for n in re.findall(r"[\d.]+(?= |$)", line)]
+
+
+@pytest.mark.shared
+def test_synthetic_models_are_predicted_within_the_targets() -> None:
+    path = DATA / "synthetic_fc_conv_pcie.csv"
+    lines = _run("--data", path, "--decisions", path).splitlines()
+    (summary,) = [line for line in lines if line.startswith("MAPE single")]
+    found = re.findall(r"(single|batch1|batched|below 1 ms|exact) ([\d.]+)", summary)
+    values = {name: float(number) for name, number in found}
+    assert values["single"] <= 4
+    assert values["batch1"] <= 8
+    assert values["batched"] <= 12
+    assert values["below 1 ms"] <= 0.15
+    assert values["exact"] >= 98
+    decisions = re.search(r"decisions: ([\d.]+) %", lines[-1])
+    assert decisions
+    assert float(decisions[1]) >= 92
+
+
+@pytest.mark.shared
+def test_compiled_files_hold_the_parameter_bytes_that_are_predicted() -> None:
+    last = _run("--compiled", MODELS).splitlines()[-1]
+    mean, largest = re.findall(r"(?:error|max) ([\d.]+) %", last)
+    assert float(mean) <= 2.5
+    assert float(largest) <= 6
+
+
+@pytest.mark.shared
+def test_the_compilers_split_of_resnet_101_streams_and_runs_as_published() -> None:
+    model = ZOO / "ResNet101_int8.tflite"
+    out = _run(
+        "--imagenet",
+        DATA / "imagenet_pipeline_pcie_resnet101.csv",
+        "--grid",
+        DATA / "resnet101_partition_grid_pcie.csv",
+        "--model",
+        model,
+    )
+    streamed = [line.split()[5:7] for line in out.splitlines()[1:9]]
+    for predicted, reported in streamed:
+        assert abs(float(predicted) - float(reported)) <= 0.05 * float(reported)
+    throughput = re.search(r"throughput MAPE ([\d.]+) %", out)
+    grid = re.search(r"grid MAPE ([\d.]+) %, best predicted \S+ measured ([\d.]+) fps of best ([\d.]+)", out)
+    assert throughput
+    assert grid
+    assert float(throughput[1]) <= 10
+    assert float(grid[1]) <= 10
+    assert float(grid[2]) >= 0.95 * float(grid[3])
+
+
+STAGES = [StageCost(3_000_000, 400_000, 0, 1 << 20), StageCost(5_000_000, 100_000, 1 << 20, 1 << 21)]
+
+
+@pytest.mark.parametrize("feeding", list(Feeding))
+@pytest.mark.parametrize("name", ["pcie", "pcie-python", "usb"])
+def test_larger_batches_never_take_longer_for_each_inference(name: str, feeding: Feeding) -> None:
+    hardware = load_hardware(name)
+    times = [inference_ns(STAGES, hardware, batch, feeding) for batch in (1, 2, 10, 100, 10_000)]
+    assert times == sorted(times, reverse=True)
+    assert times[-1] >= max(stage.stage_ns for stage in STAGES)
+
+
+def test_a_pipeline_is_as_fast_as_its_slowest_stage_or_its_host() -> None:
+    hardware = load_hardware("pcie")
+    assert period_ns(STAGES, hardware) == 5_000_000
+    quick = [StageCost(10, 0, 0, 0)] * 4
+    assert period_ns(quick, hardware) == 4 * hardware.host_ns_per_stage
+    assert latency_ns(STAGES, hardware) == 8_000_000 + 2 * hardware.handover_ns
+    assert load_ns(STAGES, hardware) == 3 * hardware.load_ns_per_mib
