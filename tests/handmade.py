@@ -257,7 +257,7 @@ def free_batch(kind: str) -> bytes:
     b.op("PACK", parts, [packed], Table("PackOptions", {"values_count": 4, "axis": 0}))
     conv = b.conv(source, "conv")
     b.tensors[conv] = b.tensors[conv].changed(shape_signature=np.array([-1, 4, 4, 4], np.int32))
-    open_shape = {"shape_signature": np.array([-1, -1, -1, 4], np.int32)}
+    open_shape: dict[str, Any] = {"shape_signature": np.array([-1, -1, -1, 4], np.int32)}
     made = b.tensor("opened", (1, 1, 1, 4), **open_shape)
     if kind == "TRANSPOSE_CONV":
         kernel = b.weights("kernel", (4, 2, 2, 4))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from balancer.graph import Graph, OpSet, op_set
 from balancer.inputs import random_items
 from balancer.tflite.cut import Cutter, boundary_names
+from balancer.tflite.flatbuffer import Table
 from balancer.tflite.read import load_graph
 from balancer.verification import SegmentFile, input_specs, verify_partition
 from tests import handmade
@@ -55,6 +56,15 @@ def test_outputs_keep_the_models_order_and_inputs_of_the_model_come_first() -> N
     assert _names(first, "outputs") == ["first"]
     assert _names(rest, "inputs") == ["one", "first"]
     assert _names(rest, "outputs") == ["third", "second"]
+
+
+def test_outputs_of_the_model_come_before_boundary_tensors_that_are_computed_earlier() -> None:
+    b = handmade.Builder()
+    source = b.tensor("in")
+    first = b.conv(source, "first")
+    second = b.conv(first, "second")
+    part, _ = _cut(b.file([source], [second, b.conv(first, "third")]), 0b11, 0b100)
+    assert _names(part, "outputs") == ["second", "first"]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +128,20 @@ def test_signatures_and_metadata_stay_with_the_whole_interface_alone() -> None:
         assert not part.signatureDefs
         assert [_text(m.name) for m in part.metadata] == ["min_runtime_version"]
         assert bytes(part.buffers[part.metadata[0].buffer].data).startswith(b"1.14.0")
+
+
+def test_a_signature_goes_also_where_a_segment_has_all_tensors_that_it_names() -> None:
+    b = handmade.Builder()
+    source = b.tensor("in")
+    first = b.conv(source, "first")
+    sides = {
+        side: [Table("TensorMap", {"name": side, "tensor_index": t})]
+        for side, t in (("inputs", source), ("outputs", first))
+    }
+    data = b.file([source], [first, b.conv(first, "second")], signature_defs=[Table("SignatureDef", sides)])
+    whole, part, _ = _cut(data, 0b11, 0b1, 0b10)
+    assert whole.signatureDefs
+    assert not part.signatureDefs
 
 
 @pytest.mark.parametrize("kind", ["TRANSPOSE_CONV", "RESHAPE"])

@@ -3,11 +3,9 @@
 What goes into a segment's file, on purpose:
 
 ops         those of the segment in the model's order, with their options, versions, custom options, absent (-1)
-inputs and
-            intermediates. Folded ops stay out; what they compute goes in as constants.
+            inputs and intermediates. Folded ops stay out; what they compute goes in as constants.
 tensors     those that its ops name, with name, type, quantisation, sparsity; shapes static. A boundary tensor whose
-name is
-            empty or not unique in the model gets the suffix `_t<index>`, since runners match tensors by name.
+            name is empty or not unique in the model gets the suffix `_t<index>`, since runners match tensors by name.
 buffers     the empty buffer 0, and the constants of its tensors, each once; tensors that share one go on sharing it.
             Variable tensors (state) keep their empty buffer.
 the rest    `min_runtime_version`, description, subgraph name. Signatures and other metadata speak of the whole model's

@@ -70,6 +70,8 @@ class _Decoder:
         self.seen: dict[tuple[int, str], Any] = {}
         # An honest file spends at least four bytes on each table and vector element, and shares none by accident.
         self.left = len(data) // 4 + 16
+        # Numbers in vectors, bytes of constants apart. Tables may share a vector (a shape), but each takes bytes itself.
+        self.numbers_left = len(data) + 16
 
     def root(self, name: str) -> Table:
         return self._table(self._offset(0), name)
@@ -158,6 +160,10 @@ class _Decoder:
 
     def scalars(self, at: int, entry: Field, table: Table) -> Any:
         start, count = self._vector(at, _DTYPE[entry.type].itemsize)
+        if _DTYPE[entry.type].itemsize > 1:
+            self.numbers_left -= count
+            if self.numbers_left < 0:
+                raise self._corrupt("more numbers than the file has room for", at)
         return np.frombuffer(self.data, _DTYPE[entry.type], count, start)
 
     def strings(self, at: int, entry: Field, table: Table) -> list[str]:

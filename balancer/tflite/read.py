@@ -23,8 +23,8 @@ _WEIGHTED = {
 _FLOATS = {"FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64"}
 _STATE = {"RESOURCE", "VARIANT"}
 _MAX_BYTES = 1 << 31
-# A thousand times the largest op of any model at hand; times of thousands of such ops still fit 64 bits.
-_MAX_MACS = 1 << 42
+# Thousands of times the largest op of any model at hand; times of thousands of such ops still fit 64 bits.
+_MAX_MACS = 1 << 46
 _MAX_FILE_BYTES = (1 << 31) - 1
 
 
