@@ -19,8 +19,7 @@ CANDIDATES = st.lists(
         devices=st.integers(1, 4),
         rate=st.integers(1, 60).map(lambda t: Fraction(NS_PER_S, t)),
         host_ns=st.sampled_from([0, 0, 1, 2, 9]),
-        streamed_bytes=st.integers(0, 3),
-        latency_ns=st.integers(1, 20),
+        settle=st.tuples(st.integers(0, 3), st.integers(1, 20)).map(lambda found: lambda: found),
     ),
     min_size=1,
     max_size=4,
@@ -29,7 +28,7 @@ CANDIDATES = st.lists(
 
 def _value(chosen: tuple[Candidate, ...]) -> Value:
     rate = plan_rate([c.rate for c in chosen], [c.host_ns for c in chosen])
-    streamed, latency = sum(c.streamed_bytes for c in chosen), max(c.latency_ns for c in chosen)
+    streamed, latency = sum(c.settled[0] for c in chosen), max(c.settled[1] for c in chosen)
     return Value(objective_ns(rate), sum(c.devices for c in chosen), streamed, latency)
 
 
