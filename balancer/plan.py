@@ -18,6 +18,7 @@ from balancer.errors import PlanError
 
 FORMAT, VERSION = "balancer-plan", 1
 _MOST_OPS = 1_000_000
+_FLOAT_BITS = 53  # what a float holds exactly; far larger integers overflow it
 _KEYS = {"source": "from"}  # a Python keyword in the file
 
 
@@ -291,7 +292,7 @@ def _from_json(kind: Any, value: Any, where: str) -> Any:
         return tuple(_from_json(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {k: v if arguments[1] is Any else _from_json(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= _FLOAT_BITS:
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
@@ -320,13 +321,19 @@ def _check(plan: Plan, where: str) -> None:
     if not 1 <= plan.model.ops <= _MOST_OPS:
         raise PlanError(f"a model of {plan.model.ops} ops is impossible", where, "solve again")
     for file in (plan.model.file, *(s.file for s in plan.segments)):
-        if file is not None and (not file or Path(file).name != file or "\\" in file):
+        if file is not None and not _is_bare(file):
             raise PlanError(f"'{file}' is not a bare file name", where, "keep all files beside the plan")
     tpus = [t for p in plan.pipelines for stage in p.stages for t in stage.tpus]
     if len(set(tpus)) < len(tpus) or any(not 0 <= t < plan.n_tpus for t in tpus):
         raise PlanError(f"a TPU is used twice, or is not among the {plan.n_tpus}", where, "solve again")
     for pipeline in plan.pipelines:
         _check_pipeline(plan, pipeline, where)
+
+
+def _is_bare(file: str) -> bool:
+    """Whether it can name a file in the plan's own folder, on any system."""
+    known = file.encode("utf-8", "ignore").decode()
+    return file == known == Path(file).name and file not in ("", "..") and not set(file) & {"\\", "\0"}
 
 
 def _check_pipeline(plan: Plan, pipeline: Pipeline, where: str) -> None:

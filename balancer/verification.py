@@ -77,8 +77,11 @@ def input_specs(graph: Graph) -> list[InputSpec]:
 def _input_spec(graph: Graph, t: int, name: str) -> InputSpec:
     tensor = graph.tensors[t]
     for reader in graph.readers.get(t, ()):
-        made = graph.tensors[graph.ops[reader].outputs[0]]
-        if graph.ops[reader].type == "QUANTIZE" and made.scales and made.zero_points:
+        op = graph.ops[reader]
+        if op.type != "QUANTIZE" or not op.outputs:
+            continue
+        made = graph.tensors[op.outputs[0]]
+        if made.scales and made.zero_points:
             lowest = 0 if made.dtype == "uint8" else -128
             low = (lowest - made.zero_points[0]) * made.scales[0]
             return InputSpec(name, tensor.shape or (), tensor.dtype, low, low + 255 * made.scales[0])

@@ -47,13 +47,15 @@ def interval_problem(before: tuple[OpSet, ...], costs: dict[OpSet, Cost], device
 
 @st.composite
 def chain_problems(draw: Callable[[Any], Any], most_ops: int = 7, most_devices: int = 4) -> Problem:
-    """Few different times, so that ties are frequent; some intervals are forbidden, the whole never."""
+    """Few different times, so that ties are frequent; in half of them some intervals are forbidden, the whole never."""
     n = draw(st.integers(1, most_ops))
-    cost = st.builds(Cost, st.integers(1, 12), st.integers(0, 2))
+    times = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    cost = st.builds(Cost, st.sampled_from(times), st.integers(0, 2))
+    maybe = draw(st.sampled_from([cost, st.none() | cost]))
     costs = {}
     for a in range(n):
         for b in range(a + 1, n + 1):
-            found = draw(cost if (a, b) == (0, n) else st.none() | cost)
+            found = draw(cost if (a, b) == (0, n) else maybe)
             if found is not None:
                 costs[interval_set(a, b)] = found
     before = tuple((1 << i) >> 1 for i in range(n))

@@ -132,6 +132,12 @@ def test_bytes_of_known_shapes_are_as_in_compiled_files() -> None:
     assert (first, second) == (128 * (9 * 4 + 8), 128 * (9 * 72 + 8))
 
 
+def test_of_two_convolutions_the_larger_one_gets_the_room() -> None:
+    """FACTS D 1. The first layer comes earlier and would fit, but not beside the second."""
+    costs = SegmentCosts(read_graph(synth.conv(70, layers=2, size=8), name="conv"), PCIE)
+    assert costs.caching.cached(0b110, costs.layout[2].cached) == 0b100
+
+
 @pytest.mark.shared
 def test_dense_256_takes_what_its_compiled_file_holds() -> None:
     graph = load_graph(MODELS / "dense_256.tflite")

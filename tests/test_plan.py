@@ -139,7 +139,12 @@ def test_a_truncated_plan_file_is_refused(plan: balancer.Plan, tmp_path: Path) -
     [
         (("version",), 2, "version 2 is unknown"),
         (("segments", 0, "file"), "../evil.tflite", "not a bare file name"),
+        (("segments", 0, "file"), "a\0b.tflite", "not a bare file name"),
+        (("model", "file"), "\ud800.tflite", "not a bare file name"),
+        (("model", "file"), "..", "not a bare file name"),
+        (("predicted", "throughput_per_s"), 10**400, "not what belongs here"),
         (("pipelines", 0, "stages", 0, "tpus"), [99], "among the 4"),
+        (("pipelines", 0, "stages", 0, "tpus"), [3], "a TPU is used twice"),
         (("pipelines", 0, "stages", 0, "replicas"), 2, "one TPU for each replica"),
         (("segments", 0, "ops"), "0-1", "each op once"),
         (("segments", 0, "ops"), "0-x", "neither an op index nor a range"),
@@ -241,6 +246,15 @@ def test_a_file_in_place_of_the_directory_is_named(plan: balancer.Plan, tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be made"):
         balancer.save(plan, tmp_path / "file")
+
+
+def test_a_model_whose_name_no_plan_file_can_hold_is_refused(tmp_path: Path) -> None:
+    """A file name of bytes that are no UTF-8, as Python hands it on."""
+    model = tmp_path / "\udcff.tflite"
+    model.write_bytes(handmade.conv_chain(3))
+    with pytest.raises(OutputError, match="UTF-8"):
+        balancer.save(balancer.balance(model, 2), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_changed_since_is_refused(tmp_path: Path) -> None:

@@ -30,9 +30,10 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     """The plan with the highest predicted rate for a model on n_tpus Edge TPUs.
 
     model: path or bytes of a full-integer .tflite. hardware: a preset's name, a hardware file, or a record.
-    pipelines: at most so many side by side (any number by default). replicas: of a stage, at most so many (any number by
-    default). stages: exactly so many segments, in one pipeline. overflow: "error" refuses plans in which a segment streams parameters for want of room.
-    profile: a file of per-op costs that replace the predicted ones (see `profile_document`).
+    pipelines: at most so many side by side (any number by default). replicas: of a stage, at most so many (any number
+    by default). stages: exactly so many segments, in one pipeline. overflow: "error" refuses plans in which a segment
+    streams parameters for want of room. profile: a file of per-op costs that replace the predicted ones (see
+    `profile_document`).
 
     Nothing is written; see `save`. Raises ModelError, HardwareError or ProfileError where an input cannot be taken,
     InfeasibleError where there is no such plan, ValueError for arguments out of range.

@@ -50,6 +50,8 @@ def _directory(target: Path) -> Iterator[None]:
     except BaseException as error:
         if made:
             shutil.rmtree(made, ignore_errors=True)
+        if isinstance(error, UnicodeEncodeError):
+            raise OutputError("the model's name is not UTF-8, as plan files are", str(target), "rename it") from error
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
             raise OutputError(f"cannot be written ({reason})", str(target), "choose another directory") from error

@@ -25,6 +25,7 @@ from balancer.solve.problem import (
     objective_ns,
     pipeline_rate,
     plan_rate,
+    shared_rates,
     steady_rate,
 )
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cost", "Intervals", "Kind", "OpSet", "Options", "Pipeline", "Problem", "Solution", "Stage", "Value", "evaluate",
-    "interval_set", "objective_ns", "pipeline_rate", "plan_rate", "solve", "steady_rate",
+    "interval_set", "objective_ns", "pipeline_rate", "plan_rate", "shared_rates", "solve", "steady_rate",
 ]  # fmt: skip
 
 
@@ -56,8 +57,8 @@ def solve(problem: Problem, options: Options | None = None) -> Solution:
         problem.intervals(range(problem.n_ops), kind),
         count,
         most_replicas=options.max_replicas or MOST_REPLICAS,
-        # Copies are pipelines of one stage each. A whole model as one replicated stage is for where there may be too few
-        # pipelines for that, and only if replicas are asked for.
+        # Copies are pipelines of one stage each. A whole model as one replicated stage is for where there may be too
+        # few pipelines for that, and only if replicas are asked for.
         whole_replicas=most_pipelines < count and options.max_replicas is not None,
     )
     reached = _reached(solver, options.stages)
@@ -71,8 +72,8 @@ def solve(problem: Problem, options: Options | None = None) -> Solution:
     chains = _Settled(
         solver, problem, _tied(solver, problem, reached, options.stages) if most_pipelines == 1 else reached
     )
-    chosen = allocate(chains.candidates, count, most_pipelines)
-    pipelines = tuple(chains.pipeline(c) for c in chosen)
+    allocation = allocate(chains.candidates, count, most_pipelines)
+    pipelines = tuple(chains.pipeline(c) for c in allocation.chosen)
     value = evaluate(problem, pipelines)
     if value is None:
         raise ValueError("the batch form of the cost allows a segment that `exact` does not")
@@ -80,14 +81,16 @@ def solve(problem: Problem, options: Options | None = None) -> Solution:
         solver="chain",
         pipelines=pipelines,
         value=value,
-        bound_ns=value.objective_ns,
+        bound_ns=value.objective_ns if allocation.bound_ns is None else allocation.bound_ns,
         over="intervals",
         statistics={"intervals": problem.n_ops * (problem.n_ops + 1) // 2, "pipelines": len(reached)},
     )
 
 
 def _reached(solver: ChainSolver, stages: int | None) -> list[Reached]:
-    """The pipelines worth having: pipelines without replicas first, deep before shallow, which is how ties are broken."""
+    """The pipelines worth having: pipelines without replicas first, deep before shallow, which is how ties are
+    broken.
+    """
     found = solver.reached_with(stages) if stages else list(solver.reached())
     return sorted(found, key=lambda r: (r.devices > r.stages, -r.stages, r.devices))
 
@@ -95,8 +98,8 @@ def _reached(solver: ChainSolver, stages: int | None) -> list[Reached]:
 def _tied(solver: ChainSolver, problem: Problem, reached: Sequence[Reached], stages: int | None) -> list[Reached]:
     """What meets the best objective with the fewest devices, where one pipeline is all there is.
 
-    Plans are compared by whole ns, and the host may be slower than the pipeline: both leave room for slower partitions, which
-    may stream less.
+    Plans are compared by whole ns, and the host may be slower than the pipeline: both leave room for slower
+    partitions, which may stream less.
     """
     best = min(max(math.ceil(r.period), problem.host_ns * r.stages) for r in reached)
     meeting = [r for r in solver.meeting(best) if problem.host_ns * r.stages <= best and stages in (None, r.stages)]

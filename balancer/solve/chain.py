@@ -113,8 +113,8 @@ class ChainSolver:
         return found
 
     def meeting(self, period: int) -> list[Reached]:
-        """All numbers of stages and devices with which some partition has a period of at most so many ns; with just that
-        period as the goal.
+        """All numbers of stages and devices with which some partition has a period of at most so many ns; with just
+        that period as the goal.
         """
         limit = period * self.multiple
         return [Reached(s, u, Fraction(period)) for (s, u), row in self._rows.items() if row[-1] <= limit]

@@ -66,8 +66,8 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to hold a solution to. max_pipelines, max_replicas (of a stage): None for any number. stages: exactly so many
-    segments, in one pipeline.
+    """What to hold a solution to. max_pipelines, max_replicas (of a stage): None for any number. stages: exactly so
+    many segments, in one pipeline.
     """
 
     max_pipelines: int | None = None
@@ -130,14 +130,27 @@ def pipeline_rate(stage_ns: Sequence[int], replicas: Sequence[int]) -> Fraction:
     return min(Fraction(NS_PER_S * r, max(t, 1)) for t, r in zip(stage_ns, replicas, strict=True))
 
 
-def plan_rate(rates: Sequence[Fraction], host_ns: Sequence[int]) -> Fraction:
-    """Inferences per second of pipelines side by side under one host.
+def shared_rates(
+    rates: Sequence[Fraction], host_ns: Sequence[int], host_ns_per_s: Fraction = Fraction(NS_PER_S)
+) -> list[Fraction]:
+    """Inferences per second of pipelines side by side under one host, which serves those that cost it least first.
 
-    host_ns: each pipeline's host work per inference. Where the host has more to do than there is time, all pipelines
-    slow down alike.
+    rates: of each pipeline alone. host_ns: its host work per inference. host_ns_per_s: the host's time in each
+    second. Where the host has more to do than there is time, the dearest pipelines wait. So a faster pipeline never
+    makes a plan slower.
     """
-    load = sum((rate * host for rate, host in zip(rates, host_ns, strict=True)), Fraction(0)) / NS_PER_S
-    return sum(rates, Fraction(0)) / max(load, Fraction(1))
+    left, shared = host_ns_per_s, [Fraction(0)] * len(rates)
+    for k in sorted(range(len(rates)), key=lambda k: host_ns[k]):
+        shared[k] = min(rates[k], left / host_ns[k]) if host_ns[k] else rates[k]
+        left -= shared[k] * host_ns[k]
+    return shared
+
+
+def plan_rate(
+    rates: Sequence[Fraction], host_ns: Sequence[int], host_ns_per_s: Fraction = Fraction(NS_PER_S)
+) -> Fraction:
+    """Inferences per second of all pipelines together, see `shared_rates`."""
+    return sum(shared_rates(rates, host_ns, host_ns_per_s), Fraction(0))
 
 
 def objective_ns(rate: Fraction) -> int:

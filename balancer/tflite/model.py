@@ -26,6 +26,8 @@ _BITS = {
 _MAX_RANK = 8
 # Larger than anything an interpreter can hold; sums of a few million such sizes still fit 64 bits.
 _MAX_TENSOR_BYTES = 1 << 31
+# Solving holds tables with the square of the number of ops; the largest published networks have about 1,000.
+_MAX_OPS = 4096
 _RECONVERT = "convert the model again"
 
 
@@ -85,6 +87,8 @@ class Model:
     def _check(self) -> None:
         if not self.buffers:
             raise self._fail("no buffers", "model")
+        if len(self.operators) > _MAX_OPS:
+            raise ModelError(f"{len(self.operators)} ops", self.where, f"give a model of at most {_MAX_OPS} ops")
         for i, buffer in enumerate(self.buffers):
             if buffer["offset"] > 1 or buffer["size"] > 1:
                 raise self._fail("its bytes lie outside the flatbuffer, which is not supported", f"buffer {i}")
@@ -126,7 +130,7 @@ class Model:
         if len(shape) > _MAX_RANK or any(d < -1 for d in shape):
             raise self._fail(f"impossible shape {shape}", place)
         bits = _BITS.get(self.type_of(tensor))
-        size = byte_size(shape, bits) if bits else 0
+        size = byte_size(shape, bits or 8)
         if size > _MAX_TENSOR_BYTES:
             raise self._fail(f"shape {shape} takes {size} bytes", place)
         data = self.buffers[tensor["buffer"]]["data"]

@@ -23,6 +23,8 @@ _WEIGHTED = {
 _FLOATS = {"FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64"}
 _STATE = {"RESOURCE", "VARIANT"}
 _MAX_BYTES = 1 << 31
+# A thousand times the largest op of any model at hand; times of thousands of such ops still fit 64 bits.
+_MAX_MACS = 1 << 42
 _MAX_FILE_BYTES = (1 << 31) - 1
 
 
@@ -59,7 +61,8 @@ def graph_of(model: Model, name: str) -> Graph:
     refuse_compiled(model)
     shapes = Shapes(model)
     tensors = tuple(_tensor(model, shapes, t) for t in range(len(model.tensors)))
-    ops = tuple(_op(model, shapes, tensors, i) for i in range(len(model.operators)))
+    inputs = frozenset(int(t) for t in model.subgraph["inputs"])
+    ops = tuple(_op(model, shapes, tensors, i, inputs) for i in range(len(model.operators)))
     _refuse_float(model, ops, tensors)
     return Graph(
         name=name,
@@ -95,14 +98,14 @@ def _tensor(model: Model, shapes: Shapes, t: int) -> Tensor:
     )
 
 
-def _op(model: Model, shapes: Shapes, tensors: tuple[Tensor, ...], i: int) -> Op:
+def _op(model: Model, shapes: Shapes, tensors: tuple[Tensor, ...], i: int, model_inputs: frozenset[int]) -> Op:
     table = model.operators[i]
     kind = model.type_name(table)
     inputs = tuple(int(t) for t in table["inputs"])
     outputs = tuple(int(t) for t in table["outputs"])
     read, made = [tensors[t] for t in inputs if t >= 0], [tensors[t] for t in outputs]
     options = _options(table)
-    from_input = bool(inputs) and inputs[0] in set(model.subgraph["inputs"].tolist())
+    from_input = bool(inputs) and inputs[0] in model_inputs
     folded = i in shapes.folded
     return Op(
         index=i,
@@ -134,12 +137,17 @@ def _macs(model: Model, kind: str, i: int, inputs: list[Tensor | None], outputs:
         return 0
     try:
         shapes = [t.shape if t else None for t in inputs]
-        return int(count(shapes, outputs[0].shape))
+        macs = int(count(shapes, outputs[0].shape))
     except (TypeError, IndexError) as error:
         raise ModelError(
             "its tensors do not have the shapes that such an op needs", f"{model.where}: op {i} {kind}",
             "convert the model again",
         ) from error  # fmt: skip
+    if macs > _MAX_MACS:
+        raise ModelError(
+            f"takes {macs} multiply-accumulates", f"{model.where}: op {i} {kind}", "convert the model again"
+        )
+    return macs
 
 
 def _lstm_macs(shapes: Any, out: Any) -> int:

@@ -35,6 +35,9 @@ _SAME = {
     "ZEROS_LIKE",
 }  # fmt: skip
 _BROADCAST = {"ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE", "POW", "FLOOR_DIV"}
+# More elements than any computation of shapes has: what reads more is no such computation, and is not folded.
+_MOST_FOLDED = 1024
+_MAX_RANK, _MAX_DIMENSION = 8, (1 << 31) - 1
 _REDUCE = {"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"}
 
 
@@ -51,6 +54,7 @@ class Shapes:
         self.shape: dict[int, Shape | None] = {t: self._static(t) for t in range(len(model.tensors))}
         self.value: dict[int, Any] = {}
         self.folded: set[int] = set()
+        self.final = {int(t) for t in model.subgraph["outputs"]}
         self.open = {t for t in range(len(model.tensors)) if -1 in _signature(model.tensors[t])}
         for t in model.subgraph["inputs"]:
             self._check_input(int(t))
@@ -87,6 +91,11 @@ class Shapes:
                 self.shape[t] = () if self.shape[t] is None else self.shape[t]
         inferred = self._infer(operator, kind) if is_open else None
         if inferred is not None:
+            if len(inferred) > _MAX_RANK or not all(0 <= d <= _MAX_DIMENSION for d in inferred):
+                raise ModelError(
+                    f"the shape of its output would be {list(inferred)}", f"{self.model.where}: op {i} {kind}",
+                    "convert the model again",
+                )  # fmt: skip
             self.shape[outputs[0]] = inferred
         for t in outputs if is_open and inferred is None else ():
             if -1 in _signature(self.model.tensors[t])[1:]:
@@ -98,11 +107,12 @@ class Shapes:
     def _fold(self, i: int, operator: Table, kind: str) -> None:
         """Fold an op that computes from shapes and constants alone, starting at a SHAPE."""
         outputs = [int(t) for t in operator["outputs"]]
-        final = {int(t) for t in self.model.subgraph["outputs"]}
         read = [int(t) for t in operator["inputs"] if t >= 0]
-        if kind not in _FOLDABLE or len(outputs) != 1 or not read or outputs[0] in final:
+        if kind not in _FOLDABLE or len(outputs) != 1 or not read or outputs[0] in self.final:
             return
         if kind != "SHAPE" and not (any(t in self.value for t in read) and all(self._known(t) for t in read)):
+            return
+        if kind != "SHAPE" and sum(self._known_bytes(t) for t in read) > 4 * _MOST_FOLDED:
             return
         dtype = _NUMPY.get(self.model.type_of(self.model.tensors[outputs[0]]))
         if dtype is None or (kind == "SHAPE" and self.shape[read[0]] is None):
@@ -121,15 +131,18 @@ class Shapes:
     def _known(self, t: int) -> bool:
         return t in self.value or self.model.is_constant(t)
 
+    def _known_bytes(self, t: int) -> int:
+        return self.value[t].nbytes if t in self.value else len(self.model.constant(t))
+
     def constant(self, t: int) -> Any:
-        """Value of a known tensor as an array of its shape; None for an activation or an element type without
-        numpy's.
+        """Value of a known tensor as an array of its shape; None for an activation, an element type without numpy's,
+        or a sparse constant.
         """
         if t in self.value:
             return self.value[t]
         data = self.model.constant(t)
         dtype = _NUMPY.get(self.model.type_of(self.model.tensors[t]))
-        if data is None or dtype is None:
+        if data is None or dtype is None or self.model.tensors[t]["sparsity"]:
             return None
         return data.view(dtype).reshape([abs(int(d)) for d in self.model.tensors[t]["shape"]])
 
@@ -146,7 +159,7 @@ class Shapes:
         constants = [self.constant(int(t)) if t >= 0 else None for t in operator["inputs"]]
         try:
             return _infer(kind, shapes, constants, operator["builtin_options"])
-        except (TypeError, ValueError, IndexError, KeyError, ZeroDivisionError):
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError):
             return None  # a malformed op: the file's own shape stands, or _visit refuses
 
 

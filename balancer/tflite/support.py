@@ -34,6 +34,8 @@ def unmapped_reason(
     """
     if kind not in _TAKEN:
         return "Operation not supported"
+    if not read or not made:
+        return "it reads or gives nothing"
     activations = [t for t in (*read, *made) if not t.is_parameter and not t.is_variable]
     quantises_input = kind == "QUANTIZE" and reads_model_input
     if any(t.dtype not in _EIGHT_BITS for t in activations if not (quantises_input and t.dtype == "float32")):
