@@ -39,7 +39,7 @@ def timed_plan(setting: Setting, n_tpus: int) -> tuple[Plan, float]:
         fresh = Setting(setting.data, setting.origin, setting.graph, setting.hardware)
         start = time.perf_counter()
         solution = solve(fresh.problem(n_tpus))
-        plan = assemble(fresh, solution, n_tpus, comparison(fresh, n_tpus, solution.value))
+        plan = assemble(fresh, solution, n_tpus, comparison(fresh, n_tpus, solution.pipelines))
         seconds.append(time.perf_counter() - start)
     return plan, statistics.median(seconds)
 

@@ -14,7 +14,7 @@ def check(problem: Problem, solution: Solution) -> None:
     are honest.
     """
     kind, available = problem.devices[0]
-    used, rates, work = 0, Fraction(0), Fraction(0)
+    used, offers = 0, []
     for pipeline in solution.pipelines:
         seen = 0
         slowest = Fraction(0)
@@ -33,12 +33,14 @@ def check(problem: Problem, solution: Solution) -> None:
             slowest = max(slowest, Fraction(cost.time_ns, stage.replicas))
             used += stage.replicas
         assert seen == (1 << problem.n_ops) - 1, "an op is missing"
-        rate = Fraction(10**9) / slowest
-        rates += rate
-        work += rate * problem.host_ns * len(pipeline.stages)
+        offers.append((problem.host_ns * len(pipeline.stages), Fraction(10**9) / slowest))
     assert used <= available
     assert used == solution.value.devices
-    rate = rates if work <= 10**9 else rates * 10**9 / work
+    # One host: the pipelines that cost it least run first, the others in the time that is left.
+    time, rate = Fraction(10**9), Fraction(0)
+    for host_ns, most in sorted(offers):
+        served = most if host_ns * most <= time else time / host_ns
+        time, rate = time - served * host_ns, rate + served
     nearest = -(-(10**9) * rate.denominator // rate.numerator)
     assert solution.value.objective_ns == nearest
     assert 0 <= solution.bound_ns <= nearest

@@ -62,21 +62,26 @@ def chain_problems(draw: Callable[[Any], Any], most_ops: int = 7, most_devices: 
     return interval_problem(before, costs, draw(st.integers(1, most_devices)), draw(st.sampled_from([0, 0, 1, 3])))
 
 
-def all_partitions(problem: Problem) -> list[Pipeline]:
-    """Every partition into allowed intervals, as a pipeline without replicas."""
+def all_partitions(problem: Problem, most_replicas: int = 1) -> list[Pipeline]:
+    """Every partition into allowed intervals with every choice of replicas, as a pipeline."""
     n, found = problem.n_ops, []
     for cuts in product([False, True], repeat=n - 1):
         edges = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), n]
-        stages = tuple(Stage(interval_set(a, b), KIND) for a, b in pairwise(edges))
-        if all(problem.exact(s.ops, KIND) is not None for s in stages):
-            found.append(Pipeline(stages))
+        sets = [interval_set(a, b) for a, b in pairwise(edges)]
+        if any(problem.exact(ops, KIND) is None for ops in sets) or len(sets) > problem.devices[0][1]:
+            continue
+        choices = product(range(1, most_replicas + 1), repeat=len(sets))
+        affordable = (replicas for replicas in choices if sum(replicas) <= problem.devices[0][1])
+        found += [Pipeline(tuple(map(Stage, sets, [KIND] * len(sets), replicas))) for replicas in affordable]
     return found
 
 
-def all_plans(problem: Problem, most_pipelines: int | None = None) -> list[tuple[Value, tuple[Pipeline, ...]]]:
+def all_plans(
+    problem: Problem, most_pipelines: int | None = None, most_replicas: int = 1
+) -> list[tuple[Value, tuple[Pipeline, ...]]]:
     """Every multiset of partitions on at most the devices there are, with its worth."""
     devices = problem.devices[0][1]
-    partitions = [p for p in all_partitions(problem) if p.devices <= devices]
+    partitions = all_partitions(problem, most_replicas)
     found = []
     for count in range(1, min(devices, most_pipelines or devices) + 1):
         for plan in combinations_with_replacement(partitions, count):

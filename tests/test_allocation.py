@@ -20,8 +20,7 @@ CANDIDATES = st.lists(
         # Long against the host's work and equal now and then, so that neither rounding nor the host hides what is chosen.
         rate=st.sampled_from([7, 40, 40, 97, 130, 400]).map(lambda t: Fraction(NS_PER_S, t)),
         host_ns=st.sampled_from([0, 0, 5, 20, 60]),
-        streamed_bytes=st.integers(0, 3),
-        latency_ns=st.integers(1, 20),
+        settle=st.tuples(st.integers(0, 3), st.integers(1, 20)).map(lambda found: lambda: found),
     ),
     min_size=1,
     max_size=4,
@@ -30,7 +29,7 @@ CANDIDATES = st.lists(
 
 def _value(chosen: tuple[Candidate, ...]) -> Value:
     rate = plan_rate([c.rate for c in chosen], [c.host_ns for c in chosen])
-    streamed, latency = sum(c.streamed_bytes for c in chosen), max(c.latency_ns for c in chosen)
+    streamed, latency = sum(c.settled[0] for c in chosen), max(c.settled[1] for c in chosen)
     return Value(objective_ns(rate), sum(c.devices for c in chosen), streamed, latency)
 
 
@@ -48,7 +47,7 @@ def test_the_choice_is_the_best_of_all_multisets_in_every_tie(
         with pytest.raises(ValueError, match="no candidate"):
             allocate(candidates, devices, most)
         return
-    chosen = tuple(candidates[k] for k in allocate(candidates, devices, most))
+    chosen = tuple(candidates[k] for k in allocate(candidates, devices, most).chosen)
     assert _value(chosen) == _brute_force(candidates, devices, min(devices, most or devices))
 
 

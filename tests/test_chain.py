@@ -20,7 +20,7 @@ def _key(pipeline: object) -> list[int]:
 
 @given(chain_problems())
 def test_the_best_plan_is_as_good_as_brute_force_over_all_plans(problem: Problem) -> None:
-    solution = solve(problem)
+    solution = solve(problem, Options(max_replicas=1))
     check(problem, solution)
     best = min(value for value, _ in all_plans(problem))
     assert solution.value.objective_ns == best.objective_ns
@@ -32,7 +32,7 @@ def test_the_best_plan_is_as_good_as_brute_force_over_all_plans(problem: Problem
 @settings(max_examples=5 * settings().max_examples)
 @given(chain_problems(most_ops=7, most_devices=4))
 def test_one_pipeline_meets_brute_force_in_every_tie(problem: Problem) -> None:
-    solution = solve(problem, Options(max_pipelines=1))
+    solution = solve(problem, Options(max_pipelines=1, max_replicas=1))
     check(problem, solution)
     plans = all_plans(problem, most_pipelines=1)
     best = min(value for value, _ in plans)
@@ -59,13 +59,13 @@ def test_of_partitions_equal_in_all_respects_the_one_cut_earliest_wins() -> None
 
 @given(chain_problems(most_ops=6), st.integers(1, 6))
 def test_forced_stages_are_exactly_so_many_and_the_best_of_them(problem: Problem, stages: int) -> None:
-    partitions = [p for p in all_partitions(problem) if len(p.stages) == stages]
     roomy = replace(problem, devices=(("tpu", stages),))
+    partitions = [p for p in all_partitions(roomy) if len(p.stages) == stages]
     if not partitions:
         with pytest.raises(InfeasibleError):
-            solve(roomy, Options(stages=stages))
+            solve(roomy, Options(stages=stages, max_replicas=1))
         return
-    solution = solve(roomy, Options(stages=stages))
+    solution = solve(roomy, Options(stages=stages, max_replicas=1))
     check(roomy, solution)
     assert [len(p.stages) for p in solution.pipelines] == [stages]
     plans = [v for v, plan in all_plans(roomy, 1) if len(plan[0].stages) == stages]
@@ -81,7 +81,7 @@ def test_one_more_device_never_lowers_the_rate(problem: Problem) -> None:
 
 @given(chain_problems(), st.integers(1, 3))
 def test_a_limit_on_pipelines_is_kept_and_used_well(problem: Problem, most: int) -> None:
-    solution = solve(problem, Options(max_pipelines=most))
+    solution = solve(problem, Options(max_pipelines=most, max_replicas=1))
     check(problem, solution)
     assert len(solution.pipelines) <= most
     assert solution.value.objective_ns == min(v for v, _ in all_plans(problem, most)).objective_ns
@@ -95,3 +95,30 @@ def test_the_same_problem_has_the_same_solution(problem: Problem) -> None:
 def test_a_problem_without_allowed_segments_is_infeasible() -> None:
     with pytest.raises(InfeasibleError, match="no partition"):
         solve(interval_problem((0, 1), {}, 2))
+
+
+@given(chain_problems(most_ops=4, most_devices=5), st.integers(1, 3), st.sampled_from([None, 1, 2]))
+def test_replicas_and_pipelines_are_as_good_as_brute_force_over_all_allocations(
+    problem: Problem, replicas: int, pipelines: int | None
+) -> None:
+    solution = solve(problem, Options(max_replicas=replicas, max_pipelines=pipelines))
+    check(problem, solution)
+    assert all(stage.replicas <= replicas for p in solution.pipelines for stage in p.stages)
+    best = min(value for value, _ in all_plans(problem, pipelines, replicas))
+    assert solution.value.objective_ns == best.objective_ns
+    assert solution.value.devices == best.devices
+    if pipelines == 1:
+        assert solution.value == best
+
+
+@given(chain_problems(most_ops=5, most_devices=6))
+def test_one_replicated_pipeline_meets_brute_force_in_every_tie(problem: Problem) -> None:
+    solution = solve(problem, Options(max_pipelines=1, max_replicas=6))
+    check(problem, solution)
+    assert solution.value == min(value for value, _ in all_plans(problem, 1, 6))
+
+
+@given(chain_problems(most_devices=5))
+def test_copies_are_pipelines_never_one_replicated_stage(problem: Problem) -> None:
+    for pipeline in solve(problem).pipelines:
+        assert len(pipeline.stages) > 1 or pipeline.stages[0].replicas == 1

@@ -56,7 +56,7 @@ def test_solve_json_is_the_plan_file(model: Path, capsys: pytest.CaptureFixture[
 
 def test_solve_then_verify_then_predict_the_same_plan(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = model.parent / "plan"
-    assert main(["solve", str(model), "-n", "3", "--pipelines", "1", "-o", str(folder)]) == 0
+    assert main(["solve", str(model), "-n", "3", "--pipelines", "1", "--replicas", "1", "-o", str(folder)]) == 0
     plan = folder / "net_plan_3.json"
     capsys.readouterr()
     code, result = _json(capsys, "verify", str(plan), "--random", "2")

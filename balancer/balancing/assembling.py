@@ -24,7 +24,7 @@ from balancer.plan import (
     SolverReport,
     op_ranges,
 )
-from balancer.solve import Pipeline, Solution, pipeline_rate, plan_rate
+from balancer.solve import Pipeline, Solution, pipeline_rate, shared_rates
 from balancer.tflite.cut import boundary_names
 from balancer.version import VERSION
 
@@ -167,9 +167,10 @@ def _plan_prediction(
     segments = [named[_partition(p)] for p in pipelines]
     rates = [_rate(p, s) for p, s in zip(pipelines, segments, strict=True)]
     hosts = [setting.hardware.host_ns_per_stage * len(s) for s in segments]
-    mean_host = sum((r * h for r, h in zip(rates, hosts, strict=True)), Fraction(0)) / sum(rates, Fraction(0))
+    shared = shared_rates(rates, hosts)
+    mean_host = sum((r * h for r, h in zip(shared, hosts, strict=True)), Fraction(0)) / sum(shared, Fraction(0))
     return PlanPrediction(
-        throughput_per_s=round(float(plan_rate(rates, hosts)), DECIMALS),
+        throughput_per_s=round(float(sum(shared)), DECIMALS),
         latency_ns=max(_latency_ns(setting, s) for s in segments),
         host_ns=math.ceil(mean_host),
         first_inference_ns=max(_first_inference_ns(setting, s) for s in segments),

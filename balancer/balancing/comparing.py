@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -9,15 +10,17 @@ from balancer.balancing.assembling import DECIMALS
 from balancer.balancing.setting import Setting, check_tpus, open_setting
 from balancer.errors import InfeasibleError
 from balancer.plan import ComparisonRow
-from balancer.solve import Options, Pipeline, Problem, Stage, Value, evaluate, interval_set, solve
+from balancer.solve import Options, Pipeline, Problem, Stage, evaluate, interval_set, solve, steady_rate
 from balancer.solve.baselines import equal_op_counts, parameter_count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
+    from fractions import Fraction
     from pathlib import Path
 
     from balancer.cost.hardware import Hardware
 
+Pipelines = Sequence[Pipeline]
 ONE_TPU, COPIES, DEFAULT, EQUAL = "one TPU", "copies", "compiler default", "equal op counts"
 OURS_ONE, OURS = "ours, one pipeline", "ours"
 
@@ -31,13 +34,13 @@ def compare(
     """
     check_tpus(n_tpus)
     setting = open_setting(model, hardware)
-    return comparison(setting, n_tpus, solve(setting.problem(n_tpus)).value)
+    return comparison(setting, n_tpus, solve(setting.problem(n_tpus)).pipelines)
 
 
-def comparison(setting: Setting, n_tpus: int, ours: Value) -> tuple[ComparisonRow, ...]:
+def comparison(setting: Setting, n_tpus: int, ours: Pipelines) -> tuple[ComparisonRow, ...]:
     """The rows, slow ways first as a rule; `ours` is the plan that they are about."""
     problem = setting.problem(n_tpus)
-    values = {
+    plans = {
         ONE_TPU: _copies(problem, 1),
         COPIES: _copies(problem, n_tpus),
         DEFAULT: _cut(problem, default_cuts(setting, n_tpus)),
@@ -45,7 +48,8 @@ def comparison(setting: Setting, n_tpus: int, ours: Value) -> tuple[ComparisonRo
         OURS_ONE: _one_pipeline(problem),
         OURS: ours,
     }
-    return tuple(_row(name, value, values) for name, value in values.items())
+    rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
+    return tuple(_row(problem, name, plan, rates) for name, plan in plans.items())
 
 
 def default_cuts(setting: Setting, segments: int) -> tuple[int, ...]:
@@ -53,35 +57,36 @@ def default_cuts(setting: Setting, segments: int) -> tuple[int, ...]:
     return parameter_count([op.parameter_bytes for op in setting.graph.ops], min(segments, len(setting.graph.ops)))
 
 
-def _copies(problem: Problem, count: int) -> Value | None:
+def _copies(problem: Problem, count: int) -> Pipelines:
     kind = problem.devices[0][0]
-    return evaluate(problem, [Pipeline((Stage(interval_set(0, problem.n_ops), kind),))] * count)
+    return [Pipeline((Stage(interval_set(0, problem.n_ops), kind),))] * count
 
 
-def _cut(problem: Problem, cuts: Sequence[int]) -> Value | None:
+def _cut(problem: Problem, cuts: Sequence[int]) -> Pipelines:
     kind = problem.devices[0][0]
     stages = (Stage(interval_set(a, b), kind) for a, b in pairwise([0, *cuts, problem.n_ops]))
-    return evaluate(problem, [Pipeline(tuple(stages))])
+    return [Pipeline(tuple(stages))]
 
 
-def _one_pipeline(problem: Problem) -> Value | None:
+def _one_pipeline(problem: Problem) -> Pipelines | None:
     try:
-        return solve(problem, Options(max_pipelines=1)).value
+        return solve(problem, Options(max_pipelines=1)).pipelines
     except InfeasibleError:
         return None
 
 
-def _row(name: str, value: Value | None, values: dict[str, Value | None]) -> ComparisonRow:
+def _row(problem: Problem, name: str, plan: Pipelines | None, rates: Mapping[str, Fraction | None]) -> ComparisonRow:
+    rate, value = rates[name], evaluate(problem, plan) if plan else None
     return ComparisonRow(
         name=name,
         stand_in=name == DEFAULT,
-        throughput_per_s=round(1e9 / value.objective_ns, DECIMALS) if value else None,
+        throughput_per_s=round(float(rate), DECIMALS) if rate else None,
         latency_ns=value.latency_ns if value else None,
         streamed_bytes=value.streamed_bytes if value else None,
-        speedup_over_one_tpu=_speedup(value, values[ONE_TPU]),
-        speedup_over_default=_speedup(value, values[DEFAULT]),
+        speedup_over_one_tpu=_speedup(rate, rates[ONE_TPU]),
+        speedup_over_default=_speedup(rate, rates[DEFAULT]),
     )
 
 
-def _speedup(value: Value | None, base: Value | None) -> float | None:
-    return round(base.objective_ns / value.objective_ns, DECIMALS) if value and base else None
+def _speedup(rate: Fraction | None, base: Fraction | None) -> float | None:
+    return round(float(rate / base), DECIMALS) if rate and base else None

@@ -22,6 +22,7 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     *,
     hardware: str | Path | Hardware = "pcie",
     pipelines: int | None = None,
+    replicas: int | None = None,
     stages: int | None = None,
     overflow: str = "stream",
     profile: str | Path | None = None,
@@ -29,15 +30,16 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     """The plan with the highest predicted rate for a model on n_tpus Edge TPUs.
 
     model: path or bytes of a full-integer .tflite. hardware: a preset's name, a hardware file, or a record.
-    pipelines: at most so many side by side (any number by default). stages: exactly so many segments, in one
-    pipeline. overflow: "error" refuses plans in which a segment streams parameters for want of room.
-    profile: a file of per-op costs that replace the predicted ones (see `profile_document`).
+    pipelines: at most so many side by side (any number by default). replicas: of a stage, at most so many (any number
+    by default). stages: exactly so many segments, in one pipeline. overflow: "error" refuses plans in which a segment
+    streams parameters for want of room. profile: a file of per-op costs that replace the predicted ones (see
+    `profile_document`).
 
     Nothing is written; see `save`. Raises ModelError, HardwareError or ProfileError where an input cannot be taken,
     InfeasibleError where there is no such plan, ValueError for arguments out of range.
     """
     check_tpus(n_tpus)
-    for name, number in (("pipelines", pipelines), ("stages", stages)):
+    for name, number in (("pipelines", pipelines), ("replicas", replicas), ("stages", stages)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number!r}")
     if stages is not None and stages > n_tpus:
@@ -47,5 +49,6 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     setting = open_setting(model, hardware)
     if profile is not None:
         setting = with_profile(setting, profile)
-    solution = solve(setting.problem(n_tpus, overflow=overflow), Options(max_pipelines=pipelines, stages=stages))
-    return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.value))
+    options = Options(max_pipelines=pipelines, max_replicas=replicas, stages=stages)
+    solution = solve(setting.problem(n_tpus, overflow=overflow), options)
+    return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.pipelines))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from balancer.graph import Graph, OpSet
 
 OVERFLOW = ("stream", "error")
-MOST_TPUS = 64
+MOST_TPUS = 32
 
 
 @dataclass(frozen=True)

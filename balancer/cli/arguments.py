@@ -12,7 +12,7 @@ from balancer.cost.hardware import preset_names
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MOST_TPUS = 64
+MOST_TPUS = 32
 
 
 @dataclass(frozen=True)

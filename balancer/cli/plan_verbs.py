@@ -28,6 +28,9 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pipelines", type=whole_number(1, MOST_TPUS), metavar="K", help="at most so many pipelines side by side"
     )
+    parser.add_argument(
+        "--replicas", type=whole_number(1, MOST_TPUS), metavar="R", help="at most so many TPUs for a stage"
+    )
     parser.add_argument("--overflow", choices=("stream", "error"), default="stream",
                         help="error: refuse plans that stream parameters for want of room (exit code 3)")  # fmt: skip
     parser.add_argument("--profile", metavar="FILE", help="per-op costs that replace the predicted ones")
@@ -39,6 +42,7 @@ def solve(arguments: argparse.Namespace) -> int:
 
     plan = balancing.balance(
         arguments.model, arguments.tpus, hardware=arguments.hardware, pipelines=arguments.pipelines,
+        replicas=arguments.replicas,
         overflow=arguments.overflow,
         profile=arguments.profile,
     )  # fmt: skip

@@ -1,71 +1,109 @@
 """Dividing N devices among pipelines, when the best pipeline for each number of devices is known.
 
-Without a host in common F(N) = max over k of f(k) + F(N - k). With one, adding a pipeline can slow the others, so F
-is only a bound. Partial plans are kept as long as they can still reach the best objective known, and no other is at
-least as good in every respect that the end is judged by. The rate under one host never falls when a part gets faster
-or its host work less, so nothing that could win is dropped.
+Without a host in common F(N) = max over k of f(k) + F(N - k). With one, a pipeline can take the host's time from the
+others, so F is only a bound. Partial plans are kept as long as they can still reach the best objective known, and no
+other is at least as good in every respect that the end is judged by.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from balancer.solve.problem import NS_PER_S, Value, objective_ns
+import numpy as np
+
+from balancer.solve.problem import NS_PER_S, Value, objective_ns, plan_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
-@dataclass(frozen=True, slots=True)
+MOST_PARTIAL = 12
+_ROUNDING = 1e-9  # far above that of sums of a few hundred floats
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """A pipeline that a plan may hold any number of times. host_ns: its host work per inference."""
+    """A pipeline that a plan may hold any number of times. host_ns: its host work per inference.
+
+    settle: its streamed bytes and latency, asked for only where ties are in question: finding them takes longest.
+    """
 
     devices: int
     rate: Fraction
     host_ns: int
-    streamed_bytes: int
-    latency_ns: int
+    settle: Callable[[], tuple[int, int]] = field(compare=False)
+
+    @cached_property
+    def settled(self) -> tuple[int, int]:
+        return self.settle()
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    """Rates of pipelines by their host work per inference, that with the least work first."""
+
+    rates: tuple[tuple[int, Fraction], ...] = ()
+
+    def plus(self, rate: Fraction, host_ns: int) -> _Speed:
+        merged = dict(self.rates)
+        merged[host_ns] = merged.get(host_ns, Fraction(0)) + rate
+        return _Speed(tuple(sorted(merged.items())))
+
+    def within(self, host_ns_per_s: Fraction) -> Fraction:
+        """The rate that so much of the host's time in each second allows."""
+        return plan_rate([rate for _, rate in self.rates], [host_ns for host_ns, _ in self.rates], host_ns_per_s)
+
+    def reaches(self, other: _Speed) -> bool:
+        """Whether it allows at least the other's rate with any share of the host's time; then it does so with any
+        pipelines added to both. Both are concave in that time, so the other's corners are enough.
+        """
+        time, rate = Fraction(0), Fraction(0)
+        for host_ns, more in other.rates:
+            time, rate = time + more * host_ns, rate + more
+            if self.within(time) < rate:
+                return False
+        return True
+
+    @property
+    def rate(self) -> Fraction:
+        return self.within(Fraction(NS_PER_S))
 
 
 @dataclass(frozen=True, slots=True)
 class _Partial:
-    rate: Fraction
-    load: Fraction  # host ns per second
+    speed: _Speed
     streamed_bytes: int
     latency_ns: int
     chosen: tuple[int, ...]  # candidates' indices, ascending
 
-    def with_one(self, index: int, candidate: Candidate) -> _Partial:
-        return _Partial(
-            self.rate + candidate.rate,
-            self.load + candidate.rate * candidate.host_ns,
-            self.streamed_bytes + candidate.streamed_bytes,
-            max(self.latency_ns, candidate.latency_ns),
-            (*self.chosen, index),
-        )
-
     def dominates(self, other: _Partial) -> bool:
         return (
-            self.rate >= other.rate
-            and self.load <= other.load
-            and self.streamed_bytes <= other.streamed_bytes
+            self.streamed_bytes <= other.streamed_bytes
             and self.latency_ns <= other.latency_ns
+            and self.speed.reaches(other.speed)
         )
 
-    def value(self, devices: int) -> Value:
-        rate = self.rate / max(self.load / NS_PER_S, Fraction(1))
-        return Value(objective_ns(rate), devices, self.streamed_bytes, self.latency_ns)
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """chosen: indices of the candidates, with repeats. bound_ns: no plan has a smaller objective; None where this one
+    is best.
+    """
+
+    chosen: tuple[int, ...]
+    bound_ns: int | None
 
 
-_EMPTY = _Partial(Fraction(0), Fraction(0), 0, 0, ())
+def allocate(candidates: Sequence[Candidate], devices: int, max_pipelines: int | None) -> Allocation:
+    """The best plan on at most so many devices; ties to smaller indices.
 
-
-def allocate(candidates: Sequence[Candidate], devices: int, max_pipelines: int | None) -> tuple[int, ...]:
-    """Indices of the candidates, with repeats, whose plan is best on at most so many devices; ties to smaller indices.
-
-    Raises ValueError where no candidate fits.
+    Where more than MOST_PARTIAL partial plans compete for the same devices (many devices, all of them more than the
+    host can feed), the slower ones are dropped, and the result says how much better a plan could be at most. Raises
+    ValueError where no candidate fits.
     """
     if not any(c.devices <= devices for c in candidates):
         raise ValueError("no candidate fits the devices")
@@ -73,48 +111,96 @@ def allocate(candidates: Sequence[Candidate], devices: int, max_pipelines: int |
     bound = _Bound(candidates, devices, most)
     # Partial plans by the devices used and the pipelines still allowed, which only count where they are fewer than
     # devices.
-    scarce = most < devices
-    states: dict[tuple[int, int], list[_Partial]] = {(0, most): [_EMPTY]}
+    scarce, complete = most < devices, True
+    states: dict[tuple[int, int], list[_Partial]] = {(0, most): [_Partial(_Speed(), 0, 0, ())]}
     for index, candidate in enumerate(candidates):
         for used in range(candidate.devices, devices + 1):
             for left in range(most) if scarce else (most,):
                 for partial in states.get((used - candidate.devices, left + scarce), ()):
-                    grown = partial.with_one(index, candidate)
-                    if bound.can_win(grown, used):
-                        _keep(states.setdefault((used, left), []), grown)
-    return min((p.value(used), p.chosen) for (used, _), kept in states.items() if used for p in kept)[1]
+                    if bound.can_win((*partial.chosen, index), used):
+                        kept = states.setdefault((used, left), [])
+                        complete &= _keep(kept, _grown(partial, index, candidate))
+    plans = (
+        (Value(objective_ns(p.speed.rate), used, p.streamed_bytes, p.latency_ns), p.chosen)
+        for (used, _), kept in states.items()
+        for p in kept
+        if p.chosen
+    )
+    return Allocation(min(plans)[1], None if complete else bound.objective_ns)
 
 
-def _keep(kept: list[_Partial], new: _Partial) -> None:
-    """Add a partial plan unless another dominates it; drop those that it dominates."""
+def _grown(partial: _Partial, index: int, candidate: Candidate) -> _Partial:
+    streamed, latency = candidate.settled
+    return _Partial(
+        partial.speed.plus(candidate.rate, candidate.host_ns),
+        partial.streamed_bytes + streamed,
+        max(partial.latency_ns, latency),
+        (*partial.chosen, index),
+    )
+
+
+def _keep(kept: list[_Partial], new: _Partial) -> bool:
+    """Add a partial plan unless another dominates it; drop those that it dominates. False where one had to go that
+    could win.
+    """
     if any(old.dominates(new) for old in kept):
-        return
+        return True
     kept[:] = [old for old in kept if not new.dominates(old)]
     kept.append(new)
+    if len(kept) <= MOST_PARTIAL:
+        return True
+    kept.remove(min(kept, key=lambda partial: (partial.speed.rate, partial.chosen)))
+    return False
 
 
 class _Bound:
-    """What a partial plan can still reach, against the best of the plans that F alone would choose."""
+    """What a partial plan can still reach, against the best plan known.
+
+    With a price on the host's time, p for each ns, a plan's rate is at most p * 10^9 + the sum over its pipelines of
+    rate * (1 - p * host_ns), where that is positive: a sum, so that what is left of the devices can be filled at best
+    by itself, and the least over prices 0 and 1 / host_ns of the candidates is the plan's rate itself. Floating
+    point, with room for its rounding: it only decides what need not be looked at.
+    """
 
     def __init__(self, candidates: Sequence[Candidate], devices: int, most: int) -> None:
         self.devices = devices
-        self.least_host = min(c.host_ns for c in candidates)
-        plans = [[_EMPTY] * (devices + 1)]
-        while len(plans) <= most:
-            plans.append([_fastest(candidates, plans[-1], used) for used in range(devices + 1)])
-            if plans[-1] == plans[-2]:
+        hosts = sorted({c.host_ns for c in candidates if c.host_ns})
+        self.prices = np.array([0.0, *(1 / host for host in hosts)])
+        self.worth = [float(c.rate) * np.maximum(0, 1 - self.prices * c.host_ns) for c in candidates]
+        self.filled, plans = self._fill(candidates, most)
+        self.needed = NS_PER_S / min(self._objective(candidates, plan) for plan in plans if plan)
+
+    def _fill(self, candidates: Sequence[Candidate], most: int) -> tuple[Any, set[tuple[int, ...]]]:
+        """For each number of devices the most that pipelines on them are worth, at each price; and the plans that
+        are.
+        """
+        filled = np.zeros((self.devices + 1, len(self.prices)))
+        chosen: list[list[tuple[int, ...]]] = [[()] * len(self.prices) for _ in range(self.devices + 1)]
+        for _ in range(most):
+            grown, changed = filled.copy(), [list(row) for row in chosen]
+            for used in range(1, self.devices + 1):
+                for k, c in enumerate(candidates):
+                    if c.devices > used:
+                        continue
+                    better = filled[used - c.devices] + self.worth[k]
+                    for price in np.nonzero(better > grown[used])[0].tolist():
+                        changed[used][price] = (*chosen[used - c.devices][price], k)
+                    np.maximum(grown[used], better, out=grown[used])
+            if np.array_equal(grown, filled):
                 break
-        self.most_rate = [plan.rate for plan in plans[-1]]
-        reached = [p.value(used).objective_ns for row in plans for used, p in enumerate(row) if p.rate]
-        self.needed = Fraction(NS_PER_S, min(reached))
+            filled, chosen = grown, changed
+        return filled, {plan for row in chosen for plan in row}
 
-    def can_win(self, partial: _Partial, used: int) -> bool:
-        more = self.most_rate[self.devices - used]
-        load = (partial.load + more * self.least_host) / NS_PER_S
-        return partial.rate + more >= self.needed * max(load, Fraction(1))
+    def _objective(self, candidates: Sequence[Candidate], plan: tuple[int, ...]) -> int:
+        rates, hosts = [candidates[k].rate for k in plan], [candidates[k].host_ns for k in plan]
+        return objective_ns(plan_rate(rates, hosts))
 
+    @property
+    def objective_ns(self) -> int:
+        """No plan has a smaller one."""
+        worth = float((self.filled[self.devices] + self.prices * NS_PER_S).min())
+        return math.floor(NS_PER_S / worth * (1 - _ROUNDING))
 
-def _fastest(candidates: Sequence[Candidate], shorter: Sequence[_Partial], used: int) -> _Partial:
-    """The highest sum of rates on at most `used` devices, from plans with one pipeline less."""
-    grown = (shorter[used - c.devices].with_one(k, c) for k, c in enumerate(candidates) if c.devices <= used)
-    return max((shorter[used], *grown), key=lambda partial: partial.rate)
+    def can_win(self, chosen: tuple[int, ...], used: int) -> bool:
+        worth = sum((self.worth[k] for k in chosen), self.filled[self.devices - used] + self.prices * NS_PER_S)
+        return float(worth.min()) >= self.needed * (1 - _ROUNDING)

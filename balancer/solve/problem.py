@@ -66,12 +66,13 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to hold a solution to. max_pipelines: None for any number. stages: exactly so many segments, in one
-    pipeline.
+    """What to hold a solution to. max_pipelines, max_replicas (of a stage): None for any number. stages: exactly so
+    many segments, in one pipeline.
     """
 
     max_pipelines: int | None = None
     stages: int | None = None
+    max_replicas: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +130,27 @@ def pipeline_rate(stage_ns: Sequence[int], replicas: Sequence[int]) -> Fraction:
     return min(Fraction(NS_PER_S * r, max(t, 1)) for t, r in zip(stage_ns, replicas, strict=True))
 
 
-def plan_rate(rates: Sequence[Fraction], host_ns: Sequence[int]) -> Fraction:
-    """Inferences per second of pipelines side by side under one host.
+def shared_rates(
+    rates: Sequence[Fraction], host_ns: Sequence[int], host_ns_per_s: Fraction = Fraction(NS_PER_S)
+) -> list[Fraction]:
+    """Inferences per second of pipelines side by side under one host, which serves those that cost it least first.
 
-    host_ns: each pipeline's host work per inference. Where the host has more to do than there is time, all pipelines
-    slow down alike.
+    rates: of each pipeline alone. host_ns: its host work per inference. host_ns_per_s: the host's time in each
+    second. Where the host has more to do than there is time, the dearest pipelines wait. So a faster pipeline never
+    makes a plan slower.
     """
-    load = sum((rate * host for rate, host in zip(rates, host_ns, strict=True)), Fraction(0)) / NS_PER_S
-    return sum(rates, Fraction(0)) / max(load, Fraction(1))
+    left, shared = host_ns_per_s, [Fraction(0)] * len(rates)
+    for k in sorted(range(len(rates)), key=lambda k: host_ns[k]):
+        shared[k] = min(rates[k], left / host_ns[k]) if host_ns[k] else rates[k]
+        left -= shared[k] * host_ns[k]
+    return shared
+
+
+def plan_rate(
+    rates: Sequence[Fraction], host_ns: Sequence[int], host_ns_per_s: Fraction = Fraction(NS_PER_S)
+) -> Fraction:
+    """Inferences per second of all pipelines together, see `shared_rates`."""
+    return sum(shared_rates(rates, host_ns, host_ns_per_s), Fraction(0))
 
 
 def objective_ns(rate: Fraction) -> int:
@@ -144,17 +158,32 @@ def objective_ns(rate: Fraction) -> int:
     return -(-NS_PER_S * rate.denominator // rate.numerator)
 
 
+def steady_rate(problem: Problem, pipelines: Sequence[Pipeline]) -> Fraction | None:
+    """Inferences per second of a plan in steady state, from `exact` alone; None where a segment may not stand."""
+    rates, hosts = [], []
+    for pipeline in pipelines:
+        costs = _costs(problem, pipeline)
+        if costs is None:
+            return None
+        rates.append(pipeline_rate([c.time_ns for c in costs], [s.replicas for s in pipeline.stages]))
+        hosts.append(problem.host_ns * len(costs))
+    return plan_rate(rates, hosts)
+
+
 def evaluate(problem: Problem, pipelines: Sequence[Pipeline]) -> Value | None:
     """The worth of a plan, from `exact` alone; None where a segment may not stand."""
-    rates, hosts, streamed, latency = [], [], 0, 0
+    rate = steady_rate(problem, pipelines)
+    if rate is None:
+        return None
+    streamed, latency = 0, 0
     for pipeline in pipelines:
-        costs = [problem.exact(stage.ops, stage.kind) for stage in pipeline.stages]
-        known = [cost for cost in costs if cost is not None]
-        if len(known) < len(costs):
-            return None
-        rates.append(pipeline_rate([c.time_ns for c in known], [s.replicas for s in pipeline.stages]))
-        hosts.append(problem.host_ns * len(known))
-        streamed += sum(c.streamed_bytes * s.replicas for c, s in zip(known, pipeline.stages, strict=True))
-        latency = max(latency, sum(c.time_ns + problem.handover_ns for c in known))
-    devices = sum(pipeline.devices for pipeline in pipelines)
-    return Value(objective_ns(plan_rate(rates, hosts)), devices, streamed, latency)
+        costs = _costs(problem, pipeline) or []
+        streamed += sum(c.streamed_bytes * s.replicas for c, s in zip(costs, pipeline.stages, strict=True))
+        latency = max(latency, sum(c.time_ns + problem.handover_ns for c in costs))
+    return Value(objective_ns(rate), sum(pipeline.devices for pipeline in pipelines), streamed, latency)
+
+
+def _costs(problem: Problem, pipeline: Pipeline) -> list[Cost] | None:
+    costs = [problem.exact(stage.ops, stage.kind) for stage in pipeline.stages]
+    known = [cost for cost in costs if cost is not None]
+    return known if len(known) == len(costs) else None
