@@ -2,10 +2,10 @@
 
 Knows no file format and no cost. Words:
 
-op set      ops as the bits of an int: bit i is the op with index i in the execution order. parameter   a constant
-tensor; an activation is any other. folded op   an op that only computes shapes (SHAPE, STRIDED_SLICE, PACK ... of a
-free batch). It keeps its index and costs
-            nothing; what it computes enters each segment that reads it as a constant.
+op set      ops as the bits of an int: bit i is the op with index i in the execution order.
+parameter   a constant tensor; an activation is any other.
+folded op   an op that only computes shapes (SHAPE, STRIDED_SLICE, PACK ... of a free batch). It keeps its index and
+            costs nothing; what it computes enters each segment that reads it as a constant.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Graph:
         read = {t for i in inside for t in self.activations[i]} - made
         final = tuple(dict.fromkeys(t for t in self.outputs if t in made))
         leaving = [t for t in made if any(not ops >> r & 1 for r in self.readers.get(t, ()))]
-        onward = sorted((t for t in leaving if t not in final), key=self._rank.__getitem__)
+        onward = sorted(set(leaving) - set(final), key=self._rank.__getitem__)
         return Interface(tuple(sorted(read, key=self._rank.__getitem__)), final + tuple(onward))
 
     def to_networkx(self) -> networkx.DiGraph:

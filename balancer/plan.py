@@ -213,7 +213,7 @@ def load_plan(path: str | Path) -> Plan:
     """
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise PlanError(f"cannot be read ({error.strerror})", str(path), "check the path") from error
     except (ValueError, RecursionError) as error:
@@ -228,6 +228,10 @@ def load_plan(path: str | Path) -> Plan:
     _check(plan, str(path))
     origin = path.parent / plan.model.file if plan.model.file else None
     return replace(plan, origin=origin, directory=path.parent)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number in JSON")
 
 
 def file_bytes(plan: Plan, name: str, sha256: str | None) -> bytes:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from balancer.balancing.assembling import assemble
 from balancer.balancing.comparing import comparison
-from balancer.balancing.setting import OVERFLOW, check_tpus, open_setting, with_profile
+from balancer.balancing.setting import OVERFLOW, check_count, check_tpus, open_setting, with_profile
 from balancer.solve import Options, solve
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     """
     check_tpus(n_tpus)
     for name, number in (("pipelines", pipelines), ("replicas", replicas), ("stages", stages)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number!r}")
+        if number is not None:
+            check_count(name, number)
     if stages is not None and stages > n_tpus:
         raise ValueError(f"{stages} stages need as many TPUs, there are {n_tpus}")
     if overflow not in OVERFLOW:

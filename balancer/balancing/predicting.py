@@ -63,8 +63,8 @@ def _checked(graph: Graph, segments: Sequence[Iterable[int]]) -> list[list[int]]
     seen: OpSet = 0
     for k, ops in enumerate(lists):
         for i in ops:
-            if not 0 <= i < len(graph.ops):
-                raise PlanError(f"op {i} does not exist", f"segment {k}", _REMEDY)
+            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(graph.ops):
+                raise PlanError(f"op {i!r} does not exist", f"segment {k}", _REMEDY)
             if seen >> i & 1:
                 raise PlanError(f"op {i} stands in the segments twice", f"segment {k}", _REMEDY)
             seen |= 1 << i

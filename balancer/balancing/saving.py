@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 def save(plan: Plan, directory: str | Path, *, force: bool = False) -> Plan:
     """Write the model, its segments and the plan file into a directory, which is made if need be.
 
-    Returns the plan as saved: with file names, hashes and its directory. force: replace files that are there.
-    Raises OutputError where a file is in the way or cannot be written; then nothing has changed.
+    Returns the plan as saved: with file names, hashes and its directory. force: replace files that are there. Raises
+    OutputError where a file is in the way or cannot be written; then nothing has changed, unless the disk itself
+    fails while finished files are put in place: then no new plan file stands beside old segments.
     """
     target = Path(directory)
     data = model_bytes(plan)

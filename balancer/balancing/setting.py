@@ -90,5 +90,12 @@ def with_profile(setting: Setting, path: str | Path) -> Setting:
 
 def check_tpus(n_tpus: int) -> None:
     """Raises ValueError where it is no number of TPUs."""
-    if isinstance(n_tpus, bool) or not isinstance(n_tpus, int) or not 1 <= n_tpus <= MOST_TPUS:
-        raise ValueError(f"n_tpus must be a whole number from 1 to {MOST_TPUS}, not {n_tpus!r}")
+    check_count("n_tpus", n_tpus)
+    if n_tpus > MOST_TPUS:
+        raise ValueError(f"n_tpus must be at most {MOST_TPUS}, not {n_tpus}")
+
+
+def check_count(name: str, number: int) -> None:
+    """Raises ValueError where it is no whole number from 1."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{name} must be a whole number from 1, not {number!r}")

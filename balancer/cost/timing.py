@@ -1,8 +1,8 @@
 """Nanoseconds of one op and of one boundary tensor: the formulas of the cost model, each with its reason.
 
-    op on the chip   = op_ns + gather + (cached: busy | streamed: max(busy, sending its parameters once per band))
-    segment          = invoke_ns + (stream_start_ns if anything streams) + its ops + tensors in + tensors out + ops on
-    the CPU latency          = stages, each with handover_ns
+    op on the chip = start + gather + (cached: busy | streamed: max(busy, sending its parameters once per band))
+    segment        = invoke + (stream_start if anything streams) + its ops + tensors in and out + ops on the CPU
+    latency        = its stages, each with a handover
 
 Streaming hides behind an op's own computing and the other way round; nothing else of one input overlaps. Each term is
 rounded up to whole nanoseconds, so that parts never sum to less than the whole, which lower bounds rely on. Constants

@@ -1,8 +1,7 @@
 """The synthetic models of the published measurements, written as TFLite files without TensorFlow.
 
-fc:    Dense inputs -> width, width -> width (layers - 2 times), width -> outputs; TANH after every hidden layer; one
-scale
-       per weight tensor.
+fc:    Dense inputs -> width, width -> width (layers - 2 times), width -> outputs; TANH after every hidden layer;
+       one scale per weight tensor.
 conv:  `layers` 3x3 'same' convolutions of `width` filters with ReLU on a square picture; one scale per channel.
 
 Both take float32 (op 0 quantises it) and have biases of zero, as freshly initialised Keras models do, which is what
