@@ -97,7 +97,8 @@ def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
             reader = csv.DictReader(file)
             rows, columns = list(reader), set(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise MeasurementError(f"cannot be read ({error})", str(path), "give a CSV file") from error
+        reason = getattr(error, "strerror", None) or error
+        raise MeasurementError(f"cannot be read ({reason})", str(path), "give a CSV file") from error
     if columns >= _PUBLISHED:
         return [_checked(_synthetic_row, row, path, k) for k, row in enumerate(rows, start=2) if _can_predict(row)]
     if columns >= _SIMPLE:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from balancer.plan import Plan
     from balancer.verification import Verification
 
-DEMO_WIDTH = 2350  # three hidden layers of 5.6 MB each: no TPU holds two of them
+DEMO_WIDTH, DEMO_LAYERS = 2350, 6  # four hidden layers of 5.6 MB each: no TPU holds two of them
 
 
 def solve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +191,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory(prefix="balancer-demo-") as folder:
         model = Path(folder) / f"fc_{DEMO_WIDTH}.tflite"
-        model.write_bytes(synth.fc(DEMO_WIDTH))
+        model.write_bytes(synth.fc(DEMO_WIDTH, layers=DEMO_LAYERS))
         plan = balancing.save(
             balancing.balance(model, arguments.tpus, hardware=arguments.hardware), Path(folder) / "plan"
         )
