@@ -151,6 +151,8 @@ class Model:
         """Each op may read only what stands before it; each activation has one producer."""
         known = {int(t) for t in self.subgraph["inputs"]}
         made: set[int] = set()
+        if len(known) < len(self.subgraph["inputs"]):
+            raise self._fail("an input is listed twice", "the model's inputs")
         for t in known:
             if self.is_constant(t):
                 raise self._fail("is both a constant and a model input", f"tensor {t} '{self.tensors[t]['name']}'")
