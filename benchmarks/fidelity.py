@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
+import sys
 from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.layout import layout
 from balancer.cost.pipeline import StageCost, latency_ns, period_ns, stage_cost
 from balancer.cost.segment import SegmentCosts
+from balancer.errors import BalancerError, MeasurementError
 from balancer.graph import Graph, op_set
 from balancer.solve import pipeline_rate, plan_rate
 from balancer.tflite.package import load_package
@@ -166,13 +168,23 @@ def default_stages(setting: Setting, segments: int) -> list[StageCost]:
     return [stage_cost(setting.costs.terms(op_set(range(a, b)))) for a, b in pairwise(edges)]
 
 
+def unpruned(path: Path, columns: set[str]) -> list[dict[str, str]]:
+    """The rows about the unpruned model. Raises MeasurementError where the file has other columns."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise MeasurementError(f"cannot be read ({error.strerror})", str(path), "give a CSV file") from error
+    if not rows or not columns <= set(rows[0]):
+        raise MeasurementError(f"has no columns {', '.join(sorted(columns))}", str(path), "give such a file")
+    return [r for r in rows if not float(r.get("pruning_pct") or 0)]
+
+
 def score_imagenet(path: Path, model: Path) -> None:
     setting = open_setting(model, "pcie")
     errors, latencies = [], []
     print(f"{'N':>2} {'fps':>8} {'measured':>9} {'ms':>8} {'measured':>9} {'streamed MiB':>13} {'reported':>9}")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r.get("pruning_pct", "0") in ("", "0")]
-    for r in rows:
+    for r in unpruned(path, {"n_segments", "throughput_fps", "latency_ms_mean", "off_chip_mib_total"}):
         stages = default_stages(setting, int(r["n_segments"]))
         fps, ms = 1e9 / period_ns(stages, setting.hardware), latency_ns(stages, setting.hardware) / 1e6
         measured, measured_ms = float(r["throughput_fps"]), float(r["latency_ms_mean"])
@@ -194,9 +206,7 @@ def score_grid(path: Path, model: Path) -> None:
         return tuple(default_stages(setting, segments))
 
     found: list[tuple[float, float, str]] = []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r.get("pruning_pct", "0") in ("", "0")]
-    for r in rows:
+    for r in unpruned(path, {"partition", "fps_total"}):
         pipelines = [part(int(p)) for p in r["partition"].split("+")]
         rates = [pipeline_rate([s.stage_ns for s in p], [1] * len(p)) for p in pipelines]
         fps = float(plan_rate(rates, [hardware.host_ns_per_stage * len(p) for p in pipelines]))
@@ -217,6 +227,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("data", "decisions", "compiled", "imagenet", "grid", "model"):
         parser.add_argument(f"--{name}", type=Path)
     arguments = parser.parse_args(argv)
+    try:
+        return score(parser, arguments)
+    except BalancerError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+def score(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Everything that was asked for."""
     if (arguments.imagenet or arguments.grid) and not arguments.model:
         parser.error("--imagenet and --grid need --model")
     simple: list[tuple[Path | None, Callable[[Path], None]]] = [
@@ -224,9 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         (arguments.data, score_data),
         (arguments.decisions, score_decisions),
     ]
-    for path, score in simple:
+    for path, print_score in simple:
         if path:
-            score(path)
+            print_score(path)
     if arguments.imagenet:
         score_imagenet(arguments.imagenet, arguments.model)
     if arguments.grid:

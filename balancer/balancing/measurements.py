@@ -121,7 +121,10 @@ def _feeding(timing: str) -> Feeding | None:
 
 
 def _can_predict(row: dict[str, str]) -> bool:
-    return row["use"] == "1" and bool(row["layers_per_segment"]) and _feeding(row["timing"]) is not None
+    """A row without a split, or with one that does not hold the model's layers, says nothing of a segment."""
+    layers = [int(n) for n in row["layers_per_segment"].split("-") if n.isdigit()]
+    split_known = str(sum(layers)) == row["n_layers"]
+    return row["use"] == "1" and split_known and _feeding(row["timing"]) is not None
 
 
 def _synthetic_row(row: dict[str, str], path: Path) -> SyntheticRow:
