@@ -298,7 +298,13 @@ def _from_json(kind: Any, value: Any, where: str) -> Any:
         return {k: v if arguments[1] is Any else _from_json(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= _FLOAT_BITS:
         return float(value)
-    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    # In Python 3.10 `tuple[int, ...]` claims to be a type.
+    if (
+        origin is None
+        and isinstance(kind, type)
+        and isinstance(value, kind)
+        and not (kind is int and isinstance(value, bool))
+    ):
         return value
     raise PlanError(f"{json.dumps(value)[:40]} is not what belongs here", where, "solve again, or mend the file")
 
