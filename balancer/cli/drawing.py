@@ -125,6 +125,9 @@ def remarks(plan: Plan) -> None:
     print(f"proof: {claim} over {s.over} of the execution order, under the predicted costs")
     if host and plan.predicted.throughput_per_s >= 1e9 / host * (1 - 1e-6):
         print(f"limit: the host, {milliseconds(host)} ms of its work for each inference")
+    held = [(segment.name, segment.predicted.cpu_ns) for segment in plan.segments if segment.predicted.cpu_ns]
+    for name, ns in held:
+        print(f"on the CPU: {milliseconds(ns)} ms of {name}; `balancer inspect` names the ops")
     obstacle = pycoral_obstacle(plan)
     if obstacle:
         print(f"not for pycoral's PipelinedModelRunner: {obstacle}")

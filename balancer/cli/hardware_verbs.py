@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `calibrate`."""
     parser.add_argument(
         "--data",
         required=True,
@@ -25,6 +26,7 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def calibrate(arguments: argparse.Namespace) -> int:
+    """Fit, print, and write the hardware file with -o."""
     from balancer.balancing import calibrating
     from balancer.balancing.measurements import read_measurements
     from balancer.balancing.saving import check_writable, write_file

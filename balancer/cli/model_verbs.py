@@ -19,6 +19,7 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def inspect(arguments: argparse.Namespace) -> int:
+    """Print a model op by op, or what a compiled file holds."""
     from balancer.cli import drawing
     from balancer.tflite.package import is_compiled, read_package
     from balancer.tflite.read import read_graph, read_model_bytes
@@ -35,6 +36,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def synth_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `synth`."""
     parser.add_argument("family", choices=("fc", "conv"), help="dense layers, or 3x3 convolutions")
     parser.add_argument(
         "--width", type=whole_number(1, 65_536), required=True, metavar="W", help="neurons or filters of a layer"
@@ -54,6 +56,7 @@ def synth_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def synth(arguments: argparse.Namespace) -> int:
+    """Write a synthetic model."""
     from balancer.balancing.saving import write_file
     from balancer.tflite.synth import conv, fc
 
@@ -81,6 +84,7 @@ def profile_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def profile(arguments: argparse.Namespace) -> int:
+    """Write the profile of a model."""
     from balancer.balancing.profiling import profile_document
     from balancer.balancing.saving import write_file
 

@@ -19,6 +19,7 @@ DEMO_WIDTH, DEMO_LAYERS = 2350, 6  # four hidden layers of 5.6 MB each: no TPU h
 
 
 def solve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `solve`."""
     add_model(parser)
     add_tpus(parser)
     add_hardware(parser)
@@ -38,6 +39,7 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def solve(arguments: argparse.Namespace) -> int:
+    """Print the plan, and write it with -o."""
     from balancer import balancing
 
     plan = balancing.balance(
@@ -72,6 +74,7 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> int:
+    """Print the comparison alone."""
     from balancer import balancing
     from balancer.cli import drawing
 
@@ -84,6 +87,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `predict`."""
     add_model(parser)
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--cuts", metavar="I,J", help="first op of each segment but the first: 12,57")
@@ -93,6 +97,7 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> int:
+    """Print what the given segments cost."""
     from balancer import balancing
     from balancer.cli import drawing
 
@@ -137,6 +142,7 @@ def _same_model(plan: Plan, arguments: argparse.Namespace) -> None:
 
 
 def verify_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `verify`."""
     parser.add_argument("plan", metavar="PLAN.json", help="a plan file in its directory")
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
@@ -148,6 +154,7 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def verify(arguments: argparse.Namespace) -> int:
+    """Print whether the segments compute the model; exit code 1 if not."""
     from balancer import balancing
     from balancer.cli import drawing
     from balancer.plan import load_plan
@@ -182,6 +189,7 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> int:
+    """Solve, cut, verify and compare a synthetic model in a temporary folder."""
     import tempfile
 
     from balancer import balancing

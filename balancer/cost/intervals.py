@@ -98,6 +98,7 @@ class _Table:
         self.held_from = self._held_from()
 
     def build(self) -> IntervalTable:
+        """All costs, summed up from the parts below."""
         transfers, broken, giving = self._transfers()
         overflow, always, waiting = self._streaming()
         hardware = self.costs.hardware

@@ -87,6 +87,7 @@ class _SegmentFile:
             self.buffer_of[0] = 0
 
     def build(self, kept: list[int], interface: Interface, *, whole: bool) -> bytes:
+        """The file with these ops. whole: whether it has the model's own interface."""
         operators = [self.model.operators[i] for i in kept]
         tensor_of = self._number_tensors(operators, interface)
         code_of = {c: n for n, c in enumerate(sorted({o["opcode_index"] for o in operators}))}
