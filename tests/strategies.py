@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hypothesis import strategies as st
 
-from balancer.solve import Cost, Intervals, Kind, Pipeline, Problem, Stage, Value, evaluate, interval_set
+from balancer.solve import Between, Cost, Costs, DownSets, Kind, Pipeline, Problem, Stage, Value, evaluate, interval_set
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,29 +18,36 @@ if TYPE_CHECKING:
 KIND = "tpu"
 
 
+def looped_batch(exact: Callable[[OpSet, Kind], Cost | None]) -> Callable[[DownSets, Kind], Between]:
+    """The batch form of any cost, one segment after the other."""
+
+    def batch(sets: DownSets, kind: Kind) -> Between:
+        ops = [sets.set_of(row) for row in range(len(sets))]
+
+        def between(inners: Any, outers: Any) -> Costs:
+            pairs = zip(*(a.tolist() for a in np.broadcast_arrays(inners, outers)), strict=True)
+            found = [exact(ops[outer] & ~ops[inner], kind) for inner, outer in pairs]
+            known = [cost or Cost(0, 0) for cost in found]
+            time, streamed = (np.array([c[k] for c in known], np.int64) for k in (0, 1))
+            return Costs(time, streamed, np.array([cost is not None for cost in found], bool))
+
+        return between
+
+    return batch
+
+
 def interval_problem(before: tuple[OpSet, ...], costs: dict[OpSet, Cost], devices: int, host_ns: int = 0) -> Problem:
     """A problem whose segments are the intervals that `costs` lists; others may not stand."""
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
         return costs.get(ops)
 
-    def intervals(order: Any, kind: Kind) -> Intervals:
-        n = len(before)
-        time, streamed = np.zeros((n + 1, n + 1), np.int64), np.zeros((n + 1, n + 1), np.int64)
-        allowed = np.zeros((n + 1, n + 1), bool)
-        for a in range(n):
-            for b in range(a + 1, n + 1):
-                cost = costs.get(interval_set(a, b))
-                if cost is not None:
-                    time[a, b], streamed[a, b], allowed[a, b] = cost.time_ns, cost.streamed_bytes, True
-        return Intervals(time, streamed, allowed)
-
     return Problem(
         before=before,
         devices=((KIND, devices),),
         exact=exact,
         lower=lambda ops, kind: min((c.time_ns for s, c in costs.items() if ops & ~s == 0), default=0),
-        intervals=intervals,
+        batch=looped_batch(exact),
         host_ns=host_ns,
     )
 

@@ -8,16 +8,18 @@ import re
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancer.cost.batch import SegmentBatch
 from balancer.cost.hardware import Hardware, load_hardware, preset_names
-from balancer.cost.intervals import interval_table
 from balancer.cost.layout import layout
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import HardwareError
 from balancer.graph import Graph, OpSet, op_set
+from balancer.solve import DownSets
 from balancer.tflite import synth
 from balancer.tflite.read import load_graph, read_graph
 from tests import handmade
@@ -38,15 +40,16 @@ def _orders(graph: Graph, seed: int) -> list[int]:
 
 def _agree(graph: Graph, hardware: Hardware, order: list[int], pairs: list[tuple[int, int]]) -> None:
     costs = SegmentCosts(graph, hardware)
-    table = interval_table(costs, order)
-    for a, b in pairs:
+    prefixes = [op_set(order[:a]) for a in range(len(order) + 1)]
+    table = SegmentBatch(costs, DownSets.of(prefixes, len(order)))(*np.transpose(pairs))
+    for k, (a, b) in enumerate(pairs):
         ops = op_set(order[a:b])
-        assert costs.allowed(ops) == bool(table.allowed[a, b]), (a, b)
+        assert costs.allowed(ops) == bool(table.allowed[k]), (a, b)
         if costs.allowed(ops):
             terms = costs.terms(ops)
-            assert terms.stage_ns == table.time_ns[a, b], (a, b)
-            assert terms.streamed_bytes == table.streamed_bytes[a, b], (a, b)
-            assert terms.overflow_bytes == table.overflow_bytes[a, b], (a, b)
+            assert terms.stage_ns == table.time_ns[k], (a, b)
+            assert terms.streamed_bytes == table.streamed_bytes[k], (a, b)
+            assert terms.overflow_bytes == table.overflow_bytes[k], (a, b)
             assert costs.lower(ops) <= terms.stage_ns
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from balancer.cost.batch import SegmentBatch
 from balancer.cost.hardware import load_hardware
-from balancer.cost.intervals import interval_table
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import BalancerError
+from balancer.solve import DownSets
 from balancer.tflite.cut import Cutter
 from balancer.tflite.package import read_package
 from tests import handmade
@@ -85,8 +86,8 @@ def _use(data: bytes) -> None:
     cutter = Cutter(data)
     graph = cutter.graph
     costs = SegmentCosts(graph, load_hardware("pcie"))
-    interval_table(costs, range(len(graph.ops)))
     half = (1 << (len(graph.ops) + 1) // 2) - 1
+    SegmentBatch(costs, DownSets.of([0, half, graph.all_ops], len(graph.ops)))([0, 0, 1], [1, 2, 2])
     for ops in (half, graph.all_ops & ~half):
         if ops & ~graph.folded:
             cutter.cut(ops)

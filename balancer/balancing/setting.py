@@ -6,18 +6,19 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from balancer.cost.batch import SegmentBatch
+from balancer.cost.capacity import largest_capacity
 from balancer.cost.hardware import Hardware, load_hardware
-from balancer.cost.intervals import interval_table
 from balancer.cost.profile import Profile, load_profile
 from balancer.cost.segment import SegmentCosts
-from balancer.solve import Cost, Intervals, Kind, Problem
+from balancer.cost.timing import input_ns, output_ns
+from balancer.graph import members
+from balancer.solve import Between, Cost, Costs, DownSets, Kept, Kind, Problem, Structure, Transfer
 from balancer.tflite.read import read_graph, read_model_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from balancer.graph import Graph, OpSet
 
 OVERFLOW = ("stream", "error")
@@ -57,20 +58,64 @@ class Setting:
             terms = self.costs.terms(ops)
             return Cost(terms.stage_ns, terms.streamed_bytes) if may_overflow or not terms.overflow_bytes else None
 
-        def intervals(order: Sequence[int], kind: Kind) -> Intervals:
-            table = interval_table(self.costs, order)
-            allowed = table.allowed if may_overflow else table.allowed & (table.overflow_bytes == 0)
-            return Intervals(table.time_ns, table.streamed_bytes, allowed)
+        def batch(sets: DownSets, kind: Kind) -> Between:
+            segments = SegmentBatch(self.costs, sets)
+
+            def between(inners: Any, outers: Any) -> Costs:
+                table = segments(inners, outers)
+                allowed = table.allowed if may_overflow else table.allowed & (table.overflow_bytes == 0)
+                return Costs(table.time_ns, table.streamed_bytes, allowed)
+
+            return between
 
         return Problem(
             before=self.graph.before,
             devices=((self.hardware.name, n_tpus),),
             exact=exact,
             lower=lambda ops, kind: self.costs.lower(ops),
-            intervals=intervals,
+            batch=batch,
+            together=self.graph.together + _with_neighbours(self.graph),
+            structures={self.hardware.name: structure(self.costs)},
+            op_bytes=tuple(op.parameter_bytes for op in self.graph.ops),
             host_ns=self.hardware.host_ns_per_stage,
             handover_ns=self.hardware.handover_ns,
         )
+
+
+def _with_neighbours(graph: Graph) -> tuple[OpSet, ...]:
+    """Folded ops cost nothing wherever they stand: each stays with the next op that is computed, or the last one."""
+    real = [op.index for op in graph.ops if not op.folded]
+    return tuple(1 << i | 1 << min((r for r in real if r > i), default=real[-1]) for i in members(graph.folded) if real)
+
+
+def structure(costs: SegmentCosts) -> Structure:
+    """What the cost of a segment is made of, as far as it is additive; the rest makes it dearer, never cheaper.
+
+    Ops that may end up on the CPU count with the cheaper of both; room for parameters is the most that there can be.
+    """
+    hardware, graph, sure = costs.hardware, costs.graph, costs.sure_on_tpu
+    caching = costs.caching
+    return Structure(
+        stage_ns=hardware.invoke_ns,
+        op_ns=tuple(costs.least_ns),
+        transfers=tuple(_transfer(graph, hardware, t) for t in sorted(set(graph.producer) | set(graph.readers))),
+        kept=tuple(Kept(i, caching.size[i], costs.waiting[i]) for i in caching.priority if sure >> i & 1),
+        capacity_bytes=largest_capacity(hardware),
+        spill_start_ns=hardware.stream_start_ns,
+        relaxed=True,
+    )
+
+
+def _transfer(graph: Graph, hardware: Hardware, t: int) -> Transfer:
+    size = graph.tensors[t].bytes
+    return Transfer(
+        producer=graph.producer.get(t),
+        readers=graph.readers.get(t, ()),
+        leaves=t in graph.outputs,
+        receive_ns=input_ns(size, hardware),
+        send_ns=output_ns(size, hardware),
+        size_bytes=size,
+    )
 
 
 def open_setting(model: str | Path | bytes, hardware: str | Path | Hardware) -> Setting:

@@ -162,17 +162,19 @@ class SegmentCosts:
         computing hides. Transfers and scratch are left out: more ops can make them smaller.
         """
         hardware = self.hardware
-        busy = sum(self._least[i] for i in members(ops))
-        held = sum(self.layout[i].streamed for i in members(ops & self._sure_on_tpu))
+        busy = sum(self.least_ns[i] for i in members(ops))
+        held = sum(self.layout[i].streamed for i in members(ops & self.sure_on_tpu))
         overflow = max(0, held - largest_capacity(hardware))
         return hardware.invoke_ns + max(busy, overflow * hardware.stream_ns_per_mib // MIB)
 
     @cached_property
-    def _sure_on_tpu(self) -> OpSet:
+    def sure_on_tpu(self) -> OpSet:
+        """The mapped ops that depend on no unmapped one: on the TPU in every segment."""
         return op_set(i for i in members(self.mapped) if not self.ancestors[i] & self.unmapped)
 
     @cached_property
-    def _least(self) -> list[int]:
+    def least_ns(self) -> list[int]:
+        """For each op the least ns that it adds to a segment, streaming for want of room apart."""
         return [self._least_ns(i) for i in range(len(self.graph.ops))]
 
     def _least_ns(self, i: int) -> int:
@@ -180,8 +182,8 @@ class SegmentCosts:
             return 0
         if self.unmapped >> i & 1:
             return self.cpu[i]
-        on_tpu = self.compute[i] + self.start[i]
-        return on_tpu if self._sure_on_tpu >> i & 1 else min(on_tpu, self.cpu[i])
+        on_tpu = self.compute[i] + self.start[i] + self.always[i]
+        return on_tpu if self.sure_on_tpu >> i & 1 else min(on_tpu, self.cpu[i])
 
 
 _AS_PREDICTED = OpCosts()

@@ -7,7 +7,7 @@ A stage of time t with r replicas takes an input every t / r. With L a common mu
 best[s][u][b], the shortest period of the positions before b in s stages on u devices, is the minimum over the last
 stage, [a, b) on r devices, of max(best[s - 1][u - r][a], share[r][a, b]): a whole row at once, since a cost that
 grows by one op can fall, so that neither two pointers nor a greedy fill would be exact. Ties are settled in further
-passes over the partitions that meet the optimum: fewest streamed bytes, then lowest latency, then the earliest cuts.
+passes over the partitions that meet the optimum (see `paths`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from balancer.solve.paths import NEVER, Choice, best_way
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from balancer.solve.problem import Intervals
+    from balancer.solve.problem import Costs
 
-NEVER = np.int64(1) << 60
 # The least common multiple of 1 to 16 times the longest stage stays within 64 bits.
 MOST_REPLICAS = 16
 
@@ -60,9 +61,7 @@ class ChainSolver:
     most_replicas: of a stage, at most MOST_REPLICAS.
     """
 
-    def __init__(
-        self, intervals: Intervals, devices: int, *, most_replicas: int = 1, whole_replicas: bool = False
-    ) -> None:
+    def __init__(self, intervals: Costs, devices: int, *, most_replicas: int = 1, whole_replicas: bool = False) -> None:
         self.devices = devices
         self.most_replicas = min(devices, most_replicas, MOST_REPLICAS)
         self.intervals = intervals
@@ -126,61 +125,11 @@ class ChainSolver:
         need = np.full((self.n + 1, self.n + 1), self.most_replicas + 1)
         for r in range(self.most_replicas, 0, -1):
             need[self.shares[r - 1] <= period] = r
-        paths = _Paths(self.n, goal, [np.nonzero(need == r) for r in range(1, self.most_replicas + 1)])
-        streamed = paths.keep_cheapest([self.intervals.streamed_bytes * r for r in range(1, self.most_replicas + 1)])
-        latency = paths.keep_cheapest([self.intervals.time_ns] * self.most_replicas)
-        cuts, replicas = paths.first()
-        return Chain(cuts, replicas, streamed, latency)
+        choices = [self._choice(r, *np.nonzero(need == r)) for r in range(1, self.most_replicas + 1)]
+        way = best_way(self.n + 1, goal.stages, (goal.devices,), choices, key=lambda start, end: end)
+        return Chain(way.ends[:-1], tuple(r for _, r in way.stages), way.streamed_bytes, way.latency_ns)
 
-
-class _Paths:
-    """The ways from position 0 to n in as many steps as the goal has stages, which take its devices in all.
-
-    arcs: (step, devices taken before it, devices it takes less one) -> where it leads from and to, as two arrays.
-    """
-
-    def __init__(self, n: int, goal: Reached, arcs: list[Any]) -> None:
-        self.n, self.steps, self.devices = n, goal.stages, goal.devices
-        self.arcs = {(j, u, r): arcs[r] for j, u, r in self._moves(len(arcs))}
-
-    def _moves(self, kinds: int) -> Iterator[tuple[int, int, int]]:
-        """In order of the steps, as far as the rest can still be taken."""
-        for j in range(self.steps):
-            for u in range(j, self.devices):
-                for r in range(min(kinds, self.devices - u)):
-                    left, steps_left = self.devices - u - r - 1, self.steps - j - 1
-                    if steps_left <= left <= steps_left * kinds:
-                        yield j, u, r
-
-    def keep_cheapest(self, weights: list[Any]) -> int:
-        """The least total weight of a way; arcs that are on none of that weight go. weights: by devices taken, less
-        one.
-        """
-        forward, backward = self._table(), self._table()
-        forward[0, 0, 0] = backward[self.steps, self.devices, self.n] = 0
-        for (j, u, r), (a, b) in self.arcs.items():
-            np.minimum.at(forward[j + 1, u + r + 1], b, forward[j, u, a] + weights[r][a, b])
-        for (j, u, r), (a, b) in reversed(self.arcs.items()):
-            np.minimum.at(backward[j, u], a, backward[j + 1, u + r + 1, b] + weights[r][a, b])
-        best = int(forward[self.steps, self.devices, self.n])
-        for (j, u, r), (a, b) in self.arcs.items():
-            on_best = forward[j, u, a] + weights[r][a, b] + backward[j + 1, u + r + 1, b] == best
-            self.arcs[j, u, r] = (a[on_best], b[on_best])
-        return best
-
-    def _table(self) -> Any:
-        return np.full((self.steps + 1, self.devices + 1, self.n + 1), NEVER, np.int64)
-
-    def first(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Cuts and replicas of the way whose steps are shortest, the first of them first."""
-        cuts, replicas, at, used = [], [], 0, 0
-        for j in range(self.steps):
-            at, r = min(
-                (int(b[a == at].min()), r)
-                for (k, u, r), (a, b) in self.arcs.items()
-                if (k, u) == (j, used) and (a == at).any()
-            )
-            used += r + 1
-            cuts.append(at)
-            replicas.append(r + 1)
-        return tuple(cuts[:-1]), tuple(replicas)
+    def _choice(self, replicas: int, start: Any, end: Any) -> Choice:
+        table = self.intervals
+        streamed = table.streamed_bytes[start, end] * replicas
+        return Choice(0, replicas, start, end, streamed, table.time_ns[start, end])

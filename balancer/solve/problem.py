@@ -7,12 +7,16 @@ plan is several pipelines side by side.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
+
+    from balancer.solve.downsets import DownSets
+    from balancer.solve.structure import Structure
 
 OpSet = int
 Kind = str
@@ -26,15 +30,17 @@ class Cost(NamedTuple):
     streamed_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Intervals:
-    """`exact` for all intervals of an order: int64 tables, entry [a, b] for positions a to b - 1; allowed: where not
-    None.
-    """
+class Costs(NamedTuple):
+    """`exact` for many segments: arrays of one shape, int64, int64 and bool. Numbers where not allowed mean nothing."""
 
     time_ns: Any
     streamed_bytes: Any
     allowed: Any
+
+
+# (inners, outers) -> the costs of the segments that hold what is in each outer set and not in its inner one. Sets by
+# their row numbers; one inner set for all, or one for each outer set, which contains it.
+Between = Callable[[Any, Any], Costs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,10 @@ class Problem:
     exact: time and streamed bytes of a segment that holds these ops; None where it may not stand. Deterministic, and
     nothing else: more ops can make it cheaper or dearer.
     lower: ns, at most `exact` of every segment that contains the ops; never less for more ops.
-    intervals: the batch form of `exact`, for the intervals of an order.
+    batch: `exact` for many segments at once: takes all the down-sets that segments may lie between.
+    together: sets of ops that no cut may separate.
+    structures: what `exact` is made of, by kind; where it is known.
+    op_bytes: parameter bytes of each op as its file holds them, for rules that go by size; empty where unknown.
     host_ns: host work for each input and stage that no other host work overlaps.
     handover_ns: from stage to stage, in the latency of an input alone.
     """
@@ -55,7 +64,10 @@ class Problem:
     devices: tuple[tuple[Kind, int], ...]
     exact: Callable[[OpSet, Kind], Cost | None]
     lower: Callable[[OpSet, Kind], int]
-    intervals: Callable[[Sequence[int], Kind], Intervals]
+    batch: Callable[[DownSets, Kind], Between]
+    together: tuple[OpSet, ...] = ()
+    structures: Mapping[Kind, Structure] = field(default_factory=dict)
+    op_bytes: tuple[int, ...] = ()
     host_ns: int = 0
     handover_ns: int = 0
 
@@ -65,14 +77,39 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Constraints:
+    """What else a partition must keep to; only the solver `cpsat` takes them. Stages are numbered from 0.
+
+    pinned: op -> the stage that it stands in. kept_from: (op, stage) pairs that may not be. together: sets of ops that
+    share a stage. max_boundary_tensors, max_boundary_bytes: of the tensors that cross any one cut. max_latency_ns: of
+    an input alone. max_objective_ns: with it, latency is what is minimised.
+    """
+
+    pinned: Mapping[int, int] = field(default_factory=dict)
+    kept_from: frozenset[tuple[int, int]] = frozenset()
+    together: tuple[OpSet, ...] = ()
+    max_boundary_tensors: int | None = None
+    max_boundary_bytes: int | None = None
+    max_latency_ns: int | None = None
+    max_objective_ns: int | None = None
+
+    def __bool__(self) -> bool:
+        return self != Constraints()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """What to hold a solution to. max_pipelines, max_replicas (of a stage): None for any number. stages: exactly so
-    many segments, in one pipeline.
+    many segments, in one pipeline. solver: a name of `SOLVERS`. seconds: of wall time after which the best so far is
+    returned; None leaves it to limits that count work, so that the answer is the same at every run.
     """
 
     max_pipelines: int | None = None
     stages: int | None = None
     max_replicas: int | None = None
+    solver: str = "auto"
+    constraints: Constraints = Constraints()
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,126 @@
+"""How little time the ops before and after a cut can take, in whatever way they are cut further.
+
+With the structure of a cost (see `structure`), all stages before a down-set I together take at least the time of I's
+ops, the sending of each tensor that I hands on, one start a stage, and, where their parameters exceed what so many
+stages keep, the cheapest way to spill the rest (whole parameters relaxed to parts of them). Likewise after I. A plan
+whose stages i take t_i on r_i devices has a period of at least sum t_i / sum r_i.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from balancer.solve.downsets import DownSets
+    from balancer.solve.structure import Structure
+
+
+class Least:
+    """Lower bounds for one kind of device, for each of the down-sets.
+
+    work_ns: of the ops alone. before_ns, after_ns: of the ops in the set, and of all others, with what must cross.
+    """
+
+    def __init__(self, structure: Structure, sets: DownSets) -> None:
+        self.structure = structure
+        self.work_ns = sets.total([ns or 0 for ns in structure.op_ns])
+        everything = int(sum(ns or 0 for ns in structure.op_ns))
+        self.before_ns, self.after_ns = self.work_ns.copy(), everything - self.work_ns
+        self._add_transfers(sets)
+        sizes = [0] * len(structure.op_ns)
+        for kept in structure.kept:
+            sizes[kept.op] = kept.size_bytes
+        self.kept_bytes = sets.total(sizes)
+        self.all_kept_bytes = sum(sizes)
+
+    def _add_transfers(self, sets: DownSets) -> None:
+        for transfer in self.structure.transfers:
+            readers = sum(1 << r for r in transfer.readers)
+            made = None if transfer.producer is None else sets.holds_any(1 << transfer.producer)
+            unread = ~sets.holds_all(readers)
+            if made is None:
+                self.before_ns += sets.holds_any(readers) * transfer.receive_ns
+                self.after_ns += unread * transfer.receive_ns
+            else:
+                crosses = made & unread
+                self.before_ns += (made if transfer.leaves else crosses) * transfer.send_ns
+                self.after_ns += crosses * transfer.receive_ns
+                if transfer.leaves:
+                    self.after_ns += ~made * transfer.send_ns
+
+    def before(self, stages: int, rows: Any = slice(None)) -> Any:
+        """ns that the sets' ops take at least, in so many stages."""
+        return self.before_ns[rows] + self._rest(self.kept_bytes[rows], stages)
+
+    def after(self, stages: int, rows: Any = slice(None)) -> Any:
+        """ns that all other ops take at least, in so many stages."""
+        return self.after_ns[rows] + self._rest(self.all_kept_bytes - self.kept_bytes[rows], stages)
+
+    def _rest(self, kept_bytes: Any, stages: int) -> Any:
+        return stages * self.structure.stage_ns + spilled_ns(self.structure, kept_bytes, stages)
+
+
+def spilled_ns(structure: Structure, kept_bytes: Any, stages: int) -> Any:
+    """ns that spilling costs at least where so many bytes ask for room in so many stages. Array in, array out."""
+    excess = np.asarray(kept_bytes) - stages * structure.capacity_bytes
+    cheapest = sorted((k for k in structure.kept if k.size_bytes), key=lambda k: k.spill_ns / k.size_bytes)
+    sizes = np.cumsum([0, *(k.size_bytes for k in cheapest)])
+    costs = np.cumsum([0, *(k.spill_ns for k in cheapest)])
+    ns = np.floor(np.interp(excess, sizes, costs) * (1 - 1e-12)).astype(np.int64)
+    return ns + (excess > 0) * structure.spill_start_ns
+
+
+class Reach:
+    """Which cuts so many devices can get to, and get on from, with no stage above a period.
+
+    Without a structure nothing is ruled out. With several kinds of devices, what the others can do at most is counted
+    in the first kind's ns of work, transfers left out.
+    """
+
+    def __init__(self, structures: Sequence[Structure | None], sets: DownSets) -> None:
+        first = structures[0] if structures else None
+        self.least = Least(first, sets) if first and None not in structures else None
+        self.count = len(sets)
+        self.worth = [1.0, *(_worth(first, other) for other in structures[1:] if first and other)]
+
+    def window_ns(self, most_ns: Sequence[int]) -> float:
+        """The most work, in ns of the first kind, that a stage can hold which takes at most so many ns on each kind."""
+        return max(ns * worth for ns, worth in zip(most_ns, self.worth, strict=False)) * (1 + 1e-9)
+
+    def before(self, devices: Sequence[int], period_ns: float, most_stages: int) -> Any:
+        """Which sets so many devices of each kind can hold."""
+        if self.least is None:
+            return np.ones(self.count, bool)
+        return self._fits(self.least.before, self.least.work_ns, devices, period_ns, most_stages)
+
+    def after(self, devices: Sequence[int], period_ns: float, most_stages: int) -> Any:
+        """Of which sets so many devices of each kind can hold all other ops."""
+        if self.least is None:
+            return np.ones(self.count, bool)
+        rest = int(self.least.work_ns[-1]) - self.least.work_ns
+        return self._fits(self.least.after, rest, devices, period_ns, most_stages)
+
+    def _fits(
+        self, least: Callable[[int], Any], work_ns: Any, devices: Sequence[int], period_ns: float, most_stages: int
+    ) -> Any:
+        if any(devices[1:]):
+            worth = sum(count * worth for count, worth in zip(devices, self.worth, strict=True) if count)
+            return work_ns <= period_ns * worth * (1 + 1e-9)
+        stages = range(1, min(devices[0], most_stages) + 1)
+        found = np.zeros(self.count, bool)
+        for s in stages:
+            found |= least(s) <= period_ns * devices[0]
+        return found
+
+
+def _worth(first: Structure, other: Structure) -> float:
+    """The most ns of work on the first kind that a ns on the other does."""
+    most = 0.0
+    for a, b in zip(first.op_ns, other.op_ns, strict=True):
+        if a and b is not None:
+            most = max(most, a / b if b else float("inf"))
+    return most

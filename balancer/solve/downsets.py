@@ -1,0 +1,230 @@
+"""Down-sets of a graph: sets of ops that hold, with an op, all that it depends on. Each cut of a pipeline is one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from balancer.solve.problem import OpSet
+
+WORD = 64
+
+
+class DownSets:
+    """Op sets as the rows of a uint64 array (op i is bit i % 64 of word i // 64), and questions about all at once.
+
+    A set stands before the sets that contain it.
+    """
+
+    def __init__(self, words: Any, n_ops: int) -> None:
+        self.n_ops = n_ops
+        self.words = words
+        self._columns = [np.ascontiguousarray(column) for column in words.T]
+
+    @classmethod
+    def of(cls, sets: Sequence[OpSet], n_ops: int) -> DownSets:
+        """These sets, in this order."""
+        count = _word_count(n_ops)
+        raw = b"".join(ops.to_bytes(8 * count, "little") for ops in sets)
+        return cls(np.frombuffer(raw, np.dtype("<u8")).astype(np.uint64).reshape(len(sets), count), n_ops)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def set_of(self, row: int) -> OpSet:
+        return int.from_bytes(self.words[row].astype("<u8").tobytes(), "little")
+
+    def take(self, rows: Any) -> DownSets:
+        """These rows alone."""
+        return DownSets(self.words[rows], self.n_ops)
+
+    def holds_any(self, ops: OpSet, rows: Any = slice(None)) -> Any:
+        """Which of the rows hold one of the ops."""
+        found: Any = False
+        for k, word in _words_of(ops):
+            found = found | ((self._columns[k][rows] & word) != 0)
+        return found if ops else np.zeros(len(self._columns[0][rows]), bool)
+
+    def holds_all(self, ops: OpSet, rows: Any = slice(None)) -> Any:
+        """Which of the rows hold all the ops."""
+        found: Any = True
+        for k, word in _words_of(ops):
+            found = found & ((self._columns[k][rows] & word) == word)
+        return found if ops else np.ones(len(self._columns[0][rows]), bool)
+
+    def containing(self, ops: OpSet, rows: Any) -> Any:
+        """Those of the row numbers whose sets contain these ops."""
+        for k, word in reversed(_words_of(ops)):  # the last ops are the ones that most sets lack
+            rows = rows[(self._columns[k][rows] & word) == word]
+        return rows
+
+    def total(self, weights: Sequence[int]) -> Any:
+        """For each set the sum of its ops' weights, int64.
+
+        By bytes: a table of the 256 sums of eight ops, looked up for all sets at once.
+        """
+        octets = self.words.astype("<u8").view(np.uint8).reshape(len(self), -1)
+        padded = np.zeros(octets.shape[1] * 8, np.int64)
+        padded[: len(weights)] = weights
+        bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
+        total = np.zeros(len(self), np.int64)
+        for k in range(octets.shape[1]):
+            eight = padded[8 * k : 8 * k + 8]
+            if eight.any():
+                total += (bits @ eight)[octets[:, k]]
+        return total
+
+
+def all_downsets(blocks: Sequence[Block], n_ops: int, most: int) -> DownSets | None:
+    """Every down-set of the blocks, the empty one first and that of all ops last; None where there are more than `most`.
+
+    Each has one parent: itself without its last block. So block by block, in topological order, the sets that hold all
+    that the block depends on are copied with it; sets that lack what all later blocks depend on are done.
+    """
+    needed = _needed_by_all_later(blocks)
+    active = np.zeros((1, _word_count(n_ops)), np.uint64)
+    done, count = [active], 1
+    for block, required in zip(blocks, needed, strict=True):
+        active = active[_hold_all(active, required)]
+        grown = active[_hold_all(active, block.before)].copy()
+        for k, word in _words_of(block.ops):
+            grown[:, k] |= word
+        count += len(grown)
+        if count > most:
+            return None
+        done.append(grown)
+        active = np.concatenate([active, grown])
+    return DownSets(np.concatenate(done), n_ops)
+
+
+class Block:
+    """Ops that no cut separates. before: all ops that it depends on, directly or not, outside itself."""
+
+    __slots__ = ("before", "ops")
+
+    def __init__(self, ops: OpSet, before: OpSet) -> None:
+        self.ops = ops
+        self.before = before
+
+
+def blocks_of(before: Sequence[OpSet], together: Iterable[OpSet]) -> list[Block]:
+    """The ops in blocks, in a topological order: groups that must stay together, with what lies on cycles between them.
+
+    Blocks are as fine as possible; among those that may come next, that with the smallest op does.
+    """
+    label = _merged(len(before), together)
+    while True:
+        members = _gather(label)
+        order = _topological(members, before, label)
+        if order is not None:
+            break
+        label = _merge_cycles(members, before, label)
+    found, ancestors = [], dict[int, int]()
+    for name in order:
+        direct = _outside(members[name], before)
+        everything = direct
+        for parent in {label[i] for i in bits(direct)}:
+            everything |= ancestors[parent] | members[parent]
+        ancestors[name] = everything
+        found.append(Block(members[name], everything))
+    return found
+
+
+def _merged(n: int, groups: Iterable[OpSet]) -> list[int]:
+    """For each op the smallest op that it is grouped with, where groups that meet are one."""
+    parent = list(range(n))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for group in groups:
+        first, *others = [root(i) for i in bits(group)] or [0]
+        for other in others:
+            low, high = sorted((root(first), root(other)))
+            parent[high] = low
+    return [root(i) for i in range(n)]
+
+
+def _gather(label: Sequence[int]) -> dict[int, OpSet]:
+    members: dict[int, OpSet] = {}
+    for i, name in enumerate(label):
+        members[name] = members.get(name, 0) | 1 << i
+    return members
+
+
+def _outside(ops: OpSet, before: Sequence[OpSet]) -> OpSet:
+    direct = 0
+    for i in bits(ops):
+        direct |= before[i]
+    return direct & ~ops
+
+
+def _topological(members: dict[int, OpSet], before: Sequence[OpSet], label: Sequence[int]) -> list[int] | None:
+    """Blocks' names in order; None where they depend on each other in a cycle."""
+    waiting = {name: {label[i] for i in bits(_outside(ops, before))} for name, ops in members.items()}
+    order: list[int] = []
+    placed: set[int] = set()
+    while waiting:
+        ready = next((name for name in sorted(waiting) if waiting[name] <= placed), None)
+        if ready is None:
+            return None
+        order.append(ready)
+        placed.add(ready)
+        del waiting[ready]
+    return order
+
+
+def _merge_cycles(members: dict[int, OpSet], before: Sequence[OpSet], label: Sequence[int]) -> list[int]:
+    import networkx
+
+    drawn = networkx.DiGraph()
+    drawn.add_nodes_from(members)
+    drawn.add_edges_from((label[i], name) for name, ops in members.items() for i in bits(_outside(ops, before)))
+    cycles = (sum(members[name] for name in part) for part in networkx.strongly_connected_components(drawn))
+    return _merged(len(label), [*members.values(), *cycles])
+
+
+def _needed_by_all_later(blocks: Sequence[Block]) -> list[OpSet]:
+    """For each block what it and all later ones depend on."""
+    found, common = [], -1
+    for block in reversed(blocks):
+        common &= block.before
+        found.append(common)
+    return found[::-1]
+
+
+def _hold_all(words: Any, ops: OpSet) -> Any:
+    held = np.ones(len(words), bool)
+    for k, word in _words_of(ops):
+        held &= (words[:, k] & word) == word
+    return held
+
+
+def _word_count(n_ops: int) -> int:
+    return max(1, -(-n_ops // WORD))
+
+
+def _words_of(ops: OpSet) -> list[tuple[int, Any]]:
+    """(number, bits) of the words of a set that are not empty."""
+    found, k = [], 0
+    while ops:
+        word = ops & ((1 << WORD) - 1)
+        if word:
+            found.append((k, np.uint64(word)))
+        ops, k = ops >> WORD, k + 1
+    return found
+
+
+def bits(ops: OpSet) -> Iterator[int]:
+    """The ops of a set, ascending."""
+    while ops:
+        low = ops & -ops
+        yield low.bit_length() - 1
+        ops ^= low

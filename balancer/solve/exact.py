@@ -1,0 +1,149 @@
+"""The solver `downset`: the best plan over all down-sets, which is over all orders of execution. Exact for any cost.
+
+Starting from the best plan of some orders, it looks for pipelines that could make a better one, for each number of
+devices: how short a period that takes follows from what all other devices can do at most. What a pipeline can do at
+most follows from the cost's structure at first, then from what was found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from balancer.solve.budget import Budget, BudgetSpent
+from balancer.solve.chain import MOST_REPLICAS
+from balancer.solve.downsets import DownSets, all_downsets, blocks_of
+from balancer.solve.intervals import chain_offers, infeasible, most_pipelines, whole_replicas
+from balancer.solve.lattice import LatticeSolver, Within
+from balancer.solve.offers import alone_ns, best_plan, lattice_offer
+from balancer.solve.orders import prefixes
+from balancer.solve.problem import Solution, evaluate
+from balancer.solve.prospects import Prospects
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balancer.solve.lattice import Goal
+    from balancer.solve.offers import Offer, Plan
+    from balancer.solve.problem import Options, Problem
+
+OVER = "all down-sets"
+MOST_DOWN_SETS = 1 << 19
+MOST_PAIRS = 1 << 28
+
+
+class DownSetSolver:
+    """Pipelines of one problem with cuts among a family of down-sets.
+
+    offers: what is known, to begin with and then with what was found. complete: whether no plan of this family can be
+    better than the best of the offers.
+    """
+
+    def __init__(
+        self, problem: Problem, options: Options, sets: DownSets, offers: Sequence[Offer], budget: Budget
+    ) -> None:
+        self.problem, self.options, self.budget = problem, options, budget
+        self.counts = tuple(count for _, count in problem.devices)
+        self.most_pipelines = most_pipelines(problem, options)
+        self.lattice = LatticeSolver(
+            problem,
+            sets,
+            most_replicas=options.max_replicas or MOST_REPLICAS,
+            whole_replicas=whole_replicas(problem, options),
+        )
+        self.offers = list(offers)
+        self.complete = False
+
+    def run(self) -> None:
+        """Look for better pipelines until there can be none, or the budget is spent."""
+        try:
+            if self.most_pipelines == 1:
+                self._one_pipeline()
+            else:
+                self._several()
+            self.complete = True
+        except BudgetSpent:
+            pass
+
+    def _one_pipeline(self) -> None:
+        """Everything at least as fast as the best that is known; of the fastest, those on the fewest devices."""
+        host, forced = self.problem.host_ns, self.options.stages
+        best = min((self._alone_ns(o) for o in self.offers), default=self.lattice.longest_ns)
+        stages = forced or min(sum(self.counts), best // host if host else sum(self.counts))
+        within = Within(self.counts, best, stages, exact_stages=forced is not None)
+        goals = [g for g in self.lattice.search(within, self.budget).goals() if forced in (None, g.stages)]
+        if not goals:
+            return
+        fastest = min(self._alone_ns(goal) for goal in goals)
+        fewest = min(goal.used for goal in goals if self._alone_ns(goal) <= fastest)
+        # Plans are compared by whole ns, and the host may be slower than the pipeline: both leave room for slower
+        # partitions, which may stream less.
+        stages = forced or min(fewest, fastest // host if host else fewest)
+        counts = self.counts if len(self.counts) > 1 else (fewest,)
+        search = self.lattice.search(Within(counts, fastest, stages, exact_stages=True), self.budget)
+        ties = [g for g in search.goals() if g.used == fewest and forced in (None, g.stages)]
+        self.offers = [lattice_offer(self.problem, search, replace(goal, period=Fraction(fastest))) for goal in ties]
+
+    def _alone_ns(self, found: Offer | Goal) -> int:
+        return alone_ns(self.problem, found.stages, found.period)
+
+    def _several(self) -> None:
+        """For each number of devices the pipelines that could make the best plan known better."""
+        for devices in range(1, self.counts[0] + 1):
+            within = self.prospects.worth_finding(devices, self._objective())
+            if within is not None:
+                search = self.lattice.search(within, self.budget)
+                goals = [goal for goal in search.goals() if goal.used == devices]
+                self.prospects.found(within, goals)
+                self.offers += [lattice_offer(self.problem, search, goal) for goal in goals]
+
+    def _objective(self) -> int:
+        value = evaluate(self.problem, self.plan().pipelines) if self.offers else None
+        return value.objective_ns if value else self.lattice.longest_ns
+
+    def plan(self) -> Plan:
+        """The best plan of what is known."""
+        return best_plan(self.problem, self.offers, sum(self.counts), self.most_pipelines)
+
+    @cached_property
+    def prospects(self) -> Prospects:
+        return Prospects(self.problem, self.lattice, sum(self.counts), self.most_pipelines)
+
+
+def solve_downset(problem: Problem, options: Options) -> Solution:
+    """Optimal over all down-sets, as far as the limits of work and memory go; else the best found, with a bound.
+
+    Several kinds of devices make one pipeline. Raises InfeasibleError where nothing was found.
+    """
+    budget = Budget(MOST_PAIRS, options.seconds)
+    if len(problem.devices) > 1:
+        options = replace(options, max_pipelines=1)
+    order = range(problem.n_ops)
+    sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
+    if len(problem.devices) == 1:
+        offers = chain_offers(problem, options, order)
+    else:
+        chain = DownSetSolver(problem, options, DownSets.of(prefixes(order), problem.n_ops), [], budget)
+        chain.run()
+        offers = chain.offers
+    if sets is None:
+        raise NotImplementedError
+    solver = DownSetSolver(problem, options, sets, offers, budget)
+    solver.run()
+    if not solver.offers:
+        raise infeasible(problem, options)
+    plan = solver.plan()
+    value = evaluate(problem, plan.pipelines)
+    if value is None:
+        raise ValueError("the batch form of the cost allows a segment that `exact` does not")
+    proven = value.objective_ns if plan.bound_ns is None else plan.bound_ns
+    return Solution(
+        solver="downset",
+        pipelines=plan.pipelines,
+        value=value,
+        bound_ns=proven if solver.complete else min(value.objective_ns, solver.prospects.objective_ns()),
+        over=OVER,
+        statistics={"down_sets": len(sets), "pairs": budget.spent},
+    )

@@ -1,0 +1,96 @@
+"""The solver `chain`: the best plan whose segments are intervals of one execution order. Exact, and fast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from balancer.errors import InfeasibleError
+from balancer.solve.chain import MOST_REPLICAS, ChainSolver
+from balancer.solve.offers import Offer, alone_ns, best_plan, chain_offer
+from balancer.solve.orders import order_table
+from balancer.solve.problem import Solution, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balancer.solve.chain import Reached
+    from balancer.solve.problem import Options, Problem
+
+OVER = "intervals of the execution order"
+
+
+def most_pipelines(problem: Problem, options: Options) -> int:
+    """How many pipelines a plan may have."""
+    count = sum(n for _, n in problem.devices)
+    return min(count, 1 if options.stages else options.max_pipelines or count)
+
+
+def whole_replicas(problem: Problem, options: Options) -> bool:
+    """Whether a pipeline of one stage may have replicas.
+
+    Copies are pipelines of one stage each. A whole model as one replicated stage is for where there may be too few
+    pipelines for that, and only if replicas are asked for.
+    """
+    return most_pipelines(problem, options) < problem.devices[0][1] and options.max_replicas is not None
+
+
+def solve_chain(problem: Problem, options: Options) -> Solution:
+    """Optimal over intervals of the order in which the ops are numbered.
+
+    Raises InfeasibleError where no partition into allowed intervals exists, ValueError for several kinds of devices.
+    """
+    if len(problem.devices) != 1:
+        raise ValueError("the solver 'chain' takes one kind of device")
+    offers = chain_offers(problem, options, range(problem.n_ops))
+    if not offers:
+        raise infeasible(problem, options)
+    count = problem.devices[0][1]
+    plan = best_plan(problem, offers, count, most_pipelines(problem, options))
+    value = evaluate(problem, plan.pipelines)
+    if value is None:
+        raise ValueError("the batch form of the cost allows a segment that `exact` does not")
+    return Solution(
+        solver="chain",
+        pipelines=plan.pipelines,
+        value=value,
+        bound_ns=value.objective_ns if plan.bound_ns is None else plan.bound_ns,
+        over=OVER,
+        statistics={"intervals": problem.n_ops * (problem.n_ops + 1) // 2, "pipelines": len(offers)},
+    )
+
+
+def chain_offers(problem: Problem, options: Options, order: Sequence[int]) -> list[Offer]:
+    """The pipelines of an order that are worth having; none where there are none."""
+    kind, count = problem.devices[0]
+    solver = ChainSolver(
+        order_table(problem, order, kind),
+        count,
+        most_replicas=options.max_replicas or MOST_REPLICAS,
+        whole_replicas=whole_replicas(problem, options),
+    )
+    reached = solver.reached_with(options.stages) if options.stages else list(solver.reached())
+    if reached and most_pipelines(problem, options) == 1:
+        reached = _tied(solver, problem, reached, options.stages)
+    return [chain_offer(problem, solver, goal, order) for goal in reached]
+
+
+def infeasible(problem: Problem, options: Options) -> InfeasibleError:
+    """What to say where there is no partition."""
+    wanted = f"{options.stages} allowed segments" if options.stages else "allowed segments"
+    return InfeasibleError(
+        f"there is no partition into {wanted}",
+        f"{problem.n_ops} ops on {sum(count for _, count in problem.devices)} TPUs",
+        "allow more TPUs, another number of segments, or streaming",
+    )
+
+
+def _tied(solver: ChainSolver, problem: Problem, reached: Sequence[Reached], stages: int | None) -> list[Reached]:
+    """What meets the best objective with the fewest devices, where one pipeline is all there is.
+
+    Plans are compared by whole ns, and the host may be slower than the pipeline: both leave room for slower
+    partitions, which may stream less.
+    """
+    best = min(alone_ns(problem, r.stages, r.period) for r in reached)
+    meeting = [r for r in solver.meeting(best) if problem.host_ns * r.stages <= best and stages in (None, r.stages)]
+    fewest = min(r.devices for r in meeting)
+    return [r for r in meeting if r.devices == fewest]

@@ -1,0 +1,226 @@
+"""Exact dynamic programming over a family of down-sets: the best chain of them from none to all ops, for any cost.
+
+best[I][s][u], the shortest period of the ops of I in s stages on devices u (a count for each kind), is the minimum over
+the last stage, I less J on r devices of one kind, of max(best[J][s - 1][u - r], time / r). Nothing is assumed of the
+cost, so that all pairs J < I count; what bounds rule out is left out before: cuts that so many devices cannot get to,
+or on from, without a longer period than is already known (`bounds`). With the family of an order's prefixes it is the
+interval DP of that order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from balancer.solve.bounds import Reach
+from balancer.solve.chain import MOST_REPLICAS
+from balancer.solve.downsets import bits
+from balancer.solve.paths import NEVER, Choice, Way, best_way
+from balancer.solve.segments import FEW_SETS, Segment, Segments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from balancer.solve.budget import Budget
+    from balancer.solve.downsets import DownSets
+    from balancer.solve.problem import Problem
+
+Devices = tuple[int, ...]
+_AHEAD = 256  # cuts whose segments are costed together
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A pipeline that there is: its stages, its devices of each kind, and the shortest period in ns with them."""
+
+    stages: int
+    devices: Devices
+    period: Fraction
+
+    @property
+    def used(self) -> int:
+        return sum(self.devices)
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """What to look for: pipelines on at most so many devices of each kind, with at most so many stages, and a period of
+    at most most_ns. exact_stages: with every number of stages, also where fewer do as well.
+    """
+
+    devices: Devices
+    most_ns: int
+    most_stages: int
+    exact_stages: bool = False
+
+
+class LatticeSolver:
+    """Pipelines whose cuts are among `sets`: the empty one first, that of all ops last, each before those that contain
+    it.
+
+    most_replicas: of a stage. whole_replicas: whether a pipeline of one stage may have several.
+    """
+
+    def __init__(
+        self, problem: Problem, sets: DownSets, *, most_replicas: int = 1, whole_replicas: bool = False
+    ) -> None:
+        self.problem = problem
+        self.sets = sets
+        self.most_replicas = min(most_replicas, MOST_REPLICAS)
+        self.whole_replicas = whole_replicas
+        self.multiple = math.lcm(*range(1, self.most_replicas + 1))
+        self.reach = Reach([problem.structures.get(kind) for kind, _ in problem.devices], sets)
+        # Few sets: their segments are costed once for all searches.
+        self.segments = Segments(problem, sets) if len(sets) <= FEW_SETS else None
+
+    @property
+    def longest_ns(self) -> int:
+        """The longest period that can be looked for."""
+        return (int(NEVER) - 1) // self.multiple
+
+    def search(self, within: Within, budget: Budget) -> Search:
+        """All pipelines within these limits. Raises BudgetSpent."""
+        return Search(self, within, budget)
+
+
+class Search:
+    """One run of the dynamic program; its results, and the segments from which ties are settled.
+
+    Devices in use are numbered: vectors[k] is a count for each kind, strides what one more of a kind adds to k.
+    """
+
+    def __init__(self, solver: LatticeSolver, within: Within, budget: Budget) -> None:
+        self.solver = solver
+        self.within = within
+        self.limit = within.most_ns * solver.multiple
+        self.stages = min(within.most_stages, sum(within.devices))
+        self.vectors = list(product(*(range(count + 1) for count in within.devices)))
+        self.strides = [math.prod(count + 1 for count in within.devices[k + 1 :]) for k in range(len(within.devices))]
+        self.most_replicas = [min(count, solver.most_replicas) for count in within.devices]
+        self._find_cuts()
+        self.best = np.full((len(self.sets), self.stages + 1, len(self.vectors)), NEVER)
+        self.used: list[list[Any]] = [[] for _ in within.devices]
+        if self.open[-1].any():
+            self._run(budget)
+
+    def _find_cuts(self) -> None:
+        """The sets that can be cuts at all (all of them, where they are few), and with which devices in use."""
+        solver, open_sets = self.solver, self._open()
+        if solver.segments:
+            self.sets, self.open, self.segments = solver.sets, open_sets, solver.segments
+        else:
+            rows = np.nonzero(open_sets.any(axis=1))[0]
+            rows = np.union1d(rows, [0, len(solver.sets) - 1])
+            self.sets, self.open = solver.sets.take(rows), open_sets[rows]
+            least = solver.reach.least
+            longest = [self.within.most_ns * r for r in self.most_replicas]
+            window = solver.reach.window_ns(longest) if least else math.inf
+            self.segments = Segments(solver.problem, self.sets, least.work_ns[rows] if least else None, window)
+        numbers = np.array(self.vectors)
+        self.highest = [
+            np.where(self.open, numbers[:, k], -1).max(axis=1, initial=-1) for k in range(len(self.within.devices))
+        ]
+
+    def _open(self) -> Any:
+        """For each set and each number of devices in use, whether a pipeline can get there with these and go on with
+        the rest.
+        """
+        reach, devices, most_ns = self.solver.reach, self.within.devices, self.within.most_ns
+        fits = np.zeros((len(self.solver.sets), len(self.vectors)), bool)
+        for k, vector in enumerate(self.vectors):
+            rest = tuple(total - used for total, used in zip(devices, vector, strict=True))
+            if any(vector):
+                fits[:, k] = reach.before(vector, most_ns, self.stages)
+                fits[:-1, k] &= reach.after(rest, most_ns, self.stages)[:-1] if any(rest) else False
+        fits[0] = False
+        return fits
+
+    def _run(self, budget: Budget) -> None:
+        self.best[0, 0, 0] = 0
+        for at in range(len(self.sets) - 1):
+            states = list(self._states(at))
+            if states:
+                ahead = at + np.nonzero((self.best[at : at + _AHEAD] <= self.limit).any(axis=(1, 2)))[0]
+                for kind, segments in enumerate(self.segments.after(at, ahead, budget)):
+                    self._extend(at, kind, segments, states)
+
+    def _states(self, at: int) -> Iterator[tuple[int, int, int]]:
+        """(stages, devices in use, period) of the ways to get to a cut that no other is at least as good as."""
+        reached = self.best[at]
+        kept: list[tuple[int, Devices, int]] = []
+        for s, u in zip(*(found.tolist() for found in np.nonzero(reached <= self.limit)), strict=True):
+            period, vector = int(reached[s, u]), self.vectors[u]
+            better = (v for n, v, p in kept if p <= period and (n == s or not self.within.exact_stages))
+            if not any(all(a <= b for a, b in zip(v, vector, strict=True)) for v in better):
+                kept.append((s, vector, period))
+                yield s, u, period
+
+    def _extend(self, at: int, kind: int, segments: Segment, states: Sequence[tuple[int, int, int]]) -> None:
+        """All stages of one kind that start at a cut, after all the ways to get there."""
+        # The fewest replicas with which each segment meets the limit.
+        fewest = np.maximum(1, -(-segments.time_ns // self.within.most_ns))
+        most = np.minimum(self.highest[kind][segments.end], self.most_replicas[kind])
+        short = np.nonzero(fewest <= most)[0]
+        if not len(short):
+            return
+        segments, fewest = Segment(*(column[short] for column in segments)), fewest[short]
+        if at == 0 and not self.solver.whole_replicas:
+            most = np.where(segments.end == len(self.sets) - 1, 1, most[short])
+        else:
+            most = most[short]
+        self.used[kind].append((at, segments))
+        for s, used, period in states:
+            if s < self.stages:
+                in_use = self.vectors[used][kind]
+                room = np.minimum(most, self.highest[kind][segments.end] - in_use)
+                for more in range(int((room - fewest).max()) + 1):
+                    fits = np.nonzero(fewest + more <= room)[0]
+                    self._reach(kind, segments, fits, fewest[fits] + more, (s, used, period))
+
+    def _reach(self, kind: int, segments: Segment, fits: Any, replicas: Any, state: tuple[int, int, int]) -> None:
+        """The cuts after some of the segments, with so many replicas each."""
+        s, used, period = state
+        there = used + replicas * self.strides[kind]
+        end = segments.end[fits]
+        found = self.open[end, there]
+        end, there, replicas = end[found], there[found], replicas[found]
+        shares = segments.time_ns[fits[found]] * (self.solver.multiple // replicas)
+        periods = np.maximum(period, shares)
+        self.best[end, s + 1, there] = np.minimum(self.best[end, s + 1, there], periods)
+
+    def goals(self) -> list[Goal]:
+        """The pipelines found that no other is at least as good as, with no more stages and devices."""
+        found = self._states(len(self.sets) - 1)
+        return [Goal(s, self.vectors[u], Fraction(period, self.solver.multiple)) for s, u, period in found]
+
+    def settle(self, goal: Goal) -> Way:
+        """Of all pipelines that meet the goal with just its stages and devices, the one that the tie rules name.
+
+        Ends are rows of this search's sets.
+        """
+        limit = math.floor(goal.period * self.solver.multiple)
+        choices = [choice for kind in range(len(goal.devices)) for choice in self._choices(kind, limit)]
+        ops = [self.sets.set_of(row) for row in range(len(self.sets))]
+        return best_way(
+            len(self.sets), goal.stages, goal.devices, choices, lambda start, end: tuple(bits(ops[end] & ~ops[start]))
+        )
+
+    def _choices(self, kind: int, limit: int) -> Iterator[Choice]:
+        """The segments by the fewest replicas with which they meet the limit; more would only take devices."""
+        if not self.used[kind]:
+            return
+        start = np.concatenate([np.full(len(segments.end), at) for at, segments in self.used[kind]])
+        parts = zip(*(segments for _, segments in self.used[kind]), strict=True)
+        end, time, streamed = (np.concatenate(part) for part in parts)
+        less = np.zeros(len(time), bool)
+        for r in range(1, self.most_replicas[kind] + 1):
+            enough = time * (self.solver.multiple // r) <= limit
+            here = np.nonzero(enough & ~less)[0]
+            if len(here):
+                yield Choice(kind, r, start[here], end[here], streamed[here] * r, time[here])
+            less |= enough

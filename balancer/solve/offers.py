@@ -1,0 +1,105 @@
+"""Pipelines to build a plan from, and the best plan that they make."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from balancer.solve.allocation import Candidate, allocate
+from balancer.solve.problem import NS_PER_S, Pipeline, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from fractions import Fraction
+
+    from balancer.solve.chain import ChainSolver, Reached
+    from balancer.solve.lattice import Goal, Search
+    from balancer.solve.problem import Problem
+
+
+class Settled(NamedTuple):
+    """streamed_bytes: of all replicas. latency_ns: the sum of the stages' times."""
+
+    pipeline: Pipeline
+    streamed_bytes: int
+    latency_ns: int
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A pipeline that a plan may hold. period: ns between two results. settle: which partition it is, worked out when it
+    is asked for: that takes longest.
+    """
+
+    stages: int
+    devices: int
+    period: Fraction
+    settle: Callable[[], Settled]
+
+    @cached_property
+    def settled(self) -> Settled:
+        return self.settle()
+
+
+class Plan(NamedTuple):
+    """pipelines of the best plan of some offers; bound_ns: no plan of these has a smaller objective, None where this
+    one is best.
+    """
+
+    pipelines: tuple[Pipeline, ...]
+    bound_ns: int | None
+
+
+def best_plan(problem: Problem, offers: Sequence[Offer], devices: int, most_pipelines: int) -> Plan:
+    """Ties go to pipelines without replicas, deep before shallow."""
+    ranked = sorted(
+        offers, key=lambda offer: (offer.devices > offer.stages, -offer.stages, offer.devices, offer.period)
+    )
+    candidates = [_candidate(problem, offer) for offer in ranked]
+    allocation = allocate(candidates, devices, most_pipelines)
+    return Plan(tuple(ranked[c].settled.pipeline for c in allocation.chosen), allocation.bound_ns)
+
+
+def _candidate(problem: Problem, offer: Offer) -> Candidate:
+    def settle() -> tuple[int, int]:
+        settled = offer.settled
+        return settled.streamed_bytes, settled.latency_ns + problem.handover_ns * offer.stages
+
+    return Candidate(offer.devices, NS_PER_S / offer.period, problem.host_ns * offer.stages, settle)
+
+
+def chain_offer(problem: Problem, solver: ChainSolver, goal: Reached, order: Sequence[int]) -> Offer:
+    """A pipeline of intervals of an order."""
+    kind = problem.devices[0][0]
+
+    def settle() -> Settled:
+        chain = solver.settle(goal)
+        edges = pairwise([0, *chain.cuts, len(order)])
+        ops = (sum(1 << i for i in order[a:b]) for a, b in edges)
+        stages = tuple(Stage(s, kind, r) for s, r in zip(ops, chain.replicas, strict=True))
+        return Settled(Pipeline(stages), chain.streamed_bytes, chain.latency_ns)
+
+    return Offer(goal.stages, goal.devices, goal.period, settle)
+
+
+def lattice_offer(problem: Problem, search: Search, goal: Goal) -> Offer:
+    """A pipeline of a search among down-sets."""
+
+    def settle() -> Settled:
+        way = search.settle(goal)
+        sets = [0, *(search.sets.set_of(row) for row in way.ends)]
+        kinds = [problem.devices[kind][0] for kind, _ in way.stages]
+        segments = (after & ~before for before, after in pairwise(sets))
+        replicas = (r for _, r in way.stages)
+        stages = tuple(Stage(ops, kind, r) for ops, kind, r in zip(segments, kinds, replicas, strict=True))
+        return Settled(Pipeline(stages), way.streamed_bytes, way.latency_ns)
+
+    return Offer(goal.stages, sum(goal.devices), goal.period, settle)
+
+
+def alone_ns(problem: Problem, stages: int, period: Fraction) -> int:
+    """ns per inference of a plan that is one pipeline, rounded up: what plans are compared by."""
+    return max(math.ceil(period), problem.host_ns * stages)
