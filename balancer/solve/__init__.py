@@ -27,6 +27,7 @@ from balancer.solve.problem import (
     steady_rate,
 )
 from balancer.solve.structure import Kept, Structure, Transfer
+from balancer.solve.structured import structured_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +57,7 @@ __all__ = [
     "shared_rates",
     "solve",
     "steady_rate",
+    "structured_problem",
 ]  # fmt: skip
 
 

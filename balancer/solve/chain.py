@@ -33,8 +33,7 @@ MOST_REPLICAS = 16
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A partition into len(cuts) + 1 intervals, and the replicas of each stage. cuts: positions at which a new stage
-    starts.
+    """A partition into len(cuts) + 1 intervals, and the replicas of each stage. cuts: numbers of those between stages.
 
     streamed_bytes: each replica's. latency_ns: the sum of the stages' times.
     """

@@ -18,7 +18,7 @@ from balancer.solve.downsets import DownSets, all_downsets, blocks_of
 from balancer.solve.intervals import chain_offers, infeasible, most_pipelines, whole_replicas
 from balancer.solve.lattice import LatticeSolver, Within
 from balancer.solve.offers import alone_ns, best_plan, lattice_offer
-from balancer.solve.orders import prefixes
+from balancer.solve.orders import file_order, prefixes
 from balancer.solve.problem import Solution, evaluate
 from balancer.solve.prospects import Prospects
 
@@ -91,13 +91,15 @@ class DownSetSolver:
 
     def _several(self) -> None:
         """For each number of devices the pipelines that could make the best plan known better."""
+        best = self._objective()
         for devices in range(1, self.counts[0] + 1):
-            within = self.prospects.worth_finding(devices, self._objective())
+            within = self.prospects.worth_finding(devices, best)
             if within is not None:
                 search = self.lattice.search(within, self.budget)
                 goals = [goal for goal in search.goals() if goal.used == devices]
                 self.prospects.found(within, goals)
                 self.offers += [lattice_offer(self.problem, search, goal) for goal in goals]
+                best = self._objective() if goals else best
 
     def _objective(self) -> int:
         value = evaluate(self.problem, self.plan().pipelines) if self.offers else None
@@ -120,12 +122,12 @@ def solve_downset(problem: Problem, options: Options) -> Solution:
     budget = Budget(MOST_PAIRS, options.seconds)
     if len(problem.devices) > 1:
         options = replace(options, max_pipelines=1)
-    order = range(problem.n_ops)
+    cuts = prefixes(file_order(problem))
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
     if len(problem.devices) == 1:
-        offers = chain_offers(problem, options, order)
+        offers = chain_offers(problem, options, cuts)
     else:
-        chain = DownSetSolver(problem, options, DownSets.of(prefixes(order), problem.n_ops), [], budget)
+        chain = DownSetSolver(problem, options, DownSets.of(cuts, problem.n_ops), [], budget)
         chain.run()
         offers = chain.offers
     if sets is None:

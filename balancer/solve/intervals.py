@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from balancer.errors import InfeasibleError
 from balancer.solve.chain import MOST_REPLICAS, ChainSolver
 from balancer.solve.offers import Offer, alone_ns, best_plan, chain_offer
-from balancer.solve.orders import order_table
+from balancer.solve.orders import file_order, order_table, prefixes
 from balancer.solve.problem import Solution, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from balancer.solve.chain import Reached
-    from balancer.solve.problem import Options, Problem
+    from balancer.solve.problem import OpSet, Options, Problem
 
 OVER = "intervals of the execution order"
 
@@ -41,7 +41,7 @@ def solve_chain(problem: Problem, options: Options) -> Solution:
     """
     if len(problem.devices) != 1:
         raise ValueError("the solver 'chain' takes one kind of device")
-    offers = chain_offers(problem, options, range(problem.n_ops))
+    offers = chain_offers(problem, options, prefixes(file_order(problem)))
     if not offers:
         raise infeasible(problem, options)
     count = problem.devices[0][1]
@@ -59,11 +59,11 @@ def solve_chain(problem: Problem, options: Options) -> Solution:
     )
 
 
-def chain_offers(problem: Problem, options: Options, order: Sequence[int]) -> list[Offer]:
-    """The pipelines of an order that are worth having; none where there are none."""
+def chain_offers(problem: Problem, options: Options, cuts: Sequence[OpSet]) -> list[Offer]:
+    """The pipelines between the cuts of an order that are worth having; none where there are none."""
     kind, count = problem.devices[0]
     solver = ChainSolver(
-        order_table(problem, order, kind),
+        order_table(problem, cuts, kind),
         count,
         most_replicas=options.max_replicas or MOST_REPLICAS,
         whole_replicas=whole_replicas(problem, options),
@@ -71,7 +71,7 @@ def chain_offers(problem: Problem, options: Options, order: Sequence[int]) -> li
     reached = solver.reached_with(options.stages) if options.stages else list(solver.reached())
     if reached and most_pipelines(problem, options) == 1:
         reached = _tied(solver, problem, reached, options.stages)
-    return [chain_offer(problem, solver, goal, order) for goal in reached]
+    return [chain_offer(problem, solver, goal, cuts) for goal in reached]
 
 
 def infeasible(problem: Problem, options: Options) -> InfeasibleError:

@@ -146,7 +146,7 @@ class Search:
             states = list(self._states(at))
             if states:
                 ahead = at + np.nonzero((self.best[at : at + _AHEAD] <= self.limit).any(axis=(1, 2)))[0]
-                for kind, segments in enumerate(self.segments.after(at, ahead, budget)):
+                for kind, segments in enumerate(self.segments.after(at, ahead.tolist(), budget)):
                     self._extend(at, kind, segments, states)
 
     def _states(self, at: int) -> Iterator[tuple[int, int, int]]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from balancer.solve.chain import ChainSolver, Reached
     from balancer.solve.lattice import Goal, Search
-    from balancer.solve.problem import Problem
+    from balancer.solve.problem import OpSet, Problem
 
 
 class Settled(NamedTuple):
@@ -71,14 +71,13 @@ def _candidate(problem: Problem, offer: Offer) -> Candidate:
     return Candidate(offer.devices, NS_PER_S / offer.period, problem.host_ns * offer.stages, settle)
 
 
-def chain_offer(problem: Problem, solver: ChainSolver, goal: Reached, order: Sequence[int]) -> Offer:
-    """A pipeline of intervals of an order."""
+def chain_offer(problem: Problem, solver: ChainSolver, goal: Reached, cuts: Sequence[OpSet]) -> Offer:
+    """A pipeline of intervals of an order, given by its cuts."""
     kind = problem.devices[0][0]
 
     def settle() -> Settled:
         chain = solver.settle(goal)
-        edges = pairwise([0, *chain.cuts, len(order)])
-        ops = (sum(1 << i for i in order[a:b]) for a, b in edges)
+        ops = (cuts[b] & ~cuts[a] for a, b in pairwise([0, *chain.cuts, len(cuts) - 1]))
         stages = tuple(Stage(s, kind, r) for s, r in zip(ops, chain.replicas, strict=True))
         return Settled(Pipeline(stages), chain.streamed_bytes, chain.latency_ns)
 

@@ -6,29 +6,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.solve.downsets import DownSets
+from balancer.solve.downsets import DownSets, blocks_of
 from balancer.solve.problem import Costs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from balancer.solve.problem import Kind, OpSet, Problem
 
 
-def prefixes(order: Sequence[int]) -> list[OpSet]:
-    """What is done after none, one, two ... ops of an order."""
+def prefixes(parts: Iterable[OpSet]) -> list[OpSet]:
+    """What is done after none, one, two ... of the parts that an order takes one after the other."""
     found = [0]
-    for i in order:
-        found.append(found[-1] | 1 << i)
+    for ops in parts:
+        found.append(found[-1] | ops)
     return found
 
 
-def order_table(problem: Problem, order: Sequence[int], kind: Kind) -> Costs:
-    """Costs of all intervals of an order: entry [a, b] for its positions a to b - 1. Nothing is allowed elsewhere."""
-    n = len(order)
-    inners, outers = np.triu_indices(n + 1, 1)
-    costs = problem.batch(DownSets.of(prefixes(order), problem.n_ops), kind)(inners, outers)
-    tables = [np.zeros((n + 1, n + 1), dtype) for dtype in (np.int64, np.int64, bool)]
+def file_order(problem: Problem) -> list[OpSet]:
+    """The ops as they are numbered, with those that no cut may separate in one part."""
+    return [block.ops for block in blocks_of(problem.before, problem.together)]
+
+
+def order_table(problem: Problem, cuts: Sequence[OpSet], kind: Kind) -> Costs:
+    """Costs of all segments between the cuts of an order: entry [a, b] from cut a to cut b. Nothing is allowed elsewhere."""
+    n = len(cuts)
+    inners, outers = np.triu_indices(n, 1)
+    costs = problem.batch(DownSets.of(cuts, problem.n_ops), kind)(inners, outers)
+    tables = [np.zeros((n, n), dtype) for dtype in (np.int64, np.int64, bool)]
     for table, values in zip(tables, costs, strict=True):
         table[inners, outers] = values
     return Costs(*tables)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from balancer.solve.budget import Budget
     from balancer.solve.downsets import DownSets
@@ -37,7 +37,7 @@ class Segments:
         self.work_ns, self.window_ns = work_ns, window_ns
         self.known: dict[int, list[Segment]] = {}
 
-    def after(self, at: int, ahead: Sequence[int], budget: Budget) -> list[Segment]:
+    def after(self, at: int, ahead: Iterable[int], budget: Budget) -> list[Segment]:
         """The segments that start at a cut, for each kind of device. ahead: cuts that will be asked for next.
 
         Raises BudgetSpent.

@@ -1,0 +1,180 @@
+"""Problems whose cost is its structure and nothing else: other accelerators, published instances."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from balancer.solve.downsets import bits
+from balancer.solve.problem import Cost, Costs, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from balancer.solve.downsets import DownSets
+    from balancer.solve.problem import Between, Kind, OpSet
+    from balancer.solve.structure import Structure, Transfer
+
+
+def structured_problem(
+    before: Sequence[OpSet],
+    devices: Sequence[tuple[Kind, int]],
+    structures: Mapping[Kind, Structure],
+    *,
+    together: Sequence[OpSet] = (),
+    host_ns: int = 0,
+) -> Problem:
+    """A problem whose `exact` is the structures' formula. Spilled parameters count as streamed bytes."""
+    costs = {kind: StructuredCosts(structures[kind], len(before)) for kind, _ in devices}
+    return Problem(
+        before=tuple(before),
+        devices=tuple(devices),
+        exact=lambda ops, kind: costs[kind].exact(ops),
+        lower=lambda ops, kind: costs[kind].lower(ops),
+        batch=lambda sets, kind: costs[kind].batch(sets),
+        together=(*together, *free_riders(before, [structures[kind] for kind, _ in devices])),
+        structures=dict(structures),
+        host_ns=host_ns,
+    )
+
+
+class StructuredCosts:
+    """The formula of one structure, for one segment and for many."""
+
+    def __init__(self, structure: Structure, n_ops: int) -> None:
+        self.structure = structure
+        self.tensors = [_Tensor(transfer) for transfer in structure.transfers]
+        self.work = [ns or 0 for ns in structure.op_ns]
+        self.barred = sum(1 << i for i, ns in enumerate(structure.op_ns) if ns is None)
+        self.sizes = list(structure.op_bytes) or [0] * n_ops
+        self.limit = structure.limit_bytes if structure.limit_bytes is not None else sum(self.sizes)
+        self.kept_sizes = [0] * n_ops
+        for kept in structure.kept:
+            self.kept_sizes[kept.op] = kept.size_bytes
+
+    def exact(self, ops: OpSet) -> Cost | None:
+        """Time and spilled bytes; None where an op cannot run or memory does not suffice."""
+        if ops & self.barred or sum(self.sizes[i] for i in bits(ops)) > self.limit:
+            return None
+        time = self.structure.stage_ns + sum(self.work[i] for i in bits(ops))
+        for tensor in self.tensors:
+            if tensor.made & ops:
+                time += tensor.send_ns * bool(tensor.leaves or tensor.readers & ~ops)
+            else:
+                time += tensor.receive_ns * bool(tensor.readers & ops)
+        room, spilled = self.structure.capacity_bytes, 0
+        for kept in self.structure.kept:
+            if ops >> kept.op & 1:
+                if kept.size_bytes <= room:
+                    room -= kept.size_bytes
+                else:
+                    time, spilled = time + kept.spill_ns, spilled + kept.size_bytes
+        return Cost(time + self.structure.spill_start_ns * bool(spilled), spilled)
+
+    def lower(self, ops: OpSet) -> int:
+        """ns: the ops alone. Transfers can go as ops come, and spilling is left out."""
+        return self.structure.stage_ns + sum(self.work[i] for i in bits(ops))
+
+    def batch(self, sets: DownSets) -> Between:
+        return _Batch(self, sets)
+
+
+class _Tensor:
+    """A transfer with its ops as sets. made: 0 where it comes from outside."""
+
+    __slots__ = ("leaves", "made", "readers", "receive_ns", "send_ns")
+
+    def __init__(self, transfer: Transfer) -> None:
+        self.made = 0 if transfer.producer is None else 1 << transfer.producer
+        self.readers = sum(1 << r for r in transfer.readers)
+        self.leaves, self.receive_ns, self.send_ns = transfer.leaves, transfer.receive_ns, transfer.send_ns
+
+
+class _Batch:
+    """Segments between down-sets: sums are differences; what the outer set hands on is sent, less what the inner one
+    made of it.
+    """
+
+    def __init__(self, costs: StructuredCosts, sets: DownSets) -> None:
+        self.costs, self.sets = costs, sets
+        self.work, self.held, self.kept = (sets.total(w) for w in (costs.work, costs.sizes, costs.kept_sizes))
+        self.sent = np.zeros(len(sets), np.int64)
+        for tensor in costs.tensors:
+            if tensor.made and tensor.send_ns:
+                made = sets.holds_any(tensor.made)
+                self.sent += tensor.send_ns * (made if tensor.leaves else made & ~sets.holds_all(tensor.readers))
+
+    def __call__(self, inners: Any, outers: Any) -> Costs:
+        inners, outers = (np.ravel(a) for a in np.broadcast_arrays(inners, outers))
+        costs = self.costs
+        time = costs.structure.stage_ns + self.work[outers] - self.work[inners] + self.sent[outers]
+        allowed = self.held[outers] - self.held[inners] <= costs.limit
+        by_inner = np.argsort(inners, kind="stable")
+        edges = np.nonzero(np.diff(inners[by_inner], prepend=-1))[0].tolist()
+        for start, end in zip(edges, [*edges[1:], len(inners)], strict=True):
+            where = by_inner[start:end]
+            self._cross(self.sets.set_of(int(inners[where[0]])), outers[where], where, time, allowed)
+        return Costs(time, self._spill(inners, outers, time), allowed)
+
+    def _cross(self, inner: OpSet, outers: Any, where: Any, time: Any, allowed: Any) -> None:
+        """What the inner set hands on or leaves unread, for all segments that start there."""
+        added = np.zeros(len(outers), np.int64)
+        for tensor in self.costs.tensors:
+            waiting = tensor.readers & ~inner
+            if tensor.made and not tensor.made & inner:
+                continue
+            if waiting and tensor.receive_ns:
+                added += tensor.receive_ns * self.sets.holds_any(waiting, outers)
+            if tensor.made and tensor.send_ns and (waiting or tensor.leaves):
+                still = True if tensor.leaves else ~self.sets.holds_all(waiting, outers)
+                added -= tensor.send_ns * still
+        time[where] += added
+        if self.costs.barred & ~inner:
+            allowed[where] &= ~self.sets.holds_any(self.costs.barred & ~inner, outers)
+
+    def _spill(self, inners: Any, outers: Any, time: Any) -> Any:
+        """Spilled bytes; their time is added. Only where not everything fits is the room filled, in order."""
+        structure, spilled = self.costs.structure, np.zeros(len(outers), np.int64)
+        tight = np.nonzero(self.kept[outers] - self.kept[inners] > structure.capacity_bytes)[0]
+        room = np.full(len(tight), structure.capacity_bytes, np.int64)
+        for kept in structure.kept if len(tight) else ():
+            op = 1 << kept.op
+            here = self.sets.holds_any(op, outers[tight]) & ~self.sets.holds_any(op, inners[tight])
+            fits = here & (room >= kept.size_bytes)
+            room -= fits * kept.size_bytes
+            spills = tight[here & ~fits]
+            spilled[spills] += kept.size_bytes
+            time[spills] += kept.spill_ns
+        time += structure.spill_start_ns * (spilled > 0)
+        return spilled
+
+
+def free_riders(before: Sequence[OpSet], structures: Sequence[Structure]) -> list[OpSet]:
+    """Ops that stay with their only neighbour at no loss: they take no time, memory or room anywhere, and nothing but
+    that neighbour reads from them or is read by them. Then what hangs on these.
+
+    Moving one to its neighbour can only spare a transfer. (Tarnawski et al. 2020 merge such nodes first, too.)
+    """
+    n = len(before)
+    near = [before[i] | sum(1 << j for j in range(n) if before[j] >> i & 1) for i in range(n)]
+    free = {i for i in range(n) if all(_free(structure, i) for structure in structures)}
+    groups, waiting = [], sorted(free)
+    while waiting:
+        i = waiting.pop()
+        if i in free and near[i].bit_count() == 1:
+            (neighbour,) = bits(near[i])
+            groups.append(1 << i | near[i])
+            free.discard(i)
+            near[neighbour] &= ~(1 << i)
+            near[i] = 0
+            waiting += [neighbour] if neighbour in free else []
+    return groups
+
+
+def _free(structure: Structure, i: int) -> bool:
+    sized = bool(structure.op_bytes) and structure.op_bytes[i] > 0
+    outside = any(
+        (t.producer is None and i in t.readers) or (t.producer == i and t.leaves) for t in structure.transfers
+    )
+    return structure.op_ns[i] == 0 and not sized and not outside and all(kept.op != i for kept in structure.kept)

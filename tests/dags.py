@@ -1,0 +1,181 @@
+"""Random problems on small DAGs, with costs that neither grow nor shrink with the segment, and all their plans."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from itertools import combinations_with_replacement
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+
+from balancer.solve import Cost, Kept, Kind, Pipeline, Problem, Stage, Structure, Transfer, Value, evaluate
+from tests.strategies import looped_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from balancer.solve.problem import OpSet
+
+
+def ops_of(ops: OpSet) -> list[int]:
+    return [i for i in range(ops.bit_length()) if ops >> i & 1]
+
+
+def structured_ns(structure: Structure, ops: OpSet) -> int | None:
+    """The time of a segment by the words of `Structure`; None where it may not stand."""
+    inside = ops_of(ops)
+    own = [structure.op_ns[i] for i in inside]
+    if None in own:
+        return None
+    if structure.limit_bytes is not None and sum(structure.op_bytes[i] for i in inside) > structure.limit_bytes:
+        return None
+    time = structure.stage_ns + sum(ns for ns in own if ns is not None)
+    for t in structure.transfers:
+        read = [r for r in t.readers if r in inside]
+        if t.producer in inside:
+            if t.leaves or len(read) < len(t.readers):
+                time += t.send_ns
+        elif read:
+            time += t.receive_ns
+    room, spilled = structure.capacity_bytes, False
+    for kept in structure.kept:
+        if kept.op in inside:
+            if kept.size_bytes <= room:
+                room -= kept.size_bytes
+            else:
+                time, spilled = time + kept.spill_ns, True
+    return time + structure.spill_start_ns * spilled
+
+
+def cheapest_ns(structure: Structure, ops: OpSet) -> int | None:
+    """The same with the best choice of parameters to keep, whatever their order."""
+    time = structured_ns(structure, ops)
+    if time is None:
+        return None
+    inside = [kept for kept in structure.kept if ops >> kept.op & 1]
+    best = time
+    for choice in range(1 << len(inside)):
+        kept = [k for j, k in enumerate(inside) if choice >> j & 1]
+        if sum(k.size_bytes for k in kept) <= structure.capacity_bytes:
+            alone = Structure(
+                stage_ns=structure.stage_ns, op_ns=structure.op_ns, transfers=structure.transfers,
+                op_bytes=structure.op_bytes, limit_bytes=structure.limit_bytes,
+            )  # fmt: skip
+            spills = [k.spill_ns for k in inside if k not in kept]
+            base = structured_ns(alone, ops)
+            assert base is not None
+            best = min(best, base + sum(spills) + structure.spill_start_ns * bool(spills))
+    return best
+
+
+@st.composite
+def graphs(draw: Callable[[Any], Any], most_ops: int) -> tuple[OpSet, ...]:
+    """For each op what it reads from: earlier ops, each with some likelihood."""
+    n = draw(st.integers(1, most_ops))
+    return tuple(draw(st.integers(0, (1 << i) - 1)) & draw(st.integers(0, (1 << i) - 1)) for i in range(n))
+
+
+@st.composite
+def structures(draw: Callable[[Any], Any], before: tuple[OpSet, ...], *, relaxed: bool = False) -> Structure:
+    """Tensors along the arcs, one from outside for each source, some that leave; caches that bind."""
+    n = len(before)
+    few = st.integers(0, 9)
+    readers = [tuple(r for r in range(n) if before[r] >> i & 1) for i in range(n)]
+    transfers = [Transfer(i, readers[i], not readers[i] or draw(st.booleans()), draw(few), draw(few)) for i in range(n)]
+    transfers += [Transfer(None, (i,), False, draw(few), 0) for i in range(n) if not before[i]]
+    held = draw(st.permutations([i for i in range(n) if draw(st.booleans())]))
+    return Structure(
+        stage_ns=draw(st.integers(0, 5)),
+        op_ns=tuple(draw(st.integers(0, 20)) for _ in range(n)),
+        transfers=tuple(transfers),
+        kept=tuple(Kept(i, draw(st.integers(1, 6)), draw(st.integers(0, 15))) for i in held),
+        capacity_bytes=draw(st.integers(0, 14)),
+        spill_start_ns=draw(st.integers(0, 4)),
+        relaxed=relaxed,
+    )
+
+
+@st.composite
+def dag_problems(draw: Callable[[Any], Any], most_ops: int = 7, most_devices: int = 3, kinds: int = 1) -> Problem:
+    """Random costs; in half of them above a structure, which then serves for bounds. The whole may always stand."""
+    before = draw(graphs(most_ops))
+    seed = draw(st.integers(0, 1 << 16))
+    times = draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    refusing = draw(st.sampled_from([0.0, 0.0, 0.3]))
+    names = [f"kind{k}" for k in range(kinds)]
+    known = {name: draw(structures(before, relaxed=True)) for name in names} if draw(st.booleans()) else {}
+    groups = draw(st.lists(st.integers(0, (1 << len(before)) - 1), max_size=1)) if draw(st.booleans()) else []
+    whole = (1 << len(before)) - 1
+
+    @cache
+    def exact(ops: OpSet, kind: Kind) -> Cost | None:
+        chance = random.Random(f"{seed} {ops} {kind}")
+        if ops != whole and (chance.random() < refusing or any(0 < (ops & g) < g for g in groups)):
+            return None
+        base = cheapest_ns(known[kind], ops) if known else 1
+        return Cost(max(1, base or 0) + chance.choice(times) // (2 if known else 1), chance.randint(0, 2))
+
+    return Problem(
+        before=before,
+        devices=tuple((name, draw(st.integers(1, most_devices))) for name in names),
+        exact=exact,
+        lower=lambda ops, kind: 0,
+        batch=looped_batch(exact),
+        together=tuple(groups),
+        structures=known,
+        host_ns=draw(st.sampled_from([0, 0, 1, 3, 9])),
+        handover_ns=draw(st.sampled_from([0, 2])),
+    )
+
+
+def chains(before: tuple[OpSet, ...], most: int) -> Iterator[list[OpSet]]:
+    """Every partition into at most so many segments in which no op reads from a later one."""
+    whole = (1 << len(before)) - 1
+    downsets = [s for s in range(whole + 1) if all(not before[i] & ~s for i in ops_of(s))]
+
+    def extend(done: OpSet, left: int) -> Iterator[list[OpSet]]:
+        if done == whole:
+            yield []
+        elif left:
+            for s in downsets:
+                if s != done and not done & ~s:
+                    for rest in extend(s, left - 1):
+                        yield [s & ~done, *rest]
+
+    yield from extend(0, most)
+
+
+def all_pipelines(problem: Problem, most_replicas: int = 1) -> list[Pipeline]:
+    """Every partition with every choice of kinds and replicas that the devices suffice for."""
+    counts = dict(problem.devices)
+    found = []
+
+    def assign(sets: list[OpSet], stages: list[Stage]) -> None:
+        if len(stages) == len(sets):
+            found.append(Pipeline(tuple(stages)))
+            return
+        ops = sets[len(stages)]
+        for kind, count in counts.items():
+            free = count - sum(s.replicas for s in stages if s.kind == kind)
+            if problem.exact(ops, kind) is not None:
+                for r in range(1, min(free, most_replicas) + 1):
+                    assign(sets, [*stages, Stage(ops, kind, r)])
+
+    for sets in chains(problem.before, sum(counts.values())):
+        assign(sets, [])
+    return found
+
+
+def best_value(problem: Problem, most_pipelines: int, most_replicas: int) -> Value | None:
+    """What the best of all plans is worth."""
+    devices = sum(count for _, count in problem.devices)
+    pipelines = all_pipelines(problem, most_replicas)
+    best = None
+    for count in range(1, most_pipelines + 1):
+        for plan in combinations_with_replacement(pipelines, count):
+            if sum(p.devices for p in plan) <= devices:
+                value = evaluate(problem, plan)
+                if value is not None and (best is None or value < best):
+                    best = value
+    return best
