@@ -45,7 +45,7 @@ def structured_ns(structure: Structure, ops: OpSet) -> int | None:
                 room -= kept.size_bytes
             else:
                 time, spilled = time + kept.spill_ns, True
-    return time + structure.spill_start_ns * spilled
+    return time + structure.spill_start_ns * (spilled or any(i in structure.streaming for i in inside))
 
 
 def cheapest_ns(structure: Structure, ops: OpSet) -> int | None:
@@ -65,7 +65,8 @@ def cheapest_ns(structure: Structure, ops: OpSet) -> int | None:
             spills = [k.spill_ns for k in inside if k not in kept]
             base = structured_ns(alone, ops)
             assert base is not None
-            best = min(best, base + sum(spills) + structure.spill_start_ns * bool(spills))
+            starts = bool(spills) or any(ops >> i & 1 for i in structure.streaming)
+            best = min(best, base + sum(spills) + structure.spill_start_ns * starts)
     return best
 
 
@@ -92,6 +93,7 @@ def structures(draw: Callable[[Any], Any], before: tuple[OpSet, ...], *, relaxed
         kept=tuple(Kept(i, draw(st.integers(1, 6)), draw(st.integers(0, 15))) for i in held),
         capacity_bytes=draw(st.integers(0, 14)),
         spill_start_ns=draw(st.integers(0, 4)),
+        streaming=tuple(i for i in range(n) if draw(st.integers(0, 3)) == 0),
         relaxed=relaxed,
     )
 

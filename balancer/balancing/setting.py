@@ -102,6 +102,7 @@ def structure(costs: SegmentCosts) -> Structure:
         kept=tuple(Kept(i, caching.size[i], costs.waiting[i]) for i in caching.priority if sure >> i & 1),
         capacity_bytes=largest_capacity(hardware),
         spill_start_ns=hardware.stream_start_ns,
+        streaming=tuple(i for i in members(sure) if costs.layout[i].always_streamed),
         relaxed=True,
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from balancer.solve.auto import solve_auto
+from balancer.solve.cpsat import solve_cpsat
 from balancer.solve.downsets import DownSets
 from balancer.solve.exact import solve_downset
 from balancer.solve.intervals import solve_chain
@@ -62,9 +64,10 @@ __all__ = [
 
 
 SOLVERS: dict[str, Callable[[Problem, Options], Solution]] = {
-    "auto": solve_downset,
+    "auto": solve_auto,
     "chain": solve_chain,
     "downset": solve_downset,
+    "cpsat": solve_cpsat,
 }
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from balancer.solve.downsets import DownSets
+    from balancer.solve.problem import Problem
     from balancer.solve.structure import Structure
 
 
@@ -36,6 +37,8 @@ class Least:
             sizes[kept.op] = kept.size_bytes
         self.kept_bytes = sets.total(sizes)
         self.all_kept_bytes = sum(sizes)
+        streaming = [int(i in structure.streaming) for i in range(len(sizes))]
+        self.streaming, self.all_streaming = sets.total(streaming), sum(streaming)
 
     def _add_transfers(self, sets: DownSets) -> None:
         for transfer in self.structure.transfers:
@@ -54,24 +57,61 @@ class Least:
 
     def before(self, stages: int, rows: Any = slice(None)) -> Any:
         """ns that the sets' ops take at least, in so many stages."""
-        return self.before_ns[rows] + self._rest(self.kept_bytes[rows], stages)
+        return self.before_ns[rows] + self._rest(self.kept_bytes[rows], self.streaming[rows], stages)
 
     def after(self, stages: int, rows: Any = slice(None)) -> Any:
         """ns that all other ops take at least, in so many stages."""
-        return self.after_ns[rows] + self._rest(self.all_kept_bytes - self.kept_bytes[rows], stages)
+        kept_bytes, streaming = self.all_kept_bytes - self.kept_bytes[rows], self.all_streaming - self.streaming[rows]
+        return self.after_ns[rows] + self._rest(kept_bytes, streaming, stages)
 
-    def _rest(self, kept_bytes: Any, stages: int) -> Any:
-        return stages * self.structure.stage_ns + spilled_ns(self.structure, kept_bytes, stages)
+    def _rest(self, kept_bytes: Any, streaming: Any, stages: int) -> Any:
+        return stages * self.structure.stage_ns + spilled_ns(self.structure, kept_bytes, streaming, stages)
 
 
-def spilled_ns(structure: Structure, kept_bytes: Any, stages: int) -> Any:
-    """ns that spilling costs at least where so many bytes ask for room in so many stages. Array in, array out."""
+def spilled_ns(structure: Structure, kept_bytes: Any, streaming: Any, stages: int) -> Any:
+    """ns that spilling costs at least where so many bytes ask for room in so many stages, with so many ops that stream
+    anyway. Arrays in, array out.
+    """
     excess = np.asarray(kept_bytes) - stages * structure.capacity_bytes
     cheapest = sorted((k for k in structure.kept if k.size_bytes), key=lambda k: k.spill_ns / k.size_bytes)
     sizes = np.cumsum([0, *(k.size_bytes for k in cheapest)])
     costs = np.cumsum([0, *(k.spill_ns for k in cheapest)])
     ns = np.floor(np.interp(excess, sizes, costs) * (1 - 1e-12)).astype(np.int64)
-    return ns + (excess > 0) * structure.spill_start_ns
+    return ns + ((excess > 0) | (np.asarray(streaming) > 0)) * structure.spill_start_ns
+
+
+def pipeline_bound_ns(problem: Problem, stages: int, devices: int, most_replicas: int) -> int:
+    """No pipeline of so many stages on so many devices of the first kind has fewer ns per inference.
+
+    Its work is shared among the devices at best; whichever op takes longest alone has few replicas.
+    """
+    host = problem.host_ns * stages
+    kind = problem.devices[0][0]
+    if len(problem.devices) > 1:
+        return max(1, host)
+    replicas = min(most_replicas, devices - stages + 1)
+    structure = problem.structures.get(kind)
+    if structure is None:
+        return max(1, host, max(-(-problem.lower(1 << i, kind) // replicas) for i in range(problem.n_ops)))
+    largest = max(alone_ns(structure, i) for i in range(problem.n_ops))
+    return max(1, host, -(-least_total_ns(structure, stages) // devices), -(-largest // replicas))
+
+
+def least_total_ns(structure: Structure, stages: int) -> int:
+    """ns that so many stages take together at least: ops, what comes in and goes out, and what does not stay."""
+    kept_bytes = sum(kept.size_bytes for kept in structure.kept)
+    outside = sum(t.receive_ns for t in structure.transfers if t.producer is None and t.readers)
+    leaving = sum(t.send_ns for t in structure.transfers if t.producer is not None and t.leaves)
+    spilled = int(spilled_ns(structure, kept_bytes, len(structure.streaming), stages))
+    return stages * structure.stage_ns + sum(ns or 0 for ns in structure.op_ns) + outside + leaving + spilled
+
+
+def alone_ns(structure: Structure, i: int) -> int:
+    """ns of any segment that holds this op: what it takes, what only it reads from outside, what leaves."""
+    outside = sum(t.receive_ns for t in structure.transfers if t.producer is None and i in t.readers)
+    leaving = sum(t.send_ns for t in structure.transfers if t.producer == i and t.leaves)
+    start = structure.spill_start_ns * (i in structure.streaming)
+    return structure.stage_ns + (structure.op_ns[i] or 0) + start + outside + leaving
 
 
 class Reach:

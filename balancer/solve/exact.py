@@ -1,7 +1,7 @@
 """The solver `downset`: the best plan over all down-sets, which is over all orders of execution. Exact for any cost.
 
-Starting from the best plan of some orders, it looks for pipelines that could make a better one, for each number of
-devices: how short a period that takes follows from what all other devices can do at most. What a pipeline can do at
+Starting from the best plan of the execution order, it looks for pipelines that could make a better one, for each number
+of devices: how short a period that takes follows from what all other devices can do at most. What a pipeline can do at
 most follows from the cost's structure at first, then from what was found.
 """
 
@@ -13,10 +13,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from balancer.solve.budget import Budget, BudgetSpent
-from balancer.solve.chain import MOST_REPLICAS
 from balancer.solve.downsets import DownSets, all_downsets, blocks_of
-from balancer.solve.intervals import chain_offers, infeasible, most_pipelines, whole_replicas
-from balancer.solve.lattice import LatticeSolver, Within
+from balancer.solve.intervals import chain_offers, infeasible, most_pipelines, most_replicas, whole_replicas
+from balancer.solve.lattice import LatticeSolver, Within, longest_ns
 from balancer.solve.offers import alone_ns, best_plan, lattice_offer
 from balancer.solve.orders import file_order, prefixes
 from balancer.solve.problem import Solution, evaluate
@@ -34,27 +33,65 @@ MOST_DOWN_SETS = 1 << 19
 MOST_PAIRS = 1 << 28
 
 
-class DownSetSolver:
-    """Pipelines of one problem with cuts among a family of down-sets.
+class Search:
+    """What is known of a problem's pipelines, and what to look for next.
 
-    offers: what is known, to begin with and then with what was found. complete: whether no plan of this family can be
-    better than the best of the offers.
+    offers: the pipelines known. complete: whether no plan can be better than the best of these.
     """
 
-    def __init__(
-        self, problem: Problem, options: Options, sets: DownSets, offers: Sequence[Offer], budget: Budget
-    ) -> None:
-        self.problem, self.options, self.budget = problem, options, budget
+    def __init__(self, problem: Problem, options: Options, offers: Sequence[Offer]) -> None:
+        self.problem, self.options = problem, options
         self.counts = tuple(count for _, count in problem.devices)
         self.most_pipelines = most_pipelines(problem, options)
-        self.lattice = LatticeSolver(
-            problem,
-            sets,
-            most_replicas=options.max_replicas or MOST_REPLICAS,
-            whole_replicas=whole_replicas(problem, options),
-        )
         self.offers = list(offers)
         self.complete = False
+        self.statistics: dict[str, int] = {}
+
+    @cached_property
+    def prospects(self) -> Prospects:
+        return Prospects(
+            self.problem,
+            self.most_pipelines,
+            most_replicas(self.options),
+            whole_replicas=whole_replicas(self.problem, self.options),
+        )
+
+    def plan(self) -> Plan:
+        """The best plan of what is known."""
+        return best_plan(self.problem, self.offers, sum(self.counts), self.most_pipelines)
+
+    def objective_ns(self) -> int:
+        """What the best plan is worth; a very long time where there is none yet."""
+        value = evaluate(self.problem, self.plan().pipelines) if self.offers else None
+        return value.objective_ns if value else longest_ns(most_replicas(self.options))
+
+    def solution(self, solver: str) -> Solution:
+        """The best plan, with the best bound. Raises InfeasibleError where nothing is known."""
+        if not self.offers:
+            raise infeasible(self.problem, self.options)
+        plan = self.plan()
+        value = evaluate(self.problem, plan.pipelines)
+        if value is None:
+            raise ValueError("the batch form of the cost allows a segment that `exact` does not")
+        bound = value.objective_ns if plan.bound_ns is None else plan.bound_ns
+        if not self.complete:
+            bound = min(value.objective_ns, self.prospects.objective_ns())
+        return Solution(
+            solver=solver, pipelines=plan.pipelines, value=value, bound_ns=bound, over=OVER, statistics=self.statistics
+        )
+
+
+class DownSetSearch(Search):
+    """Among a family of down-sets."""
+
+    def __init__(
+        self, problem: Problem, options: Options, offers: Sequence[Offer], sets: DownSets, budget: Budget
+    ) -> None:
+        super().__init__(problem, options, offers)
+        self.budget = budget
+        self.lattice = LatticeSolver(
+            problem, sets, most_replicas=most_replicas(options), whole_replicas=whole_replicas(problem, options)
+        )
 
     def run(self) -> None:
         """Look for better pipelines until there can be none, or the budget is spent."""
@@ -65,12 +102,17 @@ class DownSetSolver:
                 self._several()
             self.complete = True
         except BudgetSpent:
-            pass
+            self.statistics["limit_reached"] = 1
+        except KeyboardInterrupt:
+            if not self.offers:
+                raise
+            self.statistics["interrupted"] = 1
+        self.statistics |= {"down_sets": len(self.lattice.sets), "pairs": self.budget.spent}
 
     def _one_pipeline(self) -> None:
         """Everything at least as fast as the best that is known; of the fastest, those on the fewest devices."""
         host, forced = self.problem.host_ns, self.options.stages
-        best = min((self._alone_ns(o) for o in self.offers), default=self.lattice.longest_ns)
+        best = min((self._alone_ns(o) for o in self.offers), default=longest_ns(self.lattice.most_replicas))
         stages = forced or min(sum(self.counts), best // host if host else sum(self.counts))
         within = Within(self.counts, best, stages, exact_stages=forced is not None)
         goals = [g for g in self.lattice.search(within, self.budget).goals() if forced in (None, g.stages)]
@@ -91,7 +133,7 @@ class DownSetSolver:
 
     def _several(self) -> None:
         """For each number of devices the pipelines that could make the best plan known better."""
-        best = self._objective()
+        best = self.objective_ns()
         for devices in range(1, self.counts[0] + 1):
             within = self.prospects.worth_finding(devices, best)
             if within is not None:
@@ -99,19 +141,7 @@ class DownSetSolver:
                 goals = [goal for goal in search.goals() if goal.used == devices]
                 self.prospects.found(within, goals)
                 self.offers += [lattice_offer(self.problem, search, goal) for goal in goals]
-                best = self._objective() if goals else best
-
-    def _objective(self) -> int:
-        value = evaluate(self.problem, self.plan().pipelines) if self.offers else None
-        return value.objective_ns if value else self.lattice.longest_ns
-
-    def plan(self) -> Plan:
-        """The best plan of what is known."""
-        return best_plan(self.problem, self.offers, sum(self.counts), self.most_pipelines)
-
-    @cached_property
-    def prospects(self) -> Prospects:
-        return Prospects(self.problem, self.lattice, sum(self.counts), self.most_pipelines)
+                best = self.objective_ns() if goals else best
 
 
 def solve_downset(problem: Problem, options: Options) -> Solution:
@@ -119,33 +149,28 @@ def solve_downset(problem: Problem, options: Options) -> Solution:
 
     Several kinds of devices make one pipeline. Raises InfeasibleError where nothing was found.
     """
+    return solve_among(
+        problem, options, all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
+    )
+
+
+def solve_among(problem: Problem, options: Options, sets: DownSets | None) -> Solution:
+    """The same with all down-sets at hand. None: there are too many, so that those of the execution order alone are
+    searched, and the solution says so ("down_sets_left_out").
+    """
     budget = Budget(MOST_PAIRS, options.seconds)
-    if len(problem.devices) > 1:
-        options = replace(options, max_pipelines=1)
     cuts = prefixes(file_order(problem))
-    sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
+    order = DownSets.of(cuts, problem.n_ops)
     if len(problem.devices) == 1:
         offers = chain_offers(problem, options, cuts)
     else:
-        chain = DownSetSolver(problem, options, DownSets.of(cuts, problem.n_ops), [], budget)
+        options = replace(options, max_pipelines=1)
+        chain = DownSetSearch(problem, options, [], order, budget)
         chain.run()
         offers = chain.offers
+    search = DownSetSearch(problem, options, offers, order if sets is None else sets, budget)
+    search.run()
     if sets is None:
-        raise NotImplementedError
-    solver = DownSetSolver(problem, options, sets, offers, budget)
-    solver.run()
-    if not solver.offers:
-        raise infeasible(problem, options)
-    plan = solver.plan()
-    value = evaluate(problem, plan.pipelines)
-    if value is None:
-        raise ValueError("the batch form of the cost allows a segment that `exact` does not")
-    proven = value.objective_ns if plan.bound_ns is None else plan.bound_ns
-    return Solution(
-        solver="downset",
-        pipelines=plan.pipelines,
-        value=value,
-        bound_ns=proven if solver.complete else min(value.objective_ns, solver.prospects.objective_ns()),
-        over=OVER,
-        statistics={"down_sets": len(sets), "pairs": budget.spent},
-    )
+        search.complete = False
+        search.statistics["down_sets_left_out"] = 1
+    return search.solution("downset")

@@ -25,6 +25,11 @@ def most_pipelines(problem: Problem, options: Options) -> int:
     return min(count, 1 if options.stages else options.max_pipelines or count)
 
 
+def most_replicas(options: Options) -> int:
+    """How many devices a stage may have."""
+    return min(options.max_replicas or MOST_REPLICAS, MOST_REPLICAS)
+
+
 def whole_replicas(problem: Problem, options: Options) -> bool:
     """Whether a pipeline of one stage may have replicas.
 
@@ -65,7 +70,7 @@ def chain_offers(problem: Problem, options: Options, cuts: Sequence[OpSet]) -> l
     solver = ChainSolver(
         order_table(problem, cuts, kind),
         count,
-        most_replicas=options.max_replicas or MOST_REPLICAS,
+        most_replicas=most_replicas(options),
         whole_replicas=whole_replicas(problem, options),
     )
     reached = solver.reached_with(options.stages) if options.stages else list(solver.reached())

@@ -34,6 +34,11 @@ Devices = tuple[int, ...]
 _AHEAD = 256  # cuts whose segments are costed together
 
 
+def longest_ns(most_replicas: int) -> int:
+    """The longest period that can be looked for: a multiple of it still has 60 bits."""
+    return (int(NEVER) - 1) // math.lcm(*range(1, most_replicas + 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Goal:
     """A pipeline that there is: its stages, its devices of each kind, and the shortest period in ns with them."""
@@ -77,11 +82,6 @@ class LatticeSolver:
         self.reach = Reach([problem.structures.get(kind) for kind, _ in problem.devices], sets)
         # Few sets: their segments are costed once for all searches.
         self.segments = Segments(problem, sets) if len(sets) <= FEW_SETS else None
-
-    @property
-    def longest_ns(self) -> int:
-        """The longest period that can be looked for."""
-        return (int(NEVER) - 1) // self.multiple
 
     def search(self, within: Within, budget: Budget) -> Search:
         """All pipelines within these limits. Raises BudgetSpent."""

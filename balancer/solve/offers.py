@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +14,6 @@ from balancer.solve.problem import NS_PER_S, Pipeline, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from fractions import Fraction
 
     from balancer.solve.chain import ChainSolver, Reached
     from balancer.solve.lattice import Goal, Search
@@ -97,6 +97,17 @@ def lattice_offer(problem: Problem, search: Search, goal: Goal) -> Offer:
         return Settled(Pipeline(stages), way.streamed_bytes, way.latency_ns)
 
     return Offer(goal.stages, sum(goal.devices), goal.period, settle)
+
+
+def pipeline_offer(problem: Problem, pipeline: Pipeline) -> Offer | None:
+    """A pipeline as it is; None where a segment of it may not stand."""
+    costs = [problem.exact(stage.ops, stage.kind) for stage in pipeline.stages]
+    known = [(cost, stage.replicas) for cost, stage in zip(costs, pipeline.stages, strict=True) if cost is not None]
+    if len(known) < len(costs):
+        return None
+    period = max(Fraction(max(cost.time_ns, 1), r) for cost, r in known)
+    streamed, latency = sum(cost.streamed_bytes * r for cost, r in known), sum(cost.time_ns for cost, _ in known)
+    return Offer(len(known), pipeline.devices, period, lambda: Settled(pipeline, streamed, latency))
 
 
 def alone_ns(problem: Problem, stages: int, period: Fraction) -> int:

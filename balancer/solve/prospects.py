@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.solve.lattice import Within
+from balancer.solve.bounds import pipeline_bound_ns
+from balancer.solve.lattice import Within, longest_ns
 from balancer.solve.problem import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balancer.solve.lattice import Goal, LatticeSolver
+    from balancer.solve.lattice import Goal
     from balancer.solve.problem import Problem
 
 _ROUNDING = 1e-9
@@ -31,19 +32,17 @@ class Prospects:
     least_ns[s, u]: no pipeline of s stages on u devices that is not known has a shorter period.
     """
 
-    def __init__(self, problem: Problem, lattice: LatticeSolver, devices: int, most_pipelines: int) -> None:
+    def __init__(self, problem: Problem, most_pipelines: int, most_replicas: int, *, whole_replicas: bool) -> None:
+        devices = sum(count for _, count in problem.devices)
         self.devices, self.most_pipelines = devices, most_pipelines
-        self.longest_ns = lattice.longest_ns
+        self.longest_ns = longest_ns(most_replicas)
         self.host_ns = np.arange(devices + 1) * problem.host_ns
         self.prices = np.array([0.0, *(1 / host for host in self.host_ns.tolist() if host)])
         self.least_ns = np.full((devices + 1, devices + 1), math.inf)
-        largest = _largest_op_ns(problem)
-        for stages in range(1, devices + 1):
-            total = _least_total_ns(problem, lattice, stages)
-            for used in range(stages, devices + 1):
-                if stages > 1 or used == 1 or lattice.whole_replicas:
-                    replicas = min(lattice.most_replicas, used - stages + 1)
-                    self.least_ns[stages, used] = max(1.0, total / used, largest / replicas)
+        for used in range(1, devices + 1):
+            for stages in range(1, used + 1):
+                if used <= stages * most_replicas and (stages > 1 or used == 1 or whole_replicas):
+                    self.least_ns[stages, used] = pipeline_bound_ns(problem, stages, used, most_replicas)
 
     def objective_ns(self) -> int:
         """No plan has a smaller one."""
@@ -68,13 +67,17 @@ class Prospects:
                 most_ns, most_stages = max(most_ns, period), stages
         return Within((devices,), math.ceil(min(most_ns, self.longest_ns)), most_stages) if most_stages else None
 
+    def note(self, stages: int, devices: int, least_ns: float) -> None:
+        """Nothing with so many stages and devices that is worth having and not known has a shorter period."""
+        self.least_ns[stages, devices] = max(self.least_ns[stages, devices], least_ns)
+
     def found(self, within: Within, goals: Sequence[Goal]) -> None:
         """Take note of what a complete search found; what it did not find is slower than what it looked for."""
         (devices,) = within.devices
         shortest = float(within.most_ns)
         for stages in range(1, within.most_stages + 1):
             shortest = min([shortest, *(float(goal.period) for goal in goals if goal.stages == stages)])
-            self.least_ns[stages, devices] = max(self.least_ns[stages, devices], shortest)
+            self.note(stages, devices, shortest)
 
     def _utmost(self, pipelines: int) -> Any:
         """For each number of devices, the most that so many pipelines on them are worth, at each price."""
@@ -89,14 +92,3 @@ class Prospects:
                 break
             filled = grown
         return filled
-
-
-def _least_total_ns(problem: Problem, lattice: LatticeSolver, stages: int) -> float:
-    least = lattice.reach.least
-    return float(least.before(stages)[-1]) if least else 0.0
-
-
-def _largest_op_ns(problem: Problem) -> int:
-    """No stage that holds this op takes less."""
-    kind = problem.devices[0][0]
-    return max(problem.lower(1 << op, kind) for op in range(problem.n_ops))

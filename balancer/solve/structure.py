@@ -4,7 +4,7 @@
                       + receive_ns of each tensor that comes from outside and is read inside
                       + send_ns of each tensor made inside that leaves, or is read outside
                       + spill_ns of each of its ops whose parameters do not stay, once each
-                      + spill_start_ns where there is any such op
+                      + spill_start_ns where there is any such op, or one of `streaming`
 
 Parameters stay in the order of `kept`: an op's stay if they still find room beside those before it in the order; else
 they spill, and later ones get the room. A segment whose `op_bytes` sum to more than limit_bytes may not stand.
@@ -45,9 +45,10 @@ class Structure:
     """The terms of the formula above, for one kind of device.
 
     op_ns: for each op, None where the kind cannot run it. kept: in order of priority. capacity_bytes: the room for
-    kept parameters. op_bytes, limit_bytes: memory that a segment may not exceed; None for no limit. relaxed: `exact`
-    follows the formula in part alone, but is never below its time for the cheapest choice of parameters that fit
-    capacity_bytes, in any order: that is a bound and no more.
+    kept parameters. streaming: ops that send parameters every time by nature, which is in their op_ns. op_bytes,
+    limit_bytes: memory that a segment may not exceed; None for no limit. relaxed: `exact` follows the formula in part
+    alone, but is never below its time for the cheapest choice of parameters that fit capacity_bytes, in any order:
+    that is a bound and no more.
     """
 
     stage_ns: int
@@ -56,6 +57,7 @@ class Structure:
     kept: tuple[Kept, ...] = ()
     capacity_bytes: int = 0
     spill_start_ns: int = 0
+    streaming: tuple[int, ...] = ()
     op_bytes: tuple[int, ...] = ()
     limit_bytes: int | None = None
     relaxed: bool = False

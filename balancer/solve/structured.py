@@ -44,9 +44,11 @@ class StructuredCosts:
 
     def __init__(self, structure: Structure, n_ops: int) -> None:
         self.structure = structure
+        self.n_ops = n_ops
         self.tensors = [_Tensor(transfer) for transfer in structure.transfers]
         self.work = [ns or 0 for ns in structure.op_ns]
         self.barred = sum(1 << i for i, ns in enumerate(structure.op_ns) if ns is None)
+        self.streaming = sum(1 << i for i in structure.streaming)
         self.sizes = list(structure.op_bytes) or [0] * n_ops
         self.limit = structure.limit_bytes if structure.limit_bytes is not None else sum(self.sizes)
         self.kept_sizes = [0] * n_ops
@@ -70,7 +72,8 @@ class StructuredCosts:
                     room -= kept.size_bytes
                 else:
                     time, spilled = time + kept.spill_ns, spilled + kept.size_bytes
-        return Cost(time + self.structure.spill_start_ns * bool(spilled), spilled)
+        starts = bool(spilled or ops & self.streaming)
+        return Cost(time + self.structure.spill_start_ns * starts, spilled)
 
     def lower(self, ops: OpSet) -> int:
         """ns: the ops alone. Transfers can go as ops come, and spilling is left out."""
@@ -99,6 +102,7 @@ class _Batch:
     def __init__(self, costs: StructuredCosts, sets: DownSets) -> None:
         self.costs, self.sets = costs, sets
         self.work, self.held, self.kept = (sets.total(w) for w in (costs.work, costs.sizes, costs.kept_sizes))
+        self.streaming = sets.total([costs.streaming >> i & 1 for i in range(costs.n_ops)])
         self.sent = np.zeros(len(sets), np.int64)
         for tensor in costs.tensors:
             if tensor.made and tensor.send_ns:
@@ -146,7 +150,7 @@ class _Batch:
             spills = tight[here & ~fits]
             spilled[spills] += kept.size_bytes
             time[spills] += kept.spill_ns
-        time += structure.spill_start_ns * (spilled > 0)
+        time += structure.spill_start_ns * ((spilled > 0) | (self.streaming[outers] > self.streaming[inners]))
         return spilled
 
 
@@ -177,4 +181,5 @@ def _free(structure: Structure, i: int) -> bool:
     outside = any(
         (t.producer is None and i in t.readers) or (t.producer == i and t.leaves) for t in structure.transfers
     )
-    return structure.op_ns[i] == 0 and not sized and not outside and all(kept.op != i for kept in structure.kept)
+    held = any(i == kept.op for kept in structure.kept) or i in structure.streaming
+    return structure.op_ns[i] == 0 and not held and not sized and not outside

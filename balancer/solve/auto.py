@@ -1,0 +1,75 @@
+"""The solver `auto`: picks a solver for the problem, and keeps the best so far whatever happens.
+
+Constraints go to `cpsat`. Where the graph's down-sets can be enumerated, `downset` starts from the best plan of the
+execution order and proves or betters it. Where they are too many, bounds may prove that plan; if not, `cpsat` looks
+for the pipelines that could better it, one number of devices after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from balancer.solve.cpsat import PipelineSearch, solve_cpsat
+from balancer.solve.downsets import all_downsets, blocks_of
+from balancer.solve.exact import MOST_DOWN_SETS, Search, solve_among
+from balancer.solve.intervals import chain_offers
+from balancer.solve.offers import pipeline_offer
+from balancer.solve.orders import file_order, prefixes
+
+if TYPE_CHECKING:
+    from balancer.solve.lattice import Within
+    from balancer.solve.problem import Options, Problem, Solution
+
+
+def solve_auto(problem: Problem, options: Options) -> Solution:
+    """The best plan; the solution names the solver that had the last word.
+
+    Raises InfeasibleError where there is none, ValueError where constraints meet a cost of no known structure.
+    """
+    if options.constraints:
+        return solve_cpsat(problem, options)
+    sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
+    if sets is not None or len(problem.devices) > 1 or problem.devices[0][0] not in problem.structures:
+        return solve_among(problem, options, sets)
+    search = LargeSearch(problem, options, chain_offers(problem, options, prefixes(file_order(problem))))
+    search.run()
+    return search.solution("cpsat" if search.statistics else "chain")
+
+
+class LargeSearch(Search):
+    """Among all down-sets of a graph that has too many: CP-SAT, where bounds leave room."""
+
+    def run(self) -> None:
+        """Look for better pipelines until there can be none, or limits are reached."""
+        try:
+            fewest = self.counts[0] if self.most_pipelines == 1 else 1
+            done = [self._improve(devices) for devices in range(fewest, self.counts[0] + 1)]
+            self.complete = all(done)
+        except KeyboardInterrupt:
+            if not self.offers:
+                raise
+            self.statistics["interrupted"] = 1
+
+    def _improve(self, devices: int) -> bool:
+        """Pipelines on so many devices that could make the best plan better; whether the search was complete."""
+        within = self.prospects.worth_finding(devices, self.objective_ns())
+        if within is None:
+            return True
+        one = replace(self.options, max_pipelines=1)
+        finder = PipelineSearch(replace(self.problem, devices=((self.problem.devices[0][0], devices),)), one)
+        shortest, complete = float(within.most_ns), True
+        for stages in self._stages(within):
+            bound = finder.run(stages, within.most_ns)
+            offers = [pipeline_offer(self.problem, pipeline) for pipeline in finder.take_found()]
+            self.offers += [offer for offer in offers if offer]
+            shortest = min([shortest, *(float(offer.period) for offer in offers if offer)])
+            self.prospects.note(stages, devices, shortest if bound is None else min(shortest, bound))
+            complete &= bound is None
+        for name, count in finder.statistics.items():
+            self.statistics[name] = self.statistics.get(name, 0) + count
+        return complete
+
+    def _stages(self, within: Within) -> range:
+        forced = self.options.stages
+        return range(forced, forced + 1) if forced else range(1, within.most_stages + 1)

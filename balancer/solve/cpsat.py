@@ -1,0 +1,213 @@
+"""The solver `cpsat`: one pipeline, by OR-Tools CP-SAT on the structure of the cost. Takes constraints that the others
+do not, serves graphs with too many down-sets, and proves in a way of its own.
+
+Where `exact` is above the structure, each partition found is costed again, and the model learns what its stages really
+take; rounds of this are limited. One worker, a fixed seed and a limit that counts work: the same answer every time.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING, Any
+
+from balancer.errors import InfeasibleError
+from balancer.solve.bounds import pipeline_bound_ns
+from balancer.solve.budget import Budget, BudgetSpent
+from balancer.solve.chain import MOST_REPLICAS
+from balancer.solve.cpsat_model import LONGEST_NS, StageModel
+from balancer.solve.problem import Pipeline, Solution, Stage, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balancer.solve.problem import OpSet, Options, Problem, Value
+
+MOST_WORK = 40.0  # in CP-SAT's deterministic time, about seconds
+MOST_ROUNDS = 20
+OVER = "all down-sets, one pipeline"
+_WORK_UNIT = 1e6  # a budget counts whole units
+_LEAST_WORK = 0.01
+_ROUNDING = 1e-9  # CP-SAT's bound is a float
+_POLL_SECONDS = 0.2
+
+
+def solve_cpsat(problem: Problem, options: Options, hint: Pipeline | None = None) -> Solution:
+    """The best pipeline under the constraints of the options; proven, as far as limits of work go.
+
+    hint: a pipeline to start from and to better. Raises InfeasibleError where there is none or none was found in the
+    limits, ValueError where the cost's structure is not known or there are several kinds of devices.
+    """
+    search = PipelineSearch(problem, options)
+    search.consider(hint)
+    try:
+        for stages in search.stages():
+            search.run(stages)
+    except KeyboardInterrupt:
+        if search.best is None:
+            raise
+        search.statistics["interrupted"] = 1
+        search.bounds.append(search.fastest_ns)
+    if search.best is None:
+        known = "no partition was found within the limits" if search.bounds else "there is no partition"
+        raise InfeasibleError(
+            f"{known} that keeps the constraints",
+            f"{problem.n_ops} ops on {problem.devices[0][1]} TPUs",
+            "loosen the constraints or allow more TPUs",
+        )
+    pipeline, value = search.best
+    bound = min([value.objective_ns, *search.bounds])
+    if search.least_latency:
+        search.statistics["latency_bound_ns"] = min([value.latency_ns, *search.bounds])
+        bound = min(value.objective_ns, search.fastest_ns)
+    over = OVER + (", under the constraints" if options.constraints else "")
+    return Solution(
+        solver="cpsat", pipelines=(pipeline,), value=value, bound_ns=bound, over=over, statistics=search.statistics
+    )
+
+
+class PipelineSearch:
+    """Models of 1, 2 ... stages, each held to being better than the best so far.
+
+    best: a pipeline and what it is worth. bounds: of models that were left with something open; ns per inference, or
+    of latency where that is what is minimised.
+    """
+
+    def __init__(self, problem: Problem, options: Options) -> None:
+        if len(problem.devices) != 1 or problem.devices[0][0] not in problem.structures:
+            raise ValueError("the solver 'cpsat' takes one kind of device whose cost's structure is known")
+        self.problem, self.options, self.constraints = problem, options, options.constraints
+        self.kind, self.devices = problem.devices[0]
+        self.structure = problem.structures[self.kind]
+        self.most_replicas = min(options.max_replicas or MOST_REPLICAS, MOST_REPLICAS)
+        self.least_latency = self.constraints.max_objective_ns is not None
+        self.fastest_ns = pipeline_bound_ns(problem, 1, self.devices, self.most_replicas)
+        self.budget = Budget(int(MOST_WORK * _WORK_UNIT), options.seconds)
+        self.best: tuple[Pipeline, Value] | None = None
+        self.bounds: list[int] = []
+        self._found: list[Pipeline] = []
+        self.statistics = {"models": 0, "rounds": 0, "branches": 0, "conflicts": 0}
+
+    def stages(self) -> Sequence[int]:
+        if self.options.stages:
+            return [self.options.stages]
+        return range(1, min(self.devices, self.problem.n_ops) + 1)
+
+    def consider(self, pipeline: Pipeline | None) -> None:
+        """Take a pipeline if it keeps the constraints, by exact costs, and is the best."""
+        value = evaluate(self.problem, [pipeline]) if pipeline else None
+        if pipeline is None or value is None:
+            return
+        latency, objective = self.constraints.max_latency_ns, self.constraints.max_objective_ns
+        if latency is not None and value.latency_ns > latency:
+            return
+        if objective is not None and value.objective_ns > objective:
+            return
+        self._found.append(pipeline)
+        if self.best is None or self._rank(value) < self._rank(self.best[1]):
+            self.best = pipeline, value
+
+    def take_found(self) -> list[Pipeline]:
+        """The pipelines found since this was last asked for, the best and others."""
+        found, self._found = self._found, []
+        return found
+
+    def _rank(self, value: Value) -> tuple[int, ...]:
+        return (value.latency_ns, *value) if self.least_latency else tuple(value)
+
+    def run(self, stages: int, most_ns: int = LONGEST_NS) -> int | None:
+        """The best pipeline of just so many stages with a period of at most most_ns, if it is better than the best.
+
+        Returns a bound on what is still open, None where that is nothing.
+        """
+        limit = min(most_ns, self._limit_ns())
+        whole = stages == 1 and self.options.max_replicas is None
+        most = 1 if whole else min(self.most_replicas, self.devices - stages + 1)
+        least = pipeline_bound_ns(self.problem, stages, self.devices if most > 1 else stages, max(1, most))
+        if most < 1 or least > limit:
+            return None
+        model = StageModel(
+            self.problem, self.structure, self.constraints, stages=stages, devices=self.devices, most_replicas=most,
+            most_ns=limit,
+        )  # fmt: skip
+        model.model.add(model.period >= least)
+        if self.best and len(self.best[0].stages) == stages:
+            model.hint(self.best[0])
+        self.statistics["models"] += 1
+        bound: int | None = least
+        for _ in range(MOST_ROUNDS):
+            done, bound = self._round(model)
+            if done:
+                break
+        if bound is not None:
+            self.bounds.append(bound)
+        return bound
+
+    def _limit_ns(self) -> int:
+        """Periods to look for: below the best, or any that is allowed where latency is what counts."""
+        if self.constraints.max_objective_ns is not None:
+            return self.constraints.max_objective_ns
+        return self.best[1].objective_ns - 1 if self.best else LONGEST_NS
+
+    def _round(self, model: StageModel) -> tuple[bool, int | None]:
+        """Solve once: whether that was all for this model, and a bound on what it may still give, None for nothing."""
+        from ortools.sat.python import cp_model
+
+        solver = self._solver(cp_model)
+        status = _solve(solver, model.model)
+        spent = solver.response_proto.deterministic_time
+        self.statistics["rounds"] += 1
+        self.statistics["branches"] += solver.num_branches
+        self.statistics["conflicts"] += solver.num_conflicts
+        if status == cp_model.INFEASIBLE:
+            return True, None
+        bound = math.ceil(solver.best_objective_bound * (1 - _ROUNDING))
+        surprised = False
+        if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            sets, replicas = model.partition(solver)
+            self.consider(Pipeline(tuple(Stage(ops, self.kind, r) for ops, r in zip(sets, replicas, strict=True))))
+            surprised = self._learn(model, sets, solver)
+        try:
+            self.budget.spend(int(spent * _WORK_UNIT))
+        except BudgetSpent:
+            return True, None if status == cp_model.OPTIMAL and not surprised else bound
+        return (
+            status != cp_model.OPTIMAL or not surprised,
+            None if status == cp_model.OPTIMAL and not surprised else bound,
+        )
+
+    def _learn(self, model: StageModel, sets: Sequence[OpSet], solver: Any) -> bool:
+        """Tell the model what stages take that `exact` finds dearer; whether there are any."""
+        done, surprised = 0, False
+        for j, ops in enumerate(sets):
+            cost = self.problem.exact(ops, self.kind)
+            if cost is None or cost.time_ns > solver.value(model.times[j]):
+                model.exclude(ops, done, cost.time_ns if cost else None)
+                surprised = True
+            done |= ops
+        return surprised
+
+    def _solver(self, cp_model: Any) -> Any:
+        solver = cp_model.CpSolver()
+        solver.parameters.num_workers = 1
+        solver.parameters.random_seed = 1
+        solver.parameters.catch_sigint_signal = False
+        solver.parameters.max_deterministic_time = max(_LEAST_WORK, self.budget.left / _WORK_UNIT)
+        if self.budget.seconds_left is not None:
+            solver.parameters.max_time_in_seconds = max(_LEAST_WORK, self.budget.seconds_left)
+        return solver
+
+
+def _solve(solver: Any, model: Any) -> Any:
+    """In a thread, so that Ctrl-C stops the search at once. Raises KeyboardInterrupt then."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(solver.solve(model)), daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        solver.stop_search()
+        thread.join()
+        raise
+    return found[0]
