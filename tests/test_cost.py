@@ -41,6 +41,7 @@ def _orders(graph: Graph, seed: int) -> list[int]:
 def _agree(graph: Graph, hardware: Hardware, order: list[int], pairs: list[tuple[int, int]]) -> None:
     costs = SegmentCosts(graph, hardware)
     prefixes = [op_set(order[:a]) for a in range(len(order) + 1)]
+    pairs = sorted(pairs)
     table = SegmentBatch(costs, DownSets.of(prefixes, len(order)))(*np.transpose(pairs))
     for k, (a, b) in enumerate(pairs):
         ops = op_set(order[a:b])

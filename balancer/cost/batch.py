@@ -86,24 +86,53 @@ class SegmentBatch:
         self.sets = sets
         self.crossings = _crossings(costs)
         self.sums = lru_cache(_STATUSES)(self._sums)
+        self.on_tpu = lru_cache(_STATUSES)(self._on_tpu)
+        graph = self.graph
+        self.all_known = all(crossing.known for crossing in self.crossings)
+        # Then a segment always gives something: the last of its ops is read outside, or final.
+        given = set(graph.outputs) | set(graph.readers)
+        self.all_used = all(op.folded or any(t in given for t in op.outputs) for op in graph.ops)
 
     def __call__(self, inners: Any, outers: Any) -> SegmentTable:
-        """inners, outers: row numbers, one inner row or as many as outer ones; each outer set contains its inner one."""
+        """inners, outers: row numbers, one inner row or as many as outer ones, ascending; each outer set contains its
+        inner one.
+        """
         inners, outers = (np.ravel(a) for a in np.broadcast_arrays(inners, outers))
         time, streamed, kept, scratch = (np.zeros(len(outers), np.int64) for _ in range(4))
         allowed = np.zeros(len(outers), bool)
-        tpu = np.zeros((len(outers), self.sets.words.shape[1]), np.uint64)
-        by_inner = np.argsort(inners, kind="stable")
-        edges = np.nonzero(np.diff(inners[by_inner], prepend=-1))[0].tolist()
+        edges = np.nonzero(np.diff(inners, prepend=-1))[0].tolist()
+        groups = []
         for start, end in zip(edges, [*edges[1:], len(inners)], strict=True):
-            where = by_inner[start:end]
-            row = _Inner(self, int(inners[where[0]]), outers[where])
-            time[where], streamed[where], kept[where] = row.time_ns, row.always_bytes, row.kept_bytes
-            scratch[where], allowed[where], tpu[where] = row.scratch, row.allowed, row.on_tpu
-        overflow = self._fill_caches(tpu, kept, scratch, time)
+            here = slice(start, end)
+            row = _Inner(self, int(inners[start]), outers[here])
+            time[here], streamed[here], kept[here] = row.time_ns, row.always_bytes, row.kept_bytes
+            scratch[here], allowed[here] = row.scratch, row.allowed
+            groups.append((here, row.on_tpu))
+        overflow = np.zeros(len(outers), np.int64)
+        tight = self._tight(kept, scratch, allowed)
+        if len(tight):
+            tpu = self._on_tpu_words(groups, outers)[tight]
+            filled = _Caches(self.costs, tpu, self._room(tpu, scratch[tight]))
+            overflow[tight] = filled.overflow_bytes
+            time[tight] += filled.waiting_ns
         streamed += overflow
         time += np.where(streamed > 0, self.costs.hardware.stream_start_ns, 0) + self.costs.hardware.invoke_ns
         return SegmentTable(time, streamed, overflow, allowed)
+
+    def _tight(self, kept: Any, scratch: Any, allowed: Any) -> Any:
+        """Numbers of the segments whose parameters may not all stay."""
+        caching, most = self.costs.caching, max(self._scratch_of_ops, default=(0, 0))[0]
+        least_room = capacity(self.costs.hardware, max(most, int(scratch.max(initial=0))))
+        all_dense_fit = not caching.dense or caching.dense_fit(caching.dense)
+        return np.nonzero(allowed & ((kept > least_room) | ((kept > 0) & (not all_dense_fit))))[0]
+
+    def _on_tpu_words(self, groups: Sequence[tuple[slice, OpSet]], outers: Any) -> Any:
+        """The ops of each segment on the TPU, as words."""
+        found = np.zeros((len(outers), self.sets.words.shape[1]), np.uint64)
+        for here, chip in groups:
+            for k, word in _words_of(chip):
+                found[here, k] = self.sets.words[outers[here], k] & word
+        return found
 
     @cached_property
     def handed_on(self) -> tuple[Any, Any, Any]:
@@ -131,7 +160,7 @@ class SegmentBatch:
             self.sets.total([costs.layout[i].always_streamed * on for i, on in enumerate(chip)]),
         )
 
-    def on_tpu(self, ending: OpSet) -> OpSet:
+    def _on_tpu(self, ending: OpSet) -> OpSet:
         ancestors = self.costs.ancestors
         return op_set(i for i in members(self.costs.mapped) if not ancestors[i] & ending)
 
@@ -139,20 +168,6 @@ class SegmentBatch:
         """Unmapped ops outside the inner set that depend on a mapped one outside it."""
         ancestors, mapped = self.costs.ancestors, self.costs.mapped & ~inner
         return op_set(u for u in members(self.costs.unmapped & ~inner) if ancestors[u] & mapped)
-
-    def _fill_caches(self, tpu: Any, kept: Any, scratch: Any, time: Any) -> Any:
-        """Overflow bytes of each segment; what streaming adds to computing goes onto its time."""
-        overflow = np.zeros(len(kept), np.int64)
-        caching, most = self.costs.caching, max(self._scratch_of_ops, default=(0, 0))[0]
-        tight = kept > capacity(self.costs.hardware, max(most, int(scratch.max(initial=0))))
-        if caching.dense and not caching.dense_fit(caching.dense):
-            tight |= _any_bit(tpu, caching.dense)
-        where = np.nonzero(tight)[0]
-        if len(where):
-            filled = _Caches(self.costs, tpu[where], self._room(tpu[where], scratch[where]))
-            overflow[where] = filled.overflow_bytes
-            time[where] += filled.waiting_ns
-        return overflow
 
     @cached_property
     def _scratch_of_ops(self) -> list[tuple[int, OpSet]]:
@@ -184,38 +199,43 @@ class _Inner:
         self.kept_bytes = sums.kept_bytes[outers] - sums.kept_bytes[inner]
         self.always_bytes = sums.always_bytes[outers] - sums.always_bytes[inner]
         chip = batch.on_tpu(ending) & ~self.ops
-        self.on_tpu = np.zeros((len(outers), batch.sets.words.shape[1]), np.uint64)
-        for k, word in _words_of(chip):
-            self.on_tpu[:, k] = batch.sets.words[outers, k] & word
+        self.on_tpu = chip
         self.scratch = np.zeros(len(outers), np.int64)
         self.time_ns = sums.time_ns[outers] - sums.time_ns[inner]
         self.allowed = self._together() & batch.sets.holds_any(
             batch.graph.all_ops & ~batch.graph.folded & ~self.ops, outers
         )
         self._transfers(chip)
+        if not (batch.all_known and batch.all_used):
+            self._give()
+        self._unread_inputs()
 
     def _transfers(self, chip: OpSet) -> None:
-        """Adds the ns of tensors in and out; finds what may not stand, and the room that tensors need as they enter."""
-        sent, count, unknown = (found[self.outers] for found in self.batch.handed_on)
+        """Adds the ns of tensors in and out, and finds the room that tensors need as they enter."""
+        self.time_ns += self.batch.handed_on[0][self.outers]
         for crossing in self.batch.crossings:
             waiting = crossing.readers & ~self.ops
-            before = not crossing.made or crossing.made & self.ops
-            if before and waiting:
+            if waiting and (not crossing.made or crossing.made & self.ops):
                 self._enter(crossing, waiting, chip)
             if crossing.made & self.ops and (waiting or crossing.final):
                 # Handed on by the outer set as well, unless the segment holds all its readers; made by neither.
                 still = np.True_ if crossing.final else ~self.batch.sets.holds_all(waiting, self.outers)
-                sent = sent - still * crossing.output_ns
-                count = count - still * 1
-                if waiting and not crossing.known:
-                    unknown = unknown - ~self.batch.sets.holds_all(waiting, self.outers)
-        self.time_ns = self.time_ns + sent
+                self.time_ns -= still * crossing.output_ns
+
+    def _give(self) -> None:
+        """Where a segment gives nothing, or hands on a tensor of no known shape, it may not stand."""
+        count, unknown = (found[self.outers] for found in self.batch.handed_on[1:])
+        for crossing in self.batch.crossings:
+            waiting = crossing.readers & ~self.ops
+            if crossing.made & self.ops and (waiting or crossing.final):
+                still = ~self.batch.sets.holds_all(waiting, self.outers)
+                count = count - (still | crossing.final)
+                unknown = unknown - (still & (not crossing.known))
         self.allowed &= (count > 0) & (unknown == 0)
-        self._unread_inputs()
 
     def _enter(self, crossing: _Crossing, waiting: OpSet, chip: OpSet) -> None:
         enters = self.batch.sets.holds_any(waiting, self.outers)
-        self.time_ns = self.time_ns + enters * crossing.input_ns
+        self.time_ns += enters * crossing.input_ns
         if not crossing.known:
             self.allowed &= ~enters
         for reader, needed in crossing.scratch:

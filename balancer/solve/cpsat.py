@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from balancer.solve.problem import OpSet, Options, Problem, Value
 
-MOST_WORK = 40.0  # in CP-SAT's deterministic time, about seconds
+MOST_WORK = 12.0  # in CP-SAT's deterministic time: one to three times as many seconds
 MOST_ROUNDS = 20
 OVER = "all down-sets, one pipeline"
 _WORK_UNIT = 1e6  # a budget counts whole units

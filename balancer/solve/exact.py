@@ -7,6 +7,7 @@ most follows from the cost's structure at first, then from what was found.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 OVER = "all down-sets"
 MOST_DOWN_SETS = 1 << 19
 MOST_PAIRS = 1 << 28
+_SLACKS = (0.1, 0.4, 1.0)
 
 
 class Search:
@@ -110,12 +112,9 @@ class DownSetSearch(Search):
         self.statistics |= {"down_sets": len(self.lattice.sets), "pairs": self.budget.spent}
 
     def _one_pipeline(self) -> None:
-        """Everything at least as fast as the best that is known; of the fastest, those on the fewest devices."""
+        """The fastest on the fewest devices, if anything is at least as fast as the best that is known."""
         host, forced = self.problem.host_ns, self.options.stages
-        best = min((self._alone_ns(o) for o in self.offers), default=longest_ns(self.lattice.most_replicas))
-        stages = forced or min(sum(self.counts), best // host if host else sum(self.counts))
-        within = Within(self.counts, best, stages, exact_stages=forced is not None)
-        goals = [g for g in self.lattice.search(within, self.budget).goals() if forced in (None, g.stages)]
+        goals = self._fastest()
         if not goals:
             return
         fastest = min(self._alone_ns(goal) for goal in goals)
@@ -127,6 +126,30 @@ class DownSetSearch(Search):
         search = self.lattice.search(Within(counts, fastest, stages, exact_stages=True), self.budget)
         ties = [g for g in search.goals() if g.used == fewest and forced in (None, g.stages)]
         self.offers = [lattice_offer(self.problem, search, replace(goal, period=Fraction(fastest))) for goal in ties]
+
+    def _fastest(self) -> list[Goal]:
+        """Pipelines at least as fast as the best known, the fastest among them, on the fewest devices.
+
+        Where little is to spare there is little to look at: so first just at the bound, on ever more devices, and then
+        at periods ever further from it.
+        """
+        best = min((self._alone_ns(o) for o in self.offers), default=longest_ns(self.lattice.most_replicas))
+        if len(self.counts) > 1:
+            return self._goals(self.counts, best)
+        bound = min(best, self.prospects.objective_ns())
+        for devices in range(1, self.counts[0] + 1):
+            if self.prospects.least_ns[:, devices].min() <= bound and (found := self._goals((devices,), bound)):
+                return found
+        bound = max(bound, best - best // 8)
+        slacks = (bound + math.ceil((best - bound) * slack) for slack in _SLACKS)
+        return next((found for most_ns in slacks if (found := self._goals(self.counts, most_ns))), [])
+
+    def _goals(self, counts: tuple[int, ...], most_ns: int) -> list[Goal]:
+        """The pipelines on so many devices, with a period of at most so many ns."""
+        host, forced = self.problem.host_ns, self.options.stages
+        stages = forced or min(sum(counts), most_ns // host if host else sum(counts))
+        search = self.lattice.search(Within(counts, most_ns, stages, exact_stages=forced is not None), self.budget)
+        return [goal for goal in search.goals() if forced in (None, goal.stages)]
 
     def _alone_ns(self, found: Offer | Goal) -> int:
         return alone_ns(self.problem, found.stages, found.period)

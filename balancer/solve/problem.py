@@ -39,7 +39,7 @@ class Costs(NamedTuple):
 
 
 # (inners, outers) -> the costs of the segments that hold what is in each outer set and not in its inner one. Sets by
-# their row numbers; one inner set for all, or one for each outer set, which contains it.
+# their row numbers; one inner set for all, or one for each outer set, which contains it, ascending.
 Between = Callable[[Any, Any], Costs]
 
 

@@ -114,28 +114,25 @@ class _Batch:
         costs = self.costs
         time = costs.structure.stage_ns + self.work[outers] - self.work[inners] + self.sent[outers]
         allowed = self.held[outers] - self.held[inners] <= costs.limit
-        by_inner = np.argsort(inners, kind="stable")
-        edges = np.nonzero(np.diff(inners[by_inner], prepend=-1))[0].tolist()
+        edges = np.nonzero(np.diff(inners, prepend=-1))[0].tolist()
         for start, end in zip(edges, [*edges[1:], len(inners)], strict=True):
-            where = by_inner[start:end]
-            self._cross(self.sets.set_of(int(inners[where[0]])), outers[where], where, time, allowed)
+            here = slice(start, end)
+            self._cross(self.sets.set_of(int(inners[start])), outers[here], time[here], allowed[here])
         return Costs(time, self._spill(inners, outers, time), allowed)
 
-    def _cross(self, inner: OpSet, outers: Any, where: Any, time: Any, allowed: Any) -> None:
+    def _cross(self, inner: OpSet, outers: Any, time: Any, allowed: Any) -> None:
         """What the inner set hands on or leaves unread, for all segments that start there."""
-        added = np.zeros(len(outers), np.int64)
         for tensor in self.costs.tensors:
             waiting = tensor.readers & ~inner
             if tensor.made and not tensor.made & inner:
                 continue
             if waiting and tensor.receive_ns:
-                added += tensor.receive_ns * self.sets.holds_any(waiting, outers)
+                time += tensor.receive_ns * self.sets.holds_any(waiting, outers)
             if tensor.made and tensor.send_ns and (waiting or tensor.leaves):
                 still = True if tensor.leaves else ~self.sets.holds_all(waiting, outers)
-                added -= tensor.send_ns * still
-        time[where] += added
+                time -= tensor.send_ns * still
         if self.costs.barred & ~inner:
-            allowed[where] &= ~self.sets.holds_any(self.costs.barred & ~inner, outers)
+            allowed &= ~self.sets.holds_any(self.costs.barred & ~inner, outers)
 
     def _spill(self, inners: Any, outers: Any, time: Any) -> Any:
         """Spilled bytes; their time is added. Only where not everything fits is the room filled, in order."""
