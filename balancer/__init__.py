@@ -12,24 +12,26 @@ from typing import TYPE_CHECKING, Any
 from balancer.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from balancer.balancing import balance, compare, predict, save, verify
+    from balancer.balancing import balance, compare, predict, save, size, verify
     from balancer.cost.hardware import Hardware, load_hardware
     from balancer.errors import BalancerError, InfeasibleError, ModelError, PlanError
     from balancer.graph import Graph
     from balancer.plan import Plan, load_plan
-    from balancer.solve import Problem, Solution
+    from balancer.solve import Constraints, Problem, Solution
     from balancer.tflite.read import load_graph
 
 _HOME = {
-    "BalancerError": "errors", "Graph": "graph", "Hardware": "cost.hardware", "InfeasibleError": "errors",
+    "BalancerError": "errors", "Constraints": "solve", "Graph": "graph", "Hardware": "cost.hardware",
+    "InfeasibleError": "errors",
     "ModelError": "errors", "Plan": "plan", "PlanError": "errors", "Problem": "solve", "Solution": "solve",
     "balance": "balancing", "compare": "balancing", "load_graph": "tflite.read", "load_hardware": "cost.hardware",
-    "load_plan": "plan", "predict": "balancing", "save": "balancing", "verify": "balancing",
+    "load_plan": "plan", "predict": "balancing", "save": "balancing", "size": "balancing", "verify": "balancing",
 }  # fmt: skip
 
 __all__ = [
-    "BalancerError", "Graph", "Hardware", "InfeasibleError", "ModelError", "Plan", "PlanError", "Problem", "Solution",
-    "__version__", "balance", "compare", "load_graph", "load_hardware", "load_plan", "predict", "save", "verify",
+    "BalancerError", "Constraints", "Graph", "Hardware", "InfeasibleError", "ModelError", "Plan", "PlanError", "Problem",
+    "Solution",     "__version__", "balance", "compare", "load_graph", "load_hardware", "load_plan", "predict", "save", "size",
+    "verify",
 ]  # fmt: skip
 
 

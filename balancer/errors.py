@@ -75,6 +75,10 @@ class StageError(BalancerError):
     """A stage of a pipeline failed on an item."""
 
 
+class ConstraintError(BalancerError):
+    """A constraint that makes no sense for the model, the devices or the solver."""
+
+
 class InfeasibleError(BalancerError):
     """No plan meets what was asked."""
 

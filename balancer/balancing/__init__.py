@@ -6,6 +6,7 @@ from balancer.balancing.comparing import compare
 from balancer.balancing.planning import balance
 from balancer.balancing.predicting import predict
 from balancer.balancing.saving import save
+from balancer.balancing.sizing import size
 from balancer.balancing.verifying import verify
 
-__all__ = ["balance", "compare", "predict", "save", "verify"]
+__all__ = ["balance", "compare", "predict", "save", "size", "verify"]

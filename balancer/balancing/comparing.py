@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from balancer.balancing.assembling import DECIMALS
 from balancer.balancing.setting import Setting, check_tpus, open_setting
-from balancer.errors import InfeasibleError
+from balancer.errors import BalancerError, InfeasibleError
 from balancer.plan import ComparisonRow
 from balancer.solve import Options, Pipeline, Problem, Stage, evaluate, interval_set, solve, steady_rate
 from balancer.solve.baselines import equal_op_counts, parameter_count
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 Pipelines = Sequence[Pipeline]
 ONE_TPU, COPIES, DEFAULT, EQUAL = "one TPU", "copies", "compiler default", "equal op counts"
+EXHAUSTIVE = "exhaustive"
+BASELINES = {
+    "depth balanced": "depth-balanced", "profiling bisection": "profiling-bisection",
+    "DFS + interval DP": "dfs-interval-dp", EXHAUSTIVE: "exhaustive",
+}  # fmt: skip
+MOST_TRIED = 2000  # partitions, roughly: more take too long to be tried by the way
 OURS_ONE, OURS = "ours, one pipeline", "ours"
 
 
@@ -45,9 +51,12 @@ def comparison(setting: Setting, n_tpus: int, ours: Pipelines) -> tuple[Comparis
         COPIES: _copies(problem, n_tpus),
         DEFAULT: _cut(problem, default_cuts(setting, n_tpus)),
         EQUAL: _cut(problem, equal_op_counts(problem.n_ops, min(n_tpus, problem.n_ops))),
+        **{row: _baseline(problem, solver) for row, solver in BASELINES.items()},
         OURS_ONE: _one_pipeline(problem),
         OURS: ours,
     }
+    if len(setting.graph.ops) ** n_tpus > MOST_TRIED:
+        del plans[EXHAUSTIVE]
     rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
     return tuple(_row(problem, name, plan, rates) for name, plan in plans.items())
 
@@ -66,6 +75,13 @@ def _cut(problem: Problem, cuts: Sequence[int]) -> Pipelines:
     kind = problem.devices[0][0]
     stages = (Stage(interval_set(a, b), kind) for a, b in pairwise([0, *cuts, problem.n_ops]))
     return [Pipeline(tuple(stages))]
+
+
+def _baseline(problem: Problem, solver: str) -> Pipelines | None:
+    try:
+        return solve(problem, Options(solver=solver)).pipelines
+    except BalancerError:
+        return None
 
 
 def _one_pipeline(problem: Problem) -> Pipelines | None:

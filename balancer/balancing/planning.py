@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from balancer.balancing.assembling import assemble
 from balancer.balancing.comparing import comparison
-from balancer.balancing.setting import OVERFLOW, check_count, check_tpus, open_setting, with_profile
-from balancer.solve import Options, solve
+from balancer.balancing.setting import OVERFLOW, check_constraints, check_count, check_tpus, open_setting, with_profile
+from balancer.solve import Constraints, Options, solve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +26,9 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     stages: int | None = None,
     overflow: str = "stream",
     profile: str | Path | None = None,
+    solver: str = "auto",
+    constraints: Constraints | None = None,
+    seconds: float | None = None,
 ) -> Plan:
     """The plan with the highest predicted rate for a model on n_tpus Edge TPUs.
 
@@ -33,7 +36,8 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     pipelines: at most so many side by side (any number by default). replicas: of a stage, at most so many (any number
     by default). stages: exactly so many segments, in one pipeline. overflow: "error" refuses plans in which a segment
     streams parameters for want of room. profile: a file of per-op costs that replace the predicted ones (see
-    `profile_document`).
+    `profile_document`). solver: a name of `balancer.solve.SOLVERS`. constraints: what else a pipeline must keep to;
+    then there is one pipeline. seconds: of wall time for the solver, None for limits that count work alone.
 
     Nothing is written; see `save`. Raises ModelError, HardwareError or ProfileError where an input cannot be taken,
     InfeasibleError where there is no such plan, ValueError for arguments out of range.
@@ -49,6 +53,10 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     setting = open_setting(model, hardware)
     if profile is not None:
         setting = with_profile(setting, profile)
-    options = Options(max_pipelines=pipelines, max_replicas=replicas, stages=stages)
+    held = constraints or Constraints()
+    check_constraints(held, len(setting.graph.ops), n_tpus)
+    options = Options(
+        max_pipelines=pipelines, max_replicas=replicas, stages=stages, solver=solver, constraints=held, seconds=seconds
+    )
     solution = solve(setting.problem(n_tpus, overflow=overflow), options)
     return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.pipelines))

@@ -14,8 +14,9 @@ from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.profile import Profile, load_profile
 from balancer.cost.segment import SegmentCosts
 from balancer.cost.timing import input_ns, output_ns
+from balancer.errors import ConstraintError
 from balancer.graph import members
-from balancer.solve import Between, Cost, Costs, DownSets, Kept, Kind, Problem, Structure, Transfer
+from balancer.solve import Between, Constraints, Cost, Costs, DownSets, Kept, Kind, Problem, Structure, Transfer
 from balancer.tflite.read import read_graph, read_model_bytes
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Setting:
             lower=lambda ops, kind: self.costs.lower(ops),
             batch=batch,
             together=self.graph.together + _with_neighbours(self.graph),
-            structures={self.hardware.name: structure(self.costs)},
+            structures={self.hardware.name: structure(self.costs, may_overflow=may_overflow)},
             op_bytes=tuple(op.parameter_bytes for op in self.graph.ops),
             host_ns=self.hardware.host_ns_per_stage,
             handover_ns=self.hardware.handover_ns,
@@ -88,7 +89,7 @@ def _with_neighbours(graph: Graph) -> tuple[OpSet, ...]:
     return tuple(1 << i | 1 << min((r for r in real if r > i), default=real[-1]) for i in members(graph.folded) if real)
 
 
-def structure(costs: SegmentCosts) -> Structure:
+def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
     """What the cost of a segment is made of, as far as it is additive; the rest makes it dearer, never cheaper.
 
     Ops that may end up on the CPU count with the cheaper of both; room for parameters is the most that there can be.
@@ -103,6 +104,8 @@ def structure(costs: SegmentCosts) -> Structure:
         capacity_bytes=largest_capacity(hardware),
         spill_start_ns=hardware.stream_start_ns,
         streaming=tuple(i for i in members(sure) if costs.layout[i].always_streamed),
+        op_bytes=tuple(caching.size[i] if sure >> i & 1 else 0 for i in range(len(graph.ops))),
+        limit_bytes=None if may_overflow else largest_capacity(hardware),
         relaxed=True,
     )
 
@@ -145,3 +148,18 @@ def check_count(name: str, number: int) -> None:
     """Raises ValueError where it is no whole number from 1."""
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"{name} must be a whole number from 1, not {number!r}")
+
+
+def check_constraints(constraints: Constraints, n_ops: int, n_tpus: int) -> None:
+    """Raises ConstraintError where they name an op or a stage that cannot be."""
+    placed = [*constraints.pinned.items(), *constraints.kept_from]
+    for op, stage in placed:
+        if not 0 <= op < n_ops:
+            raise ConstraintError(f"there is no op {op}", f"{op}:{stage}", f"the model has ops 0 to {n_ops - 1}")
+        if not 0 <= stage < n_tpus:
+            raise ConstraintError(f"there is no stage {stage}", f"{op}:{stage}", f"name stages 0 to {n_tpus - 1}")
+    for group in constraints.together:
+        if group >> n_ops:
+            raise ConstraintError(
+                f"there is no op {group.bit_length() - 1}", "keep together", f"the model has ops 0 to {n_ops - 1}"
+            )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from balancer.balancing.calibrating import Calibration
+    from balancer.balancing.sizing import Sizing
     from balancer.graph import Graph
     from balancer.plan import ComparisonRow, Pipeline, Plan
     from balancer.tflite.package import Package
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 _WIDTH = 80
 _KIB, _MIB = 1 << 10, 1 << 20
 _LEFT = {"", "ops", "type", "mapped", "tensor", "constant"}
-_FOLDED = {"ops", "TPUs", "mapped", "tensor"}
+_CUT_SHORT = {
+    "interrupted": "interrupted, the best so far",
+    "limit_reached": "a limit was reached, the best so far",
+    "down_sets_left_out": "too many down-sets for this solver",
+}
+_FOLDED = {"ops", "mapped", "tensor"}
 
 
 class _Table:
@@ -50,6 +56,15 @@ def size(count: int) -> str:
     if count < _KIB:
         return f"{count} B"
     return f"{count / _KIB:.2f} KiB" if count < _MIB else f"{count / _MIB:.2f} MiB"
+
+
+def short_size(count: int) -> str:
+    """Bytes in three digits: 898 KiB, 6.43 MiB."""
+    for unit, name in ((_MIB, "MiB"), (_KIB, "KiB")):
+        if count >= unit - unit // 2000:
+            value = count / unit
+            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {name}"
+    return f"{count} B"
 
 
 def milliseconds(ns: int) -> str:
@@ -90,10 +105,10 @@ def _stage_table(plan: Plan, alike: list[Pipeline]) -> None:
             str(k),
             segment.ops,
             op_ranges(t for a in alike for t in a.stages[k].tpus),
-            size(segment.predicted.cached_bytes),
-            size(segment.predicted.streamed_bytes),
-            size(sum(t.bytes for t in segment.inputs)),
-            size(sum(t.bytes for t in segment.outputs)),
+            short_size(segment.predicted.cached_bytes),
+            short_size(segment.predicted.streamed_bytes),
+            short_size(sum(t.bytes for t in segment.inputs)),
+            short_size(sum(t.bytes for t in segment.outputs)),
             milliseconds(segment.predicted.stage_ns),
         )
     table.print()
@@ -118,11 +133,34 @@ def _figures(row: ComparisonRow) -> list[str]:
     return [f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns), size(row.streamed_bytes), *ratios]
 
 
+def sizing(found: Sizing) -> None:
+    """What ever more TPUs give, and how many are worth having."""
+    table = _Table("predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
+    for row in found.rows:
+        if row.throughput_per_s is None or row.latency_ns is None or row.overflow_bytes is None:
+            table.row(str(row.n_tpus), "", "cannot be", "", "")
+            continue
+        rate, latency = f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns)
+        table.row(str(row.n_tpus), str(row.tpus_used), rate, latency, size(row.overflow_bytes))
+    table.print()
+    most = found.rows[-1].n_tpus
+    print(f"streams nothing for want of room: {_from(found.fits_at_n, most)}")
+    print(f"another TPU adds less than 5 %:   {_from(found.knee_n, most)}")
+    print(f"what was asked for:               {_from(found.target_n, most)}")
+
+
+def _from(n: int | None, most: int) -> str:
+    return f"from {n} TPUs on" if n else f"nowhere up to {most} TPUs"
+
+
 def remarks(plan: Plan) -> None:
     """What is proved, what holds the plan back, and who cannot run it."""
     s, host = plan.solver, plan.predicted.host_ns
     claim = "optimal" if s.status == "optimal" else f"within {100 * s.gap:.2f} % of the optimum"
-    print(f"proof: {claim} over {s.over} of the execution order, under the predicted costs")
+    if s.bound_ns:
+        print(f"proof: {claim} over {s.over};\n       by {s.name}, under the predicted costs{_cut_short(s.statistics)}")
+    else:
+        print(f"no proof: {s.name} is a baseline")
     if host and plan.predicted.throughput_per_s >= 1e9 / host * (1 - 1e-6):
         print(f"limit: the host, {milliseconds(host)} ms of its work for each inference")
     held = [(segment.name, segment.predicted.cpu_ns) for segment in plan.segments if segment.predicted.cpu_ns]
@@ -131,6 +169,10 @@ def remarks(plan: Plan) -> None:
     obstacle = pycoral_obstacle(plan)
     if obstacle:
         print(f"not for pycoral's PipelinedModelRunner: {obstacle}")
+
+
+def _cut_short(statistics: dict[str, int]) -> str:
+    return next((f"; {words}" for name, words in _CUT_SHORT.items() if statistics.get(name)), "")
 
 
 def graph(graph: Graph) -> None:

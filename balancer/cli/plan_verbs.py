@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.cli.arguments import MOST_TPUS, add_force, add_hardware, add_model, add_tpus, print_json, whole_number
+from balancer.cli.solver_options import add_solver, constraints, positive
 from balancer.errors import PlanError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
                         help="error: refuse plans that stream parameters for want of room (exit code 3)")  # fmt: skip
     parser.add_argument("--profile", metavar="FILE", help="per-op costs that replace the predicted ones")
     add_force(parser)
+    add_solver(parser)
 
 
 def solve(arguments: argparse.Namespace) -> int:
@@ -46,7 +48,8 @@ def solve(arguments: argparse.Namespace) -> int:
         arguments.model, arguments.tpus, hardware=arguments.hardware, pipelines=arguments.pipelines,
         replicas=arguments.replicas,
         overflow=arguments.overflow,
-        profile=arguments.profile,
+        profile=arguments.profile, solver=arguments.solver, constraints=constraints(arguments),
+        seconds=arguments.time_limit,
     )  # fmt: skip
     if arguments.output:
         plan = balancing.save(plan, arguments.output, force=arguments.force)
@@ -83,6 +86,34 @@ def compare(arguments: argparse.Namespace) -> int:
         print_json({"comparison": plan.to_json()["comparison"]})
     else:
         drawing.comparison(plan)
+    return 0
+
+
+def size_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `size`."""
+    add_model(parser)
+    parser.add_argument("--target-fps", type=positive, metavar="F", help="inferences/s that are wanted")
+    parser.add_argument("--max-latency", type=positive, metavar="MS", help="of one input alone")
+    parser.add_argument(
+        "--max-tpus", type=whole_number(1, MOST_TPUS), default=16, metavar="N", help="look at 1 to N; default 16"
+    )
+    add_hardware(parser)
+
+
+def size(arguments: argparse.Namespace) -> int:
+    """Print what ever more TPUs give."""
+    from balancer import balancing
+    from balancer.cli import drawing
+
+    with drawing.progress("sizing, numbers of TPUs", quiet=arguments.quiet or arguments.json) as advance:
+        found = balancing.size(
+            arguments.model, hardware=arguments.hardware, max_tpus=arguments.max_tpus, target_fps=arguments.target_fps,
+            max_latency_ms=arguments.max_latency, progress=advance,
+        )  # fmt: skip
+    if arguments.json:
+        print_json(asdict(found))
+    else:
+        drawing.sizing(found)
     return 0
 
 

@@ -8,7 +8,13 @@ from balancer.cli.arguments import Verb
 VERBS = (
     Verb("solve", "find the best plan for N TPUs, and write it with -o", plan_verbs.solve_arguments, plan_verbs.solve),
     Verb("predict", "what given segments would cost", plan_verbs.predict_arguments, plan_verbs.predict),
-    Verb("compare", "one TPU, copies, the compiler's split and ours", plan_verbs.compare_arguments, plan_verbs.compare),
+    Verb(
+        "compare",
+        "one TPU, copies, the compiler's split, published ways and ours",
+        plan_verbs.compare_arguments,
+        plan_verbs.compare,
+    ),
+    Verb("size", "how many TPUs a model is worth", plan_verbs.size_arguments, plan_verbs.size),
     Verb(
         "verify",
         "a plan's segments beside the whole model, bit for bit",

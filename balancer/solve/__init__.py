@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+from balancer.errors import ConstraintError
 from balancer.solve.auto import solve_auto
+from balancer.solve.baselines import BASELINES, interval_set, solve_baseline
 from balancer.solve.cpsat import solve_cpsat
 from balancer.solve.downsets import DownSets
 from balancer.solve.exact import solve_downset
 from balancer.solve.intervals import solve_chain
 from balancer.solve.problem import (
     Between,
+    Constraints,
     Cost,
     Costs,
     Kind,
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SOLVERS",
     "Between",
+    "Constraints",
     "Cost",
     "Costs",
     "DownSets",
@@ -68,22 +73,24 @@ SOLVERS: dict[str, Callable[[Problem, Options], Solution]] = {
     "chain": solve_chain,
     "downset": solve_downset,
     "cpsat": solve_cpsat,
+    **{name: partial(solve_baseline, name) for name in BASELINES},
 }
 
 
-def interval_set(start: int, end: int) -> OpSet:
-    """The ops from start to end - 1."""
-    return (1 << end) - (1 << start)
+_CONSTRAINED = ("auto", "cpsat")
 
 
 def solve(problem: Problem, options: Options | None = None) -> Solution:
     """The best plan by the solver that the options name.
 
-    Raises InfeasibleError where there is none, ValueError where there are no devices or no such solver.
+    Raises InfeasibleError where there is none, ConstraintError where the solver takes no constraints,
+    ValueError where there are no devices or no such solver.
     """
     options = options or Options()
     if any(count < 1 for _, count in problem.devices) or (options.stages is not None and options.stages < 1):
         raise ValueError("at least one device and one stage are needed")
     if options.solver not in SOLVERS:
         raise ValueError(f"there is no solver {options.solver!r}, only {', '.join(SOLVERS)}")
+    if options.constraints and options.solver not in _CONSTRAINED:
+        raise ConstraintError("takes no constraints", f"solver {options.solver}", "use the solver cpsat")
     return SOLVERS[options.solver](problem, options)

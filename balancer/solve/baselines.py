@@ -1,11 +1,34 @@
-"""Other ways to cut an execution order, to compare with."""
+"""Other ways to cut a model, each from its publication, to compare with. One pipeline, one device a stage.
+
+They choose by their own rules and see no more of the cost than those do; what they are worth is `exact`'s to say.
+"""
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+from math import comb
 from typing import TYPE_CHECKING
 
+from balancer.errors import BalancerError, InfeasibleError
+from balancer.solve.bisection import bisect_cuts
+from balancer.solve.chain import ChainSolver
+from balancer.solve.depth_balanced import depth_balanced
+from balancer.solve.offers import chain_offer
+from balancer.solve.orders import depth_first_order, file_order, order_table, parts_in_order, prefixes
+from balancer.solve.problem import Pipeline, Solution, Stage, evaluate
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from balancer.solve.problem import OpSet, Options, Problem
+
+MOST_PARTITIONS = 200_000
+OVER = "nothing"
+
+
+def interval_set(start: int, end: int) -> OpSet:
+    """The ops from start to end - 1."""
+    return (1 << end) - (1 << start)
 
 
 def equal_op_counts(n_ops: int, segments: int) -> tuple[int, ...]:
@@ -32,3 +55,108 @@ def parameter_count(op_bytes: Sequence[int], segments: int) -> tuple[int, ...]:
             held = 0
         held += size
     return tuple(cuts)
+
+
+def _segments(problem: Problem) -> int:
+    return min(problem.devices[0][1], problem.n_ops)
+
+
+def _sizes(problem: Problem) -> Sequence[int]:
+    return problem.op_bytes or [1] * problem.n_ops
+
+
+def _cut(problem: Problem, cuts: Sequence[int]) -> Pipeline:
+    kind = problem.devices[0][0]
+    return Pipeline(tuple(Stage(interval_set(a, b), kind) for a, b in pairwise([0, *cuts, problem.n_ops])))
+
+
+def _equal(problem: Problem) -> Pipeline:
+    return _cut(problem, equal_op_counts(problem.n_ops, _segments(problem)))
+
+
+def _by_parameters(problem: Problem) -> Pipeline:
+    return _cut(problem, parameter_count(_sizes(problem), _segments(problem)))
+
+
+def _by_depth(problem: Problem) -> Pipeline:
+    kind = problem.devices[0][0]
+
+    def streams(ops: OpSet) -> bool:
+        cost = problem.exact(ops, kind)
+        return cost is not None and cost.streamed_bytes > 0
+
+    sets = depth_balanced(problem.before, _sizes(problem), problem.devices[0][1], streams)
+    return Pipeline(tuple(Stage(ops, kind) for ops in sets))
+
+
+def _bisected(problem: Problem) -> Pipeline:
+    """Google's profiling partitioner with `exact` as the devices."""
+    table = order_table(problem, prefixes(1 << i for i in range(problem.n_ops)), problem.devices[0][0])
+
+    def latency(start: int, end: int) -> int | None:
+        return int(table.time_ns[start, end]) if table.allowed[start, end] else None
+
+    initial = parameter_count(_sizes(problem), _segments(problem))
+    return _cut(problem, bisect_cuts(problem.n_ops, _segments(problem), latency, initial).cuts)
+
+
+def _interval_dp(problem: Problem) -> Pipeline:
+    """DPL of Tarnawski, Phanishayee, Devanur, Mahajan, Nina Paravecino, *Efficient algorithms for device placement of
+    DNN graph operators* (NeurIPS 2020): one depth-first order, then the exact dynamic program over its intervals.
+    """
+    cuts = prefixes(parts_in_order(problem, depth_first_order(problem.before)))
+    kind, count = problem.devices[0]
+    solver = ChainSolver(order_table(problem, cuts, kind), count)
+    reached = min(solver.reached(), key=lambda goal: goal.period, default=None)
+    if reached is None:
+        raise InfeasibleError("has no allowed intervals", "the depth-first order", "use another solver")
+    return chain_offer(problem, solver, reached, cuts).settled.pipeline
+
+
+def _exhaustive(problem: Problem) -> Pipeline:
+    """All cuts of the execution order tried, as in Villarrubia, Costero, Igual, Olcoz, *Improving inference time in
+    multi-TPU systems with profiled model segmentation* (2023).
+    """
+    cuts = prefixes(file_order(problem))
+    kind, count = problem.devices[0]
+    most = min(count, len(cuts) - 1)
+    partitions = sum(comb(len(cuts) - 2, s - 1) for s in range(1, most + 1))
+    if partitions > MOST_PARTITIONS:
+        raise BalancerError(
+            f"there are {partitions} partitions to try, more than {MOST_PARTITIONS}",
+            f"{problem.n_ops} ops on {count} TPUs",
+            "use the solver chain, which finds the same",
+        )
+    best: tuple[object, Pipeline] | None = None
+    for s in range(1, most + 1):
+        for inner in combinations(range(1, len(cuts) - 1), s - 1):
+            edges = pairwise([0, *inner, len(cuts) - 1])
+            pipeline = Pipeline(tuple(Stage(cuts[b] & ~cuts[a], kind) for a, b in edges))
+            value = evaluate(problem, [pipeline])
+            if value is not None and (best is None or value < best[0]):  # type: ignore[operator]
+                best = value, pipeline
+    if best is None:
+        raise InfeasibleError("has no allowed intervals", "the execution order", "use another solver")
+    return best[1]
+
+
+BASELINES: dict[str, Callable[[Problem], Pipeline]] = {
+    "equal-op-counts": _equal,
+    "parameter-count": _by_parameters,
+    "depth-balanced": _by_depth,
+    "profiling-bisection": _bisected,
+    "dfs-interval-dp": _interval_dp,
+    "exhaustive": _exhaustive,
+}
+
+
+def solve_baseline(name: str, problem: Problem, options: Options) -> Solution:
+    """A baseline's pipeline as a solution, without any claim.
+
+    Raises InfeasibleError where a segment of it may not stand, BalancerError where it would take too long.
+    """
+    pipeline = BASELINES[name](problem)
+    value = evaluate(problem, [pipeline])
+    if value is None:
+        raise InfeasibleError("cuts where no segment may end", name, "use another solver")
+    return Solution(solver=name, pipelines=(pipeline,), value=value, bound_ns=0, over=OVER)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import InfeasibleError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_WORK = 12.0  # in CP-SAT's deterministic time: one to three times as many seconds
 MOST_ROUNDS = 20
-OVER = "all down-sets, one pipeline"
+OVER = "all down-sets"
 _WORK_UNIT = 1e6  # a budget counts whole units
 _LEAST_WORK = 0.01
 _ROUNDING = 1e-9  # CP-SAT's bound is a float
@@ -60,7 +61,7 @@ def solve_cpsat(problem: Problem, options: Options, hint: Pipeline | None = None
     if search.least_latency:
         search.statistics["latency_bound_ns"] = min([value.latency_ns, *search.bounds])
         bound = min(value.objective_ns, search.fastest_ns)
-    over = OVER + (", under the constraints" if options.constraints else "")
+    over = f"{OVER}, {replace(options, max_pipelines=1).scope}"
     return Solution(
         solver="cpsat", pipelines=(pipeline,), value=value, bound_ns=bound, over=over, statistics=search.statistics
     )

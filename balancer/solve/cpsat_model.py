@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from balancer.solve.downsets import bits, blocks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from balancer.solve.problem import Constraints, OpSet, Pipeline, Problem
     from balancer.solve.structure import Structure, Transfer
@@ -78,15 +78,20 @@ class StageModel:
     def _work(self) -> None:
         """Ops in their stages, and what memory they take there."""
         structure = self.structure
+        if None in structure.op_ns:
+            self.model.add_bool_or([])  # an op that no device can run
         for b, block in enumerate(self.blocks):
             work = sum(structure.op_ns[i] or 0 for i in bits(block.ops))
             for j in range(self.stages):
                 if work:
                     self.terms[j].append(work * (self.by(b, j) - self.by(b, j - 1)))
         if structure.limit_bytes is not None:
-            for j in range(self.stages):
-                held = sum(size * self.within(i, j) for i, size in enumerate(structure.op_bytes) if size)
-                self.model.add(held <= structure.limit_bytes)
+            self._limit(structure.op_bytes, structure.limit_bytes)
+
+    def _limit(self, op_bytes: Sequence[int], most: int) -> None:
+        """No stage holds more."""
+        for j in range(self.stages):
+            self.model.add(sum(size * self.within(i, j) for i, size in enumerate(op_bytes) if size) <= most)
 
     def _literal(self, *at_least: Any) -> Any:
         """1 where one of these expressions is."""
@@ -159,6 +164,8 @@ class StageModel:
             self._place(op, stage, inside=True)
         for op, stage in sorted(constraints.kept_from):
             self._place(op, stage, inside=False)
+        if constraints.max_segment_bytes is not None:
+            self._limit(self.problem.op_bytes, constraints.max_segment_bytes)
         tensors, size = constraints.max_boundary_tensors, constraints.max_boundary_bytes
         if tensors is not None or size is not None:
             for j in range(self.stages - 1):

@@ -7,7 +7,6 @@ most follows from the cost's structure at first, then from what was found.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 OVER = "all down-sets"
 MOST_DOWN_SETS = 1 << 19
 MOST_PAIRS = 1 << 28
-_SLACKS = (0.1, 0.4, 1.0)
+_SLACK_TENTHS = (1, 4, 10)
 
 
 class Search:
@@ -79,7 +78,12 @@ class Search:
         if not self.complete:
             bound = min(value.objective_ns, self.prospects.objective_ns())
         return Solution(
-            solver=solver, pipelines=plan.pipelines, value=value, bound_ns=bound, over=OVER, statistics=self.statistics
+            solver=solver,
+            pipelines=plan.pipelines,
+            value=value,
+            bound_ns=bound,
+            over=f"{OVER}, {self.options.scope}",
+            statistics=self.statistics,
         )
 
 
@@ -134,14 +138,14 @@ class DownSetSearch(Search):
         at periods ever further from it.
         """
         best = min((self._alone_ns(o) for o in self.offers), default=longest_ns(self.lattice.most_replicas))
-        if len(self.counts) > 1:
+        if len(self.counts) > 1 or not self.offers:
             return self._goals(self.counts, best)
         bound = min(best, self.prospects.objective_ns())
         for devices in range(1, self.counts[0] + 1):
             if self.prospects.least_ns[:, devices].min() <= bound and (found := self._goals((devices,), bound)):
                 return found
         bound = max(bound, best - best // 8)
-        slacks = (bound + math.ceil((best - bound) * slack) for slack in _SLACKS)
+        slacks = (bound + (best - bound) * tenths // 10 for tenths in _SLACK_TENTHS)
         return next((found for most_ns in slacks if (found := self._goals(self.counts, most_ns))), [])
 
     def _goals(self, counts: tuple[int, ...], most_ns: int) -> list[Goal]:

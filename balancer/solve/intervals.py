@@ -59,7 +59,7 @@ def solve_chain(problem: Problem, options: Options) -> Solution:
         pipelines=plan.pipelines,
         value=value,
         bound_ns=value.objective_ns if plan.bound_ns is None else plan.bound_ns,
-        over=OVER,
+        over=f"{OVER}, {options.scope}",
         statistics={"intervals": problem.n_ops * (problem.n_ops + 1) // 2, "pipelines": len(offers)},
     )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.solve.downsets import DownSets, blocks_of
+from balancer.solve.downsets import DownSets, bits, blocks_of
 from balancer.solve.problem import Costs
 
 if TYPE_CHECKING:
@@ -37,3 +37,48 @@ def order_table(problem: Problem, cuts: Sequence[OpSet], kind: Kind) -> Costs:
     for table, values in zip(tables, costs, strict=True):
         table[inners, outers] = values
     return Costs(*tables)
+
+
+def depth_first_order(before: Sequence[OpSet]) -> list[int]:
+    """A topological order in which branches stay together: of the ops that may come next, a successor of the last one.
+
+    Stack based, as in libcoral's partitioners and in Tarnawski et al. 2020 (`-linearize`).
+    """
+    n = len(before)
+    after = [[j for j in range(n) if before[j] >> i & 1] for i in range(n)]
+    missing = [ops.bit_count() for ops in before]
+    ready = [i for i in range(n - 1, -1, -1) if not missing[i]]
+    order = []
+    while ready:
+        i = ready.pop()
+        order.append(i)
+        for j in reversed(after[i]):
+            missing[j] -= 1
+            if not missing[j]:
+                ready.append(j)
+    return order
+
+
+def parts_in_order(problem: Problem, order: Sequence[int]) -> list[OpSet]:
+    """The problem's blocks, as an order reaches the first op of each, none before what it depends on."""
+    waiting = blocks_of(problem.before, problem.together)
+    at = {i: k for k, i in enumerate(order)}
+    waiting.sort(key=lambda block: min(at[i] for i in bits(block.ops)))
+    done, parts = 0, []
+    while waiting:
+        ready = next(k for k, block in enumerate(waiting) if not block.before & ~done)
+        block = waiting.pop(ready)
+        done |= block.ops
+        parts.append(block.ops)
+    return parts
+
+
+def levels(before: Sequence[OpSet]) -> list[OpSet]:
+    """The ops by depth: the number of ops on the longest path that leads to each."""
+    depth = [0] * len(before)
+    for i, ops in enumerate(before):
+        depth[i] = max((depth[j] + 1 for j in bits(ops)), default=0)
+    found = [0] * (max(depth, default=-1) + 1)
+    for i, d in enumerate(depth):
+        found[d] |= 1 << i
+    return found

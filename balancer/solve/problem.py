@@ -81,8 +81,9 @@ class Constraints:
     """What else a partition must keep to; only the solver `cpsat` takes them. Stages are numbered from 0.
 
     pinned: op -> the stage that it stands in. kept_from: (op, stage) pairs that may not be. together: sets of ops that
-    share a stage. max_boundary_tensors, max_boundary_bytes: of the tensors that cross any one cut. max_latency_ns: of
-    an input alone. max_objective_ns: with it, latency is what is minimised.
+    share a stage. max_boundary_tensors, max_boundary_bytes: of the tensors that cross any one cut. max_segment_bytes:
+    of parameters, as `Problem.op_bytes` counts them. max_latency_ns: of an input alone. max_objective_ns: with it,
+    latency is what is minimised.
     """
 
     pinned: Mapping[int, int] = field(default_factory=dict)
@@ -90,6 +91,7 @@ class Constraints:
     together: tuple[OpSet, ...] = ()
     max_boundary_tensors: int | None = None
     max_boundary_bytes: int | None = None
+    max_segment_bytes: int | None = None
     max_latency_ns: int | None = None
     max_objective_ns: int | None = None
 
@@ -110,6 +112,19 @@ class Options:
     solver: str = "auto"
     constraints: Constraints = Constraints()
     seconds: float | None = None
+
+    @property
+    def scope(self) -> str:
+        """Which plans these options leave to choose from, in words."""
+        pipelines = "any pipelines" if self.max_pipelines is None else _at_most(self.max_pipelines, "pipeline")
+        replicas = "any replicas" if self.max_replicas is None else _at_most(self.max_replicas, "replica") + " a stage"
+        if self.stages is not None:
+            pipelines = f"1 pipeline of {self.stages} stages"
+        return f"{pipelines}, {replicas}" + (", the constraints" if self.constraints else "")
+
+
+def _at_most(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"at most {count} {what}s"
 
 
 @dataclass(frozen=True, slots=True)
