@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from balancer.balancing.setting import check_tpus, open_setting
 from balancer.errors import InfeasibleError
-from balancer.solve import Constraints, Options, evaluate, solve
-from balancer.solve.offers import best_plan, pipeline_offer
+from balancer.solve import Options, evaluate, solve
+from balancer.solve.intervals import quick_offers
+from balancer.solve.offers import best_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,8 +63,8 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
     """What 1 to max_tpus Edge TPUs give for a model, and how many are worth having.
 
     target_fps: inferences per second that are wanted. max_latency_ms: of one input alone; plans that take longer do not
-    count. progress: called with the number of TPUs that are done. Raises ModelError, HardwareError, or ValueError for
-    arguments out of range.
+    count, and pipelines that keep the limit are sought among the cuts of the execution order. progress: called with
+    the number of TPUs that are done. Raises ModelError, HardwareError, or ValueError for arguments out of range.
     """
     check_tpus(max_tpus)
     for name, value in (("target_fps", target_fps), ("max_latency_ms", max_latency_ms)):
@@ -71,7 +72,7 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
             raise ValueError(f"{name} must be above 0, not {value}")
     setting = open_setting(model, hardware)
     limit_ns = None if max_latency_ms is None else int(max_latency_ms * NS_PER_MS)
-    best = _Best(setting, limit_ns)
+    best = _Best(setting, max_tpus, limit_ns)
     rows = []
     for n in range(1, max_tpus + 1):
         rows.append(best.row(n))
@@ -83,9 +84,9 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
 class _Best:
     """The best plans on ever more TPUs, with the pipelines that keep a limit on latency."""
 
-    def __init__(self, setting: Setting, limit_ns: int | None) -> None:
-        self.setting, self.limit_ns = setting, limit_ns
-        self.offers: dict[int, Offer | None] = {}
+    def __init__(self, setting: Setting, max_tpus: int, limit_ns: int | None) -> None:
+        self.setting, self.max_tpus, self.limit_ns = setting, max_tpus, limit_ns
+        self.offers: list[Offer] | None = None
 
     def row(self, n: int) -> SizeRow:
         """What n TPUs give."""
@@ -105,20 +106,11 @@ class _Best:
         return SizeRow(n, round(NS_PER_S / value.objective_ns, 6), value.latency_ns, overflow, value.devices)
 
     def _within_limit(self, problem: Problem, n: int) -> Sequence[Pipeline]:
-        """The best plan of pipelines that each keep the limit: one for each number of TPUs, as many as there is room for."""
-        for k in range(1, n + 1):
-            if k not in self.offers:
-                self.offers[k] = self._offer(k)
-        offers = [offer for k, offer in self.offers.items() if offer and k <= n]
+        """The best plan of pipelines that each keep the limit, cut in the execution order."""
+        if self.offers is None:
+            self.offers = quick_offers(self.setting.problem(self.max_tpus), self.limit_ns or 0)
+        offers = [offer for offer in self.offers if offer.devices <= n]
         return best_plan(problem, offers, n, n).pipelines if offers else ()
-
-    def _offer(self, k: int) -> Offer | None:
-        problem = self.setting.problem(k)
-        try:
-            found = solve(problem, Options(constraints=Constraints(max_latency_ns=self.limit_ns)))
-        except InfeasibleError:
-            return None
-        return pipeline_offer(problem, found.pipelines[0])
 
 
 def _fits(setting: Setting, n: int) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.solve.paths import NEVER, Choice, best_way
+from balancer.solve.paths import NEVER, Choice, best_way, quickest_way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,14 +119,59 @@ class ChainSolver:
 
     def settle(self, goal: Reached) -> Chain:
         """Of all partitions that meet the goal's period with its stages and devices, the one that the tie rules name."""
+        way = best_way(self.n + 1, goal.stages, (goal.devices,), self._choices(goal), key=lambda start, end: end)
+        return Chain(way.ends[:-1], tuple(r for _, r in way.stages), way.streamed_bytes, way.latency_ns)
+
+    def settle_quickest(self, goal: Reached) -> Chain:
+        """Of these the one with the lowest latency."""
+        way = quickest_way(self.n + 1, goal.stages, (goal.devices,), self._choices(goal), key=lambda start, end: end)
+        return Chain(way.ends[:-1], tuple(r for _, r in way.stages), way.streamed_bytes, way.latency_ns)
+
+    def within_latency(self, most_ns: int, handover_ns: int) -> list[Reached]:
+        """For each number of devices the shortest period of a pipeline whose latency is at most so many ns, as far as it
+        is faster than on fewer devices. Bisection over all periods that there can be.
+        """
+        periods = np.unique(np.concatenate([share[share < NEVER] for share in self.shares]))
+        found: list[Reached] = []
+        for devices in range(1, self.devices + 1):
+            fastest = int(found[-1].period * self.multiple) if found else int(NEVER)
+            low, high = 0, int(np.searchsorted(periods, fastest))
+            best: tuple[int, int] | None = None
+            while low < high:
+                middle = (low + high) // 2
+                stages = self._quick_enough(int(periods[middle]), devices, most_ns, handover_ns)
+                if stages:
+                    best, high = (stages, middle), middle
+                else:
+                    low = middle + 1
+            if best:
+                found.append(Reached(best[0], devices, Fraction(int(periods[best[1]]), self.multiple)))
+        return found
+
+    def _quick_enough(self, period: int, devices: int, most_ns: int, handover_ns: int) -> int | None:
+        """The fewest stages of a pipeline on just so many devices with this period, in L-ths, and such a latency."""
+        times = [np.where(share <= period, self.intervals.time_ns, NEVER) for share in self.shares]
+        quickest = {(1, r): times[r - 1][0] for r in range(1, self.most_replicas + 1)}
+        for stages in range(1, min(devices, self.n) + 1):
+            for used in range(stages, devices + 1) if stages > 1 else ():
+                found = [
+                    (quickest[stages - 1, used - r][:, None] + times[r - 1]).min(axis=0)
+                    for r in range(1, self.most_replicas + 1)
+                    if (stages - 1, used - r) in quickest
+                ]
+                if found:
+                    quickest[stages, used] = np.minimum.reduce(found)
+            if (stages, devices) in quickest and quickest[stages, devices][-1] + handover_ns * stages <= most_ns:
+                return stages
+        return None
+
+    def _choices(self, goal: Reached) -> list[Choice]:
+        """The intervals by the fewest replicas with which they meet the goal's period; more would only take devices."""
         period = math.floor(goal.period * self.multiple)
-        # The fewest replicas with which each interval meets the period; more would only take devices.
         need = np.full((self.n + 1, self.n + 1), self.most_replicas + 1)
         for r in range(self.most_replicas, 0, -1):
             need[self.shares[r - 1] <= period] = r
-        choices = [self._choice(r, *np.nonzero(need == r)) for r in range(1, self.most_replicas + 1)]
-        way = best_way(self.n + 1, goal.stages, (goal.devices,), choices, key=lambda start, end: end)
-        return Chain(way.ends[:-1], tuple(r for _, r in way.stages), way.streamed_bytes, way.latency_ns)
+        return [self._choice(r, *np.nonzero(need == r)) for r in range(1, self.most_replicas + 1)]
 
     def _choice(self, replicas: int, start: Any, end: Any) -> Choice:
         table = self.intervals

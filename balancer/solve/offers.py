@@ -15,7 +15,7 @@ from balancer.solve.problem import NS_PER_S, Pipeline, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from balancer.solve.chain import ChainSolver, Reached
+    from balancer.solve.chain import Chain, ChainSolver, Reached
     from balancer.solve.lattice import Goal, Search
     from balancer.solve.problem import OpSet, Problem
 
@@ -73,15 +73,19 @@ def _candidate(problem: Problem, offer: Offer) -> Candidate:
 
 def chain_offer(problem: Problem, solver: ChainSolver, goal: Reached, cuts: Sequence[OpSet]) -> Offer:
     """A pipeline of intervals of an order, given by its cuts."""
+    return Offer(goal.stages, goal.devices, goal.period, lambda: _settled(problem, solver.settle(goal), cuts))
+
+
+def quick_offer(problem: Problem, solver: ChainSolver, goal: Reached, cuts: Sequence[OpSet]) -> Offer:
+    """The same with the lowest latency."""
+    return Offer(goal.stages, goal.devices, goal.period, lambda: _settled(problem, solver.settle_quickest(goal), cuts))
+
+
+def _settled(problem: Problem, chain: Chain, cuts: Sequence[OpSet]) -> Settled:
     kind = problem.devices[0][0]
-
-    def settle() -> Settled:
-        chain = solver.settle(goal)
-        ops = (cuts[b] & ~cuts[a] for a, b in pairwise([0, *chain.cuts, len(cuts) - 1]))
-        stages = tuple(Stage(s, kind, r) for s, r in zip(ops, chain.replicas, strict=True))
-        return Settled(Pipeline(stages), chain.streamed_bytes, chain.latency_ns)
-
-    return Offer(goal.stages, goal.devices, goal.period, settle)
+    ops = (cuts[b] & ~cuts[a] for a, b in pairwise([0, *chain.cuts, len(cuts) - 1]))
+    stages = tuple(Stage(s, kind, r) for s, r in zip(ops, chain.replicas, strict=True))
+    return Settled(Pipeline(stages), chain.streamed_bytes, chain.latency_ns)
 
 
 def lattice_offer(problem: Problem, search: Search, goal: Goal) -> Offer:
