@@ -1,47 +1,66 @@
-"""How fast plans are found and what they are worth, for each model and number of TPUs.
+"""What plans are worth and how fast they are found, for each model and number of TPUs, by every way of splitting.
 
-    python benchmarks/solve_zoo.py [FILES ...] [-n 2-8] [--hardware pcie]
+    python benchmarks/solve_zoo.py [FILES ...] [-n 2-8,16] [--hardware pcie] [--seeds 5]
 
-Rows: the ways to use the TPUs of `balancer compare`, predicted, as inferences per second; then the seconds from the
-graph in memory to the finished plan with its comparison (reading the file is not counted), the median of three runs.
+First the predicted rates of all ways, in inferences per second; then for the exact solver the gap and the seconds that
+it took from the graph in memory on: one pipeline of single TPUs over all down-sets, and any pipelines and replicas.
+Then what down-sets, replicas and pipelines side by side each gain. Last, the same splits where the hardware is not
+what the model of it says: per op type a factor of 0.5 to 2 on computing, capacity down by 15 %, streaming and transfers
+up or down by up to 30 %, seeded.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import math
+import random
 import sys
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.balancing.assembling import assemble
-from balancer.balancing.comparing import comparison
+from balancer.balancing.comparing import COPIES, DEFAULT, comparison
 from balancer.balancing.setting import Setting, open_setting
-from balancer.errors import BalancerError
-from balancer.solve import solve
+from balancer.cost.profile import OpCosts, Profile
+from balancer.errors import BalancerError, InfeasibleError
+from balancer.solve import Options, Pipeline, solve, steady_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from balancer.plan import Plan
+    from balancer.plan import ComparisonRow
+    from balancer.solve import Solution
 
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "models" / "zoo"
-RUNS = 3
-ROW = "{:26} {:>2} {:>8} {:>8} {:>8} {:>9} {:>8} {:>8} {:>9} {:>7}"
-HEADINGS = ("model", "N", "one TPU", "copies", "default", "equal ops", "one pipe", "ours", "x default", "seconds")
+COLUMNS = (
+    "one TPU", "copies", "compiler default", "equal op counts", "depth balanced", "profiling bisection",
+    "DFS + interval DP",
+)  # fmt: skip
+SHORT = ("one TPU", "copies", "default", "equal", "depth", "bisect", "DFS+DP")
+ROW = "{:22} {:>2}" + " {:>7}" * 11
+SINGLE = Options(max_pipelines=1, max_replicas=1)
+# Ways to plan that are compared with each other: the wider in what, the narrower.
+CHAIN, DOWNSETS, REPLICAS, OURS = "chain", "down-sets", "replicas", "pipelines"
+_STREAMING = ("stream_ns_per_mib",)
+_TRANSFERS = ("input_ns_per_mib", "output_ns_per_mib")
+_LESS_ROOM = 0.85
 
 
-def timed_plan(setting: Setting, n_tpus: int) -> tuple[Plan, float]:
-    """The plan, and the median seconds that it took from the graph on. Each run starts without any cached costs."""
-    seconds = []
-    for _ in range(RUNS):
-        fresh = Setting(setting.data, setting.origin, setting.graph, setting.hardware)
-        start = time.perf_counter()
-        solution = solve(fresh.problem(n_tpus))
-        plan = assemble(fresh, solution, n_tpus, comparison(fresh, n_tpus, solution.pipelines))
-        seconds.append(time.perf_counter() - start)
-    return plan, statistics.median(seconds)
+@dataclass
+class Tally:
+    """Ratios of rates, by what is compared with what."""
+
+    ratios: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, better: float | None, base: float | None) -> None:
+        if better and base:
+            self.ratios.setdefault(name, []).append(better / base)
+
+    def print(self) -> None:
+        for name, ratios in self.ratios.items():
+            mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+            print(f"{name:58} {mean:6.3f} x geometric mean, {max(ratios):6.3f} x at most, {len(ratios)} cases")
 
 
 def numbers(text: str) -> list[int]:
@@ -53,28 +72,128 @@ def numbers(text: str) -> list[int]:
     return found
 
 
+def timed(setting: Setting, n_tpus: int, options: Options) -> tuple[Solution, float]:
+    """A solution, and the seconds that it took from the graph on, without any cached costs."""
+    fresh = Setting(setting.data, setting.origin, setting.graph, setting.hardware)
+    start = time.perf_counter()
+    solution = solve(fresh.problem(n_tpus), options)
+    return solution, time.perf_counter() - start
+
+
+def rate(setting: Setting, n_tpus: int, plan: Sequence[Pipeline]) -> float | None:
+    found = steady_rate(setting.problem(n_tpus), plan)
+    return float(found) if found else None
+
+
+def plans(setting: Setting, n_tpus: int) -> Iterator[tuple[str, Sequence[Pipeline]]]:
+    """The plans that gains and robustness are told of, by name; those that exist."""
+    wanted = {
+        CHAIN: replace(SINGLE, solver="chain"), DOWNSETS: SINGLE, REPLICAS: Options(max_pipelines=1), OURS: Options(),
+        "default": Options(solver="parameter-count"), "depth balanced": Options(solver="depth-balanced"),
+    }  # fmt: skip
+    for name, options in wanted.items():
+        try:
+            yield name, solve(setting.problem(n_tpus), options).pipelines
+        except InfeasibleError:  # noqa: PERF203
+            continue
+
+
+def perturbed(setting: Setting, seed: int) -> Setting:
+    """The same model on hardware that differs from what the plans were made for."""
+    draw = random.Random(f"{setting.graph.name} {seed}")
+    factors = {kind: 2 ** draw.uniform(-1, 1) for kind in sorted({op.type for op in setting.graph.ops})}
+    ns = {}
+    for op in setting.graph.ops:
+        base = (
+            setting.costs.cpu[op.index] if setting.costs.unmapped >> op.index & 1 else setting.costs.compute[op.index]
+        )
+        ns[op.index] = OpCosts(ns=round(base * factors[op.type]))
+    stream, transfer = draw.uniform(0.7, 1.3), draw.uniform(0.7, 1.3)
+    hardware = setting.hardware
+    changes = {name: round(getattr(hardware, name) * stream) for name in _STREAMING}
+    changes |= {name: round(getattr(hardware, name) * transfer) for name in _TRANSFERS}
+    room = round(hardware.wide_bytes_per_tile * _LESS_ROOM)
+    changed = replace(
+        hardware, **changes, wide_bytes_per_tile=room, dense_tile_bytes=min(room, hardware.dense_tile_bytes)
+    )
+    return Setting(setting.data, setting.origin, setting.graph, changed, Profile(label=f"seed {seed}", ops=ns))
+
+
+class Run:
+    """All models and numbers of TPUs."""
+
+    def __init__(self, seeds: int) -> None:
+        self.seeds = seeds
+        self.gains, self.robust = Tally(), Tally()
+        self.slowest = {"one pipeline": 0.0, "any": 0.0}
+        self.open = 0
+
+    def case(self, setting: Setting, n_tpus: int) -> None:
+        """One row, and its share of the tallies."""
+        single, single_seconds = timed(setting, n_tpus, SINGLE)
+        best, best_seconds = timed(setting, n_tpus, Options())
+        rows = {row.name: row for row in comparison(setting, n_tpus, best.pipelines)}
+        self.slowest["one pipeline"] = max(self.slowest["one pipeline"], single_seconds)
+        self.slowest["any"] = max(self.slowest["any"], best_seconds)
+        self.open += (single.status != "optimal") + (best.status != "optimal")
+        figures = [_figure(rows.get(name)) for name in COLUMNS]
+        ours = [f"{1e9 / solution.value.objective_ns:.1f}" for solution in (single, best)]
+        times = [_verdict(single, single_seconds), _verdict(best, best_seconds)]
+        print(ROW.format(setting.graph.name[:22], n_tpus, *figures, ours[0], times[0], ours[1], times[1]), flush=True)
+        self._compare(setting, n_tpus, rows)
+
+    def _compare(self, setting: Setting, n_tpus: int, rows: dict[str, ComparisonRow]) -> None:
+        made = dict(plans(setting, n_tpus))
+        rates = {name: rate(setting, n_tpus, plan) for name, plan in made.items()}
+        self.gains.add("down-sets over intervals, one pipeline of single TPUs", rates.get(DOWNSETS), rates.get(CHAIN))
+        self.gains.add("replicas over none, one pipeline", rates.get(REPLICAS), rates.get(DOWNSETS))
+        self.gains.add("pipelines side by side over one", rates.get(OURS), rates.get(REPLICAS))
+        self.gains.add("ours over intervals, one pipeline of single TPUs", rates.get(OURS), rates.get(CHAIN))
+        self.gains.add("ours over the compiler's rule", rates.get(OURS), rows[DEFAULT].throughput_per_s)
+        self.gains.add("ours over copies", rates.get(OURS), rows[COPIES].throughput_per_s)
+        for seed in range(self.seeds):
+            truth = perturbed(setting, seed)
+            real = {name: rate(truth, n_tpus, plan) for name, plan in made.items()}
+            for ours in (DOWNSETS, OURS):
+                what = "one pipeline of single TPUs" if ours == DOWNSETS else "ours"
+                self.robust.add(f"{what} over the compiler's rule", real.get(ours), real.get("default"))
+                self.robust.add(f"{what} over depth-balanced", real.get(ours), real.get("depth balanced"))
+
+
+def _figure(row: ComparisonRow | None) -> str:
+    return f"{row.throughput_per_s:.1f}" if row and row.throughput_per_s else "-"
+
+
+def _verdict(solution: Solution, seconds: float) -> str:
+    return f"{seconds:.2f} s" if solution.status == "optimal" else f"{100 * solution.gap:.1f} %"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="default: the shared zoo")
-    parser.add_argument("-n", type=numbers, default=numbers("2-8"), metavar="2-8")
+    parser.add_argument("-n", type=numbers, default=numbers("2-8,16"), metavar="2-8,16")
     parser.add_argument("--hardware", default="pcie")
+    parser.add_argument("--seeds", type=int, default=5, help="perturbed hardwares for each case; 0 for none")
     arguments = parser.parse_args(argv)
-    print(ROW.format(*HEADINGS))
-    slowest = 0.0
+    print("Rates per second, predicted. single: one pipeline of single TPUs; ours: any pipelines and replicas;")
+    print("beside each the seconds to its proof, or its gap.")
+    print(ROW.format("model", "N", *SHORT, "single", "proof", "ours", "proof"))
+    run = Run(arguments.seeds)
     for path in arguments.files or sorted(ZOO.glob("*.tflite")):
         try:
             setting = open_setting(path, arguments.hardware)
-        except BalancerError as error:
+            for n_tpus in arguments.n:
+                run.case(setting, n_tpus)
+        except BalancerError as error:  # noqa: PERF203
             print(error, file=sys.stderr)
             return error.exit_code
-        for n_tpus in arguments.n:
-            plan, seconds = timed_plan(setting, n_tpus)
-            slowest = max(slowest, seconds)
-            rates = [f"{row.throughput_per_s:.1f}" if row.throughput_per_s else "-" for row in plan.comparison]
-            gain = plan.comparison[-1].speedup_over_default
-            cells = (path.stem[:26], str(n_tpus), *rates, f"{gain:.2f}" if gain else "-", f"{seconds:.3f}")
-            print(ROW.format(*cells))
-    print(f"slowest {slowest:.3f} s")
+    print("\nGains, predicted:")
+    run.gains.print()
+    if run.seeds:
+        print(f"\nThe same plans on {run.seeds} perturbed hardwares each:")
+        run.robust.print()
+    slow = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in run.slowest.items())
+    print(f"\nslowest: {slow}; not proven: {run.open}")
     return 0
 
 

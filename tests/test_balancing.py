@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SPILLING = synth.fc(2350)
-NAMES = ["one TPU", "copies", "compiler default", "equal op counts", "ours, one pipeline", "ours"]
+NAMES = [
+    "one TPU", "copies", "compiler default", "equal op counts", "depth balanced", "profiling bisection",
+    "DFS + interval DP", "ours, one pipeline", "ours",
+]  # fmt: skip
 
 
 def test_predicting_a_plans_own_partition_gives_its_own_figures() -> None:
@@ -86,7 +89,7 @@ def test_forced_stages_make_one_pipeline_of_so_many() -> None:
 @pytest.mark.parametrize("n", [1, 2, 4, 7])
 def test_the_comparison_has_its_rows_and_ours_is_never_below_another(n: int) -> None:
     plan = balancer.balance(SPILLING, n)
-    assert [row.name for row in plan.comparison] == NAMES
+    assert [row.name for row in plan.comparison if row.name != "exhaustive"] == NAMES
     rates = [row.throughput_per_s for row in plan.comparison]
     assert all(rate is not None and rate <= rates[-1] for rate in rates)  # type: ignore[operator]
     assert plan.comparison[0].speedup_over_one_tpu == 1.0

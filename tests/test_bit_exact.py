@@ -28,7 +28,7 @@ def test_one_pipeline_of_n_segments_is_bit_exact(path: Path, stages: int) -> Non
     graph = balancer.load_graph(path)
     most = len(graph.ops) - graph.folded.bit_count()
     n = min(stages, most)
-    plan = balancer.balance(path, n, stages=n)
+    plan = balancer.balance(path, n, stages=n, solver="chain")
     assert len(plan.segments) == n
     result = balancer.verify(plan, 1)
     assert result.bit_exact, result

@@ -42,7 +42,7 @@ def test_solve_writes_nothing_without_an_output(model: Path, capsys: pytest.Capt
     assert main(["solve", str(model), "-n", "3"]) == 0
     out = capsys.readouterr().out
     assert "predicted" in out
-    assert "proof: optimal over intervals" in out
+    assert "proof: optimal over all down-sets" in out
     assert all(len(line) <= 80 for line in out.splitlines())
     assert [p.name for p in model.parent.iterdir()] == [model.name]
 

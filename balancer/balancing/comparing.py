@@ -25,7 +25,7 @@ ONE_TPU, COPIES, DEFAULT, EQUAL = "one TPU", "copies", "compiler default", "equa
 EXHAUSTIVE = "exhaustive"
 BASELINES = {
     "depth balanced": "depth-balanced", "profiling bisection": "profiling-bisection",
-    "DFS + interval DP": "dfs-interval-dp", EXHAUSTIVE: "exhaustive",
+    "DFS + interval DP": "dfs-interval-dp",
 }  # fmt: skip
 MOST_TRIED = 2000  # partitions, roughly: more take too long to be tried by the way
 OURS_ONE, OURS = "ours, one pipeline", "ours"
@@ -43,8 +43,10 @@ def compare(
     return comparison(setting, n_tpus, solve(setting.problem(n_tpus)).pipelines)
 
 
-def comparison(setting: Setting, n_tpus: int, ours: Pipelines) -> tuple[ComparisonRow, ...]:
-    """The rows, slow ways first as a rule; `ours` is the plan that they are about."""
+def comparison(
+    setting: Setting, n_tpus: int, ours: Pipelines, *, seconds: float | None = None
+) -> tuple[ComparisonRow, ...]:
+    """The rows, slow ways first as a rule; `ours` is the plan that they are about. seconds: for a row that is solved."""
     problem = setting.problem(n_tpus)
     plans = {
         ONE_TPU: _copies(problem, 1),
@@ -52,11 +54,10 @@ def comparison(setting: Setting, n_tpus: int, ours: Pipelines) -> tuple[Comparis
         DEFAULT: _cut(problem, default_cuts(setting, n_tpus)),
         EQUAL: _cut(problem, equal_op_counts(problem.n_ops, min(n_tpus, problem.n_ops))),
         **{row: _baseline(problem, solver) for row, solver in BASELINES.items()},
-        OURS_ONE: _one_pipeline(problem),
+        **({EXHAUSTIVE: _baseline(problem, EXHAUSTIVE)} if problem.n_ops**n_tpus <= MOST_TRIED else {}),
+        OURS_ONE: _one_pipeline(problem, seconds),
         OURS: ours,
     }
-    if len(setting.graph.ops) ** n_tpus > MOST_TRIED:
-        del plans[EXHAUSTIVE]
     rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
     return tuple(_row(problem, name, plan, rates) for name, plan in plans.items())
 
@@ -84,9 +85,9 @@ def _baseline(problem: Problem, solver: str) -> Pipelines | None:
         return None
 
 
-def _one_pipeline(problem: Problem) -> Pipelines | None:
+def _one_pipeline(problem: Problem, seconds: float | None) -> Pipelines | None:
     try:
-        return solve(problem, Options(max_pipelines=1)).pipelines
+        return solve(problem, Options(max_pipelines=1, seconds=seconds)).pipelines
     except InfeasibleError:
         return None
 

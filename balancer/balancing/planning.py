@@ -59,4 +59,4 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
         max_pipelines=pipelines, max_replicas=replicas, stages=stages, solver=solver, constraints=held, seconds=seconds
     )
     solution = solve(setting.problem(n_tpus, overflow=overflow), options)
-    return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.pipelines))
+    return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.pipelines, seconds=seconds))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from balancer.solve.cpsat import PipelineSearch, solve_cpsat
+from balancer.solve.cpsat import PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downsets import all_downsets, blocks_of
 from balancer.solve.exact import MOST_DOWN_SETS, Search, solve_among
 from balancer.solve.intervals import chain_offers
@@ -18,7 +18,11 @@ from balancer.solve.offers import pipeline_offer
 from balancer.solve.orders import file_order, prefixes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balancer.solve.budget import Budget
     from balancer.solve.lattice import Within
+    from balancer.solve.offers import Offer
     from balancer.solve.problem import Options, Problem, Solution
 
 
@@ -32,7 +36,8 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
     if sets is not None or len(problem.devices) > 1 or problem.devices[0][0] not in problem.structures:
         return solve_among(problem, options, sets)
-    search = LargeSearch(problem, options, chain_offers(problem, options, prefixes(file_order(problem))))
+    budget = cpsat_budget(options)
+    search = LargeSearch(problem, options, chain_offers(problem, options, prefixes(file_order(problem))), budget)
     search.run()
     return search.solution("cpsat" if search.statistics else "chain")
 
@@ -40,12 +45,18 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
 class LargeSearch(Search):
     """Among all down-sets of a graph that has too many: CP-SAT, where bounds leave room."""
 
+    def __init__(self, problem: Problem, options: Options, offers: Sequence[Offer], budget: Budget) -> None:
+        super().__init__(problem, options, offers)
+        self.budget = budget
+
     def run(self) -> None:
         """Look for better pipelines until there can be none, or limits are reached."""
         try:
             fewest = self.counts[0] if self.most_pipelines == 1 else 1
             done = [self._improve(devices) for devices in range(fewest, self.counts[0] + 1)]
             self.complete = all(done)
+            if not self.complete:
+                self.statistics["limit_reached"] = 1
         except KeyboardInterrupt:
             if not self.offers:
                 raise
@@ -57,7 +68,9 @@ class LargeSearch(Search):
         if within is None:
             return True
         one = replace(self.options, max_pipelines=1)
-        finder = PipelineSearch(replace(self.problem, devices=((self.problem.devices[0][0], devices),)), one)
+        finder = PipelineSearch(
+            replace(self.problem, devices=((self.problem.devices[0][0], devices),)), one, self.budget
+        )
         shortest, complete = float(within.most_ns), True
         for stages in self._stages(within):
             bound = finder.run(stages, within.most_ns)

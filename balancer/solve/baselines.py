@@ -127,17 +127,21 @@ def _exhaustive(problem: Problem) -> Pipeline:
             f"{problem.n_ops} ops on {count} TPUs",
             "use the solver chain, which finds the same",
         )
-    best: tuple[object, Pipeline] | None = None
+    table = order_table(problem, cuts, kind)
+    time, streamed, allowed = (column.tolist() for column in table)
+    best: tuple[tuple[int, ...], list[tuple[int, int]]] | None = None
     for s in range(1, most + 1):
         for inner in combinations(range(1, len(cuts) - 1), s - 1):
-            edges = pairwise([0, *inner, len(cuts) - 1])
-            pipeline = Pipeline(tuple(Stage(cuts[b] & ~cuts[a], kind) for a, b in edges))
-            value = evaluate(problem, [pipeline])
-            if value is not None and (best is None or value < best[0]):  # type: ignore[operator]
-                best = value, pipeline
+            edges = list(pairwise([0, *inner, len(cuts) - 1]))
+            if all(allowed[a][b] for a, b in edges):
+                times = [time[a][b] for a, b in edges]
+                objective = max(1, problem.host_ns * s, *times)
+                rank = (objective, s, sum(streamed[a][b] for a, b in edges), sum(times) + problem.handover_ns * s)
+                if best is None or rank < best[0]:
+                    best = rank, edges
     if best is None:
         raise InfeasibleError("has no allowed intervals", "the execution order", "use another solver")
-    return best[1]
+    return Pipeline(tuple(Stage(cuts[b] & ~cuts[a], kind) for a, b in best[1]))
 
 
 BASELINES: dict[str, Callable[[Problem], Pipeline]] = {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from balancer.solve.problem import OpSet, Options, Problem, Value
 
-MOST_WORK = 12.0  # in CP-SAT's deterministic time: one to three times as many seconds
+MOST_WORK = 10.0  # in CP-SAT's deterministic time: one to three times as many seconds
 MOST_ROUNDS = 20
 OVER = "all down-sets"
 _WORK_UNIT = 1e6  # a budget counts whole units
@@ -67,6 +67,11 @@ def solve_cpsat(problem: Problem, options: Options, hint: Pipeline | None = None
     )
 
 
+def cpsat_budget(options: Options) -> Budget:
+    """What the models of one problem may take together."""
+    return Budget(int(MOST_WORK * _WORK_UNIT), options.seconds)
+
+
 class PipelineSearch:
     """Models of 1, 2 ... stages, each held to being better than the best so far.
 
@@ -74,7 +79,8 @@ class PipelineSearch:
     of latency where that is what is minimised.
     """
 
-    def __init__(self, problem: Problem, options: Options) -> None:
+    def __init__(self, problem: Problem, options: Options, budget: Budget | None = None) -> None:
+        """budget: shared with other searches; None for one of its own."""
         if len(problem.devices) != 1 or problem.devices[0][0] not in problem.structures:
             raise ValueError("the solver 'cpsat' takes one kind of device whose cost's structure is known")
         self.problem, self.options, self.constraints = problem, options, options.constraints
@@ -83,7 +89,7 @@ class PipelineSearch:
         self.most_replicas = min(options.max_replicas or MOST_REPLICAS, MOST_REPLICAS)
         self.least_latency = self.constraints.max_objective_ns is not None
         self.fastest_ns = pipeline_bound_ns(problem, 1, self.devices, self.most_replicas)
-        self.budget = Budget(int(MOST_WORK * _WORK_UNIT), options.seconds)
+        self.budget = budget or cpsat_budget(options)
         self.best: tuple[Pipeline, Value] | None = None
         self.bounds: list[int] = []
         self._found: list[Pipeline] = []
@@ -132,6 +138,9 @@ class PipelineSearch:
             most_ns=limit,
         )  # fmt: skip
         model.model.add(model.period >= least)
+        if self.budget.seconds_left == 0:
+            self.bounds.append(least)
+            return least
         if self.best and len(self.best[0].stages) == stages:
             model.hint(self.best[0])
         self.statistics["models"] += 1
