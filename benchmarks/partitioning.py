@@ -3,8 +3,8 @@
     python benchmarks/partitioning.py [FILES ...] [--solver downset]
 
 For each instance: the objective, recomputed in floating point from the partition; whether it is proven, or the gap;
-seconds (reading the file is not counted) and the peak of memory that solving added, in MiB; and the reference from
-`optima.csv` beside the file, where its devices and memory limit are listed.
+seconds (reading the file is not counted); the peak of memory, in MiB, of a process that solves this instance and
+nothing else; and the reference from `optima.csv` beside the file, where its devices and memory limit are listed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import math
+import multiprocessing
 import resource
 import sys
 import time
@@ -158,8 +159,13 @@ def reference(instance: Instance, path: Path) -> float | None:
     return None
 
 
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def solved(path: Path, solver: str) -> tuple[Instance, Solution, float, float]:
+    """The instance, its solution, seconds and the process's peak in MiB. Raises BalancerError or ValueError."""
+    instance = load(path)
+    start = time.perf_counter()
+    solution = solve(instance.problem, Options(solver=solver, max_pipelines=1, max_replicas=1))
+    seconds = time.perf_counter() - start
+    return instance, solution, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,8 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     optimal, total = 0, 0.0
     for path in files:
         try:
-            instance = load(path)
-            solution, seconds = _timed(instance, arguments.solver)
+            with multiprocessing.get_context("spawn").Pool(1) as alone:
+                instance, solution, seconds, peak = alone.apply(solved, (path, arguments.solver))
         except (BalancerError, ValueError) as error:
             print(f"{path.name}: {error}", file=sys.stderr)
             return 1
@@ -184,18 +190,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             ROW.format(
                 instance.name, instance.accelerators, instance.cpus, f"{objective:.12g}",
-                "optimal" if proven else f"gap {100 * solution.gap:.2f} %", f"{seconds:.3f}", f"{_peak_mib():.0f}",
+                "optimal" if proven else f"gap {100 * solution.gap:.2f} %", f"{seconds:.3f}", f"{peak:.0f}",
                 "" if known is None else f"{known:.12g}", "" if agrees else "differs",
             ).rstrip()
         )  # fmt: skip
     print(f"optimal {optimal} of {len(files)}, {total:.2f} s")
     return 0 if optimal == len(files) else 1
-
-
-def _timed(instance: Instance, solver: str) -> tuple[Solution, float]:
-    start = time.perf_counter()
-    solution = solve(instance.problem, Options(solver=solver, max_pipelines=1, max_replicas=1))
-    return solution, time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from balancer.solve.prospects import Prospects
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from balancer.solve import lattice
     from balancer.solve.lattice import Goal
     from balancer.solve.offers import Offer, Plan
     from balancer.solve.problem import Options, Problem
@@ -95,8 +96,15 @@ class DownSetSearch(Search):
     ) -> None:
         super().__init__(problem, options, offers)
         self.budget = budget
+        self._last: lattice.Search | None = None
+        most = most_replicas(options)
+        known = [self._alone_ns(offer) for offer in self.offers] if self.most_pipelines == 1 else []
         self.lattice = LatticeSolver(
-            problem, sets, most_replicas=most_replicas(options), whole_replicas=whole_replicas(problem, options)
+            problem,
+            sets,
+            most_replicas=most,
+            whole_replicas=whole_replicas(problem, options),
+            longest_ns=min(known) * min(most, max(self.counts)) if known else None,
         )
 
     def run(self) -> None:
@@ -117,7 +125,7 @@ class DownSetSearch(Search):
 
     def _one_pipeline(self) -> None:
         """The fastest on the fewest devices, if anything is at least as fast as the best that is known."""
-        host, forced = self.problem.host_ns, self.options.stages
+        forced = self.options.stages
         goals = self._fastest()
         if not goals:
             return
@@ -125,9 +133,8 @@ class DownSetSearch(Search):
         fewest = min(goal.used for goal in goals if self._alone_ns(goal) <= fastest)
         # Plans are compared by whole ns, and the host may be slower than the pipeline: both leave room for slower
         # partitions, which may stream less.
-        stages = forced or min(fewest, fastest // host if host else fewest)
         counts = self.counts if len(self.counts) > 1 else (fewest,)
-        search = self.lattice.search(Within(counts, fastest, stages, exact_stages=True), self.budget)
+        search = self._searched(counts, fastest, exact_stages=True)
         ties = [g for g in search.goals() if g.used == fewest and forced in (None, g.stages)]
         self.offers = [lattice_offer(self.problem, search, replace(goal, period=Fraction(fastest))) for goal in ties]
 
@@ -150,10 +157,18 @@ class DownSetSearch(Search):
 
     def _goals(self, counts: tuple[int, ...], most_ns: int) -> list[Goal]:
         """The pipelines on so many devices, with a period of at most so many ns."""
-        host, forced = self.problem.host_ns, self.options.stages
-        stages = forced or min(sum(counts), most_ns // host if host else sum(counts))
-        search = self.lattice.search(Within(counts, most_ns, stages, exact_stages=forced is not None), self.budget)
+        forced = self.options.stages
+        search = self._searched(counts, most_ns, exact_stages=forced is not None or len(counts) > 1)
         return [goal for goal in search.goals() if forced in (None, goal.stages)]
+
+    def _searched(self, counts: tuple[int, ...], most_ns: int, *, exact_stages: bool) -> lattice.Search:
+        """A search, which may be the last one."""
+        host = self.problem.host_ns
+        stages = self.options.stages or min(sum(counts), most_ns // host if host else sum(counts))
+        within = Within(counts, most_ns, stages, exact_stages=exact_stages)
+        if self._last is None or self._last.within != within:
+            self._last = self.lattice.search(within, self.budget)
+        return self._last
 
     def _alone_ns(self, found: Offer | Goal) -> int:
         return alone_ns(self.problem, found.stages, found.period)

@@ -68,11 +68,18 @@ class LatticeSolver:
     """Pipelines whose cuts are among `sets`: the empty one first, that of all ops last, each before those that contain
     it.
 
-    most_replicas: of a stage. whole_replicas: whether a pipeline of one stage may have several.
+    most_replicas: of a stage. whole_replicas: whether a pipeline of one stage may have several. longest_ns: a stage that
+    takes longer is of no use in any search; None where that is not known.
     """
 
     def __init__(
-        self, problem: Problem, sets: DownSets, *, most_replicas: int = 1, whole_replicas: bool = False
+        self,
+        problem: Problem,
+        sets: DownSets,
+        *,
+        most_replicas: int = 1,
+        whole_replicas: bool = False,
+        longest_ns: int | None = None,
     ) -> None:
         self.problem = problem
         self.sets = sets
@@ -81,7 +88,15 @@ class LatticeSolver:
         self.multiple = math.lcm(*range(1, self.most_replicas + 1))
         self.reach = Reach([problem.structures.get(kind) for kind, _ in problem.devices], sets)
         # Few sets: their segments are costed once for all searches.
-        self.segments = Segments(problem, sets) if len(sets) <= FEW_SETS else None
+        self.segments = self.segments_of(sets, None, longest_ns, keep=True) if len(sets) <= FEW_SETS else None
+
+    def segments_of(self, sets: DownSets, rows: Any | None, longest_ns: int | None, *, keep: bool) -> Segments:
+        """The segments between these sets, which are those rows of all, without those that must take longer."""
+        least, window, work = self.reach.least, math.inf, None
+        if least and longest_ns is not None:
+            window = self.reach.window_ns([longest_ns] * len(self.problem.devices))
+            work = least.work_ns if rows is None else least.work_ns[rows]
+        return Segments(self.problem, sets, work_ns=work, window_ns=window, keep=keep)
 
     def search(self, within: Within, budget: Budget) -> Search:
         """All pipelines within these limits. Raises BudgetSpent."""
@@ -117,10 +132,8 @@ class Search:
             rows = np.nonzero(open_sets.any(axis=1))[0]
             rows = np.union1d(rows, [0, len(solver.sets) - 1])
             self.sets, self.open = solver.sets.take(rows), open_sets[rows]
-            least = solver.reach.least
-            longest = [self.within.most_ns * r for r in self.most_replicas]
-            window = solver.reach.window_ns(longest) if least else math.inf
-            self.segments = Segments(solver.problem, self.sets, least.work_ns[rows] if least else None, window)
+            longest = self.within.most_ns * max(self.most_replicas)
+            self.segments = solver.segments_of(self.sets, rows, longest, keep=False)
         numbers = np.array(self.vectors)
         self.highest = [
             np.where(self.open, numbers[:, k], -1).max(axis=1, initial=-1) for k in range(len(self.within.devices))

@@ -27,12 +27,12 @@ class Segment(NamedTuple):
 
 
 class Segments:
-    """work_ns, window_ns: segments with more work than the window are left out; None for none."""
+    """work_ns, window_ns: segments with more work than the window are left out. keep: whether all that was costed is
+    kept for later, or only what is in use.
+    """
 
-    def __init__(
-        self, problem: Problem, sets: DownSets, work_ns: Any | None = None, window_ns: float = math.inf
-    ) -> None:
-        self.sets = sets
+    def __init__(self, problem: Problem, sets: DownSets, *, work_ns: Any | None, window_ns: float, keep: bool) -> None:
+        self.sets, self.keep = sets, keep
         self.batches = [problem.batch(sets, kind) for kind, _ in problem.devices]
         self.work_ns, self.window_ns = work_ns, window_ns
         self.known: dict[int, list[Segment]] = {}
@@ -43,8 +43,8 @@ class Segments:
         Raises BudgetSpent.
         """
         if at not in self.known:
-            if self.work_ns is not None:
-                self.known.clear()  # of many sets only those in use are kept
+            if not self.keep:
+                self.known.clear()
             self._cost([at, *(row for row in ahead if row != at)], budget)
         return self.known[at]
 
@@ -71,7 +71,7 @@ class Segments:
 
     def _supersets(self, row: int) -> Any:
         outers = np.arange(row + 1, len(self.sets))
-        if self.work_ns is not None:
+        if self.work_ns is not None and self.window_ns < math.inf:
             outers = outers[self.work_ns[row + 1 :] <= self.work_ns[row] + self.window_ns]
         return self.sets.containing(self.sets.set_of(row), outers)
 
