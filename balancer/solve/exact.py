@@ -135,7 +135,7 @@ class DownSetSearch(Search):
         # partitions, which may stream less.
         counts = self.counts if len(self.counts) > 1 else (fewest,)
         search = self._searched(counts, fastest, exact_stages=True)
-        ties = [g for g in search.goals() if g.used == fewest and forced in (None, g.stages)]
+        ties = [g for g in search.goals if g.used == fewest and forced in (None, g.stages)]
         self.offers = [lattice_offer(self.problem, search, replace(goal, period=Fraction(fastest))) for goal in ties]
 
     def _fastest(self) -> list[Goal]:
@@ -159,7 +159,7 @@ class DownSetSearch(Search):
         """The pipelines on so many devices, with a period of at most so many ns."""
         forced = self.options.stages
         search = self._searched(counts, most_ns, exact_stages=forced is not None or len(counts) > 1)
-        return [goal for goal in search.goals() if forced in (None, goal.stages)]
+        return [goal for goal in search.goals if forced in (None, goal.stages)]
 
     def _searched(self, counts: tuple[int, ...], most_ns: int, *, exact_stages: bool) -> lattice.Search:
         """A search, which may be the last one."""
@@ -180,7 +180,7 @@ class DownSetSearch(Search):
             within = self.prospects.worth_finding(devices, best)
             if within is not None:
                 search = self.lattice.search(within, self.budget)
-                goals = [goal for goal in search.goals() if goal.used == devices]
+                goals = [goal for goal in search.goals if goal.used == devices]
                 self.prospects.found(within, goals)
                 self.offers += [lattice_offer(self.problem, search, goal) for goal in goals]
                 best = self.objective_ns() if goals else best

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.solve.bounds import Reach
+from balancer.solve.budget import BudgetSpent
 from balancer.solve.chain import MOST_REPLICAS
 from balancer.solve.downsets import bits
 from balancer.solve.paths import NEVER, Choice, Way, best_way
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from balancer.solve.problem import Problem
 
 Devices = tuple[int, ...]
+MOST_STATES = 1 << 26  # of the table of periods: half a GiB
 _AHEAD = 256  # cuts whose segments are costed together
 
 
@@ -104,7 +106,8 @@ class LatticeSolver:
 
 
 class Search:
-    """One run of the dynamic program; its results, and the segments from which ties are settled.
+    """One run of the dynamic program. goals: the pipelines found that no other is at least as good as. used: the segments
+    from which ties are settled, for each kind by the cut before them.
 
     Devices in use are numbered: vectors[k] is a count for each kind, strides what one more of a kind adds to k.
     """
@@ -118,10 +121,16 @@ class Search:
         self.strides = [math.prod(count + 1 for count in within.devices[k + 1 :]) for k in range(len(within.devices))]
         self.most_replicas = [min(count, solver.most_replicas) for count in within.devices]
         self._find_cuts()
-        self.best = np.full((len(self.sets), self.stages + 1, len(self.vectors)), NEVER)
-        self.used: list[list[Any]] = [[] for _ in within.devices]
+        shape = (len(self.sets), self.stages + 1, len(self.vectors))
+        if math.prod(shape) > MOST_STATES:
+            raise BudgetSpent
+        self.best = np.full(shape, NEVER)
+        self.used: list[list[tuple[int, Segment]]] = [[] for _ in within.devices]
         if self.open[-1].any():
             self._run(budget)
+        self.goals = self._goals()
+        del self.best, self.open
+        self._drop_dead_ends()
 
     def _find_cuts(self) -> None:
         """The sets that can be cuts at all (all of them, where they are few), and with which devices in use."""
@@ -206,10 +215,24 @@ class Search:
         periods = np.maximum(period, shares)
         self.best[end, s + 1, there] = np.minimum(self.best[end, s + 1, there], periods)
 
-    def goals(self) -> list[Goal]:
+    def _goals(self) -> list[Goal]:
         """The pipelines found that no other is at least as good as, with no more stages and devices."""
         found = self._states(len(self.sets) - 1)
         return [Goal(s, self.vectors[u], Fraction(period, self.solver.multiple)) for s, u, period in found]
+
+    def _drop_dead_ends(self) -> None:
+        """Keep the segments from which others lead on to the last cut: what ties are settled from."""
+        leads_on = np.zeros(len(self.sets), bool)
+        leads_on[-1] = bool(self.goals)
+        by_start = sorted(((at, kind) for kind, used in enumerate(self.used) for at, _ in used), reverse=True)
+        found = {(at, kind): segments for kind, used in enumerate(self.used) for at, segments in used}
+        self.used = [[] for _ in self.used]
+        for at, kind in by_start:
+            segments = found.pop((at, kind))
+            kept = leads_on[segments.end]
+            if kept.any():
+                leads_on[at] = True
+                self.used[kind].append((at, Segment(*(column[kept] for column in segments))))
 
     def settle(self, goal: Goal) -> Way:
         """Of all pipelines that meet the goal with just its stages and devices, the one that the tie rules name.
