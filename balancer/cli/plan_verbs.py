@@ -43,14 +43,16 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
 def solve(arguments: argparse.Namespace) -> int:
     """Print the plan, and write it with -o."""
     from balancer import balancing
+    from balancer.cli import drawing
 
-    plan = balancing.balance(
-        arguments.model, arguments.tpus, hardware=arguments.hardware, pipelines=arguments.pipelines,
-        replicas=arguments.replicas,
-        overflow=arguments.overflow,
-        profile=arguments.profile, solver=arguments.solver, constraints=constraints(arguments),
-        seconds=arguments.time_limit,
-    )  # fmt: skip
+    with drawing.progress("solving; Ctrl-C takes the best so far", quiet=arguments.quiet or arguments.json):
+        plan = balancing.balance(
+            arguments.model, arguments.tpus, hardware=arguments.hardware, pipelines=arguments.pipelines,
+            replicas=arguments.replicas,
+            overflow=arguments.overflow,
+            profile=arguments.profile, solver=arguments.solver, constraints=constraints(arguments),
+            seconds=arguments.time_limit,
+        )  # fmt: skip
     if arguments.output:
         plan = balancing.save(plan, arguments.output, force=arguments.force)
     if arguments.json:
@@ -81,7 +83,8 @@ def compare(arguments: argparse.Namespace) -> int:
     from balancer import balancing
     from balancer.cli import drawing
 
-    plan = balancing.balance(arguments.model, arguments.tpus, hardware=arguments.hardware)
+    with drawing.progress("solving", quiet=arguments.quiet or arguments.json):
+        plan = balancing.balance(arguments.model, arguments.tpus, hardware=arguments.hardware)
     if arguments.json:
         print_json({"comparison": plan.to_json()["comparison"]})
     else:

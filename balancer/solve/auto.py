@@ -1,7 +1,7 @@
 """The solver `auto`: picks a solver for the problem, and keeps the best so far whatever happens.
 
 Constraints go to `cpsat`. Where the graph's down-sets can be enumerated, `downset` starts from the best plan of the
-execution order and proves or betters it. Where they are too many, bounds may prove that plan; if not, `cpsat` looks
+execution order and proves or betters it. Where they are too many for it, bounds may prove that plan; if not, `cpsat` looks
 for the pipelines that could better it, one number of devices after the other.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from balancer.solve.cpsat import PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downsets import all_downsets, blocks_of
-from balancer.solve.exact import MOST_DOWN_SETS, Search, solve_among
+from balancer.solve.exact import MOST_DOWN_SETS, Search, search_among
 from balancer.solve.intervals import chain_offers
 from balancer.solve.offers import pipeline_offer
 from balancer.solve.orders import file_order, prefixes
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from balancer.solve.budget import Budget
     from balancer.solve.lattice import Within
     from balancer.solve.offers import Offer
-    from balancer.solve.problem import Options, Problem, Solution
+    from balancer.solve.problem import OpSet, Options, Problem, Solution
 
 
 def solve_auto(problem: Problem, options: Options) -> Solution:
@@ -33,13 +33,21 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
     """
     if options.constraints:
         return solve_cpsat(problem, options)
+    structured = len(problem.devices) == 1 and problem.devices[0][0] in problem.structures
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
-    if sets is not None or len(problem.devices) > 1 or problem.devices[0][0] not in problem.structures:
-        return solve_among(problem, options, sets)
-    budget = cpsat_budget(options)
-    search = LargeSearch(problem, options, chain_offers(problem, options, prefixes(file_order(problem))), budget)
+    offers, budget = None, cpsat_budget(options)
+    if sets is not None or not structured:
+        among = search_among(problem, options, sets)
+        if among.complete or not structured or "interrupted" in among.statistics or budget.seconds_left == 0:
+            return among.solution("downset")
+        offers = among.offers
+    search = LargeSearch(problem, options, offers or chain_offers(problem, options, _cuts(problem)), budget)
     search.run()
     return search.solution("cpsat" if search.statistics else "chain")
+
+
+def _cuts(problem: Problem) -> list[OpSet]:
+    return prefixes(file_order(problem))
 
 
 class LargeSearch(Search):

@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import InfeasibleError
-from balancer.solve.bounds import pipeline_bound_ns
+from balancer.solve.bounds import least_total_ns, pipeline_bound_ns
 from balancer.solve.budget import Budget, BudgetSpent
 from balancer.solve.chain import MOST_REPLICAS
+from balancer.solve.constraining import keeps, starts
 from balancer.solve.cpsat_model import LONGEST_NS, StageModel
 from balancer.solve.problem import Pipeline, Solution, Stage, evaluate
 
@@ -33,14 +34,16 @@ _ROUNDING = 1e-9  # CP-SAT's bound is a float
 _POLL_SECONDS = 0.2
 
 
-def solve_cpsat(problem: Problem, options: Options, hint: Pipeline | None = None) -> Solution:
+def solve_cpsat(problem: Problem, options: Options) -> Solution:
     """The best pipeline under the constraints of the options; proven, as far as limits of work go.
 
-    hint: a pipeline to start from and to better. Raises InfeasibleError where there is none or none was found in the
-    limits, ValueError where the cost's structure is not known or there are several kinds of devices.
+    Starts from pipelines of the execution order that keep the constraints. Raises InfeasibleError where there is none
+    or none was found in the limits, ValueError where the cost's structure is not known or there are several kinds of
+    devices.
     """
     search = PipelineSearch(problem, options)
-    search.consider(hint)
+    for pipeline in starts(problem, options):
+        search.consider(pipeline)
     try:
         for stages in search.stages():
             search.run(stages)
@@ -88,7 +91,9 @@ class PipelineSearch:
         self.structure = problem.structures[self.kind]
         self.most_replicas = min(options.max_replicas or MOST_REPLICAS, MOST_REPLICAS)
         self.least_latency = self.constraints.max_objective_ns is not None
-        self.fastest_ns = pipeline_bound_ns(problem, 1, self.devices, self.most_replicas)
+        self.fastest_ns = min(
+            pipeline_bound_ns(problem, stages, self.devices, self.most_replicas) for stages in self.stages()
+        )
         self.budget = budget or cpsat_budget(options)
         self.best: tuple[Pipeline, Value] | None = None
         self.bounds: list[int] = []
@@ -100,15 +105,10 @@ class PipelineSearch:
             return [self.options.stages]
         return range(1, min(self.devices, self.problem.n_ops) + 1)
 
-    def consider(self, pipeline: Pipeline | None) -> None:
+    def consider(self, pipeline: Pipeline) -> None:
         """Take a pipeline if it keeps the constraints, by exact costs, and is the best."""
-        value = evaluate(self.problem, [pipeline]) if pipeline else None
-        if pipeline is None or value is None:
-            return
-        latency, objective = self.constraints.max_latency_ns, self.constraints.max_objective_ns
-        if latency is not None and value.latency_ns > latency:
-            return
-        if objective is not None and value.objective_ns > objective:
+        value = evaluate(self.problem, [pipeline])
+        if value is None or not keeps(self.problem, pipeline, self.constraints):
             return
         self._found.append(pipeline)
         if self.best is None or self._rank(value) < self._rank(self.best[1]):
@@ -150,6 +150,9 @@ class PipelineSearch:
             if done:
                 break
         if bound is not None:
+            # CP-SAT may have stopped before it had a bound at all.
+            floor = least_total_ns(self.structure, stages) if self.least_latency else least
+            bound = max(bound, floor)
             self.bounds.append(bound)
         return bound
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 OVER = "all down-sets"
 MOST_DOWN_SETS = 1 << 19
-MOST_PAIRS = 1 << 28
+MOST_PAIRS = 1 << 26
 _SLACK_TENTHS = (1, 4, 10)
 
 
@@ -191,14 +191,13 @@ def solve_downset(problem: Problem, options: Options) -> Solution:
 
     Several kinds of devices make one pipeline. Raises InfeasibleError where nothing was found.
     """
-    return solve_among(
-        problem, options, all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
-    )
+    sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
+    return search_among(problem, options, sets).solution("downset")
 
 
-def solve_among(problem: Problem, options: Options, sets: DownSets | None) -> Solution:
-    """The same with all down-sets at hand. None: there are too many, so that those of the execution order alone are
-    searched, and the solution says so ("down_sets_left_out").
+def search_among(problem: Problem, options: Options, sets: DownSets | None) -> DownSetSearch:
+    """The same, with all down-sets at hand, as a search that has run. None: there are too many, so that those of the
+    execution order alone are searched, and the statistics say so ("down_sets_left_out").
     """
     budget = Budget(MOST_PAIRS, options.seconds)
     cuts = prefixes(file_order(problem))
@@ -215,4 +214,4 @@ def solve_among(problem: Problem, options: Options, sets: DownSets | None) -> So
     if sets is None:
         search.complete = False
         search.statistics["down_sets_left_out"] = 1
-    return search.solution("downset")
+    return search
