@@ -30,6 +30,7 @@ MOST_ROUNDS = 20
 OVER = "all down-sets"
 _WORK_UNIT = 1e6  # a budget counts whole units
 _LEAST_WORK = 0.01
+_BUILDING = 4e-5  # of a model, for each op and stage, in the same unit
 _ROUNDING = 1e-9  # CP-SAT's bound is a float
 _POLL_SECONDS = 0.2
 
@@ -133,14 +134,16 @@ class PipelineSearch:
         least = pipeline_bound_ns(self.problem, stages, self.devices if most > 1 else stages, max(1, most))
         if most < 1 or least > limit:
             return None
+        try:
+            self.budget.spend(int(stages * self.problem.n_ops * _BUILDING * _WORK_UNIT))
+        except BudgetSpent:
+            self.bounds.append(least)
+            return least
         model = StageModel(
             self.problem, self.structure, self.constraints, stages=stages, devices=self.devices, most_replicas=most,
             most_ns=limit,
         )  # fmt: skip
         model.model.add(model.period >= least)
-        if self.budget.seconds_left == 0:
-            self.bounds.append(least)
-            return least
         if self.best and len(self.best[0].stages) == stages:
             model.hint(self.best[0])
         self.statistics["models"] += 1
@@ -183,6 +186,7 @@ class PipelineSearch:
         try:
             self.budget.spend(int(spent * _WORK_UNIT))
         except BudgetSpent:
+            self.budget.left = 0
             return True, None if status == cp_model.OPTIMAL and not surprised else bound
         return (
             status != cp_model.OPTIMAL or not surprised,

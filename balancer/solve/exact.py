@@ -16,7 +16,7 @@ from balancer.solve.budget import Budget, BudgetSpent
 from balancer.solve.downsets import DownSets, all_downsets, blocks_of
 from balancer.solve.intervals import chain_offers, infeasible, most_pipelines, most_replicas, whole_replicas
 from balancer.solve.lattice import LatticeSolver, Within, longest_ns
-from balancer.solve.offers import alone_ns, best_plan, lattice_offer
+from balancer.solve.offers import alone_ns, best_plan, good_objective_ns, lattice_offer
 from balancer.solve.orders import file_order, prefixes
 from balancer.solve.problem import Solution, evaluate
 from balancer.solve.prospects import Prospects
@@ -63,9 +63,10 @@ class Search:
         return best_plan(self.problem, self.offers, sum(self.counts), self.most_pipelines)
 
     def objective_ns(self) -> int:
-        """What the best plan is worth; a very long time where there is none yet."""
-        value = evaluate(self.problem, self.plan().pipelines) if self.offers else None
-        return value.objective_ns if value else longest_ns(most_replicas(self.options))
+        """What a plan of what is known is worth; a very long time where there is none yet."""
+        if not self.offers:
+            return longest_ns(most_replicas(self.options))
+        return good_objective_ns(self.problem, self.offers, sum(self.counts), self.most_pipelines)
 
     def solution(self, solver: str) -> Solution:
         """The best plan, with the best bound. Raises InfeasibleError where nothing is known."""

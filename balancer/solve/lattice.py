@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Devices = tuple[int, ...]
 MOST_STATES = 1 << 26  # of the table of periods: half a GiB
+_UPDATES_A_PAIR = 4  # extending a pipeline by a segment takes a fraction of the time of costing the segment
 _AHEAD = 256  # cuts whose segments are costed together
 
 
@@ -169,6 +170,7 @@ class Search:
             if states:
                 ahead = at + np.nonzero((self.best[at : at + _AHEAD] <= self.limit).any(axis=(1, 2)))[0]
                 for kind, segments in enumerate(self.segments.after(at, ahead.tolist(), budget)):
+                    budget.spend(len(states) * (len(segments.end) // _UPDATES_A_PAIR + 1))
                     self._extend(at, kind, segments, states)
 
     def _states(self, at: int) -> Iterator[tuple[int, int, int]]:

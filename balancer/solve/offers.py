@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from balancer.solve import allocation
 from balancer.solve.allocation import Candidate, allocate
 from balancer.solve.problem import NS_PER_S, Pipeline, Stage
 
@@ -61,6 +62,11 @@ def best_plan(problem: Problem, offers: Sequence[Offer], devices: int, most_pipe
     candidates = [_candidate(problem, offer) for offer in ranked]
     allocation = allocate(candidates, devices, most_pipelines)
     return Plan(tuple(ranked[c].settled.pipeline for c in allocation.chosen), allocation.bound_ns)
+
+
+def good_objective_ns(problem: Problem, offers: Sequence[Offer], devices: int, most_pipelines: int) -> int:
+    """What a good plan of them is worth, without looking for the best."""
+    return allocation.good_objective_ns([_candidate(problem, offer) for offer in offers], devices, most_pipelines)
 
 
 def _candidate(problem: Problem, offer: Offer) -> Candidate:
