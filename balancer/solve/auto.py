@@ -81,6 +81,7 @@ class LargeSearch(Search):
         )
         shortest, complete = float(within.most_ns), True
         for stages in self._stages(within):
+            finder.waiting = self._stages(within).stop - stages
             bound = finder.run(stages, within.most_ns)
             offers = [pipeline_offer(self.problem, pipeline) for pipeline in finder.take_found()]
             self.offers += [offer for offer in offers if offer]

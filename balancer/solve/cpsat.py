@@ -47,6 +47,7 @@ def solve_cpsat(problem: Problem, options: Options) -> Solution:
         search.consider(pipeline)
     try:
         for stages in search.stages():
+            search.waiting = len(search.stages()) - search.stages().index(stages)
             search.run(stages)
     except KeyboardInterrupt:
         if search.best is None:
@@ -80,7 +81,7 @@ class PipelineSearch:
     """Models of 1, 2 ... stages, each held to being better than the best so far.
 
     best: a pipeline and what it is worth. bounds: of models that were left with something open; ns per inference, or
-    of latency where that is what is minimised.
+    of latency where that is what is minimised. waiting: models still to come, which share what may still be spent.
     """
 
     def __init__(self, problem: Problem, options: Options, budget: Budget | None = None) -> None:
@@ -98,6 +99,7 @@ class PipelineSearch:
         self.budget = budget or cpsat_budget(options)
         self.best: tuple[Pipeline, Value] | None = None
         self.bounds: list[int] = []
+        self.waiting = 1
         self._found: list[Pipeline] = []
         self.statistics = {"models": 0, "rounds": 0, "branches": 0, "conflicts": 0}
 
@@ -209,7 +211,7 @@ class PipelineSearch:
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = 1
         solver.parameters.catch_sigint_signal = False
-        solver.parameters.max_deterministic_time = max(_LEAST_WORK, self.budget.left / _WORK_UNIT)
+        solver.parameters.max_deterministic_time = max(_LEAST_WORK, self.budget.left / _WORK_UNIT / self.waiting)
         if self.budget.seconds_left is not None:
             solver.parameters.max_time_in_seconds = max(_LEAST_WORK, self.budget.seconds_left)
         return solver
