@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from balancer.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from balancer.balancing import balance, compare, predict, save, size, verify
+    from balancer.balancing import balance, compare, compile_plan, predict, save, size, verify
+    from balancer.compiler import find_compiler
     from balancer.cost.hardware import Hardware, load_hardware
     from balancer.errors import BalancerError, InfeasibleError, ModelError, PlanError
     from balancer.graph import Graph
@@ -22,16 +23,16 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BalancerError": "errors", "Constraints": "solve", "Graph": "graph", "Hardware": "cost.hardware",
-    "InfeasibleError": "errors",
-    "ModelError": "errors", "Plan": "plan", "PlanError": "errors", "Problem": "solve", "Solution": "solve",
-    "balance": "balancing", "compare": "balancing", "load_graph": "tflite.read", "load_hardware": "cost.hardware",
-    "load_plan": "plan", "predict": "balancing", "save": "balancing", "size": "balancing", "verify": "balancing",
+    "InfeasibleError": "errors", "ModelError": "errors", "Plan": "plan", "PlanError": "errors", "Problem": "solve",
+    "Solution": "solve", "balance": "balancing", "compare": "balancing", "compile_plan": "balancing",
+    "find_compiler": "compiler", "load_graph": "tflite.read", "load_hardware": "cost.hardware", "load_plan": "plan",
+    "predict": "balancing", "save": "balancing", "size": "balancing", "verify": "balancing",
 }  # fmt: skip
 
 __all__ = [
     "BalancerError", "Constraints", "Graph", "Hardware", "InfeasibleError", "ModelError", "Plan", "PlanError", "Problem",
-    "Solution",     "__version__", "balance", "compare", "load_graph", "load_hardware", "load_plan", "predict", "save", "size",
-    "verify",
+    "Solution", "__version__", "balance", "compare", "compile_plan", "find_compiler", "load_graph", "load_hardware",
+    "load_plan", "predict", "save", "size", "verify",
 ]  # fmt: skip
 
 

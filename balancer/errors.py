@@ -10,6 +10,7 @@
     ├── HardwareError          the hardware file is not what it should be
     ├── DependencyError        a package that this step needs is not installed, or does not work
     ├── InterpreterError       the interpreter refuses a model
+    ├── CompilerError          the vendor's compiler is not there, or does not compile
     ├── StageError             a stage of a pipeline failed on an item
     └── InfeasibleError        exit code 3: no plan meets what was asked
 
@@ -69,6 +70,10 @@ class DependencyError(BalancerError):
 
 class InterpreterError(BalancerError):
     """The interpreter refuses a model."""
+
+
+class CompilerError(BalancerError):
+    """The vendor's compiler is not there, or does not compile what it is given."""
 
 
 class StageError(BalancerError):

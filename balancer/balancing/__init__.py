@@ -2,11 +2,11 @@
 together.
 """
 
-from balancer.balancing.comparing import compare
-from balancer.balancing.planning import balance
+from balancer.balancing.compiling import compile_plan
+from balancer.balancing.planning import balance, compare
 from balancer.balancing.predicting import predict
 from balancer.balancing.saving import save
 from balancer.balancing.sizing import size
 from balancer.balancing.verifying import verify
 
-__all__ = ["balance", "compare", "predict", "save", "size", "verify"]
+__all__ = ["balance", "compare", "compile_plan", "predict", "save", "size", "verify"]

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from balancer.balancing.assembling import DECIMALS
-from balancer.balancing.setting import Setting, check_tpus, open_setting
+from balancer.balancing.reported import reported_problem
 from balancer.errors import BalancerError, InfeasibleError
 from balancer.plan import ComparisonRow
 from balancer.solve import Options, Pipeline, Problem, Stage, evaluate, interval_set, solve, steady_rate
@@ -16,12 +16,13 @@ from balancer.solve.baselines import equal_op_counts, parameter_count
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from fractions import Fraction
-    from pathlib import Path
 
-    from balancer.cost.hardware import Hardware
+    from balancer.balancing.default_split import DefaultSplit
+    from balancer.balancing.setting import Setting
 
 Pipelines = Sequence[Pipeline]
 ONE_TPU, COPIES, DEFAULT, EQUAL = "one TPU", "copies", "compiler default", "equal op counts"
+REAL_DEFAULT = "edgetpu_compiler -n"
 EXHAUSTIVE = "exhaustive"
 BASELINES = {
     "depth balanced": "depth-balanced", "profiling bisection": "profiling-bisection",
@@ -31,27 +32,20 @@ MOST_TRIED = 2000  # partitions, roughly: more take too long to be tried by the 
 OURS_ONE, OURS = "ours, one pipeline", "ours"
 
 
-def compare(
-    model: str | Path | bytes, n_tpus: int, *, hardware: str | Path | Hardware = "pcie"
-) -> tuple[ComparisonRow, ...]:
-    """The comparison of `balance(model, n_tpus, hardware=hardware)`.
-
-    Raises ModelError, HardwareError, ValueError as `balance` does.
-    """
-    check_tpus(n_tpus)
-    setting = open_setting(model, hardware)
-    return comparison(setting, n_tpus, solve(setting.problem(n_tpus)).pipelines)
-
-
 def comparison(
-    setting: Setting, n_tpus: int, ours: Pipelines, *, seconds: float | None = None
+    setting: Setting, n_tpus: int, ours: Pipelines, *, seconds: float | None = None, default: DefaultSplit | None = None
 ) -> tuple[ComparisonRow, ...]:
-    """The rows, slow ways first as a rule; `ours` is the plan that they are about. seconds: for a row that is solved."""
-    problem = setting.problem(n_tpus)
-    plans = {
+    """The rows, slow ways first as a rule; `ours` is the plan that they are about.
+
+    seconds: for a row that is solved. default: what the compiler's `--num_segments` really did, where that is known;
+    it stands beside its stand-in, with the memory that was reported.
+    """
+    problem = reported_problem(setting, n_tpus, default.reports if default else {})
+    plans: dict[str, Pipelines | None] = {
         ONE_TPU: _copies(problem, 1),
         COPIES: _copies(problem, n_tpus),
         DEFAULT: _cut(problem, default_cuts(setting, n_tpus)),
+        **({REAL_DEFAULT: default.pipelines} if default else {}),
         EQUAL: _cut(problem, equal_op_counts(problem.n_ops, min(n_tpus, problem.n_ops))),
         **{row: _baseline(problem, solver) for row, solver in BASELINES.items()},
         **({EXHAUSTIVE: _baseline(problem, EXHAUSTIVE)} if problem.n_ops**n_tpus <= MOST_TRIED else {}),
@@ -59,7 +53,8 @@ def comparison(
         OURS: ours,
     }
     rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
-    return tuple(_row(problem, name, plan, rates) for name, plan in plans.items())
+    notes = {REAL_DEFAULT: default.note if default else None}
+    return tuple(_row(problem, name, plan, rates, notes.get(name)) for name, plan in plans.items())
 
 
 def default_cuts(setting: Setting, segments: int) -> tuple[int, ...]:
@@ -92,7 +87,10 @@ def _one_pipeline(problem: Problem, seconds: float | None) -> Pipelines | None:
         return None
 
 
-def _row(problem: Problem, name: str, plan: Pipelines | None, rates: Mapping[str, Fraction | None]) -> ComparisonRow:
+def _row(
+    problem: Problem, name: str, plan: Pipelines | None, rates: Mapping[str, Fraction | None], note: str | None
+) -> ComparisonRow:
+    default = rates.get(REAL_DEFAULT) or rates[DEFAULT]
     rate, value = rates[name], evaluate(problem, plan) if plan else None
     return ComparisonRow(
         name=name,
@@ -101,7 +99,8 @@ def _row(problem: Problem, name: str, plan: Pipelines | None, rates: Mapping[str
         latency_ns=value.latency_ns if value else None,
         streamed_bytes=value.streamed_bytes if value else None,
         speedup_over_one_tpu=_speedup(rate, rates[ONE_TPU]),
-        speedup_over_default=_speedup(rate, rates[DEFAULT]),
+        speedup_over_default=_speedup(rate, default),
+        note=note,
     )
 
 

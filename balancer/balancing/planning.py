@@ -6,14 +6,21 @@ from typing import TYPE_CHECKING
 
 from balancer.balancing.assembling import assemble
 from balancer.balancing.comparing import comparison
+from balancer.balancing.default_split import default_split
+from balancer.balancing.refining import Refinement
 from balancer.balancing.setting import OVERFLOW, check_constraints, check_count, check_tpus, open_setting, with_profile
-from balancer.solve import Constraints, Options, solve
+from balancer.balancing.solving import solve_setting
+from balancer.compiler import find_compiler
+from balancer.solve import Constraints, Options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from balancer.balancing.refining import Round
+    from balancer.compiler import Compiler
     from balancer.cost.hardware import Hardware
-    from balancer.plan import Plan
+    from balancer.plan import ComparisonRow, Plan
 
 
 def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that a user decides
@@ -24,23 +31,29 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     pipelines: int | None = None,
     replicas: int | None = None,
     stages: int | None = None,
-    overflow: str = "stream",
+    overflow: str | None = None,
     profile: str | Path | None = None,
     solver: str = "auto",
     constraints: Constraints | None = None,
     seconds: float | None = None,
+    compile: bool | Compiler = False,
+    on_round: Callable[[Round], None] = lambda found: None,
 ) -> Plan:
     """The plan with the highest predicted rate for a model on n_tpus Edge TPUs.
 
     model: path or bytes of a full-integer .tflite. hardware: a preset's name, a hardware file, or a record.
     pipelines: at most so many side by side (any number by default). replicas: of a stage, at most so many (any number
-    by default). stages: exactly so many segments, in one pipeline. overflow: "error" refuses plans in which a segment
-    streams parameters for want of room. profile: a file of per-op costs that replace the predicted ones (see
-    `profile_document`). solver: a name of `balancer.solve.SOLVERS`. constraints: what else a pipeline must keep to;
-    then there is one pipeline. seconds: of wall time for the solver, None for limits that count work alone.
+    by default). stages: exactly so many segments, in one pipeline. overflow: "stream" takes the highest rate, "error"
+    refuses plans in which a segment streams parameters for want of room; None is "stream" until a compiler has
+    contradicted the predicted memory, and then takes such plans only where there is no other. profile: a file of
+    per-op costs that replace the predicted ones (see `profile_document`). solver: a name of `balancer.solve.SOLVERS`.
+    constraints: what else a pipeline must keep to; then there is one pipeline. seconds: of wall time for the solver,
+    None for limits that count work alone. compile: True, or a compiler (see `balancer.find_compiler`): compile the
+    plan, correct the costs by what is reported, and solve again until they agree; on_round is told of each round.
 
     Nothing is written; see `save`. Raises ModelError, HardwareError or ProfileError where an input cannot be taken,
-    InfeasibleError where there is no such plan, ValueError for arguments out of range.
+    InfeasibleError where there is no such plan, CompilerError where it cannot be compiled, ValueError for arguments
+    out of range.
     """
     check_tpus(n_tpus)
     for name, number in (("pipelines", pipelines), ("replicas", replicas), ("stages", stages)):
@@ -48,7 +61,7 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
             check_count(name, number)
     if stages is not None and stages > n_tpus:
         raise ValueError(f"{stages} stages need as many TPUs, there are {n_tpus}")
-    if overflow not in OVERFLOW:
+    if overflow is not None and overflow not in OVERFLOW:
         raise ValueError(f"overflow must be one of {OVERFLOW}, not {overflow!r}")
     setting = open_setting(model, hardware)
     if profile is not None:
@@ -58,5 +71,29 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     options = Options(
         max_pipelines=pipelines, max_replicas=replicas, stages=stages, solver=solver, constraints=held, seconds=seconds
     )
-    solution = solve(setting.problem(n_tpus, overflow=overflow), options)
+    if compile:
+        compiler = find_compiler() if compile is True else compile
+        return Refinement(setting, n_tpus, options, overflow, compiler, on_round).run()
+    solution = solve_setting(setting, n_tpus, options, overflow or "stream")
     return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.pipelines, seconds=seconds))
+
+
+def compare(
+    model: str | Path | bytes,
+    n_tpus: int,
+    *,
+    hardware: str | Path | Hardware = "pcie",
+    compile: bool | Compiler = False,
+    on_round: Callable[[Round], None] = lambda found: None,
+) -> tuple[ComparisonRow, ...]:
+    """The comparison of `balance` with the same arguments. compile: the compiler's `--num_segments` is run as well.
+
+    Raises ModelError, HardwareError, CompilerError, ValueError as `balance` does.
+    """
+    if not compile:
+        return balance(model, n_tpus, hardware=hardware).comparison
+    check_tpus(n_tpus)
+    compiler = find_compiler() if compile is True else compile
+    setting = open_setting(model, hardware)
+    default = default_split(setting, n_tpus, compiler)
+    return Refinement(setting, n_tpus, Options(), None, compiler, on_round, default).run().comparison

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -13,33 +14,96 @@ from typing import TYPE_CHECKING
 
 from balancer.errors import OutputError, PlanError
 from balancer.graph import op_set
-from balancer.plan import Plan, Segment, parse_op_ranges, plan_text
+from balancer.plan import Plan, Segment, file_bytes, parse_op_ranges, plan_text
 from balancer.tflite.cut import Cutter, boundary_names
 from balancer.tflite.read import read_model_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+
+
+_PARTIAL = ".balancer-plan-"
 
 
 def save(plan: Plan, directory: str | Path, *, force: bool = False) -> Plan:
-    """Write the model, its segments and the plan file into a directory, which is made if need be.
+    """Write the model, its segments, what was compiled of them, and the plan file into a directory, made if need be.
 
     Returns the plan as saved: with file names, hashes and its directory. force: replace files that are there. Raises
     OutputError where a file is in the way or cannot be written; then nothing has changed, unless the disk itself
     fails while finished files are put in place: then no new plan file stands beside old segments.
     """
     target = Path(directory)
-    data = model_bytes(plan)
-    names = [f"{plan.stem}.tflite", plan.file_name, *(f"{s.name}.tflite" for s in plan.segments)]
+    data, compiled = model_bytes(plan), compiled_files(plan)
+    model = f"{plan.stem}.tflite"
+    names = [model, *(f"{s.name}.tflite" for s in plan.segments), *compiled, plan.file_name]
     with _directory(target):
         _check_free(target, names, data, force=force)
-        with tempfile.TemporaryDirectory(prefix=".balancer-", dir=target) as partial:
-            saved = _write(plan, data, names, Path(partial))
-            # The plan file last: whatever stops this, no plan speaks of files that are not there.
-            for name in sorted(names, key=lambda name: name == plan.file_name):
-                if not _is_same(target / name, data if name == names[0] else None):
-                    os.replace(Path(partial) / name, target / name)
-    return replace(saved, directory=target, origin=target / names[0])
+        with _partial(target) as partial:
+            saved = _write(plan, data, compiled, partial)
+            if _is_same(target / model, data):
+                names.remove(model)
+            _place(names, partial, target)
+            for name in {s.compiled_name for s in plan.segments} - set(compiled):
+                (target / name).unlink(missing_ok=True)  # of a plan that was here before: other segments
+    return replace(saved, directory=target, origin=target / model)
+
+
+def save_compiled(plan: Plan) -> Plan:
+    """Write what was compiled of a saved plan, and its plan file, into its directory. Raises OutputError."""
+    target = plan.directory
+    if target is None:
+        raise PlanError("is not saved", "plan", "save the plan to a directory first")
+    saved = replace(plan, segments=tuple(_with_files(s) for s in plan.segments), made={})
+    with _directory(target), _partial(target) as partial:
+        for name, content in plan.made.items():
+            (partial / name).write_bytes(content)
+        (partial / plan.file_name).write_text(plan_text(saved), encoding="utf-8")
+        _place([*plan.made, plan.file_name], partial, target)
+    return saved
+
+
+def compiled_files(plan: Plan) -> dict[str, bytes]:
+    """Compiled segments and logs of a plan, by name: made just now, or from its directory.
+
+    Raises PlanError where one of a saved plan is gone or is another file.
+    """
+    files = {}
+    for segment in plan.segments:
+        reported = segment.reported
+        if reported and reported.file and reported.log:
+            files[reported.file] = file_bytes(plan, reported.file, reported.sha256)
+            files[reported.log] = file_bytes(plan, reported.log, None)
+    return files | plan.made
+
+
+def _with_files(segment: Segment) -> Segment:
+    """With the names that its compiled file and its log have in a plan's directory."""
+    if segment.reported is None:
+        return segment
+    return replace(segment, reported=replace(segment.reported, file=segment.compiled_name, log=segment.log_name))
+
+
+@contextmanager
+def _partial(target: Path) -> Iterator[Path]:
+    """A folder for files to come, in the directory that is to get them; what others left when they were killed goes.
+
+    One writer at a time: others wait.
+    """
+    held = os.open(target, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for left in target.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=target) as partial:
+            yield Path(partial)
+    finally:
+        os.close(held)
+
+
+def _place(names: Iterable[str], partial: Path, target: Path) -> None:
+    """Put finished files in place, in this order: with the plan file last, no plan speaks of files that are not there."""
+    for name in names:
+        os.replace(partial / name, target / name)
 
 
 @contextmanager
@@ -128,13 +192,16 @@ def _check_free(target: Path, names: list[str], model: bytes, *, force: bool) ->
             raise OutputError("exists already", str(path), "use --force to replace it, or choose another directory")
 
 
-def _write(plan: Plan, data: bytes, names: list[str], partial: Path) -> Plan:
-    (partial / names[0]).write_bytes(data)
+def _write(plan: Plan, data: bytes, compiled: Mapping[str, bytes], partial: Path) -> Plan:
+    model = f"{plan.stem}.tflite"
+    (partial / model).write_bytes(data)
     segments = []
     for segment, content in segment_files(plan, data):
         file = f"{segment.name}.tflite"
         (partial / file).write_bytes(content)
-        segments.append(replace(segment, file=file, sha256=hashlib.sha256(content).hexdigest()))
-    saved = replace(plan, segments=tuple(segments), model=replace(plan.model, file=names[0]))
-    (partial / names[1]).write_text(plan_text(saved), encoding="utf-8")
+        segments.append(_with_files(replace(segment, file=file, sha256=hashlib.sha256(content).hexdigest())))
+    for name, content in compiled.items():
+        (partial / name).write_bytes(content)
+    saved = replace(plan, segments=tuple(segments), model=replace(plan.model, file=model), made={})
+    (partial / plan.file_name).write_text(plan_text(saved), encoding="utf-8")
     return saved

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from balancer.cost.batch import SegmentBatch
-from balancer.cost.capacity import largest_capacity
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.profile import Profile, load_profile
 from balancer.cost.segment import SegmentCosts
@@ -101,11 +100,11 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
         op_ns=tuple(costs.least_ns),
         transfers=tuple(_transfer(graph, hardware, t) for t in sorted(set(graph.producer) | set(graph.readers))),
         kept=tuple(Kept(i, caching.size[i], costs.waiting[i]) for i in caching.priority if sure >> i & 1),
-        capacity_bytes=largest_capacity(hardware),
+        capacity_bytes=costs.room.largest,
         spill_start_ns=hardware.stream_start_ns,
         streaming=tuple(i for i in members(sure) if costs.layout[i].always_streamed),
         op_bytes=tuple(caching.size[i] if sure >> i & 1 else 0 for i in range(len(graph.ops))),
-        limit_bytes=None if may_overflow else largest_capacity(hardware),
+        limit_bytes=None if may_overflow else costs.room.largest,
         relaxed=True,
     )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.balancing.saving import model_bytes, segment_files
+from balancer.balancing.saving import compiled_files, model_bytes, segment_files
 from balancer.graph import op_set
 from balancer.inputs import InputSpec, Item, load_items, random_items
 from balancer.plan import Plan, file_bytes, parse_op_ranges
@@ -26,11 +26,13 @@ def verify(
     """Run the plan's segments beside its model and compare every boundary tensor, bit for bit.
 
     inputs: a .npy or .npz file, a list of inputs by tensor name, or how many random ones to make. A saved plan's
-    files are read from its directory and checked against their hashes; otherwise the segments are cut in memory.
+    files, compiled ones as well, are read from its directory and checked against their hashes; otherwise the segments
+    are cut in memory.
     progress: called with the number of items done, for each different partition. Raises PlanError, InputError,
     InterpreterError or DependencyError where it cannot be done.
     """
     data = model_bytes(plan)
+    compiled_files(plan)  # are those that the plan was made with, or it raises
     specs = input_specs(read_graph(data, name=plan.stem))
     items = _items(inputs, specs)
     found = [verify_partition(data, part, items, progress) for part in _partitions(plan, data)]

@@ -14,10 +14,12 @@ from rich.text import Text
 from balancer.plan import op_ranges, pycoral_obstacle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from balancer.balancing.calibrating import Calibration
+    from balancer.balancing.refining import Round
     from balancer.balancing.sizing import Sizing
+    from balancer.compiler.report import Report
     from balancer.graph import Graph
     from balancer.plan import ComparisonRow, Pipeline, Plan
     from balancer.tflite.package import Package
@@ -116,14 +118,18 @@ def _stage_table(plan: Plan, alike: list[Pipeline]) -> None:
         print(f"bottleneck: {pipeline.predicted.bottleneck}\n")
 
 
-def comparison(plan: Plan) -> None:
+def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
     """The ways to use the TPUs, with their speed-ups. The compiler's rule is marked as the stand-in that it is."""
-    table = _Table(f"{plan.n_tpus} TPUs, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
-    for row in plan.comparison:
+    table = _Table(f"{n_tpus} TPUs, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
+    for row in rows:
         table.row(row.name + (" (*)" if row.stand_in else ""), *_figures(row))
     table.print()
-    if any(row.stand_in for row in plan.comparison):
-        print("(*) a stand-in for the compiler, which has not run: its parameter-count rule\n")
+    notes = [f"{row.name}: {row.note}" for row in rows if row.note]
+    really = any(not row.stand_in and row.name.startswith("edgetpu_compiler") for row in rows)
+    if any(row.stand_in for row in rows):
+        what = "the compiler's own run" if really else "the compiler, which has not run"
+        print(f"(*) a stand-in for {what}: its parameter-count rule")
+    print(*notes, sep="\n")
 
 
 def _figures(row: ComparisonRow) -> list[str]:
@@ -131,6 +137,36 @@ def _figures(row: ComparisonRow) -> list[str]:
         return ["cannot be", "", "", "", ""]
     ratios = [f"{s:.2f}" if s is not None else "" for s in (row.speedup_over_one_tpu, row.speedup_over_default)]
     return [f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns), size(row.streamed_bytes), *ratios]
+
+
+def reported(plan: Plan) -> None:
+    """What the compiler reported of each segment, each figure beside the predicted one."""
+    versions = sorted({s.reported.compiler_version for s in plan.segments if s.reported})
+    table = _Table(
+        f"reported by edgetpu_compiler {', '.join(versions)}, beside predicted" if versions else "nothing was compiled",
+        ("", "cached", "(pred.)", "streamed", "(pred.)", "room", "(pred.)", "CPU"),
+    )
+    for segment in plan.segments:
+        said, expected = segment.reported, segment.predicted
+        name = segment.name.removeprefix(plan.stem).removeprefix("_").replace("segment_", "")
+        if said is None:
+            table.row(name, "not compiled", *[""] * 6)
+            continue
+        pairs = ((said.cached_bytes, expected.cached_bytes), (said.streamed_bytes, expected.streamed_bytes),
+                 (said.capacity_bytes, expected.capacity_bytes))  # fmt: skip
+        table.row(name, *(short_size(count) for pair in pairs for count in pair), str(said.cpu_ops))
+    table.print()
+
+
+def round_line(found: Round) -> str:
+    """One round of solving and compiling."""
+    differing = len(found.contradicted)
+    verdict = "as predicted" if not differing else f"{differing} of {found.segments} segments otherwise"
+    return (
+        f"round {found.number}: {found.segments} segments; streamed {short_size(found.predicted_streamed_bytes)} predicted, "
+        f"{short_size(found.reported_streamed_bytes)} reported;\n         {found.cpu_ops} ops on the CPU; "
+        f"{found.predicted_per_s:.1f}/s predicted, {found.reported_per_s:.1f}/s with the reported memory: {verdict}"
+    )
 
 
 def sizing(found: Sizing) -> None:
@@ -211,6 +247,23 @@ def package(package: Package) -> None:
     print(f"on the CPU: {', '.join(package.cpu_ops) or 'nothing'}")
 
 
+def report(found: Report) -> None:
+    """What the compiler printed, of each model."""
+    verdict = {True: "succeeded", False: "failed", None: "without a verdict"}[found.succeeded]
+    print(f"reported by edgetpu_compiler {found.version or '(no version line)'}: {verdict}")
+    for model in found.models:
+        table = _Table(model.output_file or model.input_file or "", ("", "reported"))
+        for name in ("cached_bytes", "remaining_bytes", "streamed_bytes", "subgraphs", "ops", "cpu_ops"):
+            value = getattr(model, name)
+            text = "not said" if value is None else size(value) if name.endswith("bytes") else str(value)
+            table.row(name.removesuffix("_bytes").replace("_", " "), text)
+        table.print()
+        for row in model.statuses:
+            print(f"{row.count:5} {row.type}: {row.status}")
+    for failure in found.failures:
+        print(f"failure: {failure.reason}; {failure.remedy}")
+
+
 def calibration(found: Calibration) -> None:
     """The fitted constants with their errors."""
     table = _Table("fitted to measured times", ("constant", "before", "fitted", "error"))
@@ -261,3 +314,16 @@ def progress(what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     with console.status(f"{what} …") as status:
         yield lambda done: status.update(f"{what}: {done} done")
+
+
+@contextmanager
+def progress_bar(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr; silent where stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -15,23 +15,36 @@ if TYPE_CHECKING:
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a .tflite file, compiled (*_edgetpu.tflite) or not")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a .tflite file, compiled (*_edgetpu.tflite) or not, or compiler's .log"
+    )
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """Print a model op by op, or what a compiled file holds."""
+    """Print a model op by op, what a compiled file holds, or what the compiler reported."""
     from balancer.cli import drawing
     from balancer.tflite.package import is_compiled, read_package
     from balancer.tflite.read import read_graph, read_model_bytes
 
     path = Path(arguments.model)
     data = read_model_bytes(path)
+    if path.suffix == ".log":
+        return _inspect_log(data, as_json=arguments.json)
     if is_compiled(data, str(path)):
         package = read_package(data, name=path.stem, where=str(path))
         print_json(asdict(package)) if arguments.json else drawing.package(package)
         return 0
     graph = read_graph(data, name=path.stem, where=str(path))
     print_json(drawing.graph_document(graph)) if arguments.json else drawing.graph(graph)
+    return 0
+
+
+def _inspect_log(data: bytes, *, as_json: bool) -> int:
+    from balancer.cli import drawing
+    from balancer.compiler.report import parse_report
+
+    found = parse_report(data.decode("utf-8", "replace"))
+    print_json(asdict(found)) if as_json else drawing.report(found)
     return 0
 
 

@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from balancer.cli import compile_verb
 from balancer.cli.arguments import MOST_TPUS, add_force, add_hardware, add_model, add_tpus, print_json, whole_number
+from balancer.cli.compiler_options import add_compile, compiler
 from balancer.cli.solver_options import add_solver, constraints, positive
 from balancer.errors import PlanError
 
@@ -33,11 +35,13 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replicas", type=whole_number(1, MOST_TPUS), metavar="R", help="at most so many TPUs for a stage"
     )
-    parser.add_argument("--overflow", choices=("stream", "error"), default="stream",
-                        help="error: refuse plans that stream parameters for want of room (exit code 3)")  # fmt: skip
+    parser.add_argument("--overflow", choices=("stream", "error"),
+                        help="error: refuse plans that stream parameters for want of room (exit code 3); stream: take the "
+                             "highest rate, also with --compile")  # fmt: skip
     parser.add_argument("--profile", metavar="FILE", help="per-op costs that replace the predicted ones")
     add_force(parser)
     add_solver(parser)
+    add_compile(parser, "compile the plan, correct the costs by what is reported, and solve again until they agree")
 
 
 def solve(arguments: argparse.Namespace) -> int:
@@ -51,7 +55,8 @@ def solve(arguments: argparse.Namespace) -> int:
             replicas=arguments.replicas,
             overflow=arguments.overflow,
             profile=arguments.profile, solver=arguments.solver, constraints=constraints(arguments),
-            seconds=arguments.time_limit,
+            seconds=arguments.time_limit, compile=arguments.compile and compiler(arguments),
+            on_round=compile_verb.teller(arguments),
         )  # fmt: skip
     if arguments.output:
         plan = balancing.save(plan, arguments.output, force=arguments.force)
@@ -59,6 +64,8 @@ def solve(arguments: argparse.Namespace) -> int:
         print_json(plan.to_json())
         return 0
     _draw_plan(plan)
+    if arguments.compile:
+        compile_verb.say_compiled(plan)
     if plan.directory:
         print(f"written to {plan.directory}: {len(plan.segments)} segments and {plan.file_name}")
     return 0
@@ -68,7 +75,7 @@ def _draw_plan(plan: Plan) -> None:
     from balancer.cli import drawing
 
     drawing.stages(plan)
-    drawing.comparison(plan)
+    drawing.comparison(plan.n_tpus, plan.comparison)
     drawing.remarks(plan)
 
 
@@ -76,6 +83,7 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_tpus(parser)
     add_hardware(parser)
+    add_compile(parser, "compile our plan, and the compiler's own --num_segments, and take the memory that is reported")
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -84,11 +92,14 @@ def compare(arguments: argparse.Namespace) -> int:
     from balancer.cli import drawing
 
     with drawing.progress("solving", quiet=arguments.quiet or arguments.json):
-        plan = balancing.balance(arguments.model, arguments.tpus, hardware=arguments.hardware)
+        rows = balancing.compare(
+            arguments.model, arguments.tpus, hardware=arguments.hardware, compile=arguments.compile and compiler(arguments),
+            on_round=compile_verb.teller(arguments),
+        )  # fmt: skip
     if arguments.json:
-        print_json({"comparison": plan.to_json()["comparison"]})
+        print_json({"comparison": [asdict(row) for row in rows]})
     else:
-        drawing.comparison(plan)
+        drawing.comparison(arguments.tpus, rows)
     return 0
 
 

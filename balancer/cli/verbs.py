@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from balancer.cli import hardware_verbs, model_verbs, plan_verbs
+from balancer.cli import compile_verb, hardware_verbs, model_verbs, plan_verbs
 from balancer.cli.arguments import Verb
 
 VERBS = (
@@ -15,6 +15,12 @@ VERBS = (
         plan_verbs.compare,
     ),
     Verb("size", "how many TPUs a model is worth", plan_verbs.size_arguments, plan_verbs.size),
+    Verb(
+        "compile",
+        "compile a plan's segments with the vendor's edgetpu_compiler",
+        compile_verb.compile_arguments,
+        compile_verb.compile_segments,
+    ),
     Verb(
         "verify",
         "a plan's segments beside the whole model, bit for bit",

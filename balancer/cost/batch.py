@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from balancer.cost.capacity import TILES, capacity, largest_capacity
 from balancer.cost.timing import input_ns, output_ns
 from balancer.graph import members, op_set
 
@@ -122,7 +121,7 @@ class SegmentBatch:
     def _tight(self, kept: Any, scratch: Any, allowed: Any) -> Any:
         """Numbers of the segments whose parameters may not all stay."""
         caching, most = self.costs.caching, max(self._scratch_of_ops, default=(0, 0))[0]
-        least_room = capacity(self.costs.hardware, max(most, int(scratch.max(initial=0))))
+        least_room = self.costs.room(max(most, int(scratch.max(initial=0))))
         all_dense_fit = not caching.dense or caching.dense_fit(caching.dense)
         return np.nonzero(allowed & ((kept > least_room) | ((kept > 0) & (not all_dense_fit))))[0]
 
@@ -184,7 +183,7 @@ class SegmentBatch:
             found = _any_bit(tpu[open_rows], ops)
             worst[open_rows[found]] = np.maximum(worst[open_rows[found]], needed)
             open_rows = open_rows[~found]
-        return np.maximum(0, largest_capacity(self.costs.hardware) - TILES * worst)
+        return self.costs.room.each(worst)
 
 
 class _Inner:

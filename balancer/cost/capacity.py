@@ -9,17 +9,21 @@ the streamed bytes of published reports come out, each from the nets named, and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from balancer.cost.geometry import ARRAY_INPUTS, TILE_SIDE, Picture, Window, ceil_div, ceil_to, picture, window
 
 if TYPE_CHECKING:
-    from balancer.cost.hardware import Hardware
     from balancer.cost.layout import Layout
     from balancer.graph import Graph, Op
 
 TILES = 16
 _KIB = 1 << 10
+MILLION = 1_000_000
+UNBOUNDED = 1 << 62
 
 # Decoded: rows of a landing buffer are padded to 256 bytes; parameters begin 640 bytes up at most; beside the landing
 # buffers of a convolution stand two of 256 bytes for its headers and a gap of 128 lines.
@@ -46,14 +50,37 @@ _POOL_PERCENT, _POOL_KNEE_BYTES, _POOL_STEEP_PERCENT = 175, 37 * _KIB, 480
 _STRIDED_POOL_PERCENT, _STRIDED_POOL_FREE_BYTES, _POOL_MOST_BYTES = 244, 66 * _KIB, 268 * _KIB
 
 
-def largest_capacity(hardware: Hardware) -> int:
-    """Bytes for parameters where nothing needs scratch."""
-    return capacity(hardware, 0)
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes for parameters in a segment, given its largest scratch in bytes a tile.
 
+    per_million, more_bytes, most_bytes: what the compiler's reports have taught; so many of each million bytes, so
+    many more, and never more than so many.
+    """
 
-def capacity(hardware: Hardware, scratch: int) -> int:
-    """Bytes for parameters beside the segment's largest scratch, in bytes a tile."""
-    return max(0, TILES * (hardware.wide_bytes_per_tile - _BASE_BYTES - scratch))
+    wide_bytes_per_tile: int
+    per_million: int = MILLION
+    more_bytes: int = 0
+    most_bytes: int = UNBOUNDED
+
+    def __call__(self, scratch: int) -> int:
+        whole = max(0, TILES * (self.wide_bytes_per_tile - _BASE_BYTES - scratch))
+        return min(self.most_bytes, max(0, whole * self.per_million // MILLION + self.more_bytes))
+
+    def each(self, scratch: Any) -> Any:
+        """The same for an int64 array of scratches."""
+        whole = np.maximum(0, TILES * (self.wide_bytes_per_tile - _BASE_BYTES - scratch))
+        return np.clip(whole * self.per_million // MILLION + self.more_bytes, 0, self.most_bytes)
+
+    @property
+    def largest(self) -> int:
+        """Where nothing needs scratch."""
+        return self(0)
+
+    def scratch_for(self, room: int) -> int:
+        """The least scratch that leaves no more than so much room."""
+        whole = max(0, room - self.more_bytes) * MILLION // max(self.per_million, 1)
+        return max(0, self.wide_bytes_per_tile - _BASE_BYTES - whole // TILES)
 
 
 def op_scratch(graph: Graph, op: Op, layout: Layout) -> int:

@@ -1,5 +1,5 @@
 """Per-op costs that replace the predicted ones: from a profile file that a user edited, or from what was seen of a
-device.
+compiler or a device.
 
 The file (`balancer profile MODEL -o FILE`) lists each op with its parameter bytes on the chip, multiply-accumulates
 (for the reader alone), predicted and measured ns. A measured value counts before a predicted one; both may be edited.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from balancer.cost.capacity import MILLION, UNBOUNDED
 from balancer.errors import ProfileError
 
 if TYPE_CHECKING:
@@ -25,18 +26,27 @@ _REMEDY = "write it anew with `balancer profile`"
 
 @dataclass(frozen=True, slots=True)
 class OpCosts:
-    """What is known better of one op. ns: on the chip, or on the CPU where it stays there. None: as predicted."""
+    """What is known better of one op. None: as predicted.
+
+    ns: on the chip, or on the CPU where it stays there. parameter_bytes: on the chip. scratch_bytes: that it needs
+    beside parameters, of each tile. mapped: whether the compiler takes it.
+    """
 
     ns: int | None = None
     parameter_bytes: int | None = None
+    scratch_bytes: int | None = None
+    mapped: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """ops: by index. label: what the costs come from, as plans name it."""
+    """ops: by index. label: what the costs come from, as plans name it. room_*: see `capacity.Room`."""
 
     label: str
     ops: Mapping[int, OpCosts]
+    room_per_million: int = MILLION
+    room_more_bytes: int = 0
+    room_most_bytes: int = UNBOUNDED
 
 
 def load_profile(path: str | Path, graph: Graph, sha256: str) -> Profile:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from balancer.cost import timing
 from balancer.cost.caching import Caching
-from balancer.cost.capacity import capacity, input_scratch, largest_capacity, op_scratch
+from balancer.cost.capacity import Room, input_scratch, op_scratch
 from balancer.cost.geometry import MIB
 from balancer.cost.layout import Layout, layout
 from balancer.cost.profile import OpCosts
@@ -77,9 +77,10 @@ class SegmentCosts:
         self.waiting = [max(0, s - h) for s, h in zip(stream, hiding, strict=True)]
         self.always = [timing.always_stream_ns(lay, hardware) for lay in self.layout]
         self.start = [timing.start_ns(op, hardware) for op in ops]
-        self.scratch = [op_scratch(graph, op, lay) for op, lay in sized]
+        self.scratch = [_scratch(known, op.index, op_scratch(graph, op, lay)) for op, lay in sized]
+        self.room = _room(hardware, profile)
         self.caching = Caching(graph, self.layout, hardware.dense_tile_bytes)
-        self.mapped = op_set(op.index for op in ops if op.mapped and not op.folded)
+        self.mapped = op_set(op.index for op in ops if _mapped(known, op) and not op.folded)
         self.unmapped = graph.all_ops & ~self.mapped & ~graph.folded
         cpu = [timing.cpu_ns(graph, op, hardware) for op in ops]
         self.cpu = [_ns(known, i, ns) if self.unmapped >> i & 1 else ns for i, ns in enumerate(cpu)]
@@ -116,12 +117,12 @@ class SegmentCosts:
         known = all(self.graph.tensors[t].shape is not None for t in (*interface.inputs, *handed_on))
         return known and bool(interface.outputs)
 
-    def terms(self, ops: OpSet) -> SegmentTerms:
-        """The predicted cost of the segment that holds these ops."""
+    def terms(self, ops: OpSet, room: int | None = None) -> SegmentTerms:
+        """The predicted cost of the segment that holds these ops. room: bytes for parameters, where that is known."""
         on_cpu = self.on_cpu(ops)
         on_tpu = ops & self.mapped & ~on_cpu
         inputs, outputs = self.graph.interface(ops)
-        room = self.capacity(on_tpu, inputs)
+        room = self.capacity(on_tpu, inputs) if room is None else room
         cached = self.caching.cached(on_tpu, room)
         overflow = [i for i in members(on_tpu & ~cached) if self.layout[i].cached]
         always = sum(self.layout[i].always_streamed for i in members(on_tpu))
@@ -147,7 +148,7 @@ class SegmentCosts:
         """On-chip bytes for the parameters of these ops, in a segment that takes these tensors."""
         of_ops = (self.scratch[i] for i in members(on_tpu))
         read = ((t, r) for t in inputs for r in self.graph.readers.get(t, ()) if on_tpu >> r & 1)
-        return capacity(self.hardware, max((*of_ops, *(self.input_scratch[pair] for pair in read)), default=0))
+        return self.room(max((*of_ops, *(self.input_scratch[pair] for pair in read)), default=0))
 
     @cached_property
     def input_scratch(self) -> dict[tuple[int, int], int]:
@@ -164,7 +165,7 @@ class SegmentCosts:
         hardware = self.hardware
         busy = sum(self.least_ns[i] for i in members(ops))
         held = sum(self.layout[i].streamed for i in members(ops & self.sure_on_tpu))
-        overflow = max(0, held - largest_capacity(hardware))
+        overflow = max(0, held - self.room.largest)
         return hardware.invoke_ns + max(busy, overflow * hardware.stream_ns_per_mib // MIB)
 
     @cached_property
@@ -200,6 +201,24 @@ def _layout(graph: Graph, op: Op, known: OpCosts) -> Layout:
 def _ns(known: Mapping[int, OpCosts], i: int, predicted: int) -> int:
     ns = known.get(i, _AS_PREDICTED).ns
     return predicted if ns is None else ns
+
+
+def _mapped(known: Mapping[int, OpCosts], op: Op) -> bool:
+    mapped = known.get(op.index, _AS_PREDICTED).mapped
+    return op.mapped if mapped is None else mapped
+
+
+def _scratch(known: Mapping[int, OpCosts], i: int, predicted: int) -> int:
+    scratch = known.get(i, _AS_PREDICTED).scratch_bytes
+    return predicted if scratch is None else scratch
+
+
+def _room(hardware: Hardware, profile: Profile | None) -> Room:
+    if profile is None:
+        return Room(hardware.wide_bytes_per_tile)
+    return Room(
+        hardware.wide_bytes_per_tile, profile.room_per_million, profile.room_more_bytes, profile.room_most_bytes
+    )
 
 
 def _union(sets: Iterable[OpSet]) -> OpSet:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flatbuffers import flexbuffers
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _PACKAGE_IDENTIFIER = b"DWN1"
 _PACKAGE_KEY = "4"
 _CACHING = 1  # type of an executable: 0 stand-alone, 1 caches parameters, 2 runs with cached ones
+COMPILED = f"CUSTOM:{EDGETPU_CUSTOM_OP}"
 _DATA_TYPES = {0: "uint8", 8: "int8", 9: "int16"}
 _REMEDY = "compile the model again"
 
@@ -62,6 +63,22 @@ class Package:
     cpu_ops: tuple[str, ...]
 
 
+class FileOp(NamedTuple):
+    """reads, makes: tensor names; constants are among those that it reads."""
+
+    type: str
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+
+
+class FileOps(NamedTuple):
+    """A file from outside: its ops in order, the names of its inputs and outputs."""
+
+    ops: tuple[FileOp, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
 def load_package(path: str | Path) -> Package:
     """The package of a compiled file. Raises ModelError where it cannot be read, is not compiled, or is corrupt."""
     path = Path(path)
@@ -71,6 +88,17 @@ def load_package(path: str | Path) -> Package:
 def is_compiled(data: bytes, where: str) -> bool:
     """Whether the file holds an op of the compiler. Raises ModelError where it is no TFLite file."""
     return bool(_compiled_ops(Model(data, where)))
+
+
+def describe(data: bytes, where: str) -> FileOps:
+    """Ops and interface of a file, compiled or not. Raises ModelError where it is no TFLite file."""
+    model = Model(data, where)
+
+    def names(tensors: Any) -> tuple[str, ...]:
+        return tuple(model.tensors[int(t)]["name"] for t in tensors if t >= 0)
+
+    ops = tuple(FileOp(model.type_name(o), names(o["inputs"]), names(o["outputs"])) for o in model.operators)
+    return FileOps(ops, names(model.subgraph["inputs"]), names(model.subgraph["outputs"]))
 
 
 def read_package(data: bytes, *, name: str, where: str) -> Package:
@@ -103,7 +131,7 @@ def read_package(data: bytes, *, name: str, where: str) -> Package:
 
 
 def _compiled_ops(model: Model) -> list[Table]:
-    return [o for o in model.operators if model.type_name(o) == f"CUSTOM:{EDGETPU_CUSTOM_OP}"]
+    return [o for o in model.operators if model.type_name(o) == COMPILED]
 
 
 def _package_bytes(operator: Table, where: str) -> bytes:

@@ -1,0 +1,181 @@
+"""Solve, compile, compare, correct, solve again: a plan that the vendor's compiler agrees with.
+
+Each round compiles the plan that is best under what is known, and corrects the costs where the reports contradict them
+(`correcting`). It ends when they agree, when a plan repeats or is no better, or after `ROUNDS`. Once a segment has
+streamed more than was predicted, plans that stream for want of room are only taken where there is no other (unless the
+caller asks for the rate alone): such plans rest on predicted memory to the last layer, and that has just proved wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from balancer.balancing.assembling import assemble
+from balancer.balancing.comparing import comparison
+from balancer.balancing.compiling import Compilation, compile_plan
+from balancer.balancing.correcting import contradicts, corrected, evidence_of, overruns
+from balancer.balancing.reported import reported_problem
+from balancer.balancing.solving import AVOID, solve_setting
+from balancer.errors import CompilerError, InfeasibleError
+from balancer.solve import Options, Solution, Value, evaluate, steady_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from balancer.balancing.correcting import Evidence
+    from balancer.balancing.default_split import DefaultSplit
+    from balancer.balancing.setting import Setting
+    from balancer.compiler import Compiler
+    from balancer.graph import OpSet
+    from balancer.plan import Plan
+    from balancer.solve import Problem
+
+ROUNDS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One plan, and what the compiler made of it. streamed: bytes for each inference; per_s: the rate, as predicted
+    before, and with the reported memory. contradicted: the segments whose report differs from what was predicted.
+    """
+
+    number: int
+    segments: int
+    predicted_streamed_bytes: int
+    reported_streamed_bytes: int
+    cpu_ops: int
+    predicted_per_s: float
+    reported_per_s: float
+    contradicted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A solution that was compiled. plan: with the reports."""
+
+    solution: Solution
+    plan: Plan
+
+
+@dataclass
+class Refinement:
+    """The rounds for one model on n_tpus TPUs. overflow: "stream", "error", or None for the rule of this module.
+
+    default: what the compiler's own split does, for the comparison.
+    """
+
+    setting: Setting
+    n_tpus: int
+    options: Options
+    overflow: str | None
+    compiler: Compiler
+    on_round: Callable[[Round], None]
+    default: DefaultSplit | None = None
+    evidence: dict[OpSet, Evidence] = field(default_factory=dict)
+    tried: list[_Tried] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.known = self.setting
+        self.overran = False
+
+    def run(self) -> Plan:
+        """The best plan that was compiled, predicted with all that was learnt, with its compiled files in `made`.
+
+        Raises CompilerError where a segment cannot be compiled and no earlier plan could be, InfeasibleError where
+        the corrected costs leave no plan.
+        """
+        settled = False
+        while not settled and len(self.tried) < ROUNDS:
+            solution = self._solve()
+            if any(t.solution.pipelines == solution.pipelines for t in self.tried):
+                break
+            compilation = self._compile(solution)
+            if compilation.refused and not self.tried:
+                raise _refusal(compilation)
+            if compilation.refused:
+                break
+            settled = self._learn(_Tried(solution, compilation.plan))
+        return self._best()
+
+    def _solve(self) -> Solution:
+        overflow = self.overflow or (AVOID if self.overran else "stream")
+        return solve_setting(self.known, self.n_tpus, self.options, overflow)
+
+    def _compile(self, solution: Solution) -> Compilation:
+        return compile_plan(assemble(self.known, solution, self.n_tpus, ()), self.compiler)
+
+    def _learn(self, tried: _Tried) -> bool:
+        """Correct the costs by the reports of a plan; whether there is no more to be had."""
+        found = evidence_of(tried.plan)
+        before = self.known.costs
+        contradicted = [ops for ops, evidence in found.items() if contradicts(before, evidence)]
+        self.evidence |= found
+        self.tried.append(tried)
+        self.overran |= any(overruns(before, evidence) for evidence in found.values())
+        if contradicted:
+            self.known = replace(self.setting, profile=corrected(self.setting, self.evidence.values()))
+        self.on_round(self._round(tried, found, contradicted))
+        return not contradicted or any(self._key(tried) >= self._key(other) for other in self.tried[:-1])
+
+    def _round(self, tried: _Tried, found: dict[OpSet, Evidence], contradicted: Sequence[OpSet]) -> Round:
+        plan, problem = tried.plan, self._with_reports()
+        rate = steady_rate(problem, tried.solution.pipelines)
+        names = {ops: s.name for ops, s in zip(found, plan.segments, strict=True)}
+        reports = [s.reported for s in plan.segments if s.reported]
+        return Round(
+            number=len(self.tried),
+            segments=len(plan.segments),
+            predicted_streamed_bytes=sum(s.predicted.streamed_bytes for s in plan.segments),
+            reported_streamed_bytes=sum(r.streamed_bytes for r in reports),
+            cpu_ops=sum(r.cpu_ops for r in reports),
+            predicted_per_s=plan.predicted.throughput_per_s,
+            reported_per_s=float(rate or 0),
+            contradicted=tuple(names[ops] for ops in contradicted),
+        )
+
+    def _with_reports(self) -> Problem:
+        return reported_problem(self.known, self.n_tpus, {ops: e.reported for ops, e in self.evidence.items()})
+
+    def _overflow_bytes(self, tried: _Tried) -> int:
+        """Reported bytes that a plan streams for want of room."""
+        costs = self.known.costs
+        always = {ops: (t := costs.terms(ops)).streamed_bytes - t.overflow_bytes for ops in evidence_of(tried.plan)}
+        return sum(max(0, e.reported.streamed_bytes - always[ops]) for ops, e in evidence_of(tried.plan).items())
+
+    def _key(self, tried: _Tried) -> tuple[bool, Value]:
+        """The smaller, the better: what it is worth with the reported memory."""
+        value = evaluate(self._with_reports(), tried.solution.pipelines)
+        assert value is not None  # it was a plan under costs that allowed the same segments
+        keep = self.overflow == "error" or (self.overflow is None and self.overran)
+        return keep and self._overflow_bytes(tried) > 0, value
+
+    def _best(self) -> Plan:
+        best = min(self.tried, key=self._key)
+        if self.overflow == "error" and self._overflow_bytes(best):
+            what = f"every plan that was compiled streams for want of room, the best {self._overflow_bytes(best)} bytes"
+            raise InfeasibleError(what, f"{self.n_tpus} TPUs", "allow more TPUs, or streaming")
+        solution = self._proven(best.solution)
+        rows = comparison(
+            self.known, self.n_tpus, solution.pipelines, seconds=self.options.seconds, default=self.default
+        )
+        plan = assemble(self.known, solution, self.n_tpus, rows)
+        reports = {s.name: s.reported for s in best.plan.segments}
+        segments = tuple(replace(s, reported=reports[s.name]) for s in plan.segments)
+        return replace(plan, segments=segments, made=best.plan.made)
+
+    def _proven(self, solution: Solution) -> Solution:
+        """The solution under the costs that are known now, with a bound for them."""
+        counts = solution.statistics | {"compile_rounds": len(self.tried)}
+        if self.known is self.setting:
+            return replace(solution, statistics=counts)
+        value = evaluate(self.known.problem(self.n_tpus), solution.pipelines)
+        assert value is not None
+        bound = solve_setting(self.known, self.n_tpus, self.options, self.overflow or "stream").bound_ns
+        return replace(solution, value=value, bound_ns=min(bound, value.objective_ns), statistics=counts)
+
+
+def _refusal(compilation: Compilation) -> CompilerError:
+    first = compilation.refused[0]
+    more = f" ({len(compilation.refused)} segments fail)" if len(compilation.refused) > 1 else ""
+    return CompilerError(f"cannot be compiled: {first.reason}{more}", first.name, first.remedy)

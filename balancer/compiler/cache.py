@@ -1,0 +1,71 @@
+"""What was compiled once, kept by what went in: the segment's bytes and name, the compiler, its options.
+
+An entry is a folder that appears whole: the compiled file, the compiler's output, and both hashes. A damaged entry
+counts as none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+_LOG = logging.getLogger(__name__)
+_FILE, _OUTPUT, _HASHES = "compiled.tflite", "output.txt", "sha256.json"
+
+
+class Entry(NamedTuple):
+    """data: the compiled file. output: what the compiler printed."""
+
+    data: bytes
+    output: str
+
+
+def default_folder() -> Path:
+    """`balancer` in the user's cache folder (XDG base directories)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "balancer" / "compiled"
+
+
+class Cache:
+    """Entries in a folder, which is made when the first one is kept. Where it can't be written, nothing is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, key: str) -> Entry | None:
+        folder = self.folder / key
+        try:
+            data, output = (folder / _FILE).read_bytes(), (folder / _OUTPUT).read_bytes()
+            hashes = json.loads((folder / _HASHES).read_bytes())
+        except (OSError, ValueError):
+            return None
+        if hashes != _hashes(data, output):
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        return Entry(data, output.decode("utf-8", "replace"))
+
+    def keep(self, key: str, entry: Entry) -> None:
+        """Never fails: a result that can't be kept is only compiled again."""
+        output = entry.output.encode("utf-8")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".new-", dir=self.folder) as partial:
+                whole = Path(partial) / key
+                whole.mkdir()
+                (whole / _FILE).write_bytes(entry.data)
+                (whole / _OUTPUT).write_bytes(output)
+                (whole / _HASHES).write_text(json.dumps(_hashes(entry.data, output)), encoding="utf-8")
+                if not (self.folder / key).exists():
+                    whole.rename(self.folder / key)
+        except OSError as error:
+            _LOG.warning("%s: the compiled segment is not kept for the next call (%s)", self.folder, error.strerror)
+
+
+def _hashes(data: bytes, output: bytes) -> dict[str, str]:
+    return {_FILE: hashlib.sha256(data).hexdigest(), _OUTPUT: hashlib.sha256(output).hexdigest()}

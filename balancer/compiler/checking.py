@@ -1,0 +1,135 @@
+"""What came of a compilation: the report and the compiled file, held against each other and against the segment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from balancer.compiler.report import FOLLOWS, ModelReport, parse_report, rounding_bytes
+from balancer.errors import ModelError
+from balancer.tflite.package import COMPILED, Package, describe, is_compiled, read_package
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from balancer.tflite.package import FileOps
+
+_MOST_PADDING = 4  # the report counts whole groups of 64 outputs, the file stores groups of 16
+
+
+@dataclass(frozen=True, slots=True)
+class NotMapped:
+    """An op that stayed on the CPU. position: in the segment's order. reason: in the compiler's words."""
+
+    position: int
+    type: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A segment that was compiled. data: the file. output: what the compiler printed. package: None where nothing was
+    mapped. doubts: where report, file and segment do not agree.
+    """
+
+    name: str
+    data: bytes
+    output: str
+    version: str
+    report: ModelReport
+    package: Package | None
+    not_mapped: tuple[NotMapped, ...]
+    doubts: tuple[str, ...]
+
+    @property
+    def cached_bytes(self) -> int:
+        """As the report counts them, in whole groups of 64 outputs; rounded as it is printed."""
+        return self.report.cached_bytes or 0
+
+    @property
+    def streamed_bytes(self) -> int:
+        """From the file, where it is exact."""
+        return self.package.streamed_bytes if self.package else self.report.streamed_bytes or 0
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Used and remaining, as printed; what is used where it does not say what remains."""
+        found = self.report.capacity_bytes
+        return self.cached_bytes if found is None else found
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A segment that was not compiled, and why. passing: whether it may pass the next time."""
+
+    name: str
+    reason: str
+    remedy: str
+    output: str
+    passing: bool = False
+
+
+def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compiled | Refused:
+    """What was compiled, from the file and the compiler's output. source: the segment's own file, where it is known."""
+    found = parse_report(output)
+    report = found.about(f"{name}_edgetpu.tflite")
+    if report is None:
+        what = "the compiler wrote a file, but no report about it"
+        return Refused(name, what, "give the vendor's edgetpu_compiler", output, passing=True)
+    try:
+        package = read_package(data, name=name, where=name) if is_compiled(data, name) else None
+        made, given = describe(data, name), describe(source, name) if source is not None else None
+    except ModelError as error:
+        return Refused(
+            name, f"the compiled file can't be read ({error.args[0]})", "compile again", output, passing=True
+        )
+    doubts = [*_doubts_of_memory(report, package), *_doubts_of_ops(report, made, given)]
+    return Compiled(
+        name, data, output, found.version or "", report, package, _not_mapped(report, made, given), tuple(doubts)
+    )
+
+
+def _not_mapped(report: ModelReport, made: FileOps, given: FileOps | None) -> tuple[NotMapped, ...]:
+    """Ops that are left in the compiled file, found in the segment by the tensors that they make.
+
+    The table names reasons by type of op alone. One that reads what another such op makes follows it, for the reason
+    that there is only one part on the chip; any other has a reason of its own.
+    """
+    if given is None:
+        return ()
+    left = {op.makes for op in made.ops if op.type != COMPILED}
+    found, made_outside = [], set[str]()
+    for k, op in enumerate(given.ops):
+        if op.makes in left:
+            reasons = report.reasons(op.type.split(":")[0])
+            follows = bool(made_outside & set(op.reads))
+            fitting = [r for r in reasons if (r == FOLLOWS) == follows] or reasons
+            found.append(NotMapped(k, op.type, " or ".join(fitting) or "no reason given"))
+            made_outside |= set(op.makes)
+    return tuple(found)
+
+
+def _doubts_of_memory(report: ModelReport, package: Package | None) -> Iterator[str]:
+    if package is None:
+        yield "nothing was mapped to the Edge TPU"
+        return
+    said, held = report.streamed_bytes or 0, package.streamed_bytes
+    if abs(said - held) > rounding_bytes(said):
+        yield f"the report says that {said} bytes stream, the compiled file {held}"
+    said, held = report.cached_bytes or 0, package.cached_bytes
+    if not held - rounding_bytes(said) <= said <= _MOST_PADDING * held + rounding_bytes(said):
+        yield f"the report says that {said} bytes are cached, the compiled file {held}"
+
+
+def _doubts_of_ops(report: ModelReport, made: FileOps, given: FileOps | None) -> Iterator[str]:
+    outside = sum(op.type != COMPILED for op in made.ops)
+    if report.cpu_ops is not None and report.cpu_ops != outside:
+        yield f"the report says that {report.cpu_ops} ops stay on the CPU, the compiled file {outside}"
+    if report.statuses and report.ops is not None and sum(s.count for s in report.statuses) != report.ops:
+        yield f"the report's table has other than its {report.ops} ops"
+    if given is None:
+        return
+    if report.ops is not None and report.ops != len(given.ops):
+        yield f"the report speaks of {report.ops} ops, the segment has {len(given.ops)}"
+    if (set(made.inputs), set(made.outputs)) != (set(given.inputs), set(given.outputs)):
+        yield "the compiled file has other inputs or outputs than the segment"

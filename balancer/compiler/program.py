@@ -1,0 +1,243 @@
+"""`edgetpu_compiler`: finding it, and compiling one segment, several at a time, or a model the compiler's own way.
+
+Success is more than an exit code of 0, which the compiler also gives when hardly an op was mapped: there is a report
+about the expected file, with its memory lines, and that file is there and holds a package that can be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from balancer.compiler.cache import Cache, Entry, default_folder
+from balancer.compiler.checking import Compiled, Refused, examine
+from balancer.compiler.failures import Failure
+from balancer.compiler.report import parse_report, without_duration
+from balancer.compiler.running import Finished, ProcessRunner
+from balancer.errors import CompilerError, OutputError
+from balancer.tflite.package import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from balancer.compiler.running import Runner
+
+NAME = "edgetpu_compiler"
+SUFFIX = "_edgetpu"
+_INSTALL = (
+    "install it from https://coral.ai/docs/edgetpu/compiler on x86-64 Linux (Debian package edgetpu-compiler), "
+    "or name it with --edgetpu_compiler_binary"
+)
+_VERSION_SECONDS = 60
+_LOG = logging.getLogger(__name__)
+
+Outcome = Compiled | Refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the compiler is told. seconds: its limit for one try. search_delegate: where a model can't be compiled as
+    a whole, let the Edge TPU's part end earlier, by search_step ops at a time. runtime_version: the oldest runtime
+    that must be able to run the file.
+    """
+
+    seconds: int = 180
+    search_delegate: bool = False
+    search_step: int = 1
+    runtime_version: int | None = None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Those that decide what comes out."""
+        search = ("--search_delegate", "--delegate_search_step", str(self.search_step)) if self.search_delegate else ()
+        runtime = ("--min_runtime_version", str(self.runtime_version)) if self.runtime_version is not None else ()
+        return (*search, *runtime)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What `--num_segments` made: outcomes by segment with the names of each segment's outputs; what went wrong, if
+    anything did.
+    """
+
+    segments: tuple[Compiled, ...]
+    outputs: tuple[tuple[str, ...], ...]
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """One compiler with its options. jobs: segments at a time. What is in the cache is not compiled again."""
+
+    program: Path
+    version: str
+    options: Options
+    runner: Runner
+    cache: Cache
+    jobs: int
+
+    def compile(self, name: str, data: bytes) -> Outcome:
+        """The segment of this name, with a second try where the failure may be a passing one. Raises Stopped."""
+        key = self._key(name, data)
+        kept = self.cache.find(key)
+        if kept:
+            found = examine(name, data, kept.data, kept.output)
+            if isinstance(found, Compiled):
+                return found
+        outcome = self._try(name, data)
+        if isinstance(outcome, Refused) and outcome.passing:
+            _LOG.info("%s: %s; trying once more", name, outcome.reason)
+            outcome = self._try(name, data)
+        if isinstance(outcome, Compiled):
+            self.cache.keep(key, Entry(outcome.data, outcome.output))
+        return outcome
+
+    def compile_all(
+        self, models: Sequence[tuple[str, bytes]], *, progress: Callable[[int], None] = lambda done: None
+    ) -> list[Outcome]:
+        """All of these (name, bytes), `jobs` at a time, in their order. progress: called with how many are done.
+
+        On KeyboardInterrupt what runs is ended; what is done is in the cache.
+        """
+        pool = ThreadPoolExecutor(max_workers=self.jobs)
+        try:
+            tasks = [pool.submit(self.compile, name, data) for name, data in models]
+            for done, task in enumerate(as_completed(tasks), 1):
+                task.result()
+                progress(done)
+            return [task.result() for task in tasks]
+        except BaseException:
+            self.runner.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def split(self, name: str, data: bytes, segments: int) -> Split:
+        """The model as the compiler's own `--num_segments` cuts it."""
+        with _working_folder() as folder:
+            finished = self._run(name, data, folder, "--num_segments", str(segments))
+            made, outputs = [], []
+            for i in range(segments):
+                part = f"{name}_segment_{i}_of_{segments}"
+                found = _read_part(folder, part, finished.output)
+                if found is None:
+                    return Split((), (), _failure(finished, self.options).reason)
+                made.append(found[0])
+                outputs.append(found[1])
+        return Split(tuple(made), tuple(outputs), "")
+
+    def _try(self, name: str, data: bytes) -> Outcome:
+        with _working_folder() as folder:
+            finished = self._run(name, data, folder)
+            made = folder / f"{name}{SUFFIX}.tflite"
+            if finished.late or finished.exit_code or not made.is_file():
+                return self._refused(name, finished, folder)
+            return examine(name, data, made.read_bytes(), finished.output)
+
+    def _run(self, name: str, data: bytes, folder: Path, *more: str) -> Finished:
+        source = f"{name}.tflite"
+        (folder / source).write_bytes(data)
+        limit = self.options.seconds
+        arguments = (
+            str(self.program), "--show_operations", "--timeout_sec", str(limit), "--out_dir", ".",
+            *self.options.flags, *more, source,
+        )  # fmt: skip
+        # The compiler's own limit speaks first. Each try of a search, and each segment, has one of its own.
+        several = self.options.search_delegate or bool(more)
+        finished = self.runner(arguments, folder, limit + max(1, limit // 10), silent=several)
+        return Finished(finished.exit_code, without_duration(finished.output), finished.late)
+
+    def _refused(self, name: str, finished: Finished, folder: Path) -> Refused:
+        failure = _failure(finished, self.options)
+        if shutil.disk_usage(folder).free < 1 << 20:
+            failure = Failure("the disk is full", f"make room in {folder.parent}, and call again")
+        return Refused(name, failure.reason, failure.remedy, finished.output, passing=failure.passing)
+
+    def _key(self, name: str, data: bytes) -> str:
+        status = self.program.stat()
+        identity = (str(self.program), status.st_size, status.st_mtime_ns, self.version, self.options.flags, name)
+        return hashlib.sha256(repr(identity).encode("utf-8", "surrogateescape") + b"\0" + data).hexdigest()
+
+
+def find_compiler(
+    binary: str | Path | None = None, options: Options | None = None, *, runner: Runner | None = None,
+    cache: str | Path | None = None, jobs: int | None = None,
+) -> Compiler:  # fmt: skip
+    """The compiler: the program named, else `edgetpu_compiler` on the PATH.
+
+    cache: a folder for what was compiled, the user's by default. jobs: segments at a time, by default as many as there
+    are CPUs.
+
+    Raises CompilerError where there is none, or it does not say its version.
+    """
+    found = shutil.which(str(binary or NAME))
+    if found is None:
+        raise CompilerError(*_missing(binary))
+    program = Path(found).resolve()
+    runner = runner or ProcessRunner()
+    with _working_folder() as folder:
+        finished = runner([str(program), "--version"], folder, _VERSION_SECONDS)
+    version = parse_report(finished.output).version
+    if version is None:
+        said = " ".join(finished.output.split())[:80] or f"exit code {finished.exit_code}"
+        raise CompilerError(
+            f"does not say its version, but: {said}", str(program), "give the vendor's edgetpu_compiler"
+        )
+    kept_in = Path(cache) if cache else default_folder()
+    return Compiler(program, version, options or Options(), runner, Cache(kept_in), jobs or os.cpu_count() or 1)
+
+
+def _missing(binary: str | Path | None) -> tuple[str, str, str]:
+    where = str(binary or NAME)
+    if binary is not None:
+        return "is no program that can be run", where, "check the path and its permissions"
+    if platform.machine() not in ("x86_64", "AMD64"):
+        what = f"is not installed, and the vendor has none for {platform.machine()}"
+        return what, where, "compile on an x86-64 Linux machine and copy the plan's directory here"
+    return "is not installed", where, _INSTALL
+
+
+def _failure(finished: Finished, options: Options) -> Failure:
+    """The first thing that the output says of it; else what the exit code tells."""
+    report = parse_report(finished.output)
+    if finished.late:
+        return Failure(f"it was ended after {options.seconds} s", "raise --timeout_sec, or use --search_delegate")
+    if report.failures:
+        return report.failures[0]
+    if finished.exit_code < 0:
+        return Failure(f"the compiler was ended by signal {-finished.exit_code}", "compile again", passing=True)
+    what = "fails" if report.succeeded is False else f"ends with exit code {finished.exit_code} and no file"
+    last = next((line.strip() for line in reversed(finished.output.splitlines()) if line.strip()), "nothing")[:100]
+    return Failure(
+        f"the compiler {what}; its last line: {last}", "try --search_delegate, or cut elsewhere", passing=True
+    )
+
+
+def _read_part(folder: Path, part: str, output: str) -> tuple[Compiled, tuple[str, ...]] | None:
+    """A segment that the compiler has cut and compiled, with its outputs' names; None where it is not as it should be."""
+    path = folder / f"{part}{SUFFIX}.tflite"
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    found = examine(part, None, data, output)
+    return (found, describe(data, part).outputs) if isinstance(found, Compiled) else None
+
+
+@contextmanager
+def _working_folder() -> Iterator[Path]:
+    """A folder for one run, and for nothing but it. Raises OutputError where it cannot be written."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="balancer-compile-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except OSError as error:
+        remedy = "make room, or set TMPDIR to another folder"
+        raise OutputError(f"cannot be written ({error.strerror or error})", tempfile.gettempdir(), remedy) from error

@@ -1,0 +1,68 @@
+"""Records (frozen dataclasses) to JSON and back, checked all the way down."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from balancer.errors import PlanError
+
+_FLOAT_BITS = 53  # what a float holds exactly; far larger integers overflow it
+UNSAVED = {"unsaved": True}  # metadata of a field that stays out of the file
+_KEYS = {"source": "from"}  # a Python keyword in the file
+
+
+def to_json(value: Any) -> Any:
+    """What a record, or a part of one, is in a file."""
+    if is_dataclass(value) and not isinstance(value, type):
+        saved = (f for f in fields(value) if not f.metadata.get("unsaved"))
+        return {_KEYS.get(f.name, f.name): to_json(getattr(value, f.name)) for f in saved}
+    if isinstance(value, tuple):
+        return [to_json(v) for v in value]
+    return value
+
+
+def from_json(kind: Any, value: Any, where: str) -> Any:
+    """A value of this type from JSON, checked all the way down. A field with a default may be absent.
+
+    Raises PlanError naming the place.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return from_json(next(a for a in arguments if a is not type(None)), value, where)
+    if is_dataclass(kind):
+        return _record(kind, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(from_json(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {k: v if arguments[1] is Any else from_json(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= _FLOAT_BITS:
+        return float(value)
+    # In Python 3.10 `tuple[int, ...]` claims to be a type.
+    if (
+        origin is None
+        and isinstance(kind, type)
+        and isinstance(value, kind)
+        and not (kind is int and isinstance(value, bool))
+    ):
+        return value
+    raise PlanError(f"{json.dumps(value)[:40]} is not what belongs here", where, "solve again, or mend the file")
+
+
+def _record(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise PlanError("is not an object", where, "solve again, or mend the file")
+    hints, made = typing.get_type_hints(kind), {}
+    for f in fields(kind):
+        key = _KEYS.get(f.name, f.name)
+        if f.metadata.get("unsaved") or (key not in value and f.default is not MISSING):
+            continue
+        if key not in value:
+            raise PlanError(f"'{key}' is missing", where, "solve again, or mend the file")
+        made[f.name] = from_json(hints[f.name], value[key], f"{where}: {key}")
+    return kind(**made)

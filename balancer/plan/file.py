@@ -1,0 +1,114 @@
+"""The plan's file, and those beside it: read, checked, written.
+
+Everything that is needed to use a plan's directory on another machine is in the plan file or beside it. Unknown keys
+in a file are ignored; an unknown version is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from balancer.errors import PlanError
+from balancer.plan.document import from_json
+from balancer.plan.ranges import parse_op_ranges
+from balancer.plan.records import FORMAT, VERSION, Pipeline, Plan, Segment
+
+_MOST_OPS = 1_000_000
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan file's text: the same plan gives the same bytes."""
+    return json.dumps(plan.to_json(), indent=2, ensure_ascii=False) + "\n"
+
+
+def load_plan(path: str | Path) -> Plan:
+    """The plan in this file; its directory and the model beside it are noted. Files are not opened: see `file_bytes`.
+
+    Raises PlanError where the file cannot be read, is no plan, is of an unknown version, or contradicts itself.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except OSError as error:
+        raise PlanError(f"cannot be read ({error.strerror})", str(path), "check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"not JSON ({error})", str(path), "give a plan file that balancer wrote") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise PlanError(
+            f"not a plan file (no format '{FORMAT}')", str(path), "give a *_plan_*.json that balancer wrote"
+        )
+    if document.get("version") != VERSION:
+        raise PlanError(f"version {document.get('version')!r} is unknown", str(path), "update balancer, or solve again")
+    plan: Plan = from_json(Plan, document, str(path))
+    _check(plan, str(path))
+    origin = path.parent / plan.model.file if plan.model.file else None
+    return replace(plan, origin=origin, directory=path.parent)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def file_bytes(plan: Plan, name: str, sha256: str | None) -> bytes:
+    """A file of the plan's directory, checked against its hash. Raises PlanError where it is absent or another."""
+    if plan.directory is None:
+        raise PlanError("is not saved", "plan", "save the plan to a directory first")
+    path = plan.directory / name
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PlanError(f"cannot be read ({error.strerror})", str(path), "copy the whole plan directory") from error
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise PlanError("is not the file that the plan was made with (its hash differs)", str(path), "solve again")
+    return data
+
+
+def _check(plan: Plan, where: str) -> None:
+    """What the parts of a plan must be to each other."""
+    names = [s.name for s in plan.segments]
+    if len(set(names)) < len(names) or not plan.pipelines:
+        raise PlanError("segments are named twice, or there is no pipeline", where, "solve again")
+    if not 1 <= plan.model.ops <= _MOST_OPS:
+        raise PlanError(f"a model of {plan.model.ops} ops is impossible", where, "solve again")
+    for file in (plan.model.file, *(s.file for s in plan.segments)):
+        if file is not None and not _is_bare(file):
+            raise PlanError(f"'{file}' is not a bare file name", where, "keep all files beside the plan")
+    for segment in plan.segments:
+        reported = segment.reported
+        if reported and reported.file not in (None, segment.compiled_name):
+            what = f"'{reported.file}' is not the name of a compiled segment"
+            raise PlanError(what, where, f"name it {segment.compiled_name}, as runners expect")
+        if reported and reported.log not in (None, segment.log_name):
+            raise PlanError(f"'{reported.log}' is not the log of {segment.name}", where, "compile the plan again")
+    tpus = [t for p in plan.pipelines for stage in p.stages for t in stage.tpus]
+    if len(set(tpus)) < len(tpus) or any(not 0 <= t < plan.n_tpus for t in tpus):
+        raise PlanError(f"a TPU is used twice, or is not among the {plan.n_tpus}", where, "solve again")
+    for pipeline in plan.pipelines:
+        _check_pipeline(plan, pipeline, where)
+
+
+def _is_bare(file: str) -> bool:
+    """Whether it can name a file in the plan's own folder, on any system."""
+    known = file.encode("utf-8", "ignore").decode()
+    return file == known == Path(file).name and file not in ("", "..") and not set(file) & {"\\", "\0"}
+
+
+def _check_pipeline(plan: Plan, pipeline: Pipeline, where: str) -> None:
+    known = {s.name: s for s in plan.segments}
+    if not pipeline.stages or any(stage.segment not in known for stage in pipeline.stages):
+        raise PlanError("a pipeline names no segment, or one that is not there", where, "solve again")
+    if any(stage.replicas < 1 or len(stage.tpus) != stage.replicas for stage in pipeline.stages):
+        raise PlanError("a stage does not have one TPU for each replica", where, "solve again")
+    held = [i for stage in pipeline.stages for i in _ops(known[stage.segment], plan.model.ops, where)]
+    if sorted(held) != list(range(plan.model.ops)):
+        raise PlanError("a pipeline does not hold each op once", where, "solve again")
+
+
+def _ops(segment: Segment, n_ops: int, where: str) -> list[int]:
+    try:
+        return parse_op_ranges(segment.ops, n_ops)
+    except ValueError as error:
+        raise PlanError(str(error), f"{where}: {segment.name}", "solve again") from error

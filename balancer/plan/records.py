@@ -1,0 +1,230 @@
+"""A plan as data: what was decided, what is predicted, reported and measured of it, and how it was found.
+
+Times are integers in nanoseconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from balancer.plan.document import UNSAVED, to_json
+
+FORMAT, VERSION = "balancer-plan", 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """file: bare name, null while the plan is not saved."""
+
+    file: str | None
+    sha256: str
+    ops: int
+    parameter_bytes: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareInfo:
+    name: str
+    constants: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundaryTensor:
+    """tensor: its name in the segments' files. shape: null where the file gives no static one."""
+
+    tensor: str
+    shape: tuple[int, ...] | None
+    dtype: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentInput(BoundaryTensor):
+    """source ("from" in the file): the segment that produces the tensor, null for a model input."""
+
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentPrediction:
+    """What the cost model says of a segment; stage_ns is the sum of the other times."""
+
+    parameter_bytes: int
+    cached_bytes: int
+    streamed_bytes: int
+    overflow_bytes: int
+    capacity_bytes: int
+    compute_ns: int
+    streaming_ns: int
+    input_ns: int
+    output_ns: int
+    overhead_ns: int
+    cpu_ns: int
+    stage_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpOnCpu:
+    """An op that the compiler left on the CPU, and why, in its words. op: index in the model."""
+
+    op: int
+    type: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentReport:
+    """What the vendor's compiler reported of a segment, and the file that it made.
+
+    cached_bytes, streamed_bytes: of parameters; capacity_bytes: room for them. cpu_ops: how many stay on the CPU;
+    not_mapped: which. options: the compiler's. file, log: beside the plan, null while it is not saved.
+    """
+
+    cached_bytes: int
+    streamed_bytes: int
+    capacity_bytes: int
+    cpu_ops: int
+    subgraphs: int
+    compiler_version: str
+    file: str | None
+    sha256: str
+    log: str | None
+    options: tuple[str, ...] = ()
+    not_mapped: tuple[OpOnCpu, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """ops: closed ranges, "0-11,14". reported: what the compiler said. measured: on a device."""
+
+    name: str
+    ops: str
+    file: str | None
+    sha256: str | None
+    inputs: tuple[SegmentInput, ...]
+    outputs: tuple[BoundaryTensor, ...]
+    predicted: SegmentPrediction
+    reported: SegmentReport | None = None
+    measured: dict[str, Any] | None = None
+
+    @property
+    def compiled_name(self) -> str:
+        """Name of the compiled file, as libcoral and pycoral expect it."""
+        return f"{self.name}_edgetpu.tflite"
+
+    @property
+    def log_name(self) -> str:
+        """Name of what the compiler printed."""
+        return f"{self.name}_edgetpu.log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    segment: str
+    replicas: int
+    tpus: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelinePrediction:
+    throughput_per_s: float
+    latency_ns: int
+    host_ns: int
+    bottleneck: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    stages: tuple[Stage, ...]
+    predicted: PipelinePrediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanPrediction:
+    throughput_per_s: float
+    latency_ns: int
+    host_ns: int
+    first_inference_ns: int
+    tpus_used: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolverReport:
+    """over: what a claim of optimality is about."""
+
+    name: str
+    over: str
+    status: str
+    objective_ns: int
+    bound_ns: int
+    gap: float
+    statistics: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonRow:
+    """One way to use the TPUs. stand_in: a rule in place of the compiler's own run. Numbers are null where it cannot
+    be; note: why.
+    """
+
+    name: str
+    stand_in: bool
+    throughput_per_s: float | None
+    latency_ns: int | None
+    streamed_bytes: int | None
+    speedup_over_one_tpu: float | None
+    speedup_over_default: float | None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How to run a model on n_tpus TPUs. Segments are listed by pipeline, then position; each partition once.
+
+    origin: where the model's bytes are found (a path, or the bytes); directory: where the plan was saved or loaded;
+    made: contents of files that are not saved yet (compiled segments and logs), by name. They stay out of the file.
+    """
+
+    model: ModelInfo
+    hardware: HardwareInfo
+    n_tpus: int
+    segments: tuple[Segment, ...]
+    pipelines: tuple[Pipeline, ...]
+    predicted: PlanPrediction
+    solver: SolverReport
+    comparison: tuple[ComparisonRow, ...]
+    versions: dict[str, str]
+    origin: Path | bytes | None = field(default=None, repr=False, compare=False, metadata=UNSAVED)
+    directory: Path | None = field(default=None, compare=False, metadata=UNSAVED)
+    made: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False, metadata=UNSAVED)
+
+    @property
+    def stem(self) -> str:
+        """The model's name without ending, from which all file names are made."""
+        if self.model.file:
+            return Path(self.model.file).stem
+        return self.origin.stem if isinstance(self.origin, Path) else "model"
+
+    @property
+    def file_name(self) -> str:
+        """Name of the plan's own file."""
+        return f"{self.stem}_plan_{self.n_tpus}.json"
+
+    def segment(self, name: str) -> Segment:
+        """The segment of that name. Raises KeyError."""
+        for segment in self.segments:
+            if segment.name == name:
+                return segment
+        raise KeyError(name)
+
+    def partitions(self) -> list[tuple[Segment, ...]]:
+        """The different partitions of its pipelines, in order."""
+        found = [tuple(self.segment(stage.segment) for stage in p.stages) for p in self.pipelines]
+        return list({tuple(s.name for s in partition): partition for partition in found}.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan file's document."""
+        return {"format": FORMAT, "version": VERSION, **to_json(self)}
