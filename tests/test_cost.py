@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.cost.batch import SegmentBatch
+from balancer.cost.capacity import Room
 from balancer.cost.hardware import Hardware, load_hardware, preset_names
 from balancer.cost.layout import layout
+from balancer.cost.profile import OpCosts, Profile
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import HardwareError
 from balancer.graph import Graph, OpSet, op_set
@@ -38,8 +40,10 @@ def _orders(graph: Graph, seed: int) -> list[int]:
     return order
 
 
-def _agree(graph: Graph, hardware: Hardware, order: list[int], pairs: list[tuple[int, int]]) -> None:
-    costs = SegmentCosts(graph, hardware)
+def _agree(
+    graph: Graph, hardware: Hardware, order: list[int], pairs: list[tuple[int, int]], profile: Profile | None = None
+) -> None:
+    costs = SegmentCosts(graph, hardware, profile)
     prefixes = [op_set(order[:a]) for a in range(len(order) + 1)]
     pairs = sorted(pairs)
     table = SegmentBatch(costs, DownSets.of(prefixes, len(order)))(*np.transpose(pairs))
@@ -60,6 +64,44 @@ MADE = [
 ]  # fmt: skip
 # So little room that almost everything streams, and dense ops meet the limit of a tile.
 TIGHT = replace(PCIE, wide_bytes_per_tile=30_000, dense_tile_bytes=20_000)
+
+
+def _learnt(graph: Graph, seed: int) -> Profile:
+    """What a compiler might have taught: other bytes, scratch, ops on the CPU, room."""
+    draw = random.Random(seed)
+    pick = [None, None, 0, 1]
+    ops = {
+        i: OpCosts(
+            ns=draw.choice([None, draw.randrange(10**7)]), parameter_bytes=draw.choice([None, draw.randrange(1 << 20)]),
+            scratch_bytes=draw.choice([None, draw.randrange(300_000)]),
+            mapped=None if (taken := draw.choice(pick)) is None else bool(taken),
+        )
+        for i in range(len(graph.ops))
+        if draw.random() < 0.3
+    }  # fmt: skip
+    most = draw.choice([1 << 62, draw.randrange(8 << 20)])
+    return Profile("learnt", ops, draw.randrange(1_300_000), draw.randrange(-(1 << 20), 1 << 20), most)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("data", MADE)
+def test_the_table_equals_the_exact_cost_with_what_was_learnt(data: bytes, seed: int) -> None:
+    graph = read_graph(data, name="made")
+    n = len(graph.ops)
+    pairs = [(a, b) for a in range(n) for b in range(a + 1, n + 1)]
+    _agree(graph, PCIE, list(range(n)), pairs, _learnt(graph, seed))
+
+
+@given(st.integers(0, 600_000), st.integers(0, 1_500_000), st.integers(-(1 << 22), 1 << 22), st.integers(0, 9 << 20))
+def test_room_shrinks_with_scratch_and_scratch_can_be_found_for_it(
+    scratch: int, share: int, more: int, most: int
+) -> None:
+    room = Room(PCIE.wide_bytes_per_tile, share, more, most)
+    assert room.largest >= room(scratch) >= room(scratch + 1) >= 0
+    assert room.each(np.array([scratch])).tolist() == [room(scratch)]
+    wanted = room(scratch)
+    if share:
+        assert room(room.scratch_for(wanted)) <= wanted
 
 
 @pytest.mark.parametrize("hardware", [PCIE, load_hardware("usb"), TIGHT], ids=["pcie", "usb", "tight"])

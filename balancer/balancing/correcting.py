@@ -79,7 +79,8 @@ def corrected(setting: Setting, evidence: Iterable[Evidence]) -> Profile:
     found = list(evidence)
     profile = setting.profile or Profile("", {})
     profile = replace(profile, label=f"{profile.label} + {LABEL}" if profile.label else LABEL)
-    profile = _with(profile, {op: {"mapped": False} for op in _untaken(_costs(setting, profile), found)})
+    while untaken := _untaken(_costs(setting, profile), found):
+        profile = _with(profile, {op: {"mapped": False} for op in untaken})
     profile = _with(profile, {op: {"parameter_bytes": b} for op, b in _sizes(_costs(setting, profile), found).items()})
     rule = _room_rule(_costs(setting, profile), found)
     profile = replace(
@@ -101,9 +102,9 @@ def _with(profile: Profile, changes: Mapping[int, Mapping[str, Any]]) -> Profile
 
 
 def _untaken(costs: SegmentCosts, found: Sequence[Evidence]) -> list[int]:
-    """Ops on the CPU that no other op on the CPU keeps there."""
-    unforeseen = ((each, _unforeseen_ops(costs, each)) for each in found)
-    return [i for each, ops in unforeseen for i in members(ops) if not costs.ancestors[i] & each.ops & _on_cpu(each)]
+    """Ops on the CPU, against expectation, that no other such op keeps there."""
+    unforeseen = (_unforeseen_ops(costs, each) for each in found)
+    return [i for ops in unforeseen for i in members(ops) if not costs.ancestors[i] & ops]
 
 
 def _sizes(costs: SegmentCosts, found: Sequence[Evidence]) -> dict[int, int]:

@@ -134,9 +134,9 @@ def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
 
 def _figures(row: ComparisonRow) -> list[str]:
     if row.throughput_per_s is None or row.latency_ns is None or row.streamed_bytes is None:
-        return ["cannot be", "", "", "", ""]
+        return ["none", "", "", "", ""]
     ratios = [f"{s:.2f}" if s is not None else "" for s in (row.speedup_over_one_tpu, row.speedup_over_default)]
-    return [f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns), size(row.streamed_bytes), *ratios]
+    return [f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns), short_size(row.streamed_bytes), *ratios]
 
 
 def reported(plan: Plan) -> None:

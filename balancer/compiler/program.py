@@ -38,6 +38,7 @@ _INSTALL = (
     "or name it with --edgetpu_compiler_binary"
 )
 _VERSION_SECONDS = 60
+_SHELL_SIGNAL = 128  # what a shell adds to the number of the signal that ended its child
 _LOG = logging.getLogger(__name__)
 
 Outcome = Compiled | Refused
@@ -213,8 +214,9 @@ def _failure(finished: Finished, options: Options) -> Failure:
         return Failure(f"it was ended after {options.seconds} s", "raise --timeout_sec, or use --search_delegate")
     if report.failures:
         return report.failures[0]
-    if finished.exit_code < 0:
-        return Failure(f"the compiler was ended by signal {-finished.exit_code}", "compile again", passing=True)
+    killed_by = -finished.exit_code if finished.exit_code < 0 else finished.exit_code - _SHELL_SIGNAL
+    if killed_by > 0:
+        return Failure(f"the compiler was ended by signal {killed_by}", "compile again, or cut elsewhere", passing=True)
     what = "fails" if report.succeeded is False else f"ends with exit code {finished.exit_code} and no file"
     last = next((line.strip() for line in reversed(finished.output.splitlines()) if line.strip()), "nothing")[:100]
     return Failure(
