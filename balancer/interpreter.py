@@ -7,6 +7,7 @@ there, so two runs are only comparable with one and the same set.
 from __future__ import annotations
 
 import importlib
+import os
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +19,28 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MODULES = {"ai-edge-litert": "ai_edge_litert.interpreter", "tflite-runtime": "tflite_runtime.interpreter"}
+_INSTALL = {"ai-edge-litert": "ai-edge-litert", "tflite-runtime": "'edgetpu-balancer[tflite-runtime]'"}
+PACKAGES = tuple(_MODULES)
+CHOICE = "BALANCER_INTERPRETER"
 
 
 def runtime() -> str:
-    """The package that interpreters come from, ai-edge-litert where both are there.
+    """The package that interpreters come from: the one that the environment variable BALANCER_INTERPRETER names, else
+    ai-edge-litert where both are there.
 
-    Raises DependencyError where neither is.
+    Raises DependencyError where it is not there, or neither is.
     """
-    for package in _MODULES:
+    chosen = os.environ.get(CHOICE)
+    if chosen and chosen not in PACKAGES:
+        raise DependencyError(f"{CHOICE} names no interpreter", chosen, f"choose from {', '.join(PACKAGES)}")
+    for package in (chosen,) if chosen else PACKAGES:
         try:
             metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
         return package
-    raise DependencyError("no TFLite interpreter is installed", "ai-edge-litert", "pip install ai-edge-litert")
+    wanted = chosen or "ai-edge-litert"
+    raise DependencyError("this TFLite interpreter is not installed", wanted, f"pip install {_INSTALL[wanted]}")
 
 
 def runtime_label() -> str:

@@ -55,12 +55,7 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     InfeasibleError where there is no such plan, CompilerError where it cannot be compiled, ValueError for arguments
     out of range.
     """
-    check_tpus(n_tpus)
-    for name, number in (("pipelines", pipelines), ("replicas", replicas), ("stages", stages)):
-        if number is not None:
-            check_count(name, number)
-    if stages is not None and stages > n_tpus:
-        raise ValueError(f"{stages} stages need as many TPUs, there are {n_tpus}")
+    _check(n_tpus, pipelines, replicas, stages)
     if overflow is not None and overflow not in OVERFLOW:
         raise ValueError(f"overflow must be one of {OVERFLOW}, not {overflow!r}")
     setting = open_setting(model, hardware)
@@ -76,6 +71,15 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
         return Refinement(setting, n_tpus, options, overflow, compiler, on_round).run()
     solution = solve_setting(setting, n_tpus, options, overflow or "stream")
     return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.pipelines, seconds=seconds))
+
+
+def _check(n_tpus: int, pipelines: int | None, replicas: int | None, stages: int | None) -> None:
+    check_tpus(n_tpus)
+    for name, number in (("pipelines", pipelines), ("replicas", replicas), ("stages", stages)):
+        if number is not None:
+            check_count(name, number)
+    if stages is not None and stages > n_tpus:
+        raise ValueError(f"{stages} stages need as many TPUs, there are {n_tpus}")
 
 
 def compare(

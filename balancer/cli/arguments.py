@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,3 +61,17 @@ def add_tpus(parser: argparse.ArgumentParser) -> None:
 
 def add_force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace files that are there")
+
+
+def add_interpreter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--interpreter",
+        choices=("ai-edge-litert", "tflite-runtime"),
+        help="where both are installed; default ai-edge-litert",
+    )
+
+
+def choose_interpreter(arguments: argparse.Namespace) -> None:
+    """For this process and those that it starts."""
+    if arguments.interpreter:
+        os.environ["BALANCER_INTERPRETER"] = arguments.interpreter

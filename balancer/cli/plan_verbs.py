@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.cli import compile_verb
-from balancer.cli.arguments import MOST_TPUS, add_force, add_hardware, add_model, add_tpus, print_json, whole_number
+from balancer.cli.arguments import (
+    MOST_TPUS,
+    add_force,
+    add_hardware,
+    add_interpreter,
+    add_model,
+    add_tpus,
+    choose_interpreter,
+    print_json,
+    whole_number,
+)  # fmt: skip
 from balancer.cli.compiler_options import add_compile, compiler
 from balancer.cli.solver_options import add_solver, constraints, positive
 from balancer.errors import PlanError
@@ -196,6 +206,7 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--random", type=whole_number(1, 1_000_000), default=3, metavar="K", help="K random inputs; default 3"
     )
+    add_interpreter(parser)
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -204,6 +215,7 @@ def verify(arguments: argparse.Namespace) -> int:
     from balancer.cli import drawing
     from balancer.plan import load_plan
 
+    choose_interpreter(arguments)
     plan = load_plan(arguments.plan)
     with drawing.progress("verifying", quiet=arguments.quiet or arguments.json) as advance:
         result = balancing.verify(plan, arguments.inputs or arguments.random, progress=advance)
