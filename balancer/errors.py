@@ -11,6 +11,7 @@
     ├── DependencyError        a package that this step needs is not installed, or does not work
     ├── InterpreterError       the interpreter refuses a model
     ├── CompilerError          the vendor's compiler is not there, or does not compile
+    ├── DeviceError            an Edge TPU is not there, or cannot be used
     ├── StageError             a stage of a pipeline failed on an item
     └── InfeasibleError        exit code 3: no plan meets what was asked
 
@@ -74,6 +75,10 @@ class InterpreterError(BalancerError):
 
 class CompilerError(BalancerError):
     """The vendor's compiler is not there, or does not compile what it is given."""
+
+
+class DeviceError(BalancerError):
+    """An Edge TPU is not there, or cannot be used."""
 
 
 class StageError(BalancerError):

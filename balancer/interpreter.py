@@ -22,6 +22,7 @@ _MODULES = {"ai-edge-litert": "ai_edge_litert.interpreter", "tflite-runtime": "t
 _INSTALL = {"ai-edge-litert": "ai-edge-litert", "tflite-runtime": "'edgetpu-balancer[tflite-runtime]'"}
 PACKAGES = tuple(_MODULES)
 CHOICE = "BALANCER_INTERPRETER"
+EDGETPU_LIBRARY = "libedgetpu.so.1"
 
 
 def runtime() -> str:
@@ -52,10 +53,13 @@ def runtime_label() -> str:
 class Interpreter:
     """One model on the CPU. Inputs and outputs are in the order of the model's file."""
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: Any, delegate: Any = None) -> None:
         self._raw = raw
+        self._delegate = delegate
         self._inputs = [d["index"] for d in raw.get_input_details()]
         self._outputs = [d["index"] for d in raw.get_output_details()]
+        self.input_names = [d["name"] for d in raw.get_input_details()]
+        self.output_names = [d["name"] for d in raw.get_output_details()]
 
     @property
     def tensor_indices(self) -> dict[str, int]:
@@ -79,6 +83,11 @@ class Interpreter:
         """Copies of the outputs of the last run."""
         return [self._raw.get_tensor(index) for index in self._outputs]
 
+    def close(self) -> None:
+        """Give the memory back, and the device: the interpreter first, else the driver crashes."""
+        self._raw = None
+        self._delegate = None
+
     def tensor(self, index: int) -> Any:
         """A copy of any tensor of the last run; needs an interpreter that keeps them all."""
         return self._raw.get_tensor(index)
@@ -92,6 +101,35 @@ def open_interpreter(model: bytes) -> Interpreter:
 def open_keeping_all(model: bytes) -> Interpreter:
     """The same, which keeps every tensor of a run readable instead of reusing their memory."""
     return _open(model, experimental_preserve_all_tensors=True)
+
+
+def load_delegate(device: str) -> Any:
+    """libedgetpu's delegate for a device as it names them (":0", "usb:1", "pci:0"). The driver ends the whole process
+    where it fails badly: do this in one that may die.
+
+    Raises DependencyError where the library is not there, InterpreterError where the device is refused.
+    """
+    try:
+        return _module().load_delegate(EDGETPU_LIBRARY, {"device": device})
+    except OSError as error:
+        what = f"the Edge TPU runtime cannot be loaded ({error})"
+        remedy = "install libedgetpu1-std, built for TensorFlow 2.13 or newer"
+        raise DependencyError(what, EDGETPU_LIBRARY, remedy) from error
+    except ValueError as error:
+        # One text for: no device, a device that does not answer, one that another process holds, a wrong name.
+        what = f"{error} (not there, or another program has it)"
+        raise InterpreterError(what, device, "end the program that has it, or see `balancer devices`") from error
+
+
+def open_on_tpu(model: bytes, device: str) -> Interpreter:
+    """An interpreter of a compiled model on an Edge TPU. Raises DependencyError, InterpreterError; see `load_delegate`."""
+    delegate = load_delegate(device)
+    try:
+        raw = _module().Interpreter(model_content=model, experimental_delegates=[delegate], num_threads=1)
+        raw.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise _refused(error) from error
+    return Interpreter(raw, delegate)
 
 
 def _open(model: bytes, **options: bool) -> Interpreter:

@@ -1,0 +1,1 @@
+"""Running a plan: devices, the pipeline, simulated TPUs, measuring."""

@@ -1,0 +1,46 @@
+"""A guard before the driver's limits."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from balancer.plan import file_bytes
+from balancer.tflite.package import is_compiled, read_package
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balancer.plan import Plan
+
+_LOG = logging.getLogger(__name__)
+# gasket: 8192 page-table entries a chip, 6144 of them for pages of 4 KiB; what fails says "entry 6144 is not free".
+SIMPLE_ENTRIES = 6144
+_PAGE_BYTES = 4096
+
+
+def mapping_entries(compiled: bytes, name: str) -> int:
+    """Entries of the PCIe driver's page table that a compiled file needs, roughly: one for each page of instructions,
+    of streamed parameters, and of tensors in and out.
+    """
+    if not is_compiled(compiled, name):
+        return 0
+    package = read_package(compiled, name=name, where=name)
+    tensors = [layer.size_bytes for layer in (*package.inputs, *package.outputs)]
+    return sum(-(-size // _PAGE_BYTES) for size in (package.instruction_bytes, package.streamed_bytes, *tensors))
+
+
+def warn_of_mappings(plan: Plan, devices: Sequence[str]) -> None:
+    """Log a warning for each segment that comes near the limit of a PCIe device."""
+    for pipeline in plan.pipelines:
+        for stage in pipeline.stages:
+            segment = plan.segment(stage.segment)
+            on_pci = any(devices[t].startswith(("pci", ":")) for t in stage.tpus)
+            if not on_pci or not segment.reported or not segment.reported.file:
+                continue
+            entries = mapping_entries(file_bytes(plan, segment.reported.file, None), segment.name)
+            if entries > SIMPLE_ENTRIES * 9 // 10:
+                _LOG.warning(
+                    "%s needs about %d of the PCIe driver's %d page-table entries; where it fails with 'is not free', "
+                    "cut it further", segment.name, entries, SIMPLE_ENTRIES,
+                )  # fmt: skip

@@ -1,0 +1,113 @@
+"""From a plan to what runs it: a recipe for each TPU of each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from balancer.errors import PlanError
+from balancer.inputs import InputSpec
+from balancer.plan import file_bytes
+from balancer.runtime.executors import Recipe
+from balancer.runtime.simulated import Behaviour
+from balancer.runtime.tensors import TensorSpec
+from balancer.tflite.cut import boundary_names
+from balancer.tflite.read import read_graph
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from balancer.plan import Plan, Segment
+
+LIVE, RECORDED, NONE = "live", "recorded", "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """What is true of simulated TPUs. behaviours: by segment, the plan's own stage times where there is none.
+
+    outputs: "none", "live" (computed on the CPU as they run), or "recorded" (recordings: by segment, the outputs of
+    item k at k % len).
+    """
+
+    behaviours: Mapping[str, Behaviour] | None = None
+    outputs: str = NONE
+    recordings: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A model's inputs, and the names of its outputs, in the model's order."""
+
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+
+
+def interface(model: bytes, name: str) -> Interface:
+    """Names are those of the segments' files."""
+    graph = read_graph(model, name=name)
+    names = boundary_names(graph, [])
+    inputs = tuple(
+        InputSpec(names[t], graph.tensors[t].shape or (), graph.tensors[t].dtype) for t in dict.fromkeys(graph.inputs)
+    )
+    return Interface(inputs, tuple(names[t] for t in dict.fromkeys(graph.outputs)))
+
+
+def plan_model(plan: Plan) -> bytes:
+    """The model that lies beside the plan. Raises PlanError where it does not."""
+    if plan.directory is None or plan.model.file is None:
+        raise PlanError("is not saved", "plan", "save the plan to a directory first")
+    return file_bytes(plan, plan.model.file, plan.model.sha256)
+
+
+def recipes(plan: Plan, devices: Sequence[str], simulation: Simulation) -> list[list[list[Recipe]]]:
+    """For each pipeline, stage and replica. devices: one for each TPU that the plan numbers.
+
+    Raises PlanError where a file that is needed is not there.
+    """
+    known: dict[tuple[str, str], Recipe] = {}
+
+    def made(segment: Segment, device: str) -> Recipe:
+        kind = device if device in ("cpu", "sim", "none") else "tpu"
+        if (segment.name, kind) not in known:
+            known[segment.name, kind] = _recipe(plan, segment, device, simulation)
+        found = known[segment.name, kind]
+        return found if found.device == device else _on(found, device)
+
+    return [
+        [[made(plan.segment(stage.segment), devices[t]) for t in stage.tpus] for stage in pipeline.stages]
+        for pipeline in plan.pipelines
+    ]
+
+
+def _on(recipe: Recipe, device: str) -> Recipe:
+    return Recipe(segment=recipe.segment, device=device, model=recipe.model, outputs=recipe.outputs)
+
+
+def _recipe(plan: Plan, segment: Segment, device: str, simulation: Simulation) -> Recipe:
+    outputs = tuple(TensorSpec(t.tensor, t.shape, t.dtype, t.bytes) for t in segment.outputs)
+    if device == "none":
+        return Recipe(segment=segment.name, device=device, outputs=outputs)
+    if device == "sim":
+        live = simulation.outputs == LIVE
+        recorded = (simulation.recordings or {}).get(segment.name, ()) if simulation.outputs == RECORDED else ()
+        return Recipe(
+            segment=segment.name, device=device, model=_plain(plan, segment) if live else None, outputs=outputs,
+            behaviour=(simulation.behaviours or {}).get(segment.name, Behaviour(stage_ns=segment.predicted.stage_ns)),
+            recorded=tuple(recorded),
+        )  # fmt: skip
+    model = _plain(plan, segment) if device == "cpu" else _compiled(plan, segment)
+    return Recipe(segment=segment.name, device=device, model=model, outputs=outputs)
+
+
+def _plain(plan: Plan, segment: Segment) -> bytes:
+    if segment.file is None:
+        raise PlanError("is not saved", segment.name, "save the plan to a directory first")
+    return file_bytes(plan, segment.file, segment.sha256)
+
+
+def _compiled(plan: Plan, segment: Segment) -> bytes:
+    reported = segment.reported
+    if reported is None or reported.file is None:
+        raise PlanError("is not compiled for the Edge TPU", segment.name, "run `balancer compile` on the plan first")
+    return file_bytes(plan, reported.file, reported.sha256)

@@ -1,0 +1,168 @@
+"""An executor in a process of its own: what the driver does to it, it does to that process alone.
+
+Tensors lie in shared frames; only the numbers of item and frame go over a socket. The process ends when the socket is
+closed, from whichever side. One that died or does not answer is started anew, so many times; the item is tried again
+once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from balancer.errors import BalancerError, StageError
+from balancer.runtime.tensors import FrameTensors, SharedFrames
+from balancer.workers import WorkerLost
+
+if TYPE_CHECKING:
+    from balancer.runtime.executors import Recipe
+    from balancer.runtime.tensors import Tensors
+
+_LOG = logging.getLogger(__name__)
+CALL = struct.Struct("<qq")  # item, frame
+OK, BESIDE, REFUSED = b"o", b"b", b"r"
+OPENING_S = 120.0  # firmware, retries and the first load included
+
+
+class RemoteExecutor:
+    """The parent's side. seconds: that an inference may take; restarts: how often the process may be started anew."""
+
+    def __init__(self, recipe: Recipe, frames: SharedFrames, *, seconds: float, restarts: int) -> None:
+        self.recipe, self.frames, self.seconds = recipe, frames, seconds
+        self.restarts_left = restarts
+        self._lock = threading.Lock()
+        self._closed = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._start()
+
+    def run(self, item: int, tensors: Tensors) -> None:
+        """Raises StageError where this item fails, WorkerLost where the process cannot be kept alive."""
+        if not isinstance(tensors, FrameTensors):
+            raise TypeError("a process needs tensors in shared memory")
+        for last in (False, True):
+            reason = self._call(item, tensors)
+            if reason is None:
+                return
+            self._restart(reason)
+            if last:
+                raise StageError(reason, f"{self.recipe.segment}, item {item}", "see the system log")
+
+    def interrupt(self) -> None:
+        """End the process, whatever it is at; who waits for it learns that it is gone."""
+        with self._lock:
+            self._closed = True
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._end()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def _call(self, item: int, tensors: FrameTensors) -> str | None:
+        """Run one item; what happened to the process, or None. Raises StageError where the segment refuses the item."""
+        connection = self._connection
+        if connection is None:
+            return "its process is gone"
+        try:
+            connection.send_bytes(
+                CALL.pack(item, tensors.frame) + (pickle.dumps(tensors.beside) if tensors.beside else b"")
+            )
+            if not connection.poll(self.seconds):
+                return f"its process did not answer within {self.seconds:g} s"
+            reply = connection.recv_bytes()
+        except (OSError, EOFError):
+            return f"its process ended ({self._how_it_ended()})"
+        if reply[:1] == BESIDE:
+            tensors.beside |= pickle.loads(reply[1:])
+        elif reply[:1] == REFUSED:
+            what, where, remedy = pickle.loads(reply[1:])
+            raise StageError(what, f"{self.recipe.segment}, item {item} ({where})", remedy)
+        return None
+
+    def _how_it_ended(self) -> str:
+        process = self._process
+        try:
+            code = process.wait(5) if process else 0
+        except subprocess.TimeoutExpired:
+            return "it closed its connection"
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _restart(self, reason: str) -> None:
+        with self._lock:
+            self._end()
+            if self._closed or not self.restarts_left:
+                raise WorkerLost(f"{self.recipe.segment} on {self.recipe.device}: {reason}")
+            self.restarts_left -= 1
+        _LOG.warning(
+            "%s on %s: %s; started anew, %d more times at most", self.recipe.segment, self.recipe.device, reason,
+            self.restarts_left,
+        )  # fmt: skip
+        try:
+            self._start()
+        except BalancerError as error:
+            self.restarts_left = 0
+            raise WorkerLost(f"{self.recipe.segment} on {self.recipe.device}: {error}") from error
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        passed = (theirs.fileno(), self.frames.fd)
+        command = [sys.executable, "-m", "balancer.runtime.host", *map(str, passed)]
+        with self._lock:
+            if self._closed:
+                raise WorkerLost("the pipeline was stopped")
+            # A session of its own: Ctrl-C is the parent's to answer.
+            self._process = subprocess.Popen(
+                command, pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL, env=_environment()
+            )
+            theirs.close()
+            self._connection = Connection(ours.detach())
+        self._greet()
+
+    def _greet(self) -> None:
+        """Hand the process its work, and wait until it has opened what it needs."""
+        connection = self._connection
+        assert connection is not None
+        what = "its process ended before it had opened"
+        try:
+            connection.send_bytes(pickle.dumps((self.recipe, self.frames.layout, self.frames.count)))
+            if connection.poll(OPENING_S):
+                reply = connection.recv_bytes()
+                if reply[:1] == OK:
+                    return
+                what = ": ".join(pickle.loads(reply[1:])[1::-1])
+        except (OSError, EOFError):
+            what = f"its process ended while it opened ({self._how_it_ended()})"
+        with self._lock:
+            self._end()
+        where = f"{self.recipe.segment} on {self.recipe.device}"
+        raise StageError(what, where, "see `balancer devices`, which names what is wrong")
+
+    def _end(self) -> None:
+        """With the lock held."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the modules that we can import."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
