@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from balancer.balancing.comparing import COPIES, DEFAULT, comparison
 from balancer.balancing.setting import Setting, open_setting
-from balancer.cost.profile import OpCosts, Profile
+from balancer.balancing.simulating import perturbed
 from balancer.errors import BalancerError, InfeasibleError
 from balancer.solve import Options, Pipeline, solve, steady_rate
 
@@ -45,9 +44,6 @@ SINGLE = Options(max_pipelines=1, max_replicas=1)
 CHAIN, DOWNSETS, REPLICAS, OURS = "chain", "down-sets", "replicas", "pipelines"
 WAYS = {DOWNSETS: "down-sets", REPLICAS: "with replicas", OURS: "with pipelines side by side"}
 BASES = {CHAIN: "intervals", DEFAULT: "the compiler's rule", COPIES: "copies"}
-_STREAMING = ("stream_ns_per_mib",)
-_TRANSFERS = ("input_ns_per_mib", "output_ns_per_mib")
-_LESS_ROOM = 0.85
 
 
 @dataclass
@@ -99,27 +95,6 @@ def plans(setting: Setting, n_tpus: int) -> Iterator[tuple[str, Sequence[Pipelin
             yield name, solve(setting.problem(n_tpus), options).pipelines
         except InfeasibleError:  # noqa: PERF203
             continue
-
-
-def perturbed(setting: Setting, seed: int) -> Setting:
-    """The same model on hardware that differs from what the plans were made for."""
-    draw = random.Random(f"{setting.graph.name} {seed}")
-    factors = {kind: 2 ** draw.uniform(-1, 1) for kind in sorted({op.type for op in setting.graph.ops})}
-    ns = {}
-    for op in setting.graph.ops:
-        base = (
-            setting.costs.cpu[op.index] if setting.costs.unmapped >> op.index & 1 else setting.costs.compute[op.index]
-        )
-        ns[op.index] = OpCosts(ns=round(base * factors[op.type]))
-    stream, transfer = draw.uniform(0.7, 1.3), draw.uniform(0.7, 1.3)
-    hardware = setting.hardware
-    changes = {name: round(getattr(hardware, name) * stream) for name in _STREAMING}
-    changes |= {name: round(getattr(hardware, name) * transfer) for name in _TRANSFERS}
-    room = round(hardware.wide_bytes_per_tile * _LESS_ROOM)
-    changed = replace(
-        hardware, **changes, wide_bytes_per_tile=room, dense_tile_bytes=min(room, hardware.dense_tile_bytes)
-    )
-    return Setting(setting.data, setting.origin, setting.graph, changed, Profile(label=f"seed {seed}", ops=ns))
 
 
 class Run:

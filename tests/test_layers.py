@@ -19,7 +19,7 @@ RANK = {
 }  # fmt: skip
 ERRORS_ALONE = {"solve", "plan", "inputs"}
 NEVER_BOTH = [{"tflite", "cost"}, {"verification", "compiler", "runtime"}]
-LATE = {"ortools", "networkx", "rich", "scipy", "matplotlib", "ai_edge_litert", "tflite_runtime"}
+LATE = {"ortools", "networkx", "rich", "scipy", "matplotlib", "ai_edge_litert", "tflite_runtime", "PIL"}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

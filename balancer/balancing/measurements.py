@@ -2,7 +2,7 @@
 
 Two formats. The published one: synthetic models by family and width, with the layers of each segment and how inputs
 were fed. The simple one, `plan,stage,measured_ms`: a plan file beside the CSV, the name of one of its segments, and
-its time in milliseconds.
+its time in milliseconds. A plan file with measured segments is taken as well.
 """
 
 from __future__ import annotations
@@ -87,11 +87,13 @@ class StageRow:
 
 
 def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
-    """The rows of a CSV file that can be predicted: of the published format those with `use` = 1, a known split and
-    feeding.
+    """The rows of a file that can be predicted: of the published CSV format those with `use` = 1, a known split and
+    feeding; of a plan file its measured segments.
 
     Raises MeasurementError where the file cannot be read, has neither format, or a row is not what it should be.
     """
+    if path.suffix == ".json":
+        return _measured_segments(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -104,6 +106,15 @@ def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
     if columns >= _SIMPLE:
         return [_checked(_stage_row, row, path, k) for k, row in enumerate(rows, start=2)]
     raise MeasurementError("has neither format's columns", str(path), "give plan,stage,measured_ms")
+
+
+def _measured_segments(path: Path) -> list[StageRow]:
+    """What `balancer tune` or `bench` has measured of a plan."""
+    plan, (graph, sets) = load_plan(path), _plan_ops(path)
+    rows = [StageRow(graph, sets[s.name], float(s.measured.stage_ns)) for s in plan.segments if s.measured]
+    if not rows:
+        raise MeasurementError("has no measured segments", str(path), "run `balancer tune` on the plan first")
+    return rows
 
 
 _R = TypeVar("_R", SyntheticRow, StageRow)

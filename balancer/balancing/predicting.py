@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from balancer.balancing.setting import Setting
     from balancer.cost.hardware import Hardware
     from balancer.plan import Plan
 
@@ -37,10 +38,18 @@ def predict(
                 f"segment {k}",
                 "move its cuts",
             )
+    plan = partition_plan(setting, partition)
+    if plan is None:
+        raise PlanError("cannot be costed", "the partition", "move its cuts")
+    return plan
+
+
+def partition_plan(setting: Setting, partition: Sequence[OpSet]) -> Plan | None:
+    """The plan of one pipeline of single TPUs with these segments; None where one of them may not stand."""
     pipeline = Pipeline(tuple(Stage(ops, setting.hardware.name) for ops in partition))
     value = evaluate(setting.problem(len(partition)), [pipeline])
     if value is None:
-        raise PlanError("cannot be costed", "the partition", "move its cuts")
+        return None
     given = Solution(solver="given", pipelines=(pipeline,), value=value, bound_ns=0, over="nothing")
     return assemble(setting, given, len(partition), ())
 

@@ -53,7 +53,7 @@ def save_compiled(plan: Plan) -> Plan:
     target = plan.directory
     if target is None:
         raise PlanError("is not saved", "plan", "save the plan to a directory first")
-    saved = replace(plan, segments=tuple(_with_files(s) for s in plan.segments), made={})
+    saved = replace(plan, segments=tuple(_with_files(s, plan.made) for s in plan.segments), made={})
     with _directory(target), _partial(target) as partial:
         for name, content in plan.made.items():
             (partial / name).write_bytes(content)
@@ -76,9 +76,9 @@ def compiled_files(plan: Plan) -> dict[str, bytes]:
     return files | plan.made
 
 
-def _with_files(segment: Segment) -> Segment:
-    """With the names that its compiled file and its log have in a plan's directory."""
-    if segment.reported is None:
+def _with_files(segment: Segment, made: Mapping[str, bytes]) -> Segment:
+    """With the names that its compiled file and its log have in a plan's directory, where they were made."""
+    if segment.reported is None or segment.compiled_name not in made:
         return segment
     return replace(segment, reported=replace(segment.reported, file=segment.compiled_name, log=segment.log_name))
 
@@ -199,7 +199,8 @@ def _write(plan: Plan, data: bytes, compiled: Mapping[str, bytes], partial: Path
     for segment, content in segment_files(plan, data):
         file = f"{segment.name}.tflite"
         (partial / file).write_bytes(content)
-        segments.append(_with_files(replace(segment, file=file, sha256=hashlib.sha256(content).hexdigest())))
+        named = replace(segment, file=file, sha256=hashlib.sha256(content).hexdigest())
+        segments.append(_with_files(named, compiled))
     for name, content in compiled.items():
         (partial / name).write_bytes(content)
     saved = replace(plan, segments=tuple(segments), model=replace(plan.model, file=model), made={})

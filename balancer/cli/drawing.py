@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 80
 _KIB, _MIB = 1 << 10, 1 << 20
-_LEFT = {"", "ops", "type", "mapped", "tensor", "constant"}
+_LEFT = {"", "devices", "ops", "type", "mapped", "tensor", "constant"}
 _CUT_SHORT = {
     "interrupted": "interrupted, the best so far",
     "limit_reached": "a limit was reached, the best so far",
@@ -35,7 +35,7 @@ _CUT_SHORT = {
 _FOLDED = {"ops", "mapped", "tensor"}
 
 
-class _Table:
+class Listing:
     """A table in 80 columns, whether piped or not. Cells are plain text: a model's names may hold anything."""
 
     def __init__(self, title: str, headings: tuple[str, ...]) -> None:
@@ -97,7 +97,7 @@ def _stage_table(plan: Plan, alike: list[Pipeline]) -> None:
     pipeline = alike[0]
     times = f"{len(alike)} pipelines, each of " if len(alike) > 1 else "1 pipeline of "
     count = len(pipeline.stages)
-    table = _Table(
+    table = Listing(
         f"{times}{count} {'stage' if count == 1 else 'stages'}, predicted",
         ("stage", "ops", "TPUs", "cached", "streamed", "in", "out", "ms"),
     )
@@ -120,7 +120,7 @@ def _stage_table(plan: Plan, alike: list[Pipeline]) -> None:
 
 def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
     """The ways to use the TPUs, with their speed-ups. The compiler's rule is marked as the stand-in that it is."""
-    table = _Table(f"{n_tpus} TPUs, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
+    table = Listing(f"{n_tpus} TPUs, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
     for row in rows:
         table.row(row.name + (" (*)" if row.stand_in else ""), *_figures(row))
     table.print()
@@ -142,7 +142,7 @@ def _figures(row: ComparisonRow) -> list[str]:
 def reported(plan: Plan) -> None:
     """What the compiler reported of each segment, each figure beside the predicted one."""
     versions = sorted({s.reported.compiler_version for s in plan.segments if s.reported})
-    table = _Table(
+    table = Listing(
         f"reported by edgetpu_compiler {', '.join(versions)}, beside predicted" if versions else "nothing was compiled",
         ("", "cached", "(pred.)", "streamed", "(pred.)", "room", "(pred.)", "CPU"),
     )
@@ -171,7 +171,7 @@ def round_line(found: Round) -> str:
 
 def sizing(found: Sizing) -> None:
     """What ever more TPUs give, and how many are worth having."""
-    table = _Table("predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
+    table = Listing("predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
     for row in found.rows:
         if row.throughput_per_s is None or row.latency_ns is None or row.overflow_bytes is None:
             table.row(str(row.n_tpus), "", "cannot be", "", "")
@@ -225,7 +225,7 @@ def graph(graph: Graph) -> None:
     print(
         f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, {graph.macs / 1e6:.1f} million MACs"
     )
-    table = _Table("", ("op", "type", "parameters", "MACs", "output bytes", "mapped"))
+    table = Listing("", ("op", "type", "parameters", "MACs", "output bytes", "mapped"))
     for row in graph_document(graph)["ops"]:
         mapped = "folded" if row["folded"] else "yes" if row["mapped"] else f"no: {row['reason']}"
         table.row(*(str(row[k]) for k in ("index", "type", "parameter_bytes", "macs", "output_bytes")), mapped)
@@ -239,7 +239,7 @@ def package(package: Package) -> None:
         f"{size(package.streamed_bytes)} streamed,\n{size(package.instruction_bytes)} of instructions, "
         f"{size(package.narrow_bytes_per_tile)} of narrow memory a tile; needs runtime {package.min_runtime_version}"
     )
-    table = _Table("", ("", "tensor", "type", "shape", "bytes"))
+    table = Listing("", ("", "tensor", "type", "shape", "bytes"))
     for side, layers in (("in", package.inputs), ("out", package.outputs)):
         for layer in layers:
             table.row(side, layer.name, layer.dtype, "x".join(map(str, layer.shape)), str(layer.size_bytes))
@@ -252,7 +252,7 @@ def report(found: Report) -> None:
     verdict = {True: "succeeded", False: "failed", None: "without a verdict"}[found.succeeded]
     print(f"reported by edgetpu_compiler {found.version or '(no version line)'}: {verdict}")
     for model in found.models:
-        table = _Table(model.output_file or model.input_file or "", ("", "reported"))
+        table = Listing(model.output_file or model.input_file or "", ("", "reported"))
         for name in ("cached_bytes", "remaining_bytes", "streamed_bytes", "subgraphs", "ops", "cpu_ops"):
             value = getattr(model, name)
             text = "not said" if value is None else size(value) if name.endswith("bytes") else str(value)
@@ -266,7 +266,7 @@ def report(found: Report) -> None:
 
 def calibration(found: Calibration) -> None:
     """The fitted constants with their errors."""
-    table = _Table("fitted to measured times", ("constant", "before", "fitted", "error"))
+    table = Listing("fitted to measured times", ("constant", "before", "fitted", "error"))
     for constant in found.constants:
         table.row(constant.name, str(constant.before), str(constant.value), f"{100 * constant.error:.1f} %")
     table.print()

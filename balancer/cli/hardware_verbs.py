@@ -17,8 +17,8 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        metavar="FILE.csv",
-        help="columns plan,stage,measured_ms, or those of the published measurements",
+        metavar="FILE",
+        help="CSV with columns plan,stage,measured_ms or those of the published measurements, or a measured plan",
     )
     parser.add_argument("--from", dest="start", default="pcie", metavar="PRESET", help="where to start; default pcie")
     parser.add_argument("-o", "--output", metavar="HARDWARE.json", help="write the hardware file that --hardware takes")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from balancer.cli import compile_verb, hardware_verbs, model_verbs, plan_verbs
+from balancer.cli import compile_verb, hardware_verbs, model_verbs, plan_verbs, run_verbs
 from balancer.cli.arguments import Verb
 
 VERBS = (
@@ -27,6 +27,10 @@ VERBS = (
         plan_verbs.verify_arguments,
         plan_verbs.verify,
     ),
+    Verb("devices", "the Edge TPUs of this machine", run_verbs.devices_arguments, run_verbs.devices),
+    Verb("run", "run a plan on arrays or pictures", run_verbs.run_arguments, run_verbs.run),
+    Verb("bench", "measure a plan: rate, latency, every stage", run_verbs.bench_arguments, run_verbs.bench),
+    Verb("tune", "measure, correct the costs, solve again", run_verbs.tune_arguments, run_verbs.tune),
     Verb("inspect", "a model, or a compiled one", model_verbs.inspect_arguments, model_verbs.inspect),
     Verb("profile", "write what each op costs, to be edited", model_verbs.profile_arguments, model_verbs.profile),
     Verb(

@@ -15,6 +15,7 @@ from balancer.plan.records import (
     PlanPrediction,
     Segment,
     SegmentInput,
+    SegmentMeasurement,
     SegmentPrediction,
     SegmentReport,
     SolverReport,
@@ -23,6 +24,6 @@ from balancer.plan.records import (
 
 __all__ = [
     "BoundaryTensor", "ComparisonRow", "HardwareInfo", "ModelInfo", "OpOnCpu", "Pipeline", "PipelinePrediction",
-    "Plan", "PlanPrediction", "Segment", "SegmentInput", "SegmentPrediction", "SegmentReport", "SolverReport",
-    "Stage", "file_bytes", "load_plan", "op_ranges", "parse_op_ranges", "plan_text", "pycoral_obstacle",
+    "Plan", "PlanPrediction", "Segment", "SegmentInput", "SegmentMeasurement", "SegmentPrediction", "SegmentReport",
+    "SolverReport", "Stage", "file_bytes", "load_plan", "op_ranges", "parse_op_ranges", "plan_text", "pycoral_obstacle",
 ]  # fmt: skip

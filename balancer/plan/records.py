@@ -97,6 +97,18 @@ class SegmentReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentMeasurement:
+    """What a segment took on a device. stage_ns: median, busy for one input. runs: how many were measured. source:
+    "device", "simulated", "recorded" or "cpu".
+    """
+
+    stage_ns: int
+    runs: int
+    device: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """ops: closed ranges, "0-11,14". reported: what the compiler said. measured: on a device."""
 
@@ -108,7 +120,7 @@ class Segment:
     outputs: tuple[BoundaryTensor, ...]
     predicted: SegmentPrediction
     reported: SegmentReport | None = None
-    measured: dict[str, Any] | None = None
+    measured: SegmentMeasurement | None = None
 
     @property
     def compiled_name(self) -> str:

@@ -1,0 +1,139 @@
+"""Where stage times come from: a pipeline of devices, simulated ones, another truth, or a recorded file. One form.
+
+A source takes a plan and says what each of its segments takes, and what a compiler reports of their memory, where it
+knows. What was measured once is not measured again by the same source.
+"""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+from balancer.balancing.compiling import compile_plan
+from balancer.balancing.saving import save
+from balancer.balancing.simulating import report_of
+from balancer.errors import CompilerError, MeasurementError
+from balancer.graph import OpSet, op_set
+from balancer.inputs import random_items
+from balancer.plan import Plan, SegmentMeasurement, load_plan, parse_op_ranges
+from balancer.runtime.measuring import SIMULATED, measure, segment_measurements
+from balancer.runtime.pipeline import Pipeline, RunOptions
+from balancer.runtime.recipes import Simulation
+from balancer.runtime.simulated import Behaviour
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from balancer.balancing.setting import Setting
+    from balancer.compiler import Compiler
+
+RECORDED = "recorded"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """plan: with measured segments, and reports where the source knows them. throughput_per_s: None where it is not
+    measured by itself.
+    """
+
+    plan: Plan
+    throughput_per_s: float | None = None
+
+
+class Source(Protocol):
+    def __call__(self, plan: Plan) -> Seen:
+        """Measure a plan's segments. Raises BalancerError where that cannot be."""
+
+
+def segment_sets(plan: Plan) -> dict[str, OpSet]:
+    """The ops of each segment."""
+    return {s.name: op_set(parse_op_ranges(s.ops, plan.model.ops)) for s in plan.segments}
+
+
+@dataclass(frozen=True, slots=True)
+class TrueCosts:
+    """A truth that is known: other costs than the planner's."""
+
+    truth: Setting
+
+    def __call__(self, plan: Plan) -> Seen:
+        sets, segments = segment_sets(plan), []
+        for segment in plan.segments:
+            terms = self.truth.costs.terms(sets[segment.name])
+            measured = SegmentMeasurement(stage_ns=terms.stage_ns, runs=1, device="sim", source=SIMULATED)
+            segments.append(replace(segment, reported=report_of(terms), measured=measured))
+        return Seen(replace(plan, segments=tuple(segments)))
+
+    def behaviours(self, plan: Plan) -> dict[str, Behaviour]:
+        """How simulated TPUs behave with the plan's segments."""
+        seen = self(plan).plan.segments
+        return {s.name: Behaviour(stage_ns=s.measured.stage_ns) for s in seen if s.measured}
+
+
+@dataclass(slots=True)
+class RecordedTimes:
+    """The simple file: columns plan,stage,measured_ms; plan is a plan file beside it, stage one of its segments."""
+
+    path: Path
+    known: dict[tuple[str, OpSet], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    plan = load_plan(self.path.parent / row["plan"])
+                    ops = segment_sets(plan)[row["stage"]]
+                    self.known[plan.model.sha256, ops] = round(float(row["measured_ms"]) * 1e6)
+        except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError) as error:
+            what = f"cannot be read ({error})"
+            raise MeasurementError(what, str(self.path), "give columns plan,stage,measured_ms") from error
+
+    def __call__(self, plan: Plan) -> Seen:
+        sets, segments = segment_sets(plan), []
+        for segment in plan.segments:
+            ns = self.known.get((plan.model.sha256, sets[segment.name]))
+            if ns is None:
+                what = f"holds no time of the segment with ops {segment.ops}"
+                raise MeasurementError(what, str(self.path), "measure it, and add a row")
+            measured = SegmentMeasurement(stage_ns=ns, runs=1, device="file", source=RECORDED)
+            segments.append(replace(segment, measured=measured))
+        return Seen(replace(plan, segments=tuple(segments)))
+
+
+@dataclass(slots=True)
+class PipelineTimes:
+    """A pipeline on devices, for so many seconds each time. compiler: for Edge TPUs. truth: of simulated ones."""
+
+    devices: str | Sequence[str] | None
+    seconds: float = 5.0
+    options: RunOptions = field(default_factory=RunOptions)
+    compiler: Compiler | None = None
+    truth: TrueCosts | None = None
+
+    def __call__(self, plan: Plan) -> Seen:
+        if self.compiler is not None and not all(s.reported for s in plan.segments):
+            plan = self._compiled(plan, self.compiler)
+        options = self.options
+        if self.truth is not None:
+            plan = replace(self.truth(plan).plan, made=plan.made)
+            options = replace(options, simulation=Simulation(behaviours=self.truth.behaviours(plan)))
+        with tempfile.TemporaryDirectory(prefix="balancer-tune-") as folder:
+            saved = save(replace(plan, segments=tuple(replace(s, measured=None) for s in plan.segments)), folder)
+            with Pipeline(saved, self.devices, options) as pipeline:
+                found = measure(pipeline, random_items(pipeline.interface.inputs, 4), seconds=self.seconds)
+        return Seen(with_measured(plan, segment_measurements(found)), found.throughput_per_s)
+
+    def _compiled(self, plan: Plan, compiler: Compiler) -> Plan:
+        done = compile_plan(replace(plan, directory=None), compiler)
+        if done.refused:
+            first = done.refused[0]
+            raise CompilerError(f"cannot be compiled: {first.reason}", first.name, first.remedy)
+        return done.plan
+
+
+def with_measured(plan: Plan, measured: Mapping[str, SegmentMeasurement]) -> Plan:
+    """The plan with these in its segments."""
+    return replace(plan, segments=tuple(replace(s, measured=measured.get(s.name)) for s in plan.segments))

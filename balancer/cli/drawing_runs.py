@@ -1,0 +1,75 @@
+"""What running and measuring show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from balancer.cli.drawing import Listing, milliseconds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balancer.balancing.tuning import Tuned, TuneRound
+    from balancer.runtime.devices import Device
+    from balancer.runtime.measuring import Measurement
+    from balancer.solve.bisection import Bisection
+
+
+def devices(found: Sequence[Device]) -> None:
+    """The Edge TPUs of this machine."""
+    if not found:
+        print("no Edge TPU is seen here: no /sys/class/apex, no USB device 1a6e:089a or 18d1:9302;")
+        print("`--devices sim` simulates as many as a plan needs")
+        return
+    for device in found:
+        heat = f", {device.celsius:.1f} C" if device.celsius is not None else ""
+        print(f"{device.name}: {device.path}{heat}: {device.problem or 'works'}")
+        if device.remedy:
+            print(f"    {device.remedy}")
+
+
+def measurement(found: Measurement) -> None:
+    """The table of stages, and the rates."""
+    table = Listing(
+        f"measured ({found.source}), {found.items} items in {found.seconds:.1f} s",
+        ("pipeline", "stage", "devices", "predicted ms", "ms", "queued ms", "share"),
+    )
+    for stage in found.stages:
+        table.row(
+            str(stage.pipeline), str(stage.stage), " ".join(dict.fromkeys(stage.devices)), milliseconds(stage.predicted_ns),
+            milliseconds(stage.stage_ns), milliseconds(stage.queued_ns), f"{100 * stage.share:.0f} %",
+        )  # fmt: skip
+    table.print()
+    print(f"bottleneck: {found.bottleneck} (predicted: {found.predicted_bottleneck})")
+    print(
+        f"throughput: {found.throughput_per_s:.1f} inferences/s measured, {found.predicted_throughput_per_s:.1f} predicted"
+    )
+    spread = found.latency
+    print(
+        f"latency:    {milliseconds(found.latency_ns)} ms measured (median of {spread.count} inputs alone; p90 "
+        f"{milliseconds(spread.p90)}), {milliseconds(found.predicted_latency_ns)} predicted"
+    )
+    print(f"first inference: {milliseconds(found.first_inference_ns)} ms")
+    if found.failures:
+        print(f"failed: {found.failures} of {found.items}")
+
+
+def round_line(found: TuneRound) -> str:
+    """One round of measuring and solving."""
+    return (
+        f"round {found.number}: {found.segments} segments; {found.predicted_per_s:.1f}/s predicted, "
+        f"{found.measured_per_s:.1f}/s measured; stages off by up to {100 * found.worst:.1f} %"
+    )
+
+
+def tuned(found: Tuned, beside: Bisection | None) -> None:
+    """What tuning has brought."""
+    best = max(found.rounds, key=lambda r: r.measured_per_s)
+    print(
+        f"best: round {best.number}, {best.measured_per_s:.1f}/s measured, {found.gain:.3f} times the first plan's rate"
+    )
+    if beside is not None:
+        print(
+            f"profiling bisection: {1e9 / beside.slowest_ns:.1f}/s with {len(beside.cuts) + 1} single TPUs, after "
+            f"{beside.rounds} rounds and {beside.measured} measured segments"
+        )

@@ -1,0 +1,80 @@
+"""The arguments that say on what a plan runs, and what is true of simulated TPUs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from balancer.cli.arguments import whole_number
+from balancer.cli.solver_options import positive
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from balancer.inputs import Item
+    from balancer.plan import Plan
+    from balancer.runtime.pipeline import RunOptions
+    from balancer.runtime.recipes import Simulation
+
+OUTPUTS = ("none", "live", "recorded")
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("plan", metavar="PLAN.json", help="a plan file in its directory")
+
+
+def add_devices(parser: argparse.ArgumentParser, outputs: str) -> None:
+    """--devices and what belongs to it. outputs: what simulated TPUs give by default."""
+    parser.add_argument(
+        "--devices", metavar="D,D", help="a device for each TPU: usb:0,pci:1; or usb, pci, cpu or sim for all; default: "
+        "the Edge TPUs of this machine",
+    )  # fmt: skip
+    parser.add_argument(
+        "--processes", action="store_true", help="every device in a process of its own, as Edge TPUs are"
+    )
+    parser.add_argument(
+        "--item-timeout", type=positive, default=60.0, metavar="S", help="for one inference on a TPU; default 60"
+    )
+    group = parser.add_argument_group("simulated TPUs (--devices sim)")
+    group.add_argument(
+        "--sim-outputs", choices=OUTPUTS, default=outputs,
+        help=f"none, computed live on the CPU, or computed before and replayed; default {outputs}",
+    )  # fmt: skip
+    group.add_argument(
+        "--sim-errors", type=whole_number(0, 1 << 31), metavar="SEED",
+        help="TPUs that differ from the cost model: factors by op type, less room, other links; default: as predicted",
+    )  # fmt: skip
+    group.add_argument("--sim-jitter", type=positive, default=0.0, metavar="SHARE", help="of each latency, 0.02 say")
+
+
+def run_options(
+    arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item], *, on_error: str = "stop"
+) -> RunOptions:
+    """inputs: those that recorded outputs are of."""
+    from balancer.runtime.pipeline import RunOptions
+
+    return RunOptions(
+        on_error=on_error, processes=arguments.processes, seconds=arguments.item_timeout,
+        simulation=_simulation(arguments, plan, inputs),
+    )  # fmt: skip
+
+
+def _simulation(arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item]) -> Simulation:
+    from dataclasses import replace
+
+    from balancer.runtime.recipes import Simulation
+    from balancer.runtime.recording import recorded_outputs
+    from balancer.runtime.simulated import Behaviour
+
+    if not arguments.devices or "sim" not in arguments.devices:
+        return Simulation()
+    behaviours = {s.name: Behaviour(stage_ns=s.predicted.stage_ns) for s in plan.segments}
+    if arguments.sim_errors is not None:
+        from balancer.balancing.simulating import perturbed
+        from balancer.balancing.sources import TrueCosts
+        from balancer.balancing.tuning import setting_of
+
+        behaviours = TrueCosts(perturbed(setting_of(plan), arguments.sim_errors)).behaviours(plan)
+    jitter = {name: replace(b, jitter=arguments.sim_jitter) for name, b in behaviours.items()}
+    recordings = recorded_outputs(plan, inputs) if arguments.sim_outputs == "recorded" else None
+    return Simulation(behaviours=jitter, outputs=arguments.sim_outputs, recordings=recordings)

@@ -1,0 +1,31 @@
+"""What a plan's segments compute on a CPU, to be replayed by simulated TPUs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from balancer.interpreter import open_interpreter
+from balancer.plan import file_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balancer.inputs import Item
+    from balancer.plan import Plan
+
+
+def recorded_outputs(plan: Plan, items: Sequence[Item]) -> dict[str, tuple[dict[str, Any], ...]]:
+    """By segment its outputs for each of the items. Raises PlanError or InterpreterError where it cannot be run."""
+    found: dict[str, tuple[dict[str, Any], ...]] = {}
+    for partition in plan.partitions():
+        values = [dict(item) for item in items]
+        for segment in partition:
+            interpreter = open_interpreter(file_bytes(plan, segment.file or "", segment.sha256))
+            outputs = []
+            for tensors in values:
+                interpreter.run([tensors[name] for name in interpreter.input_names])
+                outputs.append(dict(zip(interpreter.output_names, interpreter.outputs(), strict=True)))
+                tensors |= outputs[-1]
+            found[segment.name] = tuple(outputs)
+            interpreter.close()
+    return found
