@@ -82,6 +82,13 @@ class _Channel:
             self._items.append(job)
             self._filled.notify()
 
+    def await_room(self, timeout: float | None) -> None:
+        """Raises TimeoutError, or Stopped once it is dropped."""
+        with self._freed:
+            _wait(self._freed, lambda: len(self._items) < self._room or self._closed, timeout)
+            if self._dropped:
+                raise Stopped
+
     def get(self) -> _Job:
         """Waits for an item. Raises Finished once it is closed and empty."""
         with self._filled:
@@ -179,11 +186,15 @@ class _Results:
         return self._entered - self._taken
 
 
+def _left(end: float | None) -> float | None:
+    return None if end is None else max(0.0, end - monotonic())
+
+
 def _wait(condition: Condition, met: Callable[[], bool], timeout: float | None) -> None:
     end = None if timeout is None else monotonic() + timeout
     while not met():
-        left = None if end is None else end - monotonic()
-        if left is not None and left <= 0:
+        left = _left(end)
+        if left == 0:
             raise TimeoutError
         condition.wait(left)
 
@@ -221,10 +232,17 @@ class Workers:
 
     def put_made(self, make: Callable[[int], Any], timeout: float | None = None) -> int:
         """The same for an item that is made from its number, once there is room for it."""
-        with self._lock:  # numbers go into the queue in their order
-            number = self.results.enter(timeout)
+        end = None if timeout is None else monotonic() + timeout
+        # One at a time: numbers go into the queue in their order, and the room that one has seen stays its own.
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise TimeoutError
+        try:
+            self._first.await_room(_left(end))
+            number = self.results.enter(_left(end))
             self._first.put(_Job(number, make(number), perf_counter_ns()))
             return number
+        finally:
+            self._lock.release()
 
     def get(self, timeout: float | None = None) -> Any:
         """The next result or Failure. Raises TimeoutError, Stopped, or Finished after the last one."""

@@ -30,7 +30,7 @@ from balancer.tflite import flatbuffer
 from balancer.tflite.cut import Cutter
 from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import EDGETPU_CUSTOM_OP, IDENTIFIER, Model
-from balancer.tflite.package import read_package
+from balancer.tflite.package import is_compiled, read_package
 from balancer.tflite.schema import schema
 
 VERSION = "16.0.384591198"
@@ -281,7 +281,7 @@ def size(count: int) -> str:
 
 
 def report(options: Namespace, source: Path, data: bytes, out: Path, made: bytes, truth: Truth) -> None:
-    package = read_package(made, name="", where="") if truth.on_cpu != truth.graph.all_ops else None
+    package = read_package(made, name="", where="") if is_compiled(made, "") else None
     cached = package.cached_bytes if package else 0
     streamed = package.streamed_bytes if package else 0
     left = max(0, truth.terms.capacity_bytes - cached)

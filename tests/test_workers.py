@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from balancer.workers import Failure, run_all, running
+from balancer.workers import Failure, Finished, Stopped, Work, WorkerLost, Workers, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +84,149 @@ def test_no_more_items_are_taken_than_the_line_holds() -> None:
     assert list(results) == list(range(1, 100))
 
 
-def test_leaving_with_a_full_line_ends_all_threads() -> None:
-    with running([lambda x: x] * 2, 1) as (first, _):
-        for i in range(3):
-            first.put(i)
+def _numbers(workers: Workers, count: int) -> list[object]:
+    feeder = threading.Thread(target=lambda: [workers.put(i) for i in range(count)] and workers.finish())
+    feeder.start()
+    found: list[object] = []
+    with suppress(Finished):
+        while True:
+            found.append(workers.get(10))
+    feeder.join()
+    workers.join()
+    return found
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=3), min_size=1, max_size=3), st.integers(1, 3),
+    st.integers(1, 60), st.integers(0, 1 << 30),
+)  # fmt: skip
+def test_order_is_kept_with_replicas_and_lines_side_by_side(
+    shape: list[list[int]], depth: int, count: int, seed: int
+) -> None:
+    """Whatever each worker takes: every item comes out once, in order, having passed each stage of one line."""
+    dice = random.Random(seed)
+
+    def work(line: int, stage: int) -> Work:
+        def one(value: list[tuple[int, int]] | int) -> list[tuple[int, int]]:
+            if dice.random() < 0.2:
+                time.sleep(dice.random() / 500)
+            passed = [] if isinstance(value, int) else value
+            return [*passed, (line, stage)]
+
+        return one
+
+    lines = [[[work(i, k) for _ in range(n)] for k, n in enumerate(stages)] for i, stages in enumerate(shape)]
+    found = _numbers(Workers(lines, depth=depth), count)
+    assert len(found) == count
+    for passed in found:
+        (line,) = {place[0] for place in passed}  # type: ignore[attr-defined]
+        assert [place[1] for place in passed] == list(range(len(shape[line])))  # type: ignore[attr-defined]
+
+
+def test_results_are_those_of_the_items_in_their_order() -> None:
+    dice = random.Random(1)
+
+    def work(item: int) -> int:
+        time.sleep(dice.random() / 200)
+        return item * item
+
+    assert _numbers(Workers([[[work] * 4], [[work] * 2]]), 100) == [i * i for i in range(100)]
+
+
+def test_a_failure_names_line_stage_and_item() -> None:
+    def work(item: int) -> int:
+        if item == 5:
+            raise ValueError("five")
+        return item
+
+    found = _numbers(Workers([[[lambda x: x], [work]]]), 8)
+    failure = found[5]
+    assert isinstance(failure, Failure)
+    assert (failure.line, failure.stage, failure.item) == (0, 1, 5)
+    assert [x for x in found if not isinstance(x, Failure)] == [0, 1, 2, 3, 4, 6, 7]
+
+
+def test_a_lost_worker_leaves_its_item_to_another() -> None:
+    lost: list[int] = []
+
+    def weak(item: int) -> int:
+        if item >= 3 and not lost:
+            lost.append(item)
+            raise WorkerLost("gone")
+        time.sleep(0.001)
+        return item
+
+    assert _numbers(Workers([[[weak, weak], [lambda x: x]]]), 40) == list(range(40))
+    assert len(lost) == 1
+
+
+def test_the_last_worker_of_a_stage_stays_and_fails() -> None:
+    def gone(item: int) -> int:
+        raise WorkerLost("gone")
+
+    found = _numbers(Workers([[[gone, gone, gone]]]), 10)
+    assert all(isinstance(x, Failure) for x in found)
+    assert len(found) == 10
+
+
+def test_putting_waits_for_room_and_gives_up_in_time() -> None:
+    gate = threading.Event()
+
+    def work(item: int) -> int:
+        gate.wait(10)
+        return item
+
+    workers = Workers([[[work]]], depth=1)
+    put = 0
+    with pytest.raises(TimeoutError):
+        for _ in range(100):
+            workers.put(put, 0.05)
+            put += 1
+    assert 1 <= put <= 4
+    gate.set()
+    assert [workers.get(5) for _ in range(put)] == list(range(put))
+    with pytest.raises(TimeoutError):
+        workers.get(0.01)
+    workers.stop()
+    workers.join()
+
+
+@pytest.mark.parametrize("where", ["put", "get", "working"])
+def test_stop_wakes_whoever_waits(where: str) -> None:
+    gate = threading.Event()
+
+    def work(item: int) -> int:
+        gate.wait(10)
+        return item
+
+    workers = Workers([[[work], [work]]], depth=1)
+    threading.Timer(0.1, workers.stop).start()
+    with pytest.raises(Stopped):
+        while True:
+            if where == "get":
+                workers.get()
+            else:
+                workers.put(1)
+    gate.set()
+    workers.join()
+    with pytest.raises(Stopped):
+        workers.get()
+
+
+def test_times_add_up() -> None:
+    def work(item: int) -> int:
+        time.sleep(0.005)
+        return item
+
+    workers = Workers([[[work], [work]]])
+    start = time.perf_counter_ns()
+    _numbers(workers, 20)
+    whole = time.perf_counter_ns() - start
+    for times in workers.times[0]:
+        assert times.items == 20
+        assert 20 * 5_000_000 <= times.busy_ns <= whole
+        assert times.busy_ns + times.starved_ns + times.blocked_ns <= whole * 1.05
+        assert len(times.samples) == 20
+    workers.reset_times()
+    assert workers.times[0][0].items == 0

@@ -24,7 +24,7 @@ from balancer.runtime.recipes import Interface, Simulation, interface, plan_mode
 from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
 from balancer.runtime.tensors import FrameTensors, SharedFrames, Tensors, dead_after, layout, lives
-from balancer.workers import Failure, Finished, Stopped, Work, Workers
+from balancer.workers import Failure, Finished, Stopped, Work, WorkerLost, Workers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -294,6 +294,8 @@ class Pipeline:
         if isinstance(failure.error, BalancerError):
             what, _, remedy = failure.error.args
             error = StageError(what, where, remedy)
+        elif isinstance(failure.error, WorkerLost):
+            error = StageError(f"its device is given up: {failure.error}", where, "see `balancer devices`")
         else:
             error = StageError(f"{type(failure.error).__name__}: {failure.error}", where, "see the log")
         error.__cause__ = failure.error

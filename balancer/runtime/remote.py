@@ -41,6 +41,7 @@ class RemoteExecutor:
         self.restarts_left = restarts
         self._lock = threading.Lock()
         self._closed = False
+        self._given_up = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._start()
@@ -78,7 +79,7 @@ class RemoteExecutor:
         """Run one item; what happened to the process, or None. Raises StageError where the segment refuses the item."""
         connection = self._connection
         if connection is None:
-            return "its process is gone"
+            return self._given_up or "its process is gone"
         try:
             connection.send_bytes(
                 CALL.pack(item, tensors.frame) + (pickle.dumps(tensors.beside) if tensors.beside else b"")
@@ -107,6 +108,7 @@ class RemoteExecutor:
         with self._lock:
             self._end()
             if self._closed or not self.restarts_left:
+                self._given_up = reason
                 raise WorkerLost(f"{self.recipe.segment} on {self.recipe.device}: {reason}")
             self.restarts_left -= 1
         _LOG.warning(
