@@ -12,27 +12,29 @@ from typing import TYPE_CHECKING, Any
 from balancer.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from balancer.balancing import balance, compare, compile_plan, predict, save, size, verify
+    from balancer.balancing import balance, compare, compile_plan, predict, save, size, tune, verify
     from balancer.compiler import find_compiler
     from balancer.cost.hardware import Hardware, load_hardware
     from balancer.errors import BalancerError, InfeasibleError, ModelError, PlanError
     from balancer.graph import Graph
     from balancer.plan import Plan, load_plan
+    from balancer.runtime.pipeline import Pipeline, RunOptions
     from balancer.solve import Constraints, Problem, Solution
     from balancer.tflite.read import load_graph
 
 _HOME = {
     "BalancerError": "errors", "Constraints": "solve", "Graph": "graph", "Hardware": "cost.hardware",
-    "InfeasibleError": "errors", "ModelError": "errors", "Plan": "plan", "PlanError": "errors", "Problem": "solve",
-    "Solution": "solve", "balance": "balancing", "compare": "balancing", "compile_plan": "balancing",
-    "find_compiler": "compiler", "load_graph": "tflite.read", "load_hardware": "cost.hardware", "load_plan": "plan",
-    "predict": "balancing", "save": "balancing", "size": "balancing", "verify": "balancing",
+    "InfeasibleError": "errors", "ModelError": "errors", "Pipeline": "runtime.pipeline", "Plan": "plan",
+    "PlanError": "errors", "Problem": "solve", "RunOptions": "runtime.pipeline", "Solution": "solve",
+    "balance": "balancing", "compare": "balancing", "compile_plan": "balancing", "find_compiler": "compiler",
+    "load_graph": "tflite.read", "load_hardware": "cost.hardware", "load_plan": "plan", "predict": "balancing",
+    "save": "balancing", "size": "balancing", "tune": "balancing", "verify": "balancing",
 }  # fmt: skip
 
 __all__ = [
-    "BalancerError", "Constraints", "Graph", "Hardware", "InfeasibleError", "ModelError", "Plan", "PlanError", "Problem",
-    "Solution", "__version__", "balance", "compare", "compile_plan", "find_compiler", "load_graph", "load_hardware",
-    "load_plan", "predict", "save", "size", "verify",
+    "BalancerError", "Constraints", "Graph", "Hardware", "InfeasibleError", "ModelError", "Pipeline", "Plan",
+    "PlanError", "Problem", "RunOptions", "Solution", "__version__", "balance", "compare", "compile_plan",
+    "find_compiler", "load_graph", "load_hardware", "load_plan", "predict", "save", "size", "tune", "verify",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,13 @@ def _noise(spec: InputSpec, generator: np.random.Generator) -> Any:
         limits = np.iinfo(dtype)
         return generator.integers(limits.min, limits.max + 1, spec.shape).astype(dtype)
     return generator.integers(0, 2, spec.shape).astype(dtype)
+
+
+def npz_bytes(arrays: Item) -> bytes:
+    """A .npz file of these arrays by name, as `load_items` reads it."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
 
 
 def load_items(path: Path, specs: Sequence[InputSpec]) -> list[Item]:

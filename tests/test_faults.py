@@ -6,7 +6,6 @@ import gc
 import itertools
 import threading
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -20,6 +19,7 @@ from balancer.runtime.recording import recorded_outputs
 from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
 from balancer.workers import Failure
+from tests.replicas import with_replicas
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,12 +35,7 @@ def test_a_minute_of_failing_hanging_and_dying(tmp_path: Path) -> None:
     model = tmp_path / "net.tflite"
     model.write_bytes(synth.fc(200, layers=8))
     plan = balancer.save(balancer.balance(model, 3, stages=3), tmp_path / "plan")
-    stages = plan.pipelines[0].stages
-    two = tuple(
-        replace(plan.pipelines[0], stages=tuple(replace(s, replicas=n, tpus=t) for s, n, t in zip(stages, counts, tpus, strict=True)))
-        for counts, tpus in (((2, 1, 2), ((0, 1), (2,), (3, 4))), ((1, 1, 1), ((5,), (6,), (7,))))
-    )  # fmt: skip
-    plan = replace(plan, pipelines=two, n_tpus=8)
+    plan = with_replicas(plan, [[2, 1, 2], [1, 1, 1]])
     items = random_items(Pipeline(plan, "sim").interface.inputs, KINDS)
     expected = [next(iter(r.values())).tobytes() for r in recorded_outputs(plan, items)[plan.segments[-1].name]]
     behaviours = {

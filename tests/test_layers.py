@@ -95,9 +95,19 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 def test_running_a_plan_needs_neither_solver_nor_cost_model() -> None:
     loaded = loaded_after(
-        "import balancer.plan, balancer.verification, balancer.workers, balancer.interpreter, balancer.tflite.cut"
+        "import balancer.plan, balancer.verification, balancer.workers, balancer.interpreter, balancer.tflite.cut\n"
+        "import balancer.runtime.pipeline, balancer.runtime.measuring, balancer.runtime.host, balancer.compiler"
     )
     assert not loaded & {"ortools", "networkx", "balancer.cost", "balancer.solve", "balancer.balancing"}
+
+
+def test_the_verbs_for_a_plan_load_neither_solver_nor_cost_model() -> None:
+    """What verify, compile, run and bench import when they run."""
+    loaded = loaded_after(
+        "import balancer.cli.main\nfrom balancer import balancing\n"
+        "balancing.verify, balancing.compile_plan, balancing.save\nimport balancer.runtime.measuring"
+    )
+    assert not loaded & {"ortools", "networkx", "balancer.cost.segment", "balancer.solve"}
 
 
 def test_the_public_names_are_those_listed() -> None:

@@ -31,6 +31,7 @@ from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
 from balancer.workers import Failure
 from tests import edgetpu_compiler, handmade
+from tests.replicas import with_replicas
 from tests.shared import ZOO
 
 if TYPE_CHECKING:
@@ -62,18 +63,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _with_replicas(plan: Plan, replicas: list[list[int]]) -> Plan:
-    """The same partition in several pipelines, its stages with so many TPUs."""
-    tpu, pipelines = itertools.count(), []
-    for counts in replicas:
-        stages = tuple(
-            replace(stage, replicas=n, tpus=tuple(next(tpu) for _ in range(n)))
-            for stage, n in zip(plan.pipelines[0].stages, counts, strict=True)
-        )
-        pipelines.append(replace(plan.pipelines[0], stages=stages))
-    return replace(plan, pipelines=tuple(pipelines), n_tpus=next(tpu))
-
-
 @pytest.fixture(scope="module")
 def plan(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Three stages."""
@@ -102,7 +91,7 @@ def _bytes(results: list[Any]) -> list[list[bytes]]:
     "replicas", [[[1, 1, 1]], [[3, 1, 2]], [[1, 2, 1], [1, 1, 1]]], ids=["plain", "replicas", "two"]
 )
 def test_order_and_bits(plan: Plan, replicas: list[list[int]], processes: bool) -> None:
-    wanted = _with_replicas(plan, replicas)
+    wanted = with_replicas(plan, replicas)
     items = _items(plan, 40)
     with Pipeline(wanted, "cpu", RunOptions(processes=processes)) as pipeline:
         assert _bytes(pipeline.run(items)) == _expected(plan, items)
@@ -117,7 +106,7 @@ def test_simulated_tpus_give_true_outputs(plan: Plan, how: str, processes: bool)
     jitter = {s.name: Behaviour(stage_ns=300_000, jitter=0.5) for s in plan.segments}
     recordings = recorded_outputs(plan, items) if how == "recorded" else None
     simulation = Simulation(behaviours=jitter, outputs=how, recordings=recordings)
-    wanted = _with_replicas(plan, [[2, 1, 2], [1, 1, 1]])
+    wanted = with_replicas(plan, [[2, 1, 2], [1, 1, 1]])
     with Pipeline(wanted, "sim", RunOptions(simulation=simulation, processes=processes)) as pipeline:
         assert _bytes(pipeline.run(items * 8)) == _expected(plan, items) * 8
 
@@ -222,7 +211,7 @@ def test_restarts_have_a_limit_and_another_replica_goes_on(plan: Plan) -> None:
         results = pipeline.run(items[:6])
     assert all(isinstance(r, Failure) for r in results)
     assert "its process ended (SIGKILL)" in str(results[-1].error)  # type: ignore[union-attr]
-    wanted = _with_replicas(plan, [[1, 2, 1]])
+    wanted = with_replicas(plan, [[1, 2, 1]])
     with Pipeline(wanted, "cpu", RunOptions(processes=True, restarts=0)) as pipeline:
         assert len(pipeline.run(items[:2])) == 2
         victims = [
@@ -459,7 +448,7 @@ def test_googles_runner_where_it_is_installed(compiled: Any, tmp_path: Path, mon
         results = list(runner.map(items))
     assert _bytes(results) == _expected(plan, items)
     assert results[0]["output"].dtype == np.float32
-    two = _with_replicas(plan, [[1, 2, 1]])
+    two = with_replicas(plan, [[1, 2, 1]])
     with pytest.raises(PlanError, match="TPUs that share a stage"):
         PycoralRunner(two, "usb")
     for name in [m for m in sys.modules if m.split(".")[0] == "pycoral"]:

@@ -111,7 +111,8 @@ def _sizes(costs: SegmentCosts, found: Sequence[Evidence]) -> dict[int, int]:
     """Parameter bytes of the ops of segments whose sum differs from the predicted one; what was compiled last counts."""
     sizes: dict[int, int] = {}
     for each in found:
-        terms, reported = costs.terms(each.ops), each.reported
+        # With the room that was reported: a streamed op takes fewer bytes than a cached one.
+        terms, reported = costs.terms(each.ops, each.reported.capacity_bytes), each.reported
         always = terms.streamed_bytes - terms.overflow_bytes
         expected, seen = terms.parameter_bytes - always, reported.cached_bytes + reported.streamed_bytes - always
         if expected and abs(seen - expected) > _TOLERANCE_BYTES + _TOLERANCE_SHARE * expected:

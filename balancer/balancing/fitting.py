@@ -29,7 +29,7 @@ _OPS_WIDTH, _LINK_WIDTH, _MEASURED_WIDTH = 0.5, 0.25, 0.01
 _LINKS: dict[str, tuple[str, ...]] = {
     "input": ("input_ns_per_mib", "large_input_ns_per_mib"),
     "output": ("output_ns_per_mib", "large_output_ns_per_mib"),
-    "stream": ("stream_ns_per_mib",),
+    "stream": ("stream_ns_per_mib", "stream_start_ns"),
 }
 _ITERATIONS = 12
 _STEP = 1e-3

@@ -20,8 +20,7 @@ from balancer.inputs import random_items
 from balancer.plan import Plan, SegmentMeasurement, load_plan, parse_op_ranges
 from balancer.runtime.measuring import SIMULATED, measure, segment_measurements
 from balancer.runtime.pipeline import Pipeline, RunOptions
-from balancer.runtime.recipes import Simulation
-from balancer.runtime.simulated import Behaviour
+from balancer.runtime.recipes import Simulation, promised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from balancer.balancing.setting import Setting
     from balancer.compiler import Compiler
+    from balancer.runtime.simulated import Behaviour
 
 RECORDED = "recorded"
 
@@ -70,7 +70,7 @@ class TrueCosts:
     def behaviours(self, plan: Plan) -> dict[str, Behaviour]:
         """How simulated TPUs behave with the plan's segments."""
         seen = self(plan).plan.segments
-        return {s.name: Behaviour(stage_ns=s.measured.stage_ns) for s in seen if s.measured}
+        return {s.name: replace(promised(plan, s), stage_ns=s.measured.stage_ns) for s in seen if s.measured}
 
 
 @dataclass(slots=True)

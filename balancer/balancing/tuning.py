@@ -116,7 +116,7 @@ class _Tuning:
                 break
             self._measure(assemble(known, solution, self.n_tpus, ()), solution.pipelines)
             known = self._learnt()
-        return Tuned(self._best(known), tuple(self.rounds))
+        return Tuned(self._best(), tuple(self.rounds))
 
     def _measure(self, plan: Plan, pipelines: tuple[Pipeline, ...]) -> None:
         seen = self.source(plan)
@@ -146,10 +146,13 @@ class _Tuning:
             known = replace(known, profile=corrected(known, self.evidence.values()))
         return fitted(known, list(self.observed.values()))
 
-    def _best(self, known: Setting) -> Plan:
-        """Predicted by what is known now; measured, and reported, as it was."""
+    def _best(self) -> Plan:
+        """Predicted by all that was learnt, its own stages last; measured, and reported, as it was."""
         k = max(range(len(self.rounds)), key=lambda i: self.rounds[i].measured_per_s)
         pipelines, seen = self.seen[k]
+        for ops in segment_sets(seen.plan).values():
+            self.observed[ops] = self.observed.pop(ops)
+        known = self._learnt()
         problem = known.problem(self.n_tpus)
         value = evaluate(problem, pipelines)
         if value is None:

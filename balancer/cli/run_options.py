@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.cli.arguments import whole_number
@@ -44,6 +46,7 @@ def add_devices(parser: argparse.ArgumentParser, outputs: str) -> None:
         "--sim-errors", type=whole_number(0, 1 << 31), metavar="SEED",
         help="TPUs that differ from the cost model: factors by op type, less room, other links; default: as predicted",
     )  # fmt: skip
+    group.add_argument("--sim-times", metavar="FILE.csv", help="TPUs that take recorded times: plan,stage,measured_ms")
     group.add_argument("--sim-jitter", type=positive, default=0.0, metavar="SHARE", help="of each latency, 0.02 say")
 
 
@@ -60,16 +63,18 @@ def run_options(
 
 
 def _simulation(arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item]) -> Simulation:
-    from dataclasses import replace
-
-    from balancer.runtime.recipes import Simulation
+    from balancer.runtime.recipes import Simulation, promised
     from balancer.runtime.recording import recorded_outputs
-    from balancer.runtime.simulated import Behaviour
 
     if not arguments.devices or "sim" not in arguments.devices:
         return Simulation()
-    behaviours = {s.name: Behaviour(stage_ns=s.predicted.stage_ns) for s in plan.segments}
-    if arguments.sim_errors is not None:
+    behaviours = {s.name: promised(plan, s) for s in plan.segments}
+    if arguments.sim_times:
+        from balancer.balancing.sources import RecordedTimes
+
+        seen = RecordedTimes(Path(arguments.sim_times))(plan).plan.segments
+        behaviours = {s.name: replace(behaviours[s.name], stage_ns=s.measured.stage_ns) for s in seen if s.measured}
+    elif arguments.sim_errors is not None:
         from balancer.balancing.simulating import perturbed
         from balancer.balancing.sources import TrueCosts
         from balancer.balancing.tuning import setting_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,18 +118,13 @@ def _runner(arguments: argparse.Namespace, plan: Plan, options: Any) -> Pipeline
 
 def _write(path: Path, result: Any, *, force: bool) -> list[str]:
     """Write a result; or the line that says why there is none."""
-    import io
-
-    import numpy as np
-
     from balancer.balancing.saving import write_file
+    from balancer.inputs import npz_bytes
     from balancer.workers import Failure
 
     if isinstance(result, Failure):
         return [str(result.error)]
-    buffer = io.BytesIO()
-    np.savez(buffer, **result)
-    write_file(path, buffer.getvalue(), force=force)
+    write_file(path, npz_bytes(result), force=force)
     return []
 
 
@@ -240,8 +236,6 @@ def tune(arguments: argparse.Namespace) -> int:
 
 
 def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
-    import sys
-
     from balancer.cli import drawing_runs
 
     stream = sys.stderr if arguments.json else sys.stdout

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from balancer.plan import Plan, Segment
 
+_MIB = 1 << 20
 LIVE, RECORDED, NONE = "live", "recorded", "none"
 
 
@@ -93,11 +94,18 @@ def _recipe(plan: Plan, segment: Segment, device: str, simulation: Simulation) -
         recorded = (simulation.recordings or {}).get(segment.name, ()) if simulation.outputs == RECORDED else ()
         return Recipe(
             segment=segment.name, device=device, model=_plain(plan, segment) if live else None, outputs=outputs,
-            behaviour=(simulation.behaviours or {}).get(segment.name, Behaviour(stage_ns=segment.predicted.stage_ns)),
+            behaviour=(simulation.behaviours or {}).get(segment.name) or promised(plan, segment),
             recorded=tuple(recorded),
         )  # fmt: skip
     model = _plain(plan, segment) if device == "cpu" else _compiled(plan, segment)
     return Recipe(segment=segment.name, device=device, model=model, outputs=outputs)
+
+
+def promised(plan: Plan, segment: Segment) -> Behaviour:
+    """What the plan says of a TPU with this segment; the first inference also loads what stays on chip."""
+    constants, predicted = plan.hardware.constants, segment.predicted
+    load = predicted.cached_bytes * constants.get("load_ns_per_mib", 0) // _MIB + constants.get("load_ns", 0)
+    return Behaviour(stage_ns=predicted.stage_ns, first_ns=load)
 
 
 def _plain(plan: Plan, segment: Segment) -> bytes:

@@ -1,0 +1,189 @@
+"""Measuring in the loop: what measured stages teach, and what tuning brings."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import balancer
+from balancer.balancing.calibrating import calibrate
+from balancer.balancing.fitting import Observed, fitted
+from balancer.balancing.measurements import read_measurements
+from balancer.balancing.setting import Setting, open_setting
+from balancer.balancing.simulating import perturbed
+from balancer.balancing.sources import PipelineTimes, RecordedTimes, TrueCosts
+from balancer.balancing.tuning import ROUNDS, TuneRound, bisected, setting_of, tune
+from balancer.cli.main import main
+from balancer.cost.hardware import load_hardware
+from balancer.cost.profile import OpCosts, Profile
+from balancer.errors import MeasurementError
+from balancer.solve import solve
+from balancer.tflite import synth
+from tests.shared import ZOO
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "net.tflite"
+    path.write_bytes(synth.conv(96, layers=8, size=32))
+    return path
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_measured_stages_come_out_as_measured(data: st.DataObject, model: Path) -> None:
+    """Whatever single ops really take, whatever the link does."""
+    setting = open_setting(model, "pcie")
+    n = len(setting.graph.ops)
+    ops = {i: OpCosts(ns=round(setting.costs.compute[i] * data.draw(st.floats(0.4, 2.5)))) for i in range(n)}
+    link = data.draw(st.floats(0.6, 1.6))
+    hardware = replace(setting.hardware, input_ns_per_mib=round(setting.hardware.input_ns_per_mib * link))
+    truth = Setting(setting.data, setting.origin, setting.graph, hardware, Profile("truth", ops)).costs
+    cuts = sorted(data.draw(st.sets(st.integers(1, n - 1), min_size=1, max_size=3)))
+    edges = [0, *cuts, n]
+    seen = []
+    for a, b in pairwise(edges):
+        terms = truth.terms((1 << b) - (1 << a))
+        seen.append(Observed((1 << b) - (1 << a), terms.stage_ns, terms.capacity_bytes))
+    learnt = fitted(setting, seen).costs
+    for each in seen:
+        own = learnt.terms(each.ops, each.room)
+        share = own.compute_ns / max(1, own.stage_ns)
+        if share > 0.2:  # where hardly anything of a stage is computing, the rest cannot be put on its ops
+            assert abs(own.stage_ns - each.stage_ns) <= 0.02 * each.stage_ns
+
+
+def test_types_that_are_wrong_by_one_factor_are_found(model: Path) -> None:
+    """Also for ops that stand in segments which were not measured so."""
+    setting = open_setting(model, "pcie")
+    n = len(setting.graph.ops)
+    truth = perturbed(setting, 3).costs
+    seen = [
+        Observed((1 << b) - (1 << a), truth.terms((1 << b) - (1 << a)).stage_ns) for a, b in ((0, 3), (3, 7), (7, n))
+    ]
+    learnt = fitted(setting, seen).costs
+    for a, b in ((0, 5), (2, 6), (5, n), (0, n)):
+        ops = (1 << b) - (1 << a)
+        right, before, after = (c.terms(ops).stage_ns for c in (truth, setting.costs, learnt))
+        assert abs(after - right) <= 0.05 * right
+        assert abs(after - right) <= abs(before - right)
+
+
+def test_nothing_measured_teaches_nothing(model: Path) -> None:
+    setting = open_setting(model, "pcie")
+    assert fitted(setting, []) is setting
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["ResNet50", "EfficientNetB0"])
+def test_tuning_closes_most_of_the_gap(name: str, seed: int) -> None:
+    plan = balancer.balance(ZOO / f"{name}_int8.tflite", 4)
+    truth = perturbed(setting_of(plan), seed)
+    best = 1e9 / solve(truth.problem(4)).value.objective_ns
+    rounds: list[TuneRound] = []
+    found = tune(plan, TrueCosts(truth), on_round=rounds.append)
+    assert tuple(rounds) == found.rounds
+    assert len(rounds) <= ROUNDS == 5
+    first, last = rounds[0].measured_per_s, max(r.measured_per_s for r in rounds)
+    if best > first * 1.02:
+        assert last - first >= 0.8 * (best - first)
+    for segment in found.plan.segments:
+        assert segment.measured is not None
+        assert (segment.measured.source, segment.reported) == ("simulated", None)
+        assert abs(segment.predicted.stage_ns - segment.measured.stage_ns) <= 0.05 * segment.measured.stage_ns
+
+
+def test_costs_that_are_right_end_it_at_once(model: Path) -> None:
+    plan = balancer.balance(model, 3)
+    found = tune(plan, TrueCosts(setting_of(plan)))
+    assert len(found.rounds) == 1
+    assert found.gain == 1
+    assert [s.ops for s in found.plan.segments] == [s.ops for s in plan.segments]
+
+
+def test_a_simulated_pipeline_as_the_source(model: Path) -> None:
+    plan = balancer.balance(model, 3)
+    truth = TrueCosts(perturbed(setting_of(plan), 1))
+    seen = PipelineTimes(devices="sim", seconds=0.6, truth=truth)(plan)
+    right = truth(plan)
+    for measured, true in zip(seen.plan.segments, right.plan.segments, strict=True):
+        assert measured.measured is not None
+        assert true.measured is not None
+        assert measured.measured.stage_ns >= 0.98 * true.measured.stage_ns
+        assert measured.measured.source == "simulated"
+        assert measured.measured.runs > 5
+    assert seen.throughput_per_s is not None
+
+
+def test_a_recorded_file_as_the_source(model: Path, tmp_path: Path) -> None:
+    plan = balancer.save(balancer.balance(model, 3, stages=3), tmp_path / "plan")
+    truth = TrueCosts(perturbed(setting_of(plan), 2))
+    times = {s.name: s.measured.stage_ns for s in truth(plan).plan.segments if s.measured}
+    path = tmp_path / "plan" / "times.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["plan", "stage", "measured_ms"])
+        rows.writerows([plan.file_name, name, ns / 1e6] for name, ns in times.items())
+    seen = RecordedTimes(path)(plan)
+    assert {s.name: s.measured.stage_ns for s in seen.plan.segments if s.measured} == times
+    with pytest.raises(MeasurementError, match="holds no time of the segment with ops"):
+        RecordedTimes(path)(balancer.balance(model, 2, stages=2))
+    path.write_text("plan,stage,measured_ms\nnothing.json,x,1\n")
+    with pytest.raises(balancer.BalancerError):
+        RecordedTimes(path)
+
+
+def test_the_profiling_bisection_gets_the_same_times(model: Path) -> None:
+    plan = balancer.balance(model, 3, stages=3)
+    truth = TrueCosts(perturbed(setting_of(plan), 5))
+    found = bisected(plan, truth)
+    assert len(found.cuts) == 2
+    setting = truth.truth
+    edges = [0, *found.cuts, len(setting.graph.ops)]
+    slowest = max(setting.costs.terms((1 << b) - (1 << a)).stage_ns for a, b in pairwise(edges))
+    assert found.slowest_ns == slowest
+
+
+def test_a_measured_plan_calibrates(model: Path, tmp_path: Path) -> None:
+    plan = balancer.balance(model, 4, stages=4)
+    truth = perturbed(setting_of(plan), 7)
+    saved = balancer.save(tune(plan, TrueCosts(truth), rounds=1).plan, tmp_path / "plan")
+    path = tmp_path / "plan" / saved.file_name
+    rows = read_measurements(path)
+    assert len(rows) == 4
+    found = calibrate(rows, load_hardware("pcie"))
+    assert found.error_after <= found.error_before
+    plain = balancer.save(plan, tmp_path / "plain")
+    with pytest.raises(MeasurementError, match="has no measured segments"):
+        read_measurements(tmp_path / "plain" / plain.file_name)
+
+
+def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = balancer.save(balancer.balance(model, 3), tmp_path / "plan")
+    path = str(tmp_path / "plan" / plan.file_name)
+    arguments = ["tune", path, "--devices", "sim", "--sim-errors", "4", "--seconds", "0.5", "--rounds", "2"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "round 1: " in out
+    assert "best: round" in out
+    tuned = balancer.load_plan(tmp_path / "plan_tuned" / plan.file_name)
+    assert all(s.measured and s.measured.source == "simulated" for s in tuned.segments)
+    assert balancer.verify(tuned, 1).bit_exact
+    assert main(["predict", str(model), "--plan", str(tmp_path / "plan_tuned" / plan.file_name)]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "-o", str(tmp_path / "other"), "--bisection", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["gain"] >= 1
+    assert document["bisection"]["measured"] >= 3
+    assert main(["tune", path, "--devices", "usb"]) == 1
