@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.errors import DependencyError, InterpreterError
+from balancer.errors import BalancerError, DependencyError, InterpreterError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _MODULES = {"ai-edge-litert": "ai_edge_litert.interpreter", "tflite-runtime": "tflite_runtime.interpreter"}
 _INSTALL = {"ai-edge-litert": "ai-edge-litert", "tflite-runtime": "'edgetpu-balancer[tflite-runtime]'"}
@@ -109,16 +111,29 @@ def load_delegate(device: str) -> Any:
 
     Raises DependencyError where the library is not there, InterpreterError where the device is refused.
     """
+    module = _module()
+    with _without_noise():
+        try:
+            return module.load_delegate(EDGETPU_LIBRARY, {"device": device})
+        except OSError as error:
+            what = f"the Edge TPU runtime cannot be loaded ({error})"
+            remedy = "install libedgetpu1-std, built for TensorFlow 2.13 or newer"
+            refusal: BalancerError = DependencyError(what, EDGETPU_LIBRARY, remedy)
+        except ValueError as error:
+            # One text for: no device, a device that does not answer, one that another process holds, a wrong name.
+            what = f"{error} (not there, or another program has it)"
+            refusal = InterpreterError(what, device, "end the program that has it, or see `balancer devices`")
+    raise refusal
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Both runtimes' half-made delegates complain on stderr when they are thrown away."""
+    old, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        return _module().load_delegate(EDGETPU_LIBRARY, {"device": device})
-    except OSError as error:
-        what = f"the Edge TPU runtime cannot be loaded ({error})"
-        remedy = "install libedgetpu1-std, built for TensorFlow 2.13 or newer"
-        raise DependencyError(what, EDGETPU_LIBRARY, remedy) from error
-    except ValueError as error:
-        # One text for: no device, a device that does not answer, one that another process holds, a wrong name.
-        what = f"{error} (not there, or another program has it)"
-        raise InterpreterError(what, device, "end the program that has it, or see `balancer devices`") from error
+        yield
+    finally:
+        sys.unraisablehook = old
 
 
 def open_on_tpu(model: bytes, device: str) -> Interpreter:

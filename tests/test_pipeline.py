@@ -19,6 +19,8 @@ import psutil
 import pytest
 
 import balancer
+from balancer.balancing.sources import PipelineTimes
+from balancer.balancing.tuning import tune
 from balancer.compiler import find_compiler
 from balancer.errors import InputError, PlanError, StageError
 from balancer.inputs import random_items
@@ -371,8 +373,7 @@ def compiled(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     """The plan with "compiled" segments that the pretended Edge TPUs run, and what is true of these."""
     folder = tmp_path / "plan"
     balancer.save(plan, folder)
-    real = {s.name: str(folder / str(s.file)) for s in plan.segments}
-    compiler = find_compiler(edgetpu_compiler.install(tmp_path / "bin", real=real), cache=tmp_path / "cache")
+    compiler = find_compiler(edgetpu_compiler.install(tmp_path / "bin", plain=True), cache=tmp_path / "cache")
     done = balancer.compile_plan(folder / plan.file_name, compiler).plan
     monkeypatch.syspath_prepend(str(FAKE))
 
@@ -413,6 +414,30 @@ def test_a_device_that_is_not_there_is_named(compiled: Any) -> None:
     plan = compiled(devices=USB[:2])
     with pytest.raises(StageError, match=r"segment_2_of_3 on usb:2.*another program has it"), Pipeline(plan, "usb"):
         pass
+
+
+def test_tuning_on_devices(compiled: Any, tmp_path: Path) -> None:
+    """Compile, run, measure, solve again: with pretended Edge TPUs, whose times nobody has predicted."""
+    plan = compiled(devices=USB)
+    compiler = find_compiler(tmp_path / "bin" / "edgetpu_compiler", cache=tmp_path / "cache")
+    source = PipelineTimes(devices="usb", seconds=0.3, compiler=lambda: compiler)
+    found = tune(plan, source, rounds=2)
+    assert all(s.measured and s.measured.source == "device" for s in found.plan.segments)
+    assert all(s.reported for s in found.plan.segments)
+    saved = balancer.save(found.plan, tmp_path / "tuned")
+    items = _items(saved, 3)
+    with Pipeline(saved, "usb") as pipeline:
+        assert _bytes(pipeline.run(items)) == _expected(saved, items)
+
+
+def test_what_the_driver_said_last_is_in_the_error(compiled: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    plan = compiled(devices=USB, abort="load")
+    with (
+        pytest.raises(StageError, match=r"ended while it opened \(SIGABRT: .*Deadline exceeded"),
+        Pipeline(plan, "usb"),
+    ):
+        pass
+    assert "Deadline" not in capfd.readouterr().err
 
 
 def test_googles_runner_where_it_is_installed(compiled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,24 @@ def test_a_recorded_file_as_the_source(model: Path, tmp_path: Path) -> None:
         RecordedTimes(path)
 
 
+def test_a_source_that_fails_later_leaves_the_best_so_far(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan = balancer.balance(model, 3)
+    truth = TrueCosts(perturbed(setting_of(plan), 4))
+    calls = []
+
+    def source(asked: balancer.Plan) -> object:
+        calls.append(asked)
+        if len(calls) > 1:
+            raise MeasurementError("the device is gone", "usb:0", "plug it in")
+        return truth(asked)
+
+    found = tune(plan, source)  # type: ignore[arg-type]
+    assert len(found.rounds) == 1
+    assert [s.ops for s in found.plan.segments] == [s.ops for s in plan.segments]
+    if len(calls) > 1:
+        assert "the device is gone" in caplog.text
+
+
 def test_the_profiling_bisection_gets_the_same_times(model: Path) -> None:
     plan = balancer.balance(model, 3, stages=3)
     truth = TrueCosts(perturbed(setting_of(plan), 5))

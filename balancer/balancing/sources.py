@@ -23,7 +23,7 @@ from balancer.runtime.pipeline import Pipeline, RunOptions
 from balancer.runtime.recipes import Simulation, promised
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from balancer.balancing.setting import Setting
@@ -105,17 +105,19 @@ class RecordedTimes:
 
 @dataclass(slots=True)
 class PipelineTimes:
-    """A pipeline on devices, for so many seconds each time. compiler: for Edge TPUs. truth: of simulated ones."""
+    """A pipeline on devices, for so many seconds each time. compiler: finds the one for Edge TPUs, when a plan is not
+    compiled yet; None where none is needed. truth: of simulated TPUs.
+    """
 
     devices: str | Sequence[str] | None
     seconds: float = 5.0
     options: RunOptions = field(default_factory=RunOptions)
-    compiler: Compiler | None = None
+    compiler: Callable[[], Compiler] | None = None
     truth: TrueCosts | None = None
 
     def __call__(self, plan: Plan) -> Seen:
         if self.compiler is not None and not all(s.reported for s in plan.segments):
-            plan = self._compiled(plan, self.compiler)
+            plan = self._compiled(plan, self.compiler())
         options = self.options
         if self.truth is not None:
             plan = replace(self.truth(plan).plan, made=plan.made)

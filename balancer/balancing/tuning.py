@@ -7,6 +7,7 @@ kept. Google's profiling bisection can be run against the same source.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from balancer.balancing.setting import Setting
 from balancer.balancing.solving import solve_setting
 from balancer.balancing.sources import segment_sets
 from balancer.cost.hardware import Hardware
-from balancer.errors import PlanError
+from balancer.errors import BalancerError, PlanError
 from balancer.solve import Options, Pipeline, Solution, Stage, evaluate, pipeline_rate, plan_rate
 from balancer.solve.bisection import Bisection, bisect_cuts
 from balancer.tflite.read import read_graph
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from balancer.graph import OpSet
     from balancer.plan import Plan, Segment, SegmentReport
 
+_LOG = logging.getLogger(__name__)
 ROUNDS = 5
 _LEAST_GAIN = 0.01
 
@@ -114,7 +116,12 @@ class _Tuning:
             # A plan that promises less than 1 % is not worth a round of compiling and measuring.
             if 1e9 / solution.value.objective_ns < best * (1 + _LEAST_GAIN):
                 break
-            self._measure(assemble(known, solution, self.n_tpus, ()), solution.pipelines)
+            try:
+                self._measure(assemble(known, solution, self.n_tpus, ()), solution.pipelines)
+            except BalancerError as error:
+                # What was measured before still counts: a plan that no compiler here can compile, a device that is gone.
+                _LOG.warning("round %d cannot be measured, the best so far is taken: %s", len(self.rounds) + 1, error)
+                break
             known = self._learnt()
         return Tuned(self._best(), tuple(self.rounds))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,5 +262,5 @@ def _source(arguments: argparse.Namespace, plan: Plan) -> Any:
         truth = TrueCosts(perturbed(setting_of(plan), arguments.sim_errors))
     return PipelineTimes(
         devices=arguments.devices, seconds=arguments.seconds, options=run_options(arguments, plan, []),
-        compiler=None if simulated else compiler(arguments), truth=truth,
+        compiler=None if simulated else partial(compiler, arguments), truth=truth,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from balancer.errors import BalancerError
+from balancer.errors import InterpreterError
 from balancer.interpreter import Interpreter, open_interpreter, open_on_tpu
 from balancer.runtime.simulated import Behaviour, Recorded, SimulatedTpu, no_outputs
 
@@ -109,12 +109,14 @@ def _outputs(recipe: Recipe) -> Outputs:
 
 
 def open_with_retry(model: bytes, device: str, waits: Sequence[float] = WAITS_S) -> Interpreter:
-    """An interpreter on an Edge TPU, tried again after growing waits. Raises what the last try raised."""
+    """An interpreter on an Edge TPU, tried again after growing waits while the device is refused.
+
+    Raises what the last try raised."""
     for k, wait in enumerate(waits):
         time.sleep(wait)
         try:
             return open_on_tpu(model, device)
-        except BalancerError as error:
+        except InterpreterError as error:
             if k + 1 == len(waits):
                 raise
             _LOG.info("%s: %s; trying again", device, error)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 CALL = struct.Struct("<qq")  # item, frame
 OK, BESIDE, REFUSED = b"o", b"b", b"r"
+_LAST_BYTES = 4096
 OPENING_S = 120.0  # firmware, retries and the first load included
 
 
@@ -44,7 +45,12 @@ class RemoteExecutor:
         self._given_up = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._start()
+        self._said = os.memfd_create("balancer-log")  # what the process and the driver in it print
+        try:
+            self._start()
+        except BaseException:
+            os.close(self._said)
+            raise
 
     def run(self, item: int, tensors: Tensors) -> None:
         """Raises StageError where this item fails, WorkerLost where the process cannot be kept alive."""
@@ -70,6 +76,7 @@ class RemoteExecutor:
         with self._lock:
             self._closed = True
             self._end()
+        os.close(self._said)
 
     @property
     def pid(self) -> int | None:
@@ -102,7 +109,15 @@ class RemoteExecutor:
             code = process.wait(5) if process else 0
         except subprocess.TimeoutExpired:
             return "it closed its connection"
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        last = self._last_words()
+        return f"{how}: {last}" if last else how
+
+    def _last_words(self) -> str:
+        """The last line that the process printed, as far as it helps."""
+        size = os.fstat(self._said).st_size
+        tail = os.pread(self._said, _LAST_BYTES, max(0, size - _LAST_BYTES)).decode("utf-8", "replace")
+        return next((line.strip()[:160] for line in reversed(tail.splitlines()) if line.strip()), "")
 
     def _restart(self, reason: str) -> None:
         with self._lock:
@@ -130,8 +145,9 @@ class RemoteExecutor:
                 raise WorkerLost("the pipeline was stopped")
             # A session of its own: Ctrl-C is the parent's to answer.
             self._process = subprocess.Popen(
-                command, pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL, env=_environment()
-            )
+                command, pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL, stdout=self._said,
+                stderr=subprocess.STDOUT, env=_environment(),
+            )  # fmt: skip
             theirs.close()
             self._connection = Connection(ours.detach())
         self._greet()
@@ -140,20 +156,21 @@ class RemoteExecutor:
         """Hand the process its work, and wait until it has opened what it needs."""
         connection = self._connection
         assert connection is not None
-        what = "its process ended before it had opened"
+        what, remedy = "its process did not open it in time", "see `balancer devices`, which names what is wrong"
         try:
             connection.send_bytes(pickle.dumps((self.recipe, self.frames.layout, self.frames.count)))
             if connection.poll(OPENING_S):
                 reply = connection.recv_bytes()
                 if reply[:1] == OK:
                     return
-                what = ": ".join(pickle.loads(reply[1:])[1::-1])
+                reason, place, remedy = pickle.loads(reply[1:])
+                what = f"{place}: {reason}"
         except (OSError, EOFError):
             what = f"its process ended while it opened ({self._how_it_ended()})"
         with self._lock:
             self._end()
         where = f"{self.recipe.segment} on {self.recipe.device}"
-        raise StageError(what, where, "see `balancer devices`, which names what is wrong")
+        raise StageError(what, where, remedy)
 
     def _end(self) -> None:
         """With the lock held."""

@@ -37,6 +37,8 @@ def load_delegate(library, options=None):
     if not truth.get("library", True):
         raise OSError(f"{library}: cannot open shared object file: No such file or directory")
     if truth.get("abort") == "load":
+        sys.stderr.write("F driver/usb/usb_driver.cc:857] transfer on tag 1 failed. Abort. Deadline exceeded\n")
+        sys.stderr.flush()
         os.abort()
     counter = Path(os.environ["FAKE_EDGETPU"]).with_suffix(f".{options['device'].replace(':', '_')}")
     opened = int(counter.read_text()) if counter.exists() else 0
