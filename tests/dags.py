@@ -15,7 +15,7 @@ from tests.strategies import looped_batch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from balancer.solve.problem import OpSet
+    from balancer.solve.downsets import OpSet
 
 
 def ops_of(ops: OpSet) -> list[int]:

@@ -13,7 +13,7 @@ from balancer.solve import Between, Cost, Costs, DownSets, Kind, Pipeline, Probl
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from balancer.solve.problem import OpSet
+    from balancer.solve.downsets import OpSet
 
 KIND = "tpu"
 

@@ -20,7 +20,7 @@ from tests.dags import dag_problems, graphs, ops_of
 
 if TYPE_CHECKING:
     from balancer.solve import Value
-    from balancer.solve.problem import OpSet
+    from balancer.solve.downsets import OpSet
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))

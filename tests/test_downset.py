@@ -19,7 +19,7 @@ from tests.check import check
 from tests.dags import all_pipelines, best_value, chains, cheapest_ns, dag_problems, graphs, ops_of, structures
 
 if TYPE_CHECKING:
-    from balancer.solve.problem import OpSet
+    from balancer.solve.downsets import OpSet
 
 
 def downset(problem: Problem, **options: object) -> Solution | None:

@@ -9,7 +9,7 @@ from balancer.errors import ConstraintError
 from balancer.solve.auto import solve_auto
 from balancer.solve.baselines import BASELINES, interval_set, solve_baseline
 from balancer.solve.cpsat import solve_cpsat
-from balancer.solve.downsets import DownSets
+from balancer.solve.downsets import DownSets, OpSet
 from balancer.solve.exact import solve_downset
 from balancer.solve.intervals import solve_chain
 from balancer.solve.problem import (
@@ -18,7 +18,6 @@ from balancer.solve.problem import (
     Cost,
     Costs,
     Kind,
-    OpSet,
     Options,
     Pipeline,
     Problem,

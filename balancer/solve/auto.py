@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from balancer.solve.budget import Budget
+    from balancer.solve.downsets import OpSet
     from balancer.solve.lattice import Within
     from balancer.solve.offers import Offer
-    from balancer.solve.problem import OpSet, Options, Problem, Solution
+    from balancer.solve.problem import Options, Problem, Solution
 
 
 def solve_auto(problem: Problem, options: Options) -> Solution:

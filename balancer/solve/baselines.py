@@ -20,7 +20,8 @@ from balancer.solve.problem import Pipeline, Solution, Stage, evaluate
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from balancer.solve.problem import OpSet, Options, Problem
+    from balancer.solve.downsets import OpSet
+    from balancer.solve.problem import Options, Problem
 
 MOST_PARTITIONS = 200_000
 OVER = "nothing"

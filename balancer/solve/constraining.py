@@ -15,7 +15,8 @@ from balancer.solve.problem import evaluate
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from balancer.solve.problem import Constraints, OpSet, Options, Pipeline, Problem
+    from balancer.solve.downsets import OpSet
+    from balancer.solve.problem import Constraints, Options, Pipeline, Problem
 
 _MOST_STARTS = 12
 

@@ -23,7 +23,8 @@ from balancer.solve.problem import Pipeline, Solution, Stage, evaluate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balancer.solve.problem import OpSet, Options, Problem, Value
+    from balancer.solve.downsets import OpSet
+    from balancer.solve.problem import Options, Problem, Value
 
 MOST_WORK = 10.0  # in CP-SAT's deterministic time: one to three times as many seconds
 MOST_ROUNDS = 20

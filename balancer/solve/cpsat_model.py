@@ -14,7 +14,8 @@ from balancer.solve.downsets import bits, blocks_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from balancer.solve.problem import Constraints, OpSet, Pipeline, Problem
+    from balancer.solve.downsets import OpSet
+    from balancer.solve.problem import Constraints, Pipeline, Problem
     from balancer.solve.structure import Structure, Transfer
 
 

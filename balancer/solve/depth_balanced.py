@@ -17,7 +17,7 @@ from balancer.solve.orders import levels
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from balancer.solve.problem import OpSet
+    from balancer.solve.downsets import OpSet
 
 
 def depth_balanced(

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from balancer.solve.problem import OpSet
+OpSet = int
 
 WORD = 64
 

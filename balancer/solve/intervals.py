@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from balancer.solve.chain import Reached
-    from balancer.solve.problem import OpSet, Options, Problem
+    from balancer.solve.downsets import OpSet
+    from balancer.solve.problem import Options, Problem
 
 OVER = "intervals of the execution order"
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from balancer.solve.chain import Chain, ChainSolver, Reached
+    from balancer.solve.downsets import OpSet
     from balancer.solve.lattice import Goal, Search
-    from balancer.solve.problem import OpSet, Problem
+    from balancer.solve.problem import Problem
 
 
 class Settled(NamedTuple):

@@ -12,7 +12,8 @@ from balancer.solve.problem import Costs
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from balancer.solve.problem import Kind, OpSet, Problem
+    from balancer.solve.downsets import OpSet
+    from balancer.solve.problem import Kind, Problem
 
 
 def prefixes(parts: Iterable[OpSet]) -> list[OpSet]:

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from balancer.solve.downsets import DownSets
+    from balancer.solve.downsets import DownSets, OpSet
     from balancer.solve.structure import Structure
 
-OpSet = int
 Kind = str
 NS_PER_S = 1_000_000_000
 

@@ -12,8 +12,8 @@ from balancer.solve.problem import Cost, Costs, Problem
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from balancer.solve.downsets import DownSets
-    from balancer.solve.problem import Between, Kind, OpSet
+    from balancer.solve.downsets import DownSets, OpSet
+    from balancer.solve.problem import Between, Kind
     from balancer.solve.structure import Structure, Transfer
 
 
