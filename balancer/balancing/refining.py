@@ -87,7 +87,12 @@ class Refinement:
         """
         settled = False
         while not settled and len(self.tried) < ROUNDS:
-            solution = self._solve()
+            try:
+                solution = self._solve()
+            except InfeasibleError:
+                if not self.tried:
+                    raise
+                break  # what was learnt leaves no plan; whether a compiled one will do is seen below
             if any(t.solution.pipelines == solution.pipelines for t in self.tried):
                 break
             compilation = self._compile(solution)
@@ -171,7 +176,10 @@ class Refinement:
             return replace(solution, statistics=counts)
         value = evaluate(self.known.problem(self.n_tpus), solution.pipelines)
         assert value is not None
-        bound = solve_setting(self.known, self.n_tpus, self.options, self.overflow or "stream").bound_ns
+        try:
+            bound = solve_setting(self.known, self.n_tpus, self.options, self.overflow or "stream").bound_ns
+        except InfeasibleError:
+            bound = 0  # the costs are darker than what was reported of this plan
         return replace(solution, value=value, bound_ns=min(bound, value.objective_ns), statistics=counts)
 
 
