@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from balancer.errors import BalancerError, InfeasibleError, ModelError, PlanError
     from balancer.graph import Graph
     from balancer.plan import Plan, load_plan
-    from balancer.runtime.pipeline import Pipeline, RunOptions
+    from balancer.runtime.options import RunOptions
+    from balancer.runtime.pipeline import Pipeline
     from balancer.solve import Constraints, Problem, Solution
     from balancer.tflite.read import load_graph
 
 _HOME = {
     "BalancerError": "errors", "Constraints": "solve", "Graph": "graph", "Hardware": "cost.hardware",
     "InfeasibleError": "errors", "ModelError": "errors", "Pipeline": "runtime.pipeline", "Plan": "plan",
-    "PlanError": "errors", "Problem": "solve", "RunOptions": "runtime.pipeline", "Solution": "solve",
+    "PlanError": "errors", "Problem": "solve", "RunOptions": "runtime.options", "Solution": "solve",
     "balance": "balancing", "compare": "balancing", "compile_plan": "balancing", "find_compiler": "compiler",
     "load_graph": "tflite.read", "load_hardware": "cost.hardware", "load_plan": "plan", "predict": "balancing",
     "save": "balancing", "size": "balancing", "tune": "balancing", "verify": "balancing",

@@ -1,9 +1,10 @@
 """Threads with bounded queues around callables: order, failure, shutdown, statistics. Knows no device.
 
 A line is a row of stages; a stage has one or more workers (replicas), which share its queue. Several lines side by side
-take items from one queue, each as fast as it goes. Each item comes out once, as a result or as a `Failure`, in the order
-in which the items went in. What fails in one stage is handed past the others of its line. Items that are in flight,
-or done and not yet taken, are limited: who puts more waits.
+take items from one queue, each as fast as it goes; one with a stage whose workers are all lost takes no more. Each item
+comes out once, as a result or as a `Failure`, in the order in which the items went in. What fails in one stage is
+handed past the others of its line. Items that are in flight, or done and not yet taken, are limited: who puts more
+waits.
 """
 
 from __future__ import annotations
@@ -214,6 +215,8 @@ class Workers:
         self._channels = [self._first]
         self._threads: list[Thread] = []
         self._lock = Lock()
+        self._given_up: set[int] = set()
+        self._given_up_lock = Lock()
         for i, line in enumerate(lines):
             inbox = self._first
             for k, workers in enumerate(line):
@@ -264,6 +267,16 @@ class Workers:
         for thread in self._threads:
             thread.join()
 
+    def give_up(self, line: int) -> bool:
+        """A stage of the line has no worker left: it gets no more items, if there is another line to take them."""
+        with self._given_up_lock:
+            if line not in self._given_up and len(self._given_up) + 1 < len(self.times):
+                self._given_up.add(line)
+            return line in self._given_up
+
+    def is_given_up(self, line: int) -> bool:
+        return line in self._given_up
+
     def reset_times(self) -> None:
         """Forget what was measured so far."""
         for line in self.times:
@@ -287,6 +300,8 @@ class _Stage:
         try:
             while True:
                 job = self.inbox.get()
+                if not self.stage and self.workers.is_given_up(self.line):
+                    self._pass_on(job)
                 start = perf_counter_ns()
                 self._handle(job, work)
                 end = perf_counter_ns()
@@ -305,13 +320,25 @@ class _Stage:
             if not self.left and self.outbox is not None:
                 self.outbox.close()
 
+    def _pass_on(self, job: _Job) -> None:
+        """Leave the item, before anything was done to it, and this line with it."""
+        self.inbox.put_back(job)
+        self._leave()
+        raise WorkerLost
+
     def _hand_over(self, job: _Job) -> bool:
-        """Leave the item to another worker of the stage, if there is one."""
+        """Leave the item to another worker of the stage; or, in a first stage, to another line. Whether there is one."""
         with self.lock:
             if self.left == 1:
-                return False
-            self.left -= 1
+                if not self.workers.give_up(self.line) or self.stage:
+                    return False
+                self.left = 0
+            else:
+                self.left -= 1
+            last = not self.left
         self.inbox.put_back(job)
+        if last and self.outbox is not None:
+            self.outbox.close()
         return True
 
     def _handle(self, job: _Job, work: Work) -> None:

@@ -23,7 +23,8 @@ from balancer.balancing.predicting import predict
 from balancer.inputs import random_items
 from balancer.interpreter import open_interpreter
 from balancer.runtime.measuring import measure
-from balancer.runtime.pipeline import Pipeline, RunOptions
+from balancer.runtime.options import RunOptions
+from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.recording import recorded_outputs
 from balancer.runtime.simulated import Behaviour

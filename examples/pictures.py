@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import balancer
 from balancer.runtime.images import image_files, load_image
-from balancer.runtime.pipeline import Pipeline, RunOptions
+from balancer.runtime.options import RunOptions
+from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.recipes import Simulation
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import pytest
 
 import balancer
 from balancer.inputs import random_items
-from balancer.runtime.pipeline import Pipeline, RunOptions
+from balancer.runtime.options import RunOptions
+from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.recording import recorded_outputs
 from balancer.runtime.simulated import Behaviour

@@ -25,7 +25,8 @@ from balancer.compiler import find_compiler
 from balancer.errors import InputError, PlanError, StageError
 from balancer.inputs import random_items
 from balancer.interpreter import open_interpreter
-from balancer.runtime.pipeline import Pipeline, RunOptions
+from balancer.runtime.options import RunOptions
+from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.pycoral_runner import PycoralRunner
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.recording import recorded_outputs
@@ -271,7 +272,7 @@ def test_an_error_in_the_items_reaches_the_caller(plan: Plan) -> None:
 
 def test_ctrl_c_leaves_nothing(plan: Plan) -> None:
     code = (
-        "import itertools, sys\nfrom balancer.runtime.pipeline import Pipeline, RunOptions\n"
+        "import itertools, sys\nfrom balancer import Pipeline, RunOptions\n"
         "from balancer.inputs import random_items\n"
         "with Pipeline(sys.argv[1], 'sim', RunOptions(processes=True)) as p:\n"
         "    item = random_items(p.interface.inputs, 1)[0]\n    print('running', flush=True)\n"
@@ -295,7 +296,7 @@ def test_ctrl_c_leaves_nothing(plan: Plan) -> None:
 
 def test_a_parent_that_is_killed_leaves_no_children(plan: Plan) -> None:
     code = (
-        "import sys, time\nfrom balancer.runtime.pipeline import Pipeline, RunOptions\n"
+        "import sys, time\nfrom balancer import Pipeline, RunOptions\n"
         "with Pipeline(sys.argv[1], 'sim', RunOptions(processes=True)) as p:\n    print('running', flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -330,6 +331,132 @@ def test_back_pressure(plan: Plan) -> None:
         time.sleep(0.2)
         assert next(taken) <= 14
         results.close()  # type: ignore[attr-defined]
+
+
+def test_one_dead_pipeline_of_two_costs_no_items(plan: Plan) -> None:
+    wanted = with_replicas(plan, [[1, 1, 1], [1, 1, 1]])
+    items = _items(plan, 40)
+    with Pipeline(wanted, "cpu", RunOptions(processes=True, restarts=0, on_error="continue")) as pipeline:
+        os.kill(pipeline._executors[0].pid, signal.SIGKILL)  # type: ignore[union-attr, arg-type]
+        assert _bytes(pipeline.run(items)) == _expected(plan, items)
+
+
+def test_an_array_may_be_used_again_after_push(plan: Plan) -> None:
+    (spec,) = Pipeline(plan, "cpu").interface.inputs
+    kinds = _items(plan, 4)
+    expected = _expected(plan, kinds)
+    buffer = np.zeros(spec.shape, spec.dtype)
+
+    def source() -> Iterator[dict[str, Any]]:
+        for k in range(60):
+            buffer[...] = kinds[k % 4][spec.name]
+            yield {spec.name: buffer}
+
+    with Pipeline(plan, "cpu") as pipeline:
+        assert _bytes(pipeline.run(source())) == expected * 15
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"depth": 0}, {"depth": "a"}, {"seconds": -1}, {"seconds": 0}, {"restarts": -1}, {"on_error": "shrug"}]
+)
+def test_options_that_no_pipeline_can_have(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RunOptions(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, {}, {"other": 1}])
+def test_items_that_are_none(plan: Plan, wrong: Any) -> None:
+    items = _items(plan, 1)
+    with Pipeline(plan, "cpu") as pipeline, pytest.raises(InputError):
+        pipeline.run([*items, wrong, *items])
+
+
+def test_a_second_map_is_refused(plan: Plan) -> None:
+    items = _items(plan, 3)
+    with Pipeline(plan, "cpu") as pipeline:
+        first = pipeline.map(itertools.repeat(items[0]))
+        next(first)
+        with pytest.raises(InputError, match="another map or run is going on"):
+            pipeline.run(items)
+        first.close()  # type: ignore[attr-defined]
+    with Pipeline(plan, "cpu") as pipeline:
+        pipeline.push(items[0])
+        with pytest.raises(InputError, match="results of 1 items are not taken yet"):
+            pipeline.run(items)
+        pipeline.pop()
+        assert len(pipeline.run(items)) == 3
+
+
+def test_a_source_that_waits_keeps_nobody(plan: Plan) -> None:
+    """The feeder is left to its source; it ends with it."""
+    gate = threading.Event()
+
+    def source() -> Iterator[dict[str, Any]]:
+        yield from _items(plan, 2)
+        gate.wait(20)
+
+    start = time.monotonic()
+    with Pipeline(plan, "cpu") as pipeline:
+        threading.Timer(0.2, pipeline.stop).start()
+        with pytest.raises(StageError, match="has stopped"):
+            pipeline.run(source())
+    assert time.monotonic() - start < 5
+    gate.set()
+    for thread in threading.enumerate():
+        if thread.name == "feeder":
+            thread.join(5)
+
+
+def test_an_exit_in_the_source_reaches_the_caller(plan: Plan) -> None:
+    def source() -> Iterator[dict[str, Any]]:
+        yield from _items(plan, 1)
+        raise SystemExit("the camera is lost")
+
+    with Pipeline(plan, "cpu") as pipeline, pytest.raises(SystemExit, match="the camera is lost"):
+        pipeline.run(source())
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.2])
+def test_stop_while_it_opens(plan: Plan, delay: float) -> None:
+    pipeline = Pipeline(plan, "cpu", RunOptions(processes=True))
+    timer = threading.Timer(delay, pipeline.stop)
+    timer.start()
+    if not delay:
+        timer.join()
+    with pytest.raises(StageError, match="has stopped"), pipeline:
+        pipeline.run(_items(plan, 2) * 5000)
+
+
+def test_ctrl_c_while_it_opens(plan: Plan) -> None:
+    """From the fixture: no child, thread or file is left."""
+    for delay in (0.05, 0.15, 0.3):
+        threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt), Pipeline(plan, "cpu", RunOptions(processes=True)) as pipeline:
+            pipeline.run(_items(plan, 1) * 100_000)
+
+
+def test_a_simulated_tpu_that_hangs_in_a_thread_is_given_up(plan: Plan) -> None:
+    options = RunOptions(simulation=_failing(plan, 0, hanging=1_000_000), seconds=0.1, on_error="continue")
+    with Pipeline(plan, "sim", options) as pipeline:
+        results = pipeline.run(_items(plan, 3))
+    assert all("did not answer within 0.1 s" in str(r.error) for r in results if isinstance(r, Failure))
+    assert all(isinstance(r, Failure) for r in results)
+
+
+def test_simulated_tpus_beside_others_compute(plan: Plan) -> None:
+    items = _items(plan, 4)
+    with Pipeline(plan, ["sim", "cpu", "sim"]) as pipeline:
+        assert _bytes(pipeline.run(items)) == _expected(plan, items)
+
+
+def test_recorded_outputs_are_nobodys_to_change(plan: Plan) -> None:
+    items = _items(plan, 2)
+    simulation = Simulation(outputs="recorded", recordings=recorded_outputs(plan, items))
+    with Pipeline(plan, "sim", RunOptions(simulation=simulation)) as pipeline:
+        for result in pipeline.run(items):
+            with pytest.raises(ValueError, match="read-only"):
+                next(iter(result.values()))[...] = 0  # type: ignore[union-attr]
+        assert _bytes(pipeline.run(items)) == _expected(plan, items)
 
 
 def test_statistics_say_who_is_slow(plan: Plan) -> None:

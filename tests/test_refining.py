@@ -187,6 +187,53 @@ def test_a_crash_of_the_compilers_own_split_is_reported_as_its_own(
     assert re.search(r"edgetpu_compiler -n +none", out)
 
 
+@pytest.mark.shared
+def test_room_is_not_made_by_leaving_ops_on_the_cpu(tmp_path: Path) -> None:
+    """Parameters of ops on the CPU do not stream; that is no reason to leave them there."""
+    path = ZOO / "ResNet50_int8.tflite"
+    graph = balancer.load_graph(path)
+    name = graph.tensors[graph.ops[33].outputs[0]].name
+    rounds: list[Round] = []
+    compiler = _compiler(tmp_path, room_per_million=LESS, on_cpu={name: "Operation not supported"})
+    plan = balancer.balance(path, 4, compile=compiler, on_round=rounds.append)
+    assert sum(s.reported.cpu_ops for s in plan.segments if s.reported) == 1
+    assert plan.predicted.throughput_per_s > 5 * rounds[0].reported_per_s
+
+
+@pytest.mark.shared
+def test_an_op_that_hides_behind_another_is_found(tmp_path: Path) -> None:
+    """A worse round that teaches something is no reason to end."""
+    path = ZOO / "ResNet50_int8.tflite"
+    graph = balancer.load_graph(path)
+    hidden = {graph.tensors[graph.ops[k].outputs[0]].name: "Operation not supported" for k in (30, 33)}
+    rounds: list[Round] = []
+    plan = balancer.balance(path, 4, pipelines=1, compile=_compiler(tmp_path, on_cpu=hidden), on_round=rounds.append)
+    assert plan.predicted.throughput_per_s == pytest.approx(max(r.reported_per_s for r in rounds), rel=0.01)
+    assert plan.predicted.throughput_per_s > 3 * rounds[0].reported_per_s
+
+
+def test_a_round_that_is_refused_is_shown(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {s.name for s in balancer.balance(model, 4).segments}
+    later = balancer.balance(model, 4, compile=_compiler(tmp_path / "a", room_per_million=600_000))
+    refused = {s.name: "large activation tensors" for s in later.segments if s.name not in before}
+    program = edgetpu_compiler.install(tmp_path / "b", room_per_million=600_000, fails=refused)
+    chosen = ["--compile", "--edgetpu_compiler_binary", str(program), "--cache", str(tmp_path / "cache")]
+    assert main(["solve", str(model), "-n", "4", *chosen]) == 0
+    assert "not compiled: net_segment_" in capsys.readouterr().out
+
+
+def test_compare_without_a_compiled_plan(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = {s.name: "large activation tensors" for s in balancer.balance(model, 4).segments}
+    split = {f"net_segment_{k}_of_4" for k in range(4)}
+    program = edgetpu_compiler.install(
+        tmp_path / "bin", fails={k: v for k, v in ours.items() if k not in split} or ours
+    )
+    arguments = ["compare", str(model), "-n", "4", "--compile", "--edgetpu_compiler_binary", str(program)]
+    assert main([*arguments, "--cache", str(tmp_path / "cache"), "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["comparison"]}
+    assert "cannot be compiled" in rows["ours"]["note"]
+
+
 def _setting(data: bytes, folder: Path) -> Setting:
     (folder / "net.tflite").write_bytes(data)
     return open_setting(folder / "net.tflite", "pcie")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ from tests import edgetpu_compiler
 from tests.shared import SHARED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 LOGS = SHARED / "data" / "compiler_logs"
@@ -179,6 +181,16 @@ def test_the_table_has_every_op(name: str) -> None:
             assert sum(s.count for s in model.statuses if not s.mapped) == model.cpu_ops
 
 
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "mangled", [lambda t: re.sub(" +", " ", t), lambda t: re.sub("  +", "\t", t), lambda t: re.sub("(?m)^", "> ", t),
+                lambda t: re.sub("(?m)^(.*)$", "\x1b[32m\\1\x1b[0m", t)], ids=["spaces", "tabs", "quoted", "coloured"],
+)  # fmt: skip
+def test_tables_survive_what_copies_do_to_them(mangled: Callable[[str], str]) -> None:
+    text = (LOGS / "v16_ok_partial_show_ops_all_subgraphs.log").read_text()
+    assert parse_report(mangled(text)).models == parse_report(text).models
+
+
 def test_sizes_are_known_to_what_is_printed() -> None:
     for count in (0, 1, 1023, 1024, 98_765, MIB - 1, MIB, 7_654_321, 8 * MIB, 70 * MIB):
         text = f"Input model: a\nOn-chip memory used for caching model parameters: {edgetpu_compiler.size(count)}"
@@ -227,3 +239,9 @@ def test_inspect_reads_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["inspect", str(log), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["models"][0]["cached_bytes"] == round(1.92 * MIB)
+
+
+def test_what_is_no_report_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.log").write_text("nothing of the kind")
+    assert main(["inspect", str(tmp_path / "a.log")]) == 1
+    assert "holds no report of the compiler" in capsys.readouterr().err

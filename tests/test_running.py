@@ -83,6 +83,10 @@ def test_run_on_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (folder / "d.png").write_bytes(b"none")
     assert main([*arguments, "--force"]) == 1
     assert "is no picture that can be read" in capsys.readouterr().err
+    assert main([*arguments, "--force", "--on-error", "continue"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["failures"]) == 1
+    assert "d.png" in document["failures"][0]
 
 
 def test_pictures_for_a_model_that_takes_none(

@@ -19,7 +19,7 @@ from balancer.balancing.measurements import read_measurements
 from balancer.balancing.setting import Setting, open_setting
 from balancer.balancing.simulating import perturbed
 from balancer.balancing.sources import PipelineTimes, RecordedTimes, TrueCosts
-from balancer.balancing.tuning import ROUNDS, TuneRound, bisected, setting_of, tune
+from balancer.balancing.tuning import ROUNDS, TuneRound, bisected, setting_of, truth_of, tune
 from balancer.cli.main import main
 from balancer.cost.hardware import load_hardware
 from balancer.cost.profile import OpCosts, Profile
@@ -205,3 +205,19 @@ def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert document["gain"] >= 1
     assert document["bisection"]["measured"] >= 3
     assert main(["tune", path, "--devices", "usb"]) == 1
+    # Nothing is measured for an output that is in the way.
+    capsys.readouterr()
+    assert main([*arguments, "-o", str(tmp_path / "other")]) == 1
+    captured = capsys.readouterr()
+    assert "is there already" in captured.err
+    assert "round 1" not in captured.out
+
+
+def test_a_seed_is_the_same_hardware_for_every_plan(model: Path, tmp_path: Path) -> None:
+    plan = balancer.balance(model, 3)
+    truth = truth_of(plan, 4)
+    tuned = balancer.save(tune(plan, truth).plan, tmp_path / "tuned")
+    assert tuned.hardware.constants != plan.hardware.constants
+    again = truth_of(balancer.load_plan(tmp_path / "tuned" / tuned.file_name), 4)
+    measured = {s.name: s.measured.stage_ns for s in tuned.segments if s.measured}
+    assert {s.name: s.measured.stage_ns for s in again(tuned).plan.segments if s.measured} == measured

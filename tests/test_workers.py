@@ -170,6 +170,27 @@ def test_the_last_worker_of_a_stage_stays_and_fails() -> None:
     assert len(found) == 10
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_line_with_a_lost_stage_takes_no_more(stage: int) -> None:
+    """Only what is in it fails; all else goes through the others."""
+    lost = []
+
+    def gone(item: int) -> int:
+        lost.append(item)
+        raise WorkerLost("gone")
+
+    def slow(item: int) -> int:
+        time.sleep(0.001)
+        return item
+
+    bad: list[list[Work]] = [[gone if k == stage else slow] for k in range(2)]
+    found = _numbers(Workers([bad, [[slow], [slow]]], depth=2), 100)
+    failed = [k for k, x in enumerate(found) if isinstance(x, Failure)]
+    assert len(failed) <= (0 if stage == 0 else 5)
+    assert [x for x in found if not isinstance(x, Failure)] == [k for k in range(100) if k not in failed]
+    assert lost
+
+
 def test_putting_waits_for_room_and_gives_up_in_time() -> None:
     gate = threading.Event()
 

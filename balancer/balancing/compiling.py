@@ -61,11 +61,14 @@ def _sources(plan: Plan, data: bytes) -> list[tuple[str, bytes]]:
 
 
 def with_outcomes(plan: Plan, graph: Graph, compiler: Compiler, outcomes: list[Outcome]) -> Plan:
-    """The plan with a report for each segment that was compiled, and the files in its `made`."""
+    """The plan with a report for each segment that was compiled, and the files in its `made`. What was compiled before
+    stays where it failed now.
+    """
     segments, made = [], {}
     for segment, outcome in zip(plan.segments, outcomes, strict=True):
-        made[segment.log_name] = outcome.output.encode("utf-8")
-        reported = None
+        reported = segment.reported
+        if reported is None or isinstance(outcome, Compiled):
+            made[segment.log_name] = outcome.output.encode("utf-8")
         if isinstance(outcome, Compiled):
             made[segment.compiled_name] = outcome.data
             ops = op_set(parse_op_ranges(segment.ops, len(graph.ops)))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.balancing.assembling import assemble
-from balancer.balancing.comparing import comparison
+from balancer.balancing.comparing import OURS, comparison
 from balancer.balancing.default_split import default_split
 from balancer.balancing.refining import Refinement
 from balancer.balancing.setting import OVERFLOW, check_constraints, check_count, check_tpus, open_setting, with_profile
 from balancer.balancing.solving import solve_setting
 from balancer.compiler import find_compiler
+from balancer.errors import CompilerError
 from balancer.solve import Constraints, Options
 
 if TYPE_CHECKING:
@@ -100,4 +102,9 @@ def compare(
     compiler = find_compiler() if compile is True else compile
     setting = open_setting(model, hardware)
     default = default_split(setting, n_tpus, compiler)
-    return Refinement(setting, n_tpus, Options(), None, compiler, on_round, default).run().comparison
+    try:
+        return Refinement(setting, n_tpus, Options(), None, compiler, on_round, default).run().comparison
+    except CompilerError as error:
+        ours = solve_setting(setting, n_tpus, Options(), "stream").pipelines
+        rows = comparison(setting, n_tpus, ours, default=default)
+        return tuple(replace(row, note=str(error)) if row.name == OURS else row for row in rows)

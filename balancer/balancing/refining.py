@@ -1,13 +1,15 @@
 """Solve, compile, compare, correct, solve again: a plan that the vendor's compiler agrees with.
 
 Each round compiles the plan that is best under what is known, and corrects the costs where the reports contradict them
-(`correcting`). It ends when they agree, when a plan repeats or is no better, or after `ROUNDS`. Once a segment has
-streamed more than was predicted, plans that stream for want of room are only taken where there is no other (unless the
-caller asks for the rate alone): such plans rest on predicted memory to the last layer, and that has just proved wrong.
+(`correcting`). It ends when they agree, when a plan repeats or promises no more than the best so far, or after
+`ROUNDS`. Once a segment has streamed more than was predicted, one that streams nothing for want of room is taken before
+the fastest (unless the caller asks for the rate alone), as long as that costs neither ops on the CPU nor what was
+reached before: plans that stream rest on predicted memory to the last layer, and that has just proved wrong.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from balancer.balancing.comparing import comparison
 from balancer.balancing.compiling import Compilation, compile_plan
 from balancer.balancing.correcting import contradicts, corrected, evidence_of, overruns
 from balancer.balancing.reported import reported_problem
-from balancer.balancing.solving import AVOID, solve_setting
+from balancer.balancing.solving import solve_setting
 from balancer.errors import CompilerError, InfeasibleError
 from balancer.solve import Options, Solution, Value, evaluate, steady_rate
 
@@ -26,11 +28,12 @@ if TYPE_CHECKING:
     from balancer.balancing.correcting import Evidence
     from balancer.balancing.default_split import DefaultSplit
     from balancer.balancing.setting import Setting
-    from balancer.compiler import Compiler
+    from balancer.compiler import Compiler, Refused
     from balancer.graph import OpSet
     from balancer.plan import Plan
     from balancer.solve import Problem
 
+_LOG = logging.getLogger(__name__)
 ROUNDS = 4
 
 
@@ -38,6 +41,7 @@ ROUNDS = 4
 class Round:
     """One plan, and what the compiler made of it. streamed: bytes for each inference; per_s: the rate, as predicted
     before, and with the reported memory. contradicted: the segments whose report differs from what was predicted.
+    refused: those that were not compiled; then nothing was reported.
     """
 
     number: int
@@ -48,6 +52,7 @@ class Round:
     predicted_per_s: float
     reported_per_s: float
     contradicted: tuple[str, ...]
+    refused: tuple[Refused, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,31 +92,70 @@ class Refinement:
         """
         settled = False
         while not settled and len(self.tried) < ROUNDS:
-            try:
-                solution = self._solve()
-            except InfeasibleError:
-                if not self.tried:
-                    raise
-                break  # what was learnt leaves no plan; whether a compiled one will do is seen below
-            if any(t.solution.pipelines == solution.pipelines for t in self.tried):
+            solution = self._next()
+            if solution is None or any(t.solution.pipelines == solution.pipelines for t in self.tried):
                 break
-            compilation = self._compile(solution)
-            if compilation.refused and not self.tried:
-                raise _refusal(compilation)
+            compilation = compile_plan(assemble(self.known, solution, self.n_tpus, ()), self.compiler)
+            for name, doubt in compilation.doubts:
+                _LOG.warning("doubt: %s: %s", name, doubt)
             if compilation.refused:
+                self._refuse(compilation, solution)
                 break
             settled = self._learn(_Tried(solution, compilation.plan))
         return self._best()
 
-    def _solve(self) -> Solution:
-        overflow = self.overflow or (AVOID if self.overran else "stream")
-        return solve_setting(self.known, self.n_tpus, self.options, overflow)
+    def _next(self) -> Solution | None:
+        """The best plan under what is known, if it promises more than the best so far. Raises InfeasibleError."""
+        try:
+            solution = self._solve()
+        except InfeasibleError as error:
+            if self.tried and not self.options.constraints:
+                return None  # what was learnt leaves no plan; whether a compiled one will do is seen in the end
+            if not self.tried:
+                raise
+            what, where, remedy = error.args
+            raise InfeasibleError(f"with the memory that the compiler reported, {what}", where, remedy) from error
+        if not self.tried:
+            return solution
+        best = evaluate(self._with_reports(), min(self.tried, key=self._key).solution.pipelines)
+        unsettled = self._keeps_room() and self._overflow_bytes(min(self.tried, key=self._key)) > 0
+        return solution if unsettled or best is None or solution.value < best else None
 
-    def _compile(self, solution: Solution) -> Compilation:
-        return compile_plan(assemble(self.known, solution, self.n_tpus, ()), self.compiler)
+    def _refuse(self, compilation: Compilation, solution: Solution) -> None:
+        """Say which segments the compiler refuses. Raises CompilerError where no plan was compiled before."""
+        plan = compilation.plan
+        self.on_round(
+            Round(
+                number=len(self.tried) + 1, segments=len(plan.segments), reported_streamed_bytes=0, cpu_ops=0,
+                predicted_streamed_bytes=sum(s.predicted.streamed_bytes for s in plan.segments),
+                predicted_per_s=plan.predicted.throughput_per_s, reported_per_s=0.0, contradicted=(),
+                refused=compilation.refused,
+            )
+        )  # fmt: skip
+        if not self.tried:
+            raise _refusal(compilation)
+
+    def _solve(self) -> Solution:
+        if self.overflow or not self.overran:
+            return solve_setting(self.known, self.n_tpus, self.options, self.overflow or "stream")
+        fastest = solve_setting(self.known, self.n_tpus, self.options, "stream")
+        try:
+            roomy = solve_setting(self.known, self.n_tpus, self.options, "error")
+        except InfeasibleError:
+            return fastest
+        reached = min(evaluate(self._with_reports(), t.solution.pipelines) or t.solution.value for t in self.tried)
+        dear = self._ops_on_cpu(roomy) > self._ops_on_cpu(fastest) or roomy.value.objective_ns > reached.objective_ns
+        return fastest if dear else roomy
+
+    def _ops_on_cpu(self, solution: Solution) -> int:
+        sets = {stage.ops for pipeline in solution.pipelines for stage in pipeline.stages}
+        return sum(self.known.costs.on_cpu(ops).bit_count() for ops in sets)
+
+    def _keeps_room(self) -> bool:
+        return self.overflow == "error" or (self.overflow is None and self.overran)
 
     def _learn(self, tried: _Tried) -> bool:
-        """Correct the costs by the reports of a plan; whether there is no more to be had."""
+        """Correct the costs by the reports of a plan; whether they agreed with it."""
         found = evidence_of(tried.plan)
         before = self.known.costs
         contradicted = [ops for ops, evidence in found.items() if contradicts(before, evidence)]
@@ -121,7 +165,7 @@ class Refinement:
         if contradicted:
             self.known = replace(self.setting, profile=corrected(self.setting, self.evidence.values()))
         self.on_round(self._round(tried, found, contradicted))
-        return not contradicted or any(self._key(tried) >= self._key(other) for other in self.tried[:-1])
+        return not contradicted
 
     def _round(self, tried: _Tried, found: dict[OpSet, Evidence], contradicted: Sequence[OpSet]) -> Round:
         plan, problem = tried.plan, self._with_reports()
@@ -149,11 +193,14 @@ class Refinement:
         return sum(max(0, e.reported.streamed_bytes - always[ops]) for ops, e in evidence_of(tried.plan).items())
 
     def _key(self, tried: _Tried) -> tuple[bool, Value]:
-        """The smaller, the better: what it is worth with the reported memory."""
+        """The smaller, the better: what it is worth with the reported memory, after those that fit without more ops on
+        the CPU.
+        """
         value = evaluate(self._with_reports(), tried.solution.pipelines)
         assert value is not None  # it was a plan under costs that allowed the same segments
-        keep = self.overflow == "error" or (self.overflow is None and self.overran)
-        return keep and self._overflow_bytes(tried) > 0, value
+        fits = (t for t in self.tried if not self._overflow_bytes(t))
+        beaten = self._overflow_bytes(tried) > 0 and any(_cpu_ops(t.plan) <= _cpu_ops(tried.plan) for t in fits)
+        return self._keeps_room() and beaten, value
 
     def _best(self) -> Plan:
         best = min(self.tried, key=self._key)
@@ -183,7 +230,12 @@ class Refinement:
         return replace(solution, value=value, bound_ns=min(bound, value.objective_ns), statistics=counts)
 
 
+def _cpu_ops(plan: Plan) -> int:
+    return sum(s.reported.cpu_ops for s in plan.segments if s.reported)
+
+
 def _refusal(compilation: Compilation) -> CompilerError:
     first = compilation.refused[0]
     more = f" ({len(compilation.refused)} segments fail)" if len(compilation.refused) > 1 else ""
-    return CompilerError(f"cannot be compiled: {first.reason}{more}", first.name, first.remedy)
+    where = f"{first.name} (ops {compilation.plan.segment(first.name).ops})"
+    return CompilerError(f"cannot be compiled: {first.reason}{more}", where, first.remedy)

@@ -42,10 +42,23 @@ def save(plan: Plan, directory: str | Path, *, force: bool = False) -> Plan:
             saved = _write(plan, data, compiled, partial)
             if _is_same(target / model, data):
                 names.remove(model)
+            stale = _stale(plan, compiled, partial, target)
             _place(names, partial, target)
-            for name in {s.compiled_name for s in plan.segments} - set(compiled):
-                (target / name).unlink(missing_ok=True)  # of a plan that was here before: other segments
+            for name in stale:
+                (target / name).unlink(missing_ok=True)
     return replace(saved, directory=target, origin=target / model)
+
+
+def _stale(plan: Plan, compiled: Mapping[str, bytes], partial: Path, target: Path) -> list[str]:
+    """Compiled files and logs, of a plan that was here before, whose segments are about to become others."""
+    found = []
+    for segment in plan.segments:
+        old = target / f"{segment.name}.tflite"
+        if segment.compiled_name not in compiled and not (
+            old.is_file() and old.read_bytes() == (partial / old.name).read_bytes()
+        ):
+            found += [segment.compiled_name, segment.log_name]
+    return found
 
 
 def save_compiled(plan: Plan) -> Plan:
@@ -71,7 +84,7 @@ def compiled_files(plan: Plan) -> dict[str, bytes]:
     for segment in plan.segments:
         reported = segment.reported
         if reported and reported.file and reported.log:
-            files[reported.file] = file_bytes(plan, reported.file, reported.sha256)
+            files[reported.file] = file_bytes(plan, reported.file, reported.sha256, remedy="compile the plan again")
             files[reported.log] = file_bytes(plan, reported.log, None)
     return files | plan.made
 
@@ -121,6 +134,11 @@ def _directory(target: Path) -> Iterator[None]:
             reason = error.strerror or str(error)
             raise OutputError(f"cannot be written ({reason})", str(target), "choose another directory") from error
         raise
+
+
+def check_free(directory: Path, name: str, *, force: bool) -> None:
+    """Raises OutputError where a file is in the way: before the work, not after it."""
+    _check_free(directory, [name], b"", force=force)
 
 
 def check_writable(path: Path, *, force: bool) -> None:

@@ -18,8 +18,10 @@ from balancer.errors import CompilerError, MeasurementError
 from balancer.graph import OpSet, op_set
 from balancer.inputs import random_items
 from balancer.plan import Plan, SegmentMeasurement, load_plan, parse_op_ranges
+from balancer.runtime.devices import device_names
 from balancer.runtime.measuring import SIMULATED, measure, segment_measurements
-from balancer.runtime.pipeline import Pipeline, RunOptions
+from balancer.runtime.options import RunOptions
+from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.recipes import Simulation, promised
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Seen:
 
 
 class Source(Protocol):
-    def __call__(self, plan: Plan) -> Seen:
+    def __call__(self, plan: Plan, /) -> Seen:
         """Measure a plan's segments. Raises BalancerError where that cannot be."""
 
 
@@ -85,8 +87,13 @@ class RecordedTimes:
             with self.path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     plan = load_plan(self.path.parent / row["plan"])
-                    ops = segment_sets(plan)[row["stage"]]
-                    self.known[plan.model.sha256, ops] = round(float(row["measured_ms"]) * 1e6)
+                    sets = segment_sets(plan)
+                    if row["stage"] not in sets:
+                        raise ValueError(f"{row['plan']} has no segment {row['stage']!r}")
+                    ms = float(row["measured_ms"])
+                    if not 0 < ms < 1e9:
+                        raise ValueError(f"measured_ms is {row['measured_ms']}")
+                    self.known[plan.model.sha256, sets[row["stage"]]] = round(ms * 1e6)
         except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError) as error:
             what = f"cannot be read ({error})"
             raise MeasurementError(what, str(self.path), "give columns plan,stage,measured_ms") from error
@@ -116,6 +123,7 @@ class PipelineTimes:
     truth: TrueCosts | None = None
 
     def __call__(self, plan: Plan) -> Seen:
+        device_names(self.devices, 1 + max(t for p in plan.pipelines for stage in p.stages for t in stage.tpus))
         if self.compiler is not None and not all(s.reported for s in plan.segments):
             plan = self._compiled(plan, self.compiler())
         options = self.options

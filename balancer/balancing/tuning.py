@@ -19,9 +19,10 @@ from balancer.balancing.fitting import Observed, fitted
 from balancer.balancing.predicting import partition_plan
 from balancer.balancing.saving import model_bytes
 from balancer.balancing.setting import Setting
+from balancer.balancing.simulating import perturbed
 from balancer.balancing.solving import solve_setting
-from balancer.balancing.sources import segment_sets
-from balancer.cost.hardware import Hardware
+from balancer.balancing.sources import TrueCosts, segment_sets
+from balancer.cost.hardware import Hardware, load_hardware, preset_names
 from balancer.errors import BalancerError, PlanError
 from balancer.solve import Options, Pipeline, Solution, Stage, evaluate, pipeline_rate, plan_rate
 from balancer.solve.bisection import Bisection, bisect_cuts
@@ -48,14 +49,18 @@ class TuneRound:
     predicted_per_s: float
     measured_per_s: float
     worst: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """plan: the best as measured, with its measured columns, predicted by the costs that agree with them."""
+    """plan: the best as measured, with its measured columns, predicted by the costs that agree with them. ended: why
+    there were no more rounds.
+    """
 
     plan: Plan
     rounds: tuple[TuneRound, ...]
+    ended: str
 
     @property
     def gain(self) -> float:
@@ -107,23 +112,26 @@ class _Tuning:
     def run(self, plan: Plan, rounds: int) -> Tuned:
         pipelines = plan_pipelines(plan, self.setting.hardware.name)
         self._measure(plan, pipelines)
-        known = self._learnt()
+        known, ended = self._learnt(), f"{rounds} rounds were allowed"
         while len(self.rounds) < rounds:
             solution = solve_setting(known, self.n_tpus, self.options, "stream")
             if any(solution.pipelines == old for old, _ in self.seen):
+                ended = "a partition repeats"
                 break
             best = max(r.measured_per_s for r in self.rounds)
             # A plan that promises less than 1 % is not worth a round of compiling and measuring.
             if 1e9 / solution.value.objective_ns < best * (1 + _LEAST_GAIN):
+                ended = "another one promises less than 1 % more"
                 break
             try:
                 self._measure(assemble(known, solution, self.n_tpus, ()), solution.pipelines)
             except BalancerError as error:
                 # What was measured before still counts: a plan that no compiler here can compile, a device that is gone.
-                _LOG.warning("round %d cannot be measured, the best so far is taken: %s", len(self.rounds) + 1, error)
+                ended = f"round {len(self.rounds) + 1} cannot be measured: {error}"
+                _LOG.warning("%s", ended)
                 break
             known = self._learnt()
-        return Tuned(self._best(), tuple(self.rounds))
+        return Tuned(self._best(), tuple(self.rounds), ended)
 
     def _measure(self, plan: Plan, pipelines: tuple[Pipeline, ...]) -> None:
         seen = self.source(plan)
@@ -142,7 +150,7 @@ class _Tuning:
         self.rounds.append(
             TuneRound(
                 number=len(self.rounds) + 1, segments=len(plan.segments), predicted_per_s=plan.predicted.throughput_per_s,
-                measured_per_s=measured_rate(seen, self.setting.hardware.host_ns_per_stage), worst=worst,
+                measured_per_s=measured_rate(seen, self.setting.hardware.host_ns_per_stage), worst=worst, source=_source(seen),
             )
         )  # fmt: skip
         self.on_round(self.rounds[-1])
@@ -178,6 +186,20 @@ class _Tuning:
             for s in plan.segments
         )
         return replace(plan, segments=segments, made=seen.plan.made)
+
+
+def _source(seen: Seen) -> str:
+    return next((s.measured.source for s in seen.plan.segments if s.measured), "")
+
+
+def truth_of(plan: Plan, seed: int) -> TrueCosts:
+    """Hardware that differs from the cost model as `perturbed` says: the same for the same model and seed, whatever the
+    plan's own costs have learnt.
+    """
+    setting = setting_of(plan)
+    name = setting.hardware.name
+    base = load_hardware(name) if name in preset_names() else setting.hardware
+    return TrueCosts(perturbed(replace(setting, hardware=base), seed))
 
 
 def _by_compiler(segment: Segment) -> SegmentReport | None:

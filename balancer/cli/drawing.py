@@ -127,8 +127,8 @@ def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
     notes = [f"{row.name}: {row.note}" for row in rows if row.note]
     really = any(not row.stand_in and row.name.startswith("edgetpu_compiler") for row in rows)
     if any(row.stand_in for row in rows):
-        what = "the compiler's own run" if really else "the compiler, which has not run"
-        print(f"(*) a stand-in for {what}: its parameter-count rule")
+        what = "its own run stands beside" if really else "it has not run"
+        print(f"(*) a stand-in: the compiler's parameter-count rule; {what}")
     print(*notes, sep="\n")
 
 
@@ -150,7 +150,7 @@ def reported(plan: Plan) -> None:
         said, expected = segment.reported, segment.predicted
         name = segment.name.removeprefix(plan.stem).removeprefix("_").replace("segment_", "")
         if said is None:
-            table.row(name, "not compiled", *[""] * 6)
+            table.row(name, "failed", *[""] * 6)
             continue
         pairs = ((said.cached_bytes, expected.cached_bytes), (said.streamed_bytes, expected.streamed_bytes),
                  (said.capacity_bytes, expected.capacity_bytes))  # fmt: skip
@@ -160,6 +160,9 @@ def reported(plan: Plan) -> None:
 
 def round_line(found: Round) -> str:
     """One round of solving and compiling."""
+    if found.refused:
+        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}" for r in found.refused)
+        return f"round {found.number}: {found.segments} segments; {found.predicted_per_s:.1f}/s predicted{lines}"
     differing = len(found.contradicted)
     verdict = "as predicted" if not differing else f"{differing} of {found.segments} segments otherwise"
     return (

@@ -58,18 +58,21 @@ def round_line(found: TuneRound) -> str:
     """One round of measuring and solving."""
     return (
         f"round {found.number}: {found.segments} segments; {found.predicted_per_s:.1f}/s predicted, "
-        f"{found.measured_per_s:.1f}/s measured; stages off by up to {100 * found.worst:.1f} %"
+        f"{found.measured_per_s:.1f}/s measured ({found.source}); stages off by up to {100 * found.worst:.1f} %"
     )
 
 
-def tuned(found: Tuned, beside: Bisection | None) -> None:
-    """What tuning has brought."""
+def tuned(found: Tuned) -> None:
+    """What tuning has brought, and why it ended."""
     best = max(found.rounds, key=lambda r: r.measured_per_s)
     print(
-        f"best: round {best.number}, {best.measured_per_s:.1f}/s measured, {found.gain:.3f} times the first plan's rate"
+        f"best: round {best.number}, {best.measured_per_s:.1f}/s, {found.gain:.3f} times the first plan's rate ({found.ended})"
     )
-    if beside is not None:
-        print(
-            f"profiling bisection: {1e9 / beside.slowest_ns:.1f}/s with {len(beside.cuts) + 1} single TPUs, after "
-            f"{beside.rounds} rounds and {beside.measured} measured segments"
-        )
+
+
+def bisection(found: Bisection) -> None:
+    """What Google's way makes of the same times."""
+    print(
+        f"profiling bisection: {1e9 / found.slowest_ns:.1f}/s with {len(found.cuts) + 1} single TPUs, after "
+        f"{found.rounds} rounds and {found.measured} measured segments"
+    )

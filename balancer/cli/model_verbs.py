@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.cli.arguments import add_force, add_hardware, add_model, print_json, whole_number
-from balancer.errors import OutputError
+from balancer.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
     import argparse
@@ -29,7 +29,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     path = Path(arguments.model)
     data = read_model_bytes(path)
     if path.suffix == ".log":
-        return _inspect_log(data, as_json=arguments.json)
+        return _inspect_log(data, str(path), as_json=arguments.json)
     if is_compiled(data, str(path)):
         package = read_package(data, name=path.stem, where=str(path))
         print_json(asdict(package)) if arguments.json else drawing.package(package)
@@ -39,11 +39,13 @@ def inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect_log(data: bytes, *, as_json: bool) -> int:
+def _inspect_log(data: bytes, path: str, *, as_json: bool) -> int:
     from balancer.cli import drawing
     from balancer.compiler.report import parse_report
 
     found = parse_report(data.decode("utf-8", "replace"))
+    if not (found.version or found.models or found.failures):
+        raise ModelError("holds no report of the compiler", path, "give what edgetpu_compiler printed")
     print_json(asdict(found)) if as_json else drawing.report(found)
     return 0
 

@@ -57,8 +57,13 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
 def solve(arguments: argparse.Namespace) -> int:
     """Print the plan, and write it with -o."""
     from balancer import balancing
+    from balancer.balancing.saving import check_free
     from balancer.cli import drawing
 
+    if arguments.output:
+        check_free(
+            Path(arguments.output), f"{Path(arguments.model).stem}_plan_{arguments.tpus}.json", force=arguments.force
+        )
     with drawing.progress("solving; Ctrl-C takes the best so far", quiet=arguments.quiet or arguments.json):
         plan = balancing.balance(
             arguments.model, arguments.tpus, hardware=arguments.hardware, pipelines=arguments.pipelines,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -17,8 +18,9 @@ from balancer.cli.arguments import (
     whole_number,
 )  # fmt: skip
 from balancer.cli.compiler_options import add_compiler, compiler
-from balancer.cli.run_options import add_devices, add_plan, run_options
+from balancer.cli.run_options import LIVE_FIRST, NONE_FIRST, add_devices, add_plan, run_options
 from balancer.cli.solver_options import positive
+from balancer.errors import BalancerError, OutputError
 
 if TYPE_CHECKING:
     import argparse
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from balancer.plan import Plan
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
+    from balancer.solve.bisection import Bisection
 
 _BENCH_INPUTS = 4
 
@@ -61,7 +64,7 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--outputs", required=True, metavar="DIR", help="gets a .npz for each input, by tensor name")
     parser.add_argument("--on-error", choices=("stop", "continue"), default="stop", help="when an input fails")
     parser.add_argument("--runner", choices=("balancer", "pycoral"), default="balancer", help="pycoral: Google's own")
-    add_devices(parser, "live")
+    add_devices(parser, LIVE_FIRST)
     add_interpreter(parser)
     add_force(parser)
 
@@ -87,9 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
         _runner(arguments, plan, options) as runner,
         drawing.progress_bar("running", len(given.names), quiet=arguments.quiet or arguments.json) as advance,
     ):
-        for k, result in enumerate(runner.map(given.items())):
-            failures += _write(folder / f"{given.names[k]}.npz", result, force=arguments.force)
+        for k, result in enumerate(runner.map(given.items(going_on=arguments.on_error == "continue"))):
+            failures += _write(folder / f"{given.taken[k]}.npz", result, force=arguments.force)
             advance(k + 1)
+    failures += given.failures
     document = {"outputs": str(folder), "items": len(given.names), "failures": failures}
     if arguments.json:
         print_json(document)
@@ -130,7 +134,9 @@ def _write(path: Path, result: Any, *, force: bool) -> list[str]:
 
 
 class _Inputs:
-    """Arrays of a file, or pictures of a folder, one at a time. names: of what comes of each."""
+    """Arrays of a file, or pictures of a folder, one at a time. names: of what comes of each; taken: of those that were
+    read. failures: what was wrong with the others.
+    """
 
     def __init__(self, path: Path, specs: Sequence[Any]) -> None:
         from balancer.inputs import load_items
@@ -139,6 +145,8 @@ class _Inputs:
         self.specs = specs
         self.arrays: list[Item] = []
         self.pictures: list[Path] = []
+        self.taken: list[str] = []
+        self.failures: list[str] = []
         if path.is_dir():
             self.pictures = image_files(path)
             self.names = [f"{k:06}_{picture.stem}" for k, picture in enumerate(self.pictures)]
@@ -146,19 +154,32 @@ class _Inputs:
             self.arrays = load_items(path, specs)
             self.names = [f"{path.stem}_{k:06}" for k in range(len(self.arrays))]
 
-    def items(self) -> Iterator[Item]:
+    def items(self, *, going_on: bool = False) -> Iterator[Item]:
+        """going_on: past pictures that cannot be read."""
         from balancer.runtime.images import load_image
 
-        yield from self.arrays
-        for picture in self.pictures:
-            yield {self.specs[0].name: load_image(picture, self.specs[0])}
+        for name, item in zip(self.names, self.arrays, strict=False):
+            self.taken.append(name)
+            yield item
+        for name, picture in zip(self.names, self.pictures, strict=False):
+            try:
+                item = {self.specs[0].name: load_image(picture, self.specs[0])}
+            except BalancerError as error:
+                if not going_on:
+                    raise
+                self.failures.append(str(error))
+                continue
+            self.taken.append(name)
+            yield item
 
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `bench`."""
     add_plan(parser)
-    parser.add_argument("--seconds", type=positive, default=5.0, metavar="S", help="to measure for; default 5")
-    add_devices(parser, "none")
+    parser.add_argument(
+        "--seconds", type=positive, default=5.0, metavar="S", help="in all, for latency and rate; default 5"
+    )
+    add_devices(parser, NONE_FIRST)
     add_interpreter(parser)
 
 
@@ -204,7 +225,7 @@ def tune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="write the best plan here; default: beside the plan's directory, _tuned"
     )
-    add_devices(parser, "none")
+    add_devices(parser, NONE_FIRST)
     add_compiler(parser)
     add_interpreter(parser)
     add_force(parser)
@@ -220,20 +241,47 @@ def tune(arguments: argparse.Namespace) -> int:
 
     choose_interpreter(arguments)
     plan = load_plan(arguments.plan)
+    folder = Path(arguments.output or f"{Path(arguments.plan).parent.resolve()}_tuned")
+    if folder.exists() and any(folder.iterdir()) and not arguments.force:
+        raise OutputError("is there already", str(folder), "use --force to replace it, or name another with -o")
     source = _source(arguments, plan)
     options = Options(max_pipelines=arguments.pipelines, max_replicas=arguments.replicas)
     found = tuning.tune(plan, source, rounds=arguments.rounds, options=options, on_round=_teller(arguments))
-    beside = tuning.bisected(plan, source) if arguments.bisection else None
-    folder = arguments.output or f"{Path(arguments.plan).parent.resolve()}_tuned"
     saved = balancing.save(found.plan, folder, force=arguments.force)
+    if not arguments.json:
+        drawing_runs.tuned(found)
+        print(f"written to {saved.directory}: {len(saved.segments)} segments and {saved.file_name}")
+    beside = _bisect(arguments, plan, source) if arguments.bisection else None
     if arguments.json:
         rounds = [asdict(r) for r in found.rounds]
         bisection = asdict(beside) if beside else None
-        print_json({"rounds": rounds, "gain": found.gain, "plan": saved.to_json(), "bisection": bisection})
-        return 0
-    drawing_runs.tuned(found, beside)
-    print(f"written to {saved.directory}: {len(saved.segments)} segments and {saved.file_name}")
+        print_json(
+            {
+                "rounds": rounds,
+                "gain": found.gain,
+                "ended": found.ended,
+                "plan": saved.to_json(),
+                "bisection": bisection,
+            }
+        )
+    elif beside:
+        drawing_runs.bisection(beside)
     return 0
+
+
+def _bisect(arguments: argparse.Namespace, plan: Plan, source: Any) -> Bisection:
+    """Many more segments are measured than by tuning: that is what is to be seen."""
+    from balancer.balancing import tuning
+    from balancer.cli import drawing
+
+    with drawing.progress("bisecting, segments measured", quiet=arguments.quiet or arguments.json) as advance:
+        count = itertools.count(1)
+
+        def counted(asked: Plan) -> Any:
+            advance(next(count))
+            return source(asked)
+
+        return tuning.bisected(plan, counted)
 
 
 def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
@@ -250,16 +298,14 @@ def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
 
 def _source(arguments: argparse.Namespace, plan: Plan) -> Any:
     """Where the times come from, as the arguments say."""
-    from balancer.balancing.simulating import perturbed
-    from balancer.balancing.sources import PipelineTimes, RecordedTimes, TrueCosts
-    from balancer.balancing.tuning import setting_of
+    from balancer.balancing.sources import PipelineTimes, RecordedTimes
+    from balancer.balancing.tuning import truth_of
 
     if arguments.recorded:
         return RecordedTimes(Path(arguments.recorded))
-    simulated = arguments.devices in ("sim", "cpu")
-    truth = None
-    if arguments.devices == "sim" and arguments.sim_errors is not None:
-        truth = TrueCosts(perturbed(setting_of(plan), arguments.sim_errors))
+    names = {name.strip() for name in (arguments.devices or "").split(",")}
+    simulated = names <= {"sim", "cpu"}
+    truth = truth_of(plan, arguments.sim_errors) if names == {"sim"} and arguments.sim_errors is not None else None
     return PipelineTimes(
         devices=arguments.devices, seconds=arguments.seconds, options=run_options(arguments, plan, []),
         compiler=None if simulated else partial(compiler, arguments), truth=truth,

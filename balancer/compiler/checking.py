@@ -73,6 +73,9 @@ def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compil
     """What was compiled, from the file and the compiler's output. source: the segment's own file, where it is known."""
     found = parse_report(output)
     report = found.about(f"{name}_edgetpu.tflite")
+    if found.succeeded is False:
+        reason = found.failures[-1].reason if found.failures else "the compiler says that it failed"
+        return Refused(name, reason, "compile again, or cut elsewhere", output, passing=True)
     if report is None:
         what = "the compiler wrote a file, but no report about it"
         return Refused(name, what, "give the vendor's edgetpu_compiler", output, passing=True)
@@ -83,6 +86,9 @@ def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compil
         return Refused(
             name, f"the compiled file can't be read ({error.args[0]})", "compile again", output, passing=True
         )
+    if given is not None and (set(made.inputs), set(made.outputs)) != (set(given.inputs), set(given.outputs)):
+        what = "the compiled file has other inputs or outputs than the segment"
+        return Refused(name, what, "give the vendor's edgetpu_compiler", output, passing=True)
     doubts = [*_doubts_of_memory(report, package), *_doubts_of_ops(report, made, given)]
     return Compiled(
         name, data, output, found.version or "", report, package, _not_mapped(report, made, given), tuple(doubts)
@@ -131,5 +137,3 @@ def _doubts_of_ops(report: ModelReport, made: FileOps, given: FileOps | None) ->
         return
     if report.ops is not None and report.ops != len(given.ops):
         yield f"the report speaks of {report.ops} ops, the segment has {len(given.ops)}"
-    if (set(made.inputs), set(made.outputs)) != (set(given.inputs), set(given.outputs)):
-        yield "the compiled file has other inputs or outputs than the segment"

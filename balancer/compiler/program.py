@@ -77,11 +77,14 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """One compiler with its options. jobs: segments at a time. What is in the cache is not compiled again."""
+    """One compiler with its options. identity: what tells it from another one of its name. jobs: segments at a time.
+    What is in the cache is not compiled again.
+    """
 
     program: Path
     version: str
     options: Options
+    identity: tuple[str | int, ...]
     runner: Runner
     cache: Cache
     jobs: int
@@ -131,7 +134,7 @@ class Compiler:
                 part = f"{name}_segment_{i}_of_{segments}"
                 found = _read_part(folder, part, finished.output)
                 if found is None:
-                    return Split((), (), _failure(finished, self.options).reason)
+                    return Split((), (), _failure(finished, made=False).reason)
                 made.append(found[0])
                 outputs.append(found[1])
         return Split(tuple(made), tuple(outputs), "")
@@ -140,8 +143,8 @@ class Compiler:
         with _working_folder() as folder:
             finished = self._run(name, data, folder)
             made = folder / f"{name}{SUFFIX}.tflite"
-            if finished.late or finished.exit_code or not made.is_file():
-                return self._refused(name, finished, folder)
+            if finished.ended or finished.exit_code or not made.is_file():
+                return self._refused(name, finished, folder, made=made.is_file())
             return examine(name, data, made.read_bytes(), finished.output)
 
     def _run(self, name: str, data: bytes, folder: Path, *more: str) -> Finished:
@@ -150,22 +153,21 @@ class Compiler:
         limit = self.options.seconds
         arguments = (
             str(self.program), "--show_operations", "--timeout_sec", str(limit), "--out_dir", ".",
-            *self.options.flags, *more, source,
+            *self.options.flags, *more, f"./{source}",
         )  # fmt: skip
         # The compiler's own limit speaks first. Each try of a search, and each segment, has one of its own.
         several = self.options.search_delegate or bool(more)
-        finished = self.runner(arguments, folder, limit + max(1, limit // 10), silent=several)
-        return Finished(finished.exit_code, without_duration(finished.output), finished.late)
+        finished = self.runner(arguments, folder, limit + max(1, limit // 10), each_try=several)
+        return Finished(finished.exit_code, without_duration(finished.output), finished.ended)
 
-    def _refused(self, name: str, finished: Finished, folder: Path) -> Refused:
-        failure = _failure(finished, self.options)
+    def _refused(self, name: str, finished: Finished, folder: Path, *, made: bool) -> Refused:
+        failure = _failure(finished, made=made)
         if shutil.disk_usage(folder).free < 1 << 20:
             failure = Failure("the disk is full", f"make room in {folder.parent}, and call again")
         return Refused(name, failure.reason, failure.remedy, finished.output, passing=failure.passing)
 
     def _key(self, name: str, data: bytes) -> str:
-        status = self.program.stat()
-        identity = (str(self.program), status.st_size, status.st_mtime_ns, self.version, self.options.flags, name)
+        identity = (*self.identity, self.version, self.options.flags, name)
         return hashlib.sha256(repr(identity).encode("utf-8", "surrogateescape") + b"\0" + data).hexdigest()
 
 
@@ -181,6 +183,8 @@ def find_compiler(
     Raises CompilerError where there is none, or it does not say its version.
     """
     found = shutil.which(str(binary or NAME))
+    if found is None and binary is not None and Path(binary).is_file():
+        found = shutil.which(str(Path(binary).resolve()))  # a bare name in this folder
     if found is None:
         raise CompilerError(*_missing(binary))
     program = Path(found).resolve()
@@ -188,13 +192,20 @@ def find_compiler(
     with _working_folder() as folder:
         finished = runner([str(program), "--version"], folder, _VERSION_SECONDS)
     version = parse_report(finished.output).version
+    if finished.ended:
+        raise CompilerError(
+            f"does not answer --version: ended {finished.ended}", str(program), "check what it waits for"
+        )
     if version is None:
         said = " ".join(finished.output.split())[:80] or f"exit code {finished.exit_code}"
         raise CompilerError(
             f"does not say its version, but: {said}", str(program), "give the vendor's edgetpu_compiler"
         )
     kept_in = Path(cache) if cache else default_folder()
-    return Compiler(program, version, options or Options(), runner, Cache(kept_in), jobs or os.cpu_count() or 1)
+    status = program.stat()
+    identity = (str(program), status.st_size, status.st_mtime_ns)
+    chosen = options or Options()
+    return Compiler(program, version, chosen, identity, runner, Cache(kept_in), jobs or os.cpu_count() or 1)
 
 
 def _missing(binary: str | Path | None) -> tuple[str, str, str]:
@@ -207,17 +218,18 @@ def _missing(binary: str | Path | None) -> tuple[str, str, str]:
     return "is not installed", where, _INSTALL
 
 
-def _failure(finished: Finished, options: Options) -> Failure:
+def _failure(finished: Finished, *, made: bool) -> Failure:
     """The first thing that the output says of it; else what the exit code tells."""
     report = parse_report(finished.output)
-    if finished.late:
-        return Failure(f"it was ended after {options.seconds} s", "raise --timeout_sec, or use --search_delegate")
+    if finished.ended:
+        return Failure(f"it was ended {finished.ended}", "raise --timeout_sec, or use --search_delegate")
     if report.failures:
         return report.failures[0]
     killed_by = -finished.exit_code if finished.exit_code < 0 else finished.exit_code - _SHELL_SIGNAL
     if killed_by > 0:
         return Failure(f"the compiler was ended by signal {killed_by}", "compile again, or cut elsewhere", passing=True)
-    what = "fails" if report.succeeded is False else f"ends with exit code {finished.exit_code} and no file"
+    what = "fails" if report.succeeded is False else f"ends with exit code {finished.exit_code}"
+    what += "" if made else " and no file"
     last = next((line.strip() for line in reversed(finished.output.splitlines()) if line.strip()), "nothing")[:100]
     return Failure(
         f"the compiler {what}; its last line: {last}", "try --search_delegate, or cut elsewhere", passing=True

@@ -49,7 +49,8 @@ _STARTS = re.compile(
               "Edge TPU Compiler version", "Models? compiled successfully", "Model successfully compiled", _HEADER])
 )  # fmt: skip
 _LINE = re.compile(r"^\W*(" + "|".join(re.escape(label) for label in _LABELS) + r"):[ \t]*(.*)$")
-_ROW = re.compile(r"^\s*([A-Za-z][\w:.]*)\s{2,}(\d+)\s{2,}(\S.*)$")
+_ROW = re.compile(r"^\W*([A-Za-z][\w:.]*)\s+(\d+)\s+(\S.*)$")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?i?B)\b")
 _AFTER_COUNTS = re.compile(r"See the operation log file|" + _HEADER)
 _SUCCEEDED, _FAILED = re.compile(r"Compilation succeeded!"), re.compile(r"Compilation failed!|Aborting!")
@@ -122,7 +123,11 @@ class Report:
 
     def about(self, output_file: str) -> ModelReport | None:
         """What it says of the model that was written under this bare name, last where several tries did."""
-        found = [m for m in self.models if m.output_file and _bare(m.output_file) == output_file and m.has_memory]
+        found = [
+            m
+            for m in self.models
+            if m.output_file and _bare(m.output_file).strip() == output_file.strip() and m.has_memory
+        ]
         return found[-1] if found else None
 
 
@@ -134,7 +139,7 @@ def rounding_bytes(count: int) -> int:
 
 def parse_report(text: str) -> Report:
     """The data in an output of the compiler, or in its operation log. Never fails: what is not there is None."""
-    lines = _STARTS.sub(lambda found: "\n" + found.group(), text.replace("\r", "\n"))
+    lines = _STARTS.sub(lambda found: "\n" + found.group(), _COLOURS.sub("", text.replace("\r", "\n")))
     lines = re.sub(_HEADER, lambda found: found.group() + "\n", lines)
     version = _VERSION.search(lines)
     parts: list[_Part] = []
@@ -165,6 +170,7 @@ class _Part:
     values: dict[str, str] = field(default_factory=dict)
     statuses: list[OpStatus] = field(default_factory=list)
     past_counts: bool = False
+    in_table: bool = False
 
     def report(self) -> ModelReport:
         values = self.values
@@ -197,8 +203,9 @@ def _read_line(line: str, parts: list[_Part]) -> None:
         return
     if parts and _AFTER_COUNTS.search(line):
         parts[-1].past_counts = True
+        parts[-1].in_table |= bool(re.search(_HEADER, line))
     row = _ROW.match(line)
-    if row and parts and row.group(1) != "Operator":
+    if row and parts and parts[-1].in_table and row.group(1) != "Operator":
         parts[-1].statuses.append(OpStatus(row.group(1), int(row.group(2)[:9]), row.group(3).strip()))
 
 

@@ -18,26 +18,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _POLL_S = 0.02
-_MOST_OUTPUT = 1 << 24
+_MOST_OUTPUT = 1 << 26  # a program that prints more is ended
+_KEPT_OUTPUT = 1 << 20  # of the beginning, and of the end
+_NEW_TRY = (b"Try to compile segment", b"Started a compilation timeout timer")
 _OUTPUT = ".output"  # of the program, in its own working folder
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """exit_code: negative for the signal that ended it. output: stdout and stderr as they came. late: ended by us,
-    past its time.
+    """exit_code: negative for the signal that ended it. output: stdout and stderr as they came. ended: why we ended it,
+    if we did.
     """
 
     exit_code: int
     output: str
-    late: bool = False
+    ended: str = ""
 
 
 class Runner(Protocol):
     """How programs are run; tests put others in its place."""
 
-    def __call__(self, arguments: Sequence[str], folder: Path, seconds: float, *, silent: bool = False) -> Finished:
-        """Run to the end, in this working folder, for at most so many seconds (silent: without any output).
+    def __call__(self, arguments: Sequence[str], folder: Path, seconds: float, *, each_try: bool = False) -> Finished:
+        """Run to the end, in this working folder, for at most so many seconds (each_try: that the output speaks of).
 
         Raises CompilerError where it cannot be started, Stopped after `stop`.
         """
@@ -58,19 +60,17 @@ class ProcessRunner:
         self._running: set[int] = set()
         self._stopped = False
 
-    def __call__(self, arguments: Sequence[str], folder: Path, seconds: float, *, silent: bool = False) -> Finished:
+    def __call__(self, arguments: Sequence[str], folder: Path, seconds: float, *, each_try: bool = False) -> Finished:
         output = folder / _OUTPUT
         with output.open("wb") as sink:
             process = self._start(arguments, folder, sink.fileno())
         try:
-            late = _wait(process, seconds, output if silent else None)
+            ended = _wait(process, seconds, output, each_try=each_try)
         finally:
             self._end(process)
         if self._stopped:
             raise Stopped
-        with output.open("rb") as source:
-            text = source.read(_MOST_OUTPUT).decode("utf-8", "replace")
-        return Finished(process.returncode, text, late)
+        return Finished(process.returncode, _text(output), ended)
 
     def stop(self) -> None:
         with self._lock:
@@ -101,17 +101,38 @@ class ProcessRunner:
         process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float, output: Path | None) -> bool:
-    """Wait for the end; whether the time was up first. output: a file whose growth starts the time anew."""
-    end, size = time.monotonic() + seconds, 0
+def _wait(process: subprocess.Popen[bytes], seconds: float, output: Path, *, each_try: bool) -> str:
+    """Wait for the end; why it was not waited for, if so. each_try: with each try that the output speaks of the time
+    starts anew.
+    """
+    end, read = time.monotonic() + seconds, 0
     # Not reaped yet, so that its number stays its own until the whole group is ended.
     while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if output is not None and (grown := output.stat().st_size) > size:
-            end, size = time.monotonic() + seconds, grown
+        size = output.stat().st_size
+        if size > _MOST_OUTPUT:
+            return f"after printing {size >> 20} MiB"
+        if each_try and size > read:
+            with output.open("rb") as source:
+                source.seek(max(0, read - len(max(_NEW_TRY, key=len))))
+                fresh = source.read()
+            read = size
+            if any(mark in fresh for mark in _NEW_TRY):
+                end = time.monotonic() + seconds
         if time.monotonic() > end:
-            return True
+            return f"after {seconds:g} s"
         time.sleep(_POLL_S)
-    return False
+    return ""
+
+
+def _text(output: Path) -> str:
+    """What was printed; of much, the beginning and the end."""
+    size = output.stat().st_size
+    with output.open("rb") as source:
+        found = source.read(2 * _KEPT_OUTPUT)
+        if size > 2 * _KEPT_OUTPUT:
+            source.seek(size - _KEPT_OUTPUT)
+            found = found[:_KEPT_OUTPUT] + b"\n[...]\n" + source.read()
+    return found.decode("utf-8", "replace")
 
 
 def _kill(group: int) -> None:

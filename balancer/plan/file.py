@@ -52,7 +52,7 @@ def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number in JSON")
 
 
-def file_bytes(plan: Plan, name: str, sha256: str | None) -> bytes:
+def file_bytes(plan: Plan, name: str, sha256: str | None, *, remedy: str = "solve again") -> bytes:
     """A file of the plan's directory, checked against its hash. Raises PlanError where it is absent or another."""
     if plan.directory is None:
         raise PlanError("is not saved", "plan", "save the plan to a directory first")
@@ -62,7 +62,7 @@ def file_bytes(plan: Plan, name: str, sha256: str | None) -> bytes:
     except OSError as error:
         raise PlanError(f"cannot be read ({error.strerror})", str(path), "copy the whole plan directory") from error
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise PlanError("is not the file that the plan was made with (its hash differs)", str(path), "solve again")
+        raise PlanError("is not the file that the plan was made with (its hash differs)", str(path), remedy)
     return data
 
 

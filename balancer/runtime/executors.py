@@ -15,7 +15,7 @@ import numpy as np
 
 from balancer.errors import InterpreterError
 from balancer.interpreter import Interpreter, open_interpreter, open_on_tpu
-from balancer.runtime.simulated import Behaviour, Recorded, SimulatedTpu, no_outputs
+from balancer.runtime.simulated import Behaviour, Recorded, SimulatedTpu, no_outputs, read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +75,7 @@ class Idle:
     """Takes no time and gives the same arrays every time: what is left is the pipeline's own."""
 
     def __init__(self, outputs: Sequence[TensorSpec]) -> None:
-        self.arrays = {spec.name: np.zeros(spec.shape or (), np.dtype(spec.dtype)) for spec in outputs}
+        self.arrays = {spec.name: read_only(np.zeros(spec.shape or (), np.dtype(spec.dtype))) for spec in outputs}
 
     def run(self, item: int, tensors: Tensors) -> None:
         for name, value in self.arrays.items():
@@ -89,14 +89,17 @@ class Idle:
         pass
 
 
-def make_executor(recipe: Recipe, die: Callable[[], None] | None = None) -> Executor:
-    """die: how a simulated TPU ends its process, if it may. Raises BalancerError where device or model is refused."""
+def make_executor(recipe: Recipe, seconds: float, die: Callable[[], None] | None = None) -> Executor:
+    """seconds: after which a simulated TPU that hangs is given up. die: how one ends its process, if it may.
+
+    Raises BalancerError where device or model is refused.
+    """
     if recipe.device == "none":
         return Idle(recipe.outputs)
     if recipe.device == "cpu":
         return Computed(open_interpreter(recipe.model or b""))
     if recipe.device == "sim":
-        return SimulatedTpu(recipe.segment, recipe.behaviour or Behaviour(stage_ns=0), _outputs(recipe), die)
+        return SimulatedTpu(recipe.segment, recipe.behaviour or Behaviour(stage_ns=0), _outputs(recipe), seconds, die)
     return Computed(open_with_retry(recipe.model or b"", recipe.device))
 
 

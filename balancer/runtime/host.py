@@ -23,7 +23,7 @@ def main(socket: int, memory: int) -> None:
     recipe, layout, count = pickle.loads(connection.recv_bytes())
     frames = SharedFrames(layout, count, fd=memory)
     try:
-        executor = make_executor(recipe, _die)
+        executor = make_executor(recipe, 0.0, _die)
     except BalancerError as error:
         connection.send_bytes(REFUSED + pickle.dumps(error.args))
         return

@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from balancer.plan import Plan, load_plan
 from balancer.runtime.devices import device_names
 from balancer.runtime.executors import Executor, Recipe, make_executor
 from balancer.runtime.limits import warn_of_mappings
-from balancer.runtime.recipes import Interface, Simulation, interface, plan_model, recipes
+from balancer.runtime.options import CONTINUE, RunOptions
+from balancer.runtime.recipes import Interface, interface, plan_model, recipes
 from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
 from balancer.runtime.tensors import FrameTensors, SharedFrames, Tensors, dead_after, layout, lives
@@ -31,25 +32,9 @@ if TYPE_CHECKING:
 
 _MOST_ITEMS = 256
 _POLL_S = 0.02
-STOP, CONTINUE = "stop", "continue"
-
+_LEAVING_S = 0.5
 Inputs = Mapping[str, Any]
 Result = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """depth: items that wait before a stage. on_error: "stop" ends the pipeline with the first item that fails,
-    "continue" gives a Failure in its place. processes: for every device, not for Edge TPUs alone. seconds: that one
-    inference may take in a process. restarts: of one device's process, before it is given up. simulation: of `sim`.
-    """
-
-    depth: int = 2
-    on_error: str = STOP
-    processes: bool = False
-    seconds: float = 60.0
-    restarts: int = 3
-    simulation: Simulation = field(default_factory=Simulation)
 
 
 @dataclass(slots=True)
@@ -72,22 +57,22 @@ class Pipeline:
         """Nothing is opened yet. Raises PlanError or DeviceError where plan and devices do not go together."""
         self.plan = plan if isinstance(plan, Plan) else load_plan(plan)
         self.options = options or RunOptions()
-        if self.options.on_error not in (STOP, CONTINUE):
-            raise ValueError(f"on_error must be '{STOP}' or '{CONTINUE}', not {self.options.on_error!r}")
         count = 1 + max(t for p in self.plan.pipelines for stage in p.stages for t in stage.tpus)
         none = devices == "none"
         self.devices = ["none"] * count if none else device_names(devices, count)
         self.interface: Interface = interface(plan_model(self.plan), self.plan.stem)
         self._recipes = recipes(self.plan, self.devices, self.options.simulation)
-        self._executors: list[Executor] = []
+        self._executors: list[Executor | RemoteExecutor] = []
         self._frames: SharedFrames | None = None
         self._workers: Workers | None = None
         self._stopping = threading.Event()
+        self._cause: StageError | None = None  # the item that stopped it
+        self._mapping = threading.Lock()
 
     # Opening and closing
 
     def __enter__(self) -> Pipeline:
-        """Open all devices. Raises BalancerError where one cannot be opened; then none is."""
+        """Open all devices. Raises BalancerError where one cannot be opened, or `stop` was called; then none is."""
         if self._workers is not None:
             raise RuntimeError("a pipeline is entered once")
         warn_of_mappings(self.plan, self.devices)
@@ -96,7 +81,9 @@ class Pipeline:
             found = [lives(p, self.interface.outputs) for p in self._partitions()]
             self._frames = SharedFrames(layout(found), self._most)
         try:
-            self._executors = self._open(flat)
+            self._open(flat)
+            if self._stopping.is_set():
+                raise self._stopped()
         except BaseException:
             self._give_back()
             raise
@@ -111,7 +98,7 @@ class Pipeline:
         self._stopping.set()
         if self._workers is not None:
             self._workers.stop()
-        for executor in self._executors:
+        for executor in list(self._executors):
             executor.interrupt()
 
     def close(self) -> None:
@@ -143,22 +130,37 @@ class Pipeline:
     def _needs_process(self, recipe: Recipe) -> bool:
         return self.options.processes or recipe.device not in ("cpu", "sim", "none")
 
-    def _open(self, flat: Sequence[Recipe]) -> list[Executor]:
-        """All at once: each Edge TPU takes seconds. If one fails, the others are closed again."""
-        with ThreadPoolExecutor(max_workers=max(1, len(flat))) as pool:
-            tasks = [pool.submit(self._make, recipe) for recipe in flat]
-        made = [task.result() for task in tasks if task.exception() is None]
-        failed = next((error for task in tasks if (error := task.exception()) is not None), None)
-        if failed is not None:
-            for executor in made:
-                executor.close()
-            raise failed
-        return made
+    def _open(self, flat: Sequence[Recipe]) -> None:
+        """All at once: each Edge TPU takes seconds. What was opened is in `_executors`, also where another one fails."""
+        made: list[Executor | RemoteExecutor | None] = [None] * len(flat)
 
-    def _make(self, recipe: Recipe) -> Executor:
+        def make(k: int) -> None:
+            made[k] = executor = self._make(flat[k])
+            self._executors.append(executor)
+            if self._stopping.is_set():
+                executor.interrupt()
+            if isinstance(executor, RemoteExecutor):
+                executor.open()
+
+        pool = ThreadPoolExecutor(max_workers=max(1, len(flat)))
+        try:
+            for task in [pool.submit(make, k) for k in range(len(flat))]:
+                task.result()
+        except BaseException as error:
+            stopped = self._stopping.is_set()
+            self.stop()  # nobody waits for a device that is no longer wanted
+            if stopped and isinstance(error, BalancerError):
+                raise self._stopped() from error
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self._executors = [executor for executor in made if executor is not None]
+
+    def _make(self, recipe: Recipe) -> Executor | RemoteExecutor:
+        seconds = self.options.seconds
         if self._frames is None or not self._needs_process(recipe):
-            return make_executor(recipe)
-        return RemoteExecutor(recipe, self._frames, seconds=self.options.seconds, restarts=self.options.restarts)
+            return make_executor(recipe, seconds)
+        return RemoteExecutor(recipe, self._frames, seconds=seconds, restarts=self.options.restarts)
 
     def _lines(self) -> list[list[list[Work]]]:
         executors = iter(self._executors)
@@ -174,7 +176,7 @@ class Pipeline:
             )
         return lines
 
-    def _work(self, executor: Executor, dead: tuple[str, ...], *, last: bool) -> Work:
+    def _work(self, executor: Executor | RemoteExecutor, dead: tuple[str, ...], *, last: bool) -> Work:
         """What a stage's thread does with an item. last: it gives the result, and the item's memory is free."""
         outputs, shared = self.interface.outputs, self._frames is not None
 
@@ -192,15 +194,19 @@ class Pipeline:
     # Items
 
     def push(self, inputs: Inputs, timeout: float | None = None) -> int:
-        """Hand in an item, waiting for room; its number. Nothing ({}) ends the input, as in pycoral.
+        """Hand in an item, waiting for room; its number. Nothing ({}) ends the input, as in pycoral. Arrays are copied:
+        the caller may use them again.
 
         Raises InputError where it does not fit the model, TimeoutError, or StageError once the pipeline has stopped.
         """
         workers = self._running()
-        if not inputs:
+        if isinstance(inputs, Mapping) and not inputs:
             workers.finish()
             return -1
-        checked = self._checked(inputs)
+        return self._push(inputs, timeout)
+
+    def _push(self, inputs: Inputs, timeout: float | None = None) -> int:
+        workers, checked = self._running(), self._checked(inputs)
         try:
             return workers.put_made(lambda number: self._item(number, checked), timeout)
         except Stopped:
@@ -225,6 +231,7 @@ class Pipeline:
         named = self._named(found)
         if self.options.on_error == CONTINUE:
             return named
+        self._cause = named.error if isinstance(named.error, StageError) else None
         self.stop()
         raise named.error
 
@@ -240,8 +247,20 @@ class Pipeline:
     def map(self, items: Iterable[Inputs]) -> Iterator[Result | Failure]:
         """The results of these items, in their order. Items are taken from another thread, as fast as there is room.
 
-        Leaving early stops the pipeline. What the items raise is raised here, after the results of those before.
+        Leaving early stops the pipeline. What the items raise is raised here, after the results of those before. One
+        at a time: raises InputError while another `map` runs, or results of items that were pushed are not taken.
         """
+        if not self._mapping.acquire(blocking=False):
+            raise InputError("another map or run is going on", "pipeline", "wait for its end, or use push and pop")
+        try:
+            left = self._running().results.in_flight
+            if left:
+                raise InputError(f"results of {left} items are not taken yet", "pipeline", "pop them first")
+            yield from self._mapped(items)
+        finally:
+            self._mapping.release()
+
+    def _mapped(self, items: Iterable[Inputs]) -> Iterator[Result | Failure]:
         feeder = _Feeder(self, items)
         taken = 0
         try:
@@ -285,7 +304,8 @@ class Pipeline:
         return self._workers
 
     def _stopped(self) -> StageError:
-        return StageError("has stopped", "pipeline", "make a new one")
+        because = f" because of an item ({self._cause.args[1]}: {self._cause.args[0]})" if self._cause else ""
+        return StageError(f"has stopped{because}", "pipeline", "make a new one")
 
     def _named(self, failure: Failure) -> Failure:
         """With the segment and the item in the error."""
@@ -302,6 +322,9 @@ class Pipeline:
         return Failure(failure.stage, error, failure.line, failure.item)
 
     def _checked(self, inputs: Inputs) -> Result:
+        wanted = f"give {[spec.name for spec in self.interface.inputs]}"
+        if not isinstance(inputs, Mapping):
+            raise InputError(f"{type(inputs).__name__} instead of arrays by tensor name", "item", wanted)
         checked = {}
         for spec in self.interface.inputs:
             if spec.name not in inputs:
@@ -317,7 +340,7 @@ class Pipeline:
 
     def _item(self, number: int, inputs: Result) -> _Item:
         if self._frames is None:
-            return _Item(number, dict(inputs))
+            return _Item(number, {name: np.array(value) for name, value in inputs.items()})
         # Items in flight have consecutive numbers, no more than there are frames.
         frame = number % self._frames.count
         tensors = FrameTensors(frame, self._frames.view(frame))
@@ -332,7 +355,7 @@ class _Feeder:
     def __init__(self, pipeline: Pipeline, items: Iterable[Inputs]) -> None:
         self.pipeline, self.items = pipeline, items
         self.pushed = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.over = threading.Event()
         self.leaving = False
         self.thread = threading.Thread(target=self._feed, name="feeder", daemon=True)
@@ -343,16 +366,18 @@ class _Feeder:
             for item in self.items:
                 if self.leaving:
                     break
-                self.pipeline.push(item)
+                self.pipeline._push(item)
                 self.pushed += 1
-        except Exception as error:  # noqa: BLE001 - the thread's edge: raised by the consumer
+        except BaseException as error:  # noqa: BLE001 - the thread's edge: raised by the consumer
             self.error = error
         finally:
             self.over.set()
 
     def end(self) -> None:
-        """Wait for the thread; it may be waiting for room, or for its source."""
+        """The thread may be waiting for room, which it is told; or for its source, which nobody can end: then it is left,
+        and ends with the next item.
+        """
         self.leaving = True
         if not self.over.is_set():
             self.pipeline.stop()
-        self.thread.join()
+        self.thread.join(_LEAVING_S)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import PlanError
@@ -66,6 +66,8 @@ def recipes(plan: Plan, devices: Sequence[str], simulation: Simulation) -> list[
 
     Raises PlanError where a file that is needed is not there.
     """
+    if simulation.outputs == NONE and not set(devices) <= {"sim", "none"}:
+        simulation = replace(simulation, outputs=LIVE)  # what comes behind a simulated TPU needs true inputs
     known: dict[tuple[str, str], Recipe] = {}
 
     def made(segment: Segment, device: str) -> Recipe:

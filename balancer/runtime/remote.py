@@ -46,11 +46,10 @@ class RemoteExecutor:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._said = os.memfd_create("balancer-log")  # what the process and the driver in it print
-        try:
-            self._start()
-        except BaseException:
-            os.close(self._said)
-            raise
+
+    def open(self) -> None:
+        """Start the process. Raises StageError where it cannot open what it needs, or was interrupted."""
+        self._start()
 
     def run(self, item: int, tensors: Tensors) -> None:
         """Raises StageError where this item fails, WorkerLost where the process cannot be kept alive."""
@@ -142,7 +141,9 @@ class RemoteExecutor:
         command = [sys.executable, "-m", "balancer.runtime.host", *map(str, passed)]
         with self._lock:
             if self._closed:
-                raise WorkerLost("the pipeline was stopped")
+                ours.close()
+                theirs.close()
+                raise StageError("was stopped", f"{self.recipe.segment} on {self.recipe.device}", "make a new pipeline")
             # A session of its own: Ctrl-C is the parent's to answer.
             self._process = subprocess.Popen(
                 command, pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL, stdout=self._said,

@@ -55,16 +55,26 @@ class Recorded:
 
     def __call__(self, item: int, tensors: Tensors) -> None:
         for name, value in self.items[item % len(self.items)].items():
-            tensors[name] = value
+            tensors[name] = read_only(value)
+
+
+def read_only(array: Any) -> Any:
+    """The same array, which is given out more than once, for nobody to write to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 @dataclass(slots=True)
 class SimulatedTpu:
-    """An executor. outputs: what it gives. die: how it ends its process, where it has one of its own."""
+    """An executor. outputs: what it gives. seconds: after which one that hangs is given up. die: how it ends its
+    process, where it has one of its own.
+    """
 
     segment: str
     behaviour: Behaviour
     outputs: Outputs = no_outputs
+    seconds: float = 60.0
     die: Callable[[], None] | None = None
     _dice: random.Random = field(init=False, repr=False)
     _free_ns: int = 0
@@ -102,9 +112,12 @@ class SimulatedTpu:
         if fate < truth.failing:
             raise StageError("the simulated inference failed", f"{self.segment}, item {item}", "try again")
         if fate < truth.failing + truth.hanging:
-            while not self._closed:
+            end = time.monotonic() + self.seconds
+            while not self._closed and (self.die is not None or time.monotonic() < end):
                 time.sleep(0.01)
-        elif fate < truth.failing + truth.hanging + truth.dying:
+            what = f"the simulated TPU did not answer within {self.seconds:g} s"
+            raise StageError(what, f"{self.segment}, item {item}", "try again")
+        if fate < truth.failing + truth.hanging + truth.dying:
             if self.die is None:
                 raise WorkerLost(f"{self.segment}: the simulated TPU is gone")
             self.die()
