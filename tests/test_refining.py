@@ -122,16 +122,18 @@ def test_nothing_that_compiles_is_an_error(model: Path, tmp_path: Path) -> None:
         balancer.balance(model, 3, compile=_compiler(tmp_path, fails={"*": "large activation tensors"}))
 
 
-def test_a_later_plan_that_does_not_compile_leaves_the_earlier_one(model: Path, tmp_path: Path) -> None:
+REFUSED = {f"ResNet50_int8_segment_{k}_of_5": "large activation tensors" for k in range(5)}
+
+
+@pytest.mark.shared
+def test_a_later_plan_that_does_not_compile_leaves_the_earlier_one(tmp_path: Path) -> None:
+    """And is shown as a round."""
     rounds: list[Round] = []
-    first = balancer.balance(
-        model, 4, compile=_compiler(tmp_path / "a", room_per_million=600_000), on_round=rounds.append
-    )
-    assert len(rounds) > 1
-    before = {s.name for s in balancer.balance(model, 4).segments}
-    later = {s.name: "large activation tensors" for s in first.segments if s.name not in before}
-    plan = balancer.balance(model, 4, compile=_compiler(tmp_path / "b", room_per_million=600_000, fails=later))
-    assert {s.name for s in plan.segments} == before
+    compiler = _compiler(tmp_path, room_per_million=LESS, fails=REFUSED)
+    plan = balancer.balance(ZOO / "ResNet50_int8.tflite", 8, compile=compiler, on_round=rounds.append)
+    assert [bool(r.refused) for r in rounds] == [False, True]
+    assert "too large" in rounds[1].refused[0].reason
+    assert [s.name[-4:] for s in plan.segments] == ["of_4"] * 4
     assert all(s.reported for s in plan.segments)
 
 
@@ -212,14 +214,12 @@ def test_an_op_that_hides_behind_another_is_found(tmp_path: Path) -> None:
     assert plan.predicted.throughput_per_s > 3 * rounds[0].reported_per_s
 
 
-def test_a_round_that_is_refused_is_shown(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {s.name for s in balancer.balance(model, 4).segments}
-    later = balancer.balance(model, 4, compile=_compiler(tmp_path / "a", room_per_million=600_000))
-    refused = {s.name: "large activation tensors" for s in later.segments if s.name not in before}
-    program = edgetpu_compiler.install(tmp_path / "b", room_per_million=600_000, fails=refused)
+@pytest.mark.shared
+def test_a_round_that_is_refused_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = edgetpu_compiler.install(tmp_path / "bin", room_per_million=LESS, fails=REFUSED)
     chosen = ["--compile", "--edgetpu_compiler_binary", str(program), "--cache", str(tmp_path / "cache")]
-    assert main(["solve", str(model), "-n", "4", *chosen]) == 0
-    assert "not compiled: net_segment_" in capsys.readouterr().out
+    assert main(["solve", str(ZOO / "ResNet50_int8.tflite"), "-n", "8", *chosen]) == 0
+    assert "not compiled: ResNet50_int8_segment_0_of_5: an activation is too large" in capsys.readouterr().out
 
 
 def test_compare_without_a_compiled_plan(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ _INSTALL = (
     "or name it with --edgetpu_compiler_binary"
 )
 _VERSION_SECONDS = 60
+_FOLDER, _LEFT_OVER_S = "balancer-compile-", 2 * 24 * 3600
 _SHELL_SIGNAL = 128  # what a shell adds to the number of the signal that ended its child
 _LOG = logging.getLogger(__name__)
 
@@ -189,6 +191,7 @@ def find_compiler(
         raise CompilerError(*_missing(binary))
     program = Path(found).resolve()
     runner = runner or ProcessRunner()
+    _remove_left_over()
     with _working_folder() as folder:
         finished = runner([str(program), "--version"], folder, _VERSION_SECONDS)
     version = parse_report(finished.output).version
@@ -246,11 +249,19 @@ def _read_part(folder: Path, part: str, output: str) -> tuple[Compiled, tuple[st
     return (found, describe(data, part).outputs) if isinstance(found, Compiled) else None
 
 
+def _remove_left_over() -> None:
+    """Working folders of runs that were killed, once nobody can be at work in them any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _LEFT_OVER_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def _working_folder() -> Iterator[Path]:
     """A folder for one run, and for nothing but it. Raises OutputError where it cannot be written."""
     try:
-        with tempfile.TemporaryDirectory(prefix="balancer-compile-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=_FOLDER, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
     except OSError as error:
         remedy = "make room, or set TMPDIR to another folder"
