@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.02
 _MOST_OUTPUT = 1 << 26  # a program that prints more is ended
+_LARGEST_FILE = 1 << 31  # no model is larger
 _KEPT_OUTPUT = 1 << 20  # of the beginning, and of the end
 _NEW_TRY = (b"Try to compile segment", b"Started a compilation timeout timer")
 _OUTPUT = ".output"  # of the program, in its own working folder
@@ -91,6 +93,9 @@ class ProcessRunner:
                 reason = error.strerror or str(error)
                 remedy = "on another machine than x86-64, compile elsewhere or give a wrapper that emulates it"
                 raise CompilerError(f"cannot be run ({reason})", arguments[0], remedy) from error
+            # Should we be killed ourselves, what is left behind does not fill the disk.
+            with suppress(ProcessLookupError):
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
             self._running.add(process.pid)
             return process
 
@@ -112,16 +117,22 @@ def _wait(process: subprocess.Popen[bytes], seconds: float, output: Path, *, eac
         if size > _MOST_OUTPUT:
             return f"after printing {size >> 20} MiB"
         if each_try and size > read:
-            with output.open("rb") as source:
-                source.seek(max(0, read - len(max(_NEW_TRY, key=len))))
-                fresh = source.read()
-            read = size
-            if any(mark in fresh for mark in _NEW_TRY):
+            if _speaks_of_a_try(output, read, size):
                 end = time.monotonic() + seconds
+            read = size
         if time.monotonic() > end:
             return f"after {seconds:g} s"
         time.sleep(_POLL_S)
     return ""
+
+
+def _speaks_of_a_try(output: Path, start: int, end: int) -> bool:
+    """Whether what was printed between these places does. It may grow faster than it can be read: no further."""
+    start = max(0, start - max(map(len, _NEW_TRY)))
+    with output.open("rb") as source:
+        source.seek(start)
+        fresh = source.read(end - start)
+    return any(mark in fresh for mark in _NEW_TRY)
 
 
 def _text(output: Path) -> str:
@@ -131,7 +142,7 @@ def _text(output: Path) -> str:
         found = source.read(2 * _KEPT_OUTPUT)
         if size > 2 * _KEPT_OUTPUT:
             source.seek(size - _KEPT_OUTPUT)
-            found = found[:_KEPT_OUTPUT] + b"\n[...]\n" + source.read()
+            found = found[:_KEPT_OUTPUT] + b"\n[...]\n" + source.read(_KEPT_OUTPUT)
     return found.decode("utf-8", "replace")
 
 
