@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from balancer.solve.cpsat import PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downsets import all_downsets, blocks_of
 from balancer.solve.exact import MOST_DOWN_SETS, Search, search_among
-from balancer.solve.intervals import chain_offers
+from balancer.solve.intervals import chain_offers, whole_replicas
 from balancer.solve.offers import pipeline_offer
 from balancer.solve.orders import file_order, prefixes
 
@@ -78,8 +78,9 @@ class LargeSearch(Search):
             return True
         one = replace(self.options, max_pipelines=1)
         finder = PipelineSearch(
-            replace(self.problem, devices=((self.problem.devices[0][0], devices),)), one, self.budget
-        )
+            replace(self.problem, devices=((self.problem.devices[0][0], devices),)), one, self.budget,
+            whole_replicas=whole_replicas(self.problem, self.options),
+        )  # fmt: skip
         shortest, complete = float(within.most_ns), True
         for stages in self._stages(within):
             finder.waiting = self._stages(within).stop - stages

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from balancer.errors import InfeasibleError
 from balancer.solve.bounds import least_total_ns, pipeline_bound_ns
 from balancer.solve.budget import Budget, BudgetSpent
-from balancer.solve.chain import MOST_REPLICAS
 from balancer.solve.constraining import keeps, starts
 from balancer.solve.cpsat_model import LONGEST_NS, StageModel
+from balancer.solve.periods import MOST_REPLICAS
 from balancer.solve.problem import Pipeline, Solution, Stage, evaluate
 
 if TYPE_CHECKING:
@@ -85,14 +85,19 @@ class PipelineSearch:
     of latency where that is what is minimised. waiting: models still to come, which share what may still be spent.
     """
 
-    def __init__(self, problem: Problem, options: Options, budget: Budget | None = None) -> None:
-        """budget: shared with other searches; None for one of its own."""
+    def __init__(
+        self, problem: Problem, options: Options, budget: Budget | None = None, *, whole_replicas: bool = True
+    ) -> None:
+        """budget: shared with other searches; None for one of its own. whole_replicas: whether a pipeline of one stage
+        may have several.
+        """
         if len(problem.devices) != 1 or problem.devices[0][0] not in problem.structures:
             raise ValueError("the solver 'cpsat' takes one kind of device whose cost's structure is known")
         self.problem, self.options, self.constraints = problem, options, options.constraints
         self.kind, self.devices = problem.devices[0]
         self.structure = problem.structures[self.kind]
         self.most_replicas = min(options.max_replicas or MOST_REPLICAS, MOST_REPLICAS)
+        self.whole_replicas = whole_replicas
         self.least_latency = self.constraints.max_objective_ns is not None
         self.fastest_ns = min(
             pipeline_bound_ns(problem, stages, self.devices, self.most_replicas) for stages in self.stages()
@@ -132,8 +137,7 @@ class PipelineSearch:
         Returns a bound on what is still open, None where that is nothing.
         """
         limit = min(most_ns, self._limit_ns())
-        whole = stages == 1 and self.options.max_replicas is None
-        most = 1 if whole else min(self.most_replicas, self.devices - stages + 1)
+        most = min(self.most_replicas, self.devices - stages + 1) if stages > 1 or self.whole_replicas else 1
         least = pipeline_bound_ns(self.problem, stages, self.devices if most > 1 else stages, max(1, most))
         if most < 1 or least > limit:
             return None

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from balancer.solve.budget import Budget, BudgetSpent
 from balancer.solve.downsets import DownSets, all_downsets, blocks_of
 from balancer.solve.intervals import chain_offers, infeasible, most_pipelines, most_replicas, whole_replicas
-from balancer.solve.lattice import LatticeSolver, Within, longest_ns
+from balancer.solve.lattice import LatticeSolver, Within
 from balancer.solve.offers import alone_ns, best_plan, good_objective_ns, lattice_offer
 from balancer.solve.orders import file_order, prefixes
+from balancer.solve.periods import longest_ns
 from balancer.solve.problem import Solution, evaluate
 from balancer.solve.prospects import Prospects
 

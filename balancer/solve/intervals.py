@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.errors import InfeasibleError
-from balancer.solve.chain import MOST_REPLICAS, ChainSolver
+from balancer.solve.chain import ChainSolver
 from balancer.solve.offers import Offer, alone_ns, best_plan, chain_offer, quick_offer
 from balancer.solve.orders import file_order, order_table, prefixes
+from balancer.solve.periods import MOST_REPLICAS
 from balancer.solve.problem import Solution, evaluate
 
 if TYPE_CHECKING:
@@ -32,12 +33,12 @@ def most_replicas(options: Options) -> int:
 
 
 def whole_replicas(problem: Problem, options: Options) -> bool:
-    """Whether a pipeline of one stage may have replicas.
+    """Whether a pipeline of one stage is written with replicas.
 
-    Copies are pipelines of one stage each. A whole model as one replicated stage is for where there may be too few
-    pipelines for that, and only if replicas are asked for.
+    One stage on k devices and k pipelines of one stage are the same thing. It is written as k pipelines where so many
+    are allowed, and as one stage with k replicas where they may not be.
     """
-    return most_pipelines(problem, options) < problem.devices[0][1] and options.max_replicas is not None
+    return most_pipelines(problem, options) < sum(count for _, count in problem.devices)
 
 
 def solve_chain(problem: Problem, options: Options) -> Solution:

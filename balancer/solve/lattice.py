@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,14 @@ import numpy as np
 
 from balancer.solve.bounds import Reach
 from balancer.solve.budget import BudgetSpent
-from balancer.solve.chain import MOST_REPLICAS
 from balancer.solve.downsets import bits
-from balancer.solve.paths import NEVER, Choice, Way, best_way
+from balancer.solve.paths import Choice, Way, best_way
+from balancer.solve.periods import MOST_REPLICAS, exact_period
 from balancer.solve.segments import FEW_SETS, Segment, Segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from fractions import Fraction
 
     from balancer.solve.budget import Budget
     from balancer.solve.downsets import DownSets
@@ -35,11 +35,6 @@ Devices = tuple[int, ...]
 MOST_STATES = 1 << 26  # of the table of periods: half a GiB
 _UPDATES_A_PAIR = 4  # extending a pipeline by a segment takes a fraction of the time of costing the segment
 _AHEAD = 256  # cuts whose segments are costed together
-
-
-def longest_ns(most_replicas: int) -> int:
-    """The longest period that can be looked for: a multiple of it still has 60 bits."""
-    return (int(NEVER) - 1) // math.lcm(*range(1, most_replicas + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +83,6 @@ class LatticeSolver:
         self.sets = sets
         self.most_replicas = min(most_replicas, MOST_REPLICAS)
         self.whole_replicas = whole_replicas
-        self.multiple = math.lcm(*range(1, self.most_replicas + 1))
         self.reach = Reach([problem.structures.get(kind) for kind, _ in problem.devices], sets)
         # Few sets: their segments are costed once for all searches.
         self.segments = self.segments_of(sets, None, longest_ns, keep=True) if len(sets) <= FEW_SETS else None
@@ -116,7 +110,6 @@ class Search:
     def __init__(self, solver: LatticeSolver, within: Within, budget: Budget) -> None:
         self.solver = solver
         self.within = within
-        self.limit = within.most_ns * solver.multiple
         self.stages = min(within.most_stages, sum(within.devices))
         self.vectors = list(product(*(range(count + 1) for count in within.devices)))
         self.strides = [math.prod(count + 1 for count in within.devices[k + 1 :]) for k in range(len(within.devices))]
@@ -125,7 +118,7 @@ class Search:
         shape = (len(self.sets), self.stages + 1, len(self.vectors))
         if math.prod(shape) > MOST_STATES:
             raise BudgetSpent
-        self.best = np.full(shape, NEVER)
+        self.best = np.full(shape, np.inf)
         self.used: list[list[tuple[int, Segment]]] = [[] for _ in within.devices]
         if self.open[-1].any():
             self._run(budget)
@@ -168,23 +161,23 @@ class Search:
         for at in range(len(self.sets) - 1):
             states = list(self._states(at))
             if states:
-                ahead = at + np.nonzero((self.best[at : at + _AHEAD] <= self.limit).any(axis=(1, 2)))[0]
+                ahead = at + np.nonzero((self.best[at : at + _AHEAD] <= self.within.most_ns).any(axis=(1, 2)))[0]
                 for kind, segments in enumerate(self.segments.after(at, ahead.tolist(), budget)):
                     budget.spend(len(states) * (len(segments.end) // _UPDATES_A_PAIR + 1))
                     self._extend(at, kind, segments, states)
 
-    def _states(self, at: int) -> Iterator[tuple[int, int, int]]:
+    def _states(self, at: int) -> Iterator[tuple[int, int, float]]:
         """(stages, devices in use, period) of the ways to get to a cut that no other is at least as good as."""
         reached = self.best[at]
-        kept: list[tuple[int, Devices, int]] = []
-        for s, u in zip(*(found.tolist() for found in np.nonzero(reached <= self.limit)), strict=True):
-            period, vector = int(reached[s, u]), self.vectors[u]
+        kept: list[tuple[int, Devices, float]] = []
+        for s, u in zip(*(found.tolist() for found in np.nonzero(reached <= self.within.most_ns)), strict=True):
+            period, vector = float(reached[s, u]), self.vectors[u]
             better = (v for n, v, p in kept if p <= period and (n == s or not self.within.exact_stages))
             if not any(all(a <= b for a, b in zip(v, vector, strict=True)) for v in better):
                 kept.append((s, vector, period))
                 yield s, u, period
 
-    def _extend(self, at: int, kind: int, segments: Segment, states: Sequence[tuple[int, int, int]]) -> None:
+    def _extend(self, at: int, kind: int, segments: Segment, states: Sequence[tuple[int, int, float]]) -> None:
         """All stages of one kind that start at a cut, after all the ways to get there."""
         # The fewest replicas with which each segment meets the limit.
         fewest = np.maximum(1, -(-segments.time_ns // self.within.most_ns))
@@ -206,21 +199,21 @@ class Search:
                     fits = np.nonzero(fewest + more <= room)[0]
                     self._reach(kind, segments, fits, fewest[fits] + more, (s, used, period))
 
-    def _reach(self, kind: int, segments: Segment, fits: Any, replicas: Any, state: tuple[int, int, int]) -> None:
+    def _reach(self, kind: int, segments: Segment, fits: Any, replicas: Any, state: tuple[int, int, float]) -> None:
         """The cuts after some of the segments, with so many replicas each."""
         s, used, period = state
         there = used + replicas * self.strides[kind]
         end = segments.end[fits]
         found = self.open[end, there]
         end, there, replicas = end[found], there[found], replicas[found]
-        shares = segments.time_ns[fits[found]] * (self.solver.multiple // replicas)
-        periods = np.maximum(period, shares)
+        periods = np.maximum(period, np.maximum(segments.time_ns[fits[found]], 1) / replicas)
         self.best[end, s + 1, there] = np.minimum(self.best[end, s + 1, there], periods)
 
     def _goals(self) -> list[Goal]:
         """The pipelines found that no other is at least as good as, with no more stages and devices."""
         found = self._states(len(self.sets) - 1)
-        return [Goal(s, self.vectors[u], Fraction(period, self.solver.multiple)) for s, u, period in found]
+        most = self.solver.most_replicas
+        return [Goal(s, self.vectors[u], exact_period(period, most)) for s, u, period in found]
 
     def _drop_dead_ends(self) -> None:
         """Keep the segments from which others lead on to the last cut: what ties are settled from."""
@@ -241,14 +234,14 @@ class Search:
 
         Ends are rows of this search's sets.
         """
-        limit = math.floor(goal.period * self.solver.multiple)
+        limit = float(goal.period)
         choices = [choice for kind in range(len(goal.devices)) for choice in self._choices(kind, limit)]
         ops = [self.sets.set_of(row) for row in range(len(self.sets))]
         return best_way(
             len(self.sets), goal.stages, goal.devices, choices, lambda start, end: tuple(bits(ops[end] & ~ops[start]))
         )
 
-    def _choices(self, kind: int, limit: int) -> Iterator[Choice]:
+    def _choices(self, kind: int, limit: float) -> Iterator[Choice]:
         """The segments by the fewest replicas with which they meet the limit; more would only take devices."""
         if not self.used[kind]:
             return
@@ -257,7 +250,7 @@ class Search:
         end, time, streamed = (np.concatenate(part) for part in parts)
         less = np.zeros(len(time), bool)
         for r in range(1, self.most_replicas[kind] + 1):
-            enough = time * (self.solver.multiple // r) <= limit
+            enough = np.maximum(time, 1) / r <= limit
             here = np.nonzero(enough & ~less)[0]
             if len(here):
                 yield Choice(kind, r, start[here], end[here], streamed[here] * r, time[here])

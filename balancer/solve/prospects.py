@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.solve.bounds import pipeline_bound_ns
-from balancer.solve.lattice import Within, longest_ns
+from balancer.solve.lattice import Within
+from balancer.solve.periods import longest_ns
 from balancer.solve.problem import NS_PER_S
 
 if TYPE_CHECKING:
