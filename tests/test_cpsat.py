@@ -145,7 +145,7 @@ def test_the_lowest_latency_at_a_given_rate_meets_brute_force(problem: Problem, 
     ]
     assert (solution is None) == (not latencies)
     if solution is not None:
-        assert solution.value.latency_ns == min(latencies) == solution.statistics["latency_bound_ns"]
+        assert solution.value.latency_ns == min(latencies) == solution.latency_bound_ns
         assert solution.bound_ns <= solution.value.objective_ns <= most_ns
 
 

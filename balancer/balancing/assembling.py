@@ -59,6 +59,7 @@ def assemble(setting: Setting, solution: Solution, n_tpus: int, comparison: Sequ
             bound_ns=solution.bound_ns,
             gap=round(solution.gap, DECIMALS),
             statistics=solution.statistics,
+            latency_bound_ns=solution.latency_bound_ns,
         ),
         comparison=tuple(comparison),
         versions={"balancer": VERSION},

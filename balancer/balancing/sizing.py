@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from balancer.balancing.setting import check_tpus, open_setting
 from balancer.errors import InfeasibleError
-from balancer.solve import Options, evaluate, solve
-from balancer.solve.intervals import quick_offers
-from balancer.solve.offers import best_plan
+from balancer.solve import Constraints, Options, evaluate, solve
+from balancer.solve.offers import best_plan, pipeline_offer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,8 +62,7 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
     """What 1 to max_tpus Edge TPUs give for a model, and how many are worth having.
 
     target_fps: inferences per second that are wanted. max_latency_ms: of one input alone; plans that take longer do not
-    count, and pipelines that keep the limit are sought among the cuts of the execution order. progress: called with
-    the number of TPUs that are done. Raises ModelError, HardwareError, or ValueError for arguments out of range.
+    count. progress: called with the number of TPUs that are done. Raises ModelError, HardwareError, or ValueError for arguments out of range.
     """
     check_tpus(max_tpus)
     for name, value in (("target_fps", target_fps), ("max_latency_ms", max_latency_ms)):
@@ -86,7 +84,8 @@ class _Best:
 
     def __init__(self, setting: Setting, max_tpus: int, limit_ns: int | None) -> None:
         self.setting, self.max_tpus, self.limit_ns = setting, max_tpus, limit_ns
-        self.offers: list[Offer] | None = None
+        self.offers: list[Offer] = []
+        self.offered = 0
 
     def row(self, n: int) -> SizeRow:
         """What n TPUs give."""
@@ -106,11 +105,17 @@ class _Best:
         return SizeRow(n, round(NS_PER_S / value.objective_ns, 6), value.latency_ns, overflow, value.devices)
 
     def _within_limit(self, problem: Problem, n: int) -> Sequence[Pipeline]:
-        """The best plan of pipelines that each keep the limit, cut in the execution order."""
-        if self.offers is None:
-            self.offers = quick_offers(self.setting.problem(self.max_tpus), self.limit_ns or 0)
-        offers = [offer for offer in self.offers if offer.devices <= n]
-        return best_plan(problem, offers, n, n).pipelines if offers else ()
+        """The best plan of pipelines that each keep the limit: the fastest on each number of devices, side by side."""
+        options = Options(constraints=Constraints(max_latency_ns=self.limit_ns))
+        for devices in range(self.offered + 1, n + 1):
+            try:
+                solution = solve(self.setting.problem(devices), options)
+            except InfeasibleError:
+                continue
+            offer = pipeline_offer(problem, solution.pipelines[0])
+            self.offers += [offer] if offer else []
+        self.offered = n
+        return best_plan(problem, self.offers, n, n).pipelines if self.offers else ()
 
 
 def _fits(setting: Setting, n: int) -> bool:

@@ -213,10 +213,9 @@ def remarks(plan: Plan) -> None:
 
 def _claim(plan: Plan) -> str:
     """How good the plan is, in the rate, or in latency where that was what counted."""
-    s, latency = plan.solver, plan.predicted.latency_ns
-    least = s.statistics.get("latency_bound_ns")
-    gap, what = (s.gap, "") if least is None else ((latency - least) / latency, "latency ")
-    return f"{what}optimal" if gap == 0 else f"{what}within {100 * gap:.2f} % of the optimum"
+    s = plan.solver
+    what = "" if s.latency_bound_ns is None else "latency "
+    return f"{what}optimal" if s.gap == 0 else f"{what}within {100 * s.gap:.2f} % of the optimum"
 
 
 def _cut_short(statistics: dict[str, int]) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from balancer.solve import Constraints
 
 SOLVERS = (
-    "auto", "chain", "downset", "cpsat", "equal-op-counts", "parameter-count", "depth-balanced", "profiling-bisection",
+    "auto", "chain", "downset", "cpsat", "shortest-path", "equal-op-counts", "parameter-count", "depth-balanced", "profiling-bisection",
     "dfs-interval-dp", "exhaustive",
 )  # fmt: skip
 _MOST = 1 << 40

@@ -165,7 +165,7 @@ class PlanPrediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolverReport:
-    """over: what a claim of optimality is about."""
+    """over: what a claim of optimality is about. latency_bound_ns: where latency is what was minimised, a bound on it."""
 
     name: str
     over: str
@@ -174,6 +174,7 @@ class SolverReport:
     bound_ns: int
     gap: float
     statistics: dict[str, int]
+    latency_bound_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ from balancer.solve.problem import (
     shared_rates,
     steady_rate,
 )
+from balancer.solve.shortest import solve_shortest
 from balancer.solve.structure import Kept, Structure, Transfer
 from balancer.solve.structured import structured_problem
 
@@ -72,11 +73,12 @@ SOLVERS: dict[str, Callable[[Problem, Options], Solution]] = {
     "chain": solve_chain,
     "downset": solve_downset,
     "cpsat": solve_cpsat,
+    "shortest-path": solve_shortest,
     **{name: partial(solve_baseline, name) for name in BASELINES},
 }
 
 
-_CONSTRAINED = ("auto", "cpsat")
+_CONSTRAINED = ("auto", "cpsat", "shortest-path")
 
 
 def solve(problem: Problem, options: Options | None = None) -> Solution:

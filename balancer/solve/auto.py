@@ -16,6 +16,7 @@ from balancer.solve.exact import MOST_DOWN_SETS, Search, search_among
 from balancer.solve.intervals import chain_offers, whole_replicas
 from balancer.solve.offers import pipeline_offer
 from balancer.solve.orders import file_order, prefixes
+from balancer.solve.shortest import search_shortest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,9 +33,11 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
 
     Raises InfeasibleError where there is none, ValueError where constraints meet a cost of no known structure.
     """
+    if options.constraints.only_times:
+        return _timed(problem, options)
     if options.constraints:
         return solve_cpsat(problem, options)
-    structured = len(problem.devices) == 1 and problem.devices[0][0] in problem.structures
+    structured = _structured(problem)
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
     offers, budget = None, cpsat_budget(options)
     if sets is not None or not structured:
@@ -45,6 +48,18 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
     search = LargeSearch(problem, options, offers or chain_offers(problem, options, _cuts(problem)), budget)
     search.run()
     return search.solution("cpsat" if search.statistics else "chain")
+
+
+def _timed(problem: Problem, options: Options) -> Solution:
+    """Where a rate or a latency is all that is asked for: shortest paths, and CP-SAT where there are too many down-sets."""
+    search = search_shortest(problem, options)
+    if search.too_many and not search.stopped and _structured(problem):
+        return solve_cpsat(problem, options)
+    return search.solution()
+
+
+def _structured(problem: Problem) -> bool:
+    return len(problem.devices) == 1 and problem.devices[0][0] in problem.structures
 
 
 def _cuts(problem: Problem) -> list[OpSet]:

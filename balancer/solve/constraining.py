@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from balancer.solve.chain import ChainSolver
 from balancer.solve.downsets import bits
-from balancer.solve.intervals import most_replicas, whole_replicas
-from balancer.solve.offers import chain_offer, quick_offer
-from balancer.solve.orders import file_order, order_table, prefixes
-from balancer.solve.problem import evaluate
+from balancer.solve.intervals import chain_offers
+from balancer.solve.orders import file_order, prefixes
+from balancer.solve.problem import Constraints, evaluate
+from balancer.solve.shortest import quickest_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from balancer.solve.downsets import OpSet
-    from balancer.solve.problem import Constraints, Options, Pipeline, Problem
+    from balancer.solve.problem import Options, Pipeline, Problem
 
 _MOST_STARTS = 12
 
@@ -59,24 +58,13 @@ def _crosses_little(problem: Problem, kind: str, sets: Sequence[OpSet], constrai
 
 def starts(problem: Problem, options: Options) -> Iterator[Pipeline]:
     """Pipelines of intervals of the execution order that keep the constraints, if any of its best ones do."""
-    constraints = options.constraints
-    kind, count = problem.devices[0]
-    cuts = prefixes(file_order(replace(problem, together=(*problem.together, *constraints.together))))
-    solver = ChainSolver(
-        order_table(problem, cuts, kind), count, most_replicas=most_replicas(options),
-        whole_replicas=whole_replicas(problem, replace(options, max_pipelines=1)),
-    )  # fmt: skip
-    if constraints.max_objective_ns is not None:
-        offers = [quick_offer(problem, solver, goal, cuts) for goal in solver.meeting(constraints.max_objective_ns)]
-        offers.sort(key=lambda offer: (offer.stages, offer.devices))
-    elif constraints.max_latency_ns is not None:
-        goals = solver.within_latency(constraints.max_latency_ns, problem.handover_ns)
-        offers = [quick_offer(problem, solver, goal, cuts) for goal in goals]
-    else:
-        offers = [chain_offer(problem, solver, goal, cuts) for goal in solver.reached()]
-    if constraints.max_objective_ns is None:
+    held = options.constraints
+    together = replace(problem, together=(*problem.together, *held.together))
+    if held.max_latency_ns is None and held.max_objective_ns is None:
+        cuts = prefixes(file_order(together))
+        offers = chain_offers(together, replace(options, max_pipelines=1, constraints=Constraints()), cuts)
         offers.sort(key=lambda offer: offer.period)
-    for offer in offers[:_MOST_STARTS]:
-        pipeline = offer.settled.pipeline
-        if options.stages in (None, len(pipeline.stages)) and keeps(problem, pipeline, constraints):
-            yield pipeline
+        found = [offer.settled.pipeline for offer in offers[:_MOST_STARTS]]
+    else:
+        found = quickest_in_order(together, options)
+    yield from (pipeline for pipeline in found if keeps(problem, pipeline, held))

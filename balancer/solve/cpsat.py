@@ -64,13 +64,15 @@ def solve_cpsat(problem: Problem, options: Options) -> Solution:
         )
     pipeline, value = search.best
     bound = min([value.objective_ns, *search.bounds])
+    least_latency = None
     if search.least_latency:
-        search.statistics["latency_bound_ns"] = min([value.latency_ns, *search.bounds])
+        least_latency = min([value.latency_ns, *search.bounds])
         bound = min(value.objective_ns, search.fastest_ns)
     over = f"{OVER}, {replace(options, max_pipelines=1).scope}"
     return Solution(
-        solver="cpsat", pipelines=(pipeline,), value=value, bound_ns=bound, over=over, statistics=search.statistics
-    )
+        solver="cpsat", pipelines=(pipeline,), value=value, bound_ns=bound, latency_bound_ns=least_latency, over=over,
+        statistics=search.statistics,
+    )  # fmt: skip
 
 
 def cpsat_budget(options: Options) -> Budget:

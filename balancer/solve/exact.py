@@ -98,7 +98,7 @@ class DownSetSearch(Search):
     ) -> None:
         super().__init__(problem, options, offers)
         self.budget = budget
-        self._last: lattice.Search | None = None
+        self._last: lattice.PeriodSearch | None = None
         most = most_replicas(options)
         known = [self._alone_ns(offer) for offer in self.offers] if self.most_pipelines == 1 else []
         self.lattice = LatticeSolver(
@@ -163,7 +163,7 @@ class DownSetSearch(Search):
         search = self._searched(counts, most_ns, exact_stages=forced is not None or len(counts) > 1)
         return [goal for goal in search.goals if forced in (None, goal.stages)]
 
-    def _searched(self, counts: tuple[int, ...], most_ns: int, *, exact_stages: bool) -> lattice.Search:
+    def _searched(self, counts: tuple[int, ...], most_ns: int, *, exact_stages: bool) -> lattice.PeriodSearch:
         """A search, which may be the last one."""
         host = self.problem.host_ns
         stages = self.options.stages or min(sum(counts), most_ns // host if host else sum(counts))

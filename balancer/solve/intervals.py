@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from balancer.errors import InfeasibleError
 from balancer.solve.chain import ChainSolver
-from balancer.solve.offers import Offer, alone_ns, best_plan, chain_offer, quick_offer
+from balancer.solve.offers import Offer, alone_ns, best_plan, chain_offer
 from balancer.solve.orders import file_order, order_table, prefixes
 from balancer.solve.periods import MOST_REPLICAS
 from balancer.solve.problem import Solution, evaluate
@@ -79,17 +79,6 @@ def chain_offers(problem: Problem, options: Options, cuts: Sequence[OpSet]) -> l
     if reached and most_pipelines(problem, options) == 1:
         reached = _tied(solver, problem, reached, options.stages)
     return [chain_offer(problem, solver, goal, cuts) for goal in reached]
-
-
-def quick_offers(problem: Problem, most_latency_ns: int) -> list[Offer]:
-    """For each number of devices the fastest pipeline of intervals of the execution order whose latency is at most so
-    many ns.
-    """
-    cuts = prefixes(file_order(problem))
-    kind, count = problem.devices[0]
-    solver = ChainSolver(order_table(problem, cuts, kind), count, most_replicas=MOST_REPLICAS)
-    reached = solver.within_latency(most_latency_ns, problem.handover_ns)
-    return [quick_offer(problem, solver, goal, cuts) for goal in reached]
 
 
 def infeasible(problem: Problem, options: Options) -> InfeasibleError:

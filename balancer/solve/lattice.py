@@ -95,21 +95,24 @@ class LatticeSolver:
             work = least.work_ns if rows is None else least.work_ns[rows]
         return Segments(self.problem, sets, work_ns=work, window_ns=window, keep=keep)
 
-    def search(self, within: Within, budget: Budget) -> Search:
+    def search(self, within: Within, budget: Budget) -> PeriodSearch:
         """All pipelines within these limits. Raises BudgetSpent."""
-        return Search(self, within, budget)
+        return PeriodSearch(self, within, budget)
 
 
-class Search:
-    """One run of the dynamic program. goals: the pipelines found that no other is at least as good as. used: the segments
-    from which ties are settled, for each kind by the cut before them.
+class CutSearch:
+    """One run of a dynamic program over cuts. used: the segments from which ties are settled, for each kind by the cut
+    before them.
 
-    Devices in use are numbered: vectors[k] is a count for each kind, strides what one more of a kind adds to k.
+    best[cut, stages, devices in use] is what a subclass minimises. `_extend` says how a stage adds to it, and `limit` how
+    much of it there may be. arrivals: (stages, number of the devices in use, best) at the last cut, non-dominated. Devices in use are numbered: vectors[k] is a count for each kind, strides what one more of a
+    kind adds to k.
     """
 
-    def __init__(self, solver: LatticeSolver, within: Within, budget: Budget) -> None:
+    def __init__(self, solver: LatticeSolver, within: Within, budget: Budget, limit: float) -> None:
         self.solver = solver
         self.within = within
+        self.limit = limit
         self.stages = min(within.most_stages, sum(within.devices))
         self.vectors = list(product(*(range(count + 1) for count in within.devices)))
         self.strides = [math.prod(count + 1 for count in within.devices[k + 1 :]) for k in range(len(within.devices))]
@@ -122,7 +125,7 @@ class Search:
         self.used: list[list[tuple[int, Segment]]] = [[] for _ in within.devices]
         if self.open[-1].any():
             self._run(budget)
-        self.goals = self._goals()
+        self.arrivals = list(self._states(len(self.sets) - 1))
         del self.best, self.open
         self._drop_dead_ends()
 
@@ -130,17 +133,21 @@ class Search:
         """The sets that can be cuts at all (all of them, where they are few), and with which devices in use."""
         solver, open_sets = self.solver, self._open()
         if solver.segments:
+            self.rows = np.arange(len(solver.sets))
             self.sets, self.open, self.segments = solver.sets, open_sets, solver.segments
         else:
             rows = np.nonzero(open_sets.any(axis=1))[0]
-            rows = np.union1d(rows, [0, len(solver.sets) - 1])
+            self.rows = rows = np.union1d(rows, [0, len(solver.sets) - 1])
             self.sets, self.open = solver.sets.take(rows), open_sets[rows]
-            longest = self.within.most_ns * max(self.most_replicas)
-            self.segments = solver.segments_of(self.sets, rows, longest, keep=False)
+            self.segments = solver.segments_of(self.sets, rows, self._longest_ns(), keep=False)
         numbers = np.array(self.vectors)
         self.highest = [
             np.where(self.open, numbers[:, k], -1).max(axis=1, initial=-1) for k in range(len(self.within.devices))
         ]
+
+    def _longest_ns(self) -> int:
+        """Segments that take longer are of no use."""
+        return self.within.most_ns * max(self.most_replicas)
 
     def _open(self) -> Any:
         """For each set and each number of devices in use, whether a pipeline can get there with these and go on with
@@ -161,21 +168,71 @@ class Search:
         for at in range(len(self.sets) - 1):
             states = list(self._states(at))
             if states:
-                ahead = at + np.nonzero((self.best[at : at + _AHEAD] <= self.within.most_ns).any(axis=(1, 2)))[0]
+                ahead = at + np.nonzero((self.best[at : at + _AHEAD] <= self.limit).any(axis=(1, 2)))[0]
                 for kind, segments in enumerate(self.segments.after(at, ahead.tolist(), budget)):
                     budget.spend(len(states) * (len(segments.end) // _UPDATES_A_PAIR + 1))
                     self._extend(at, kind, segments, states)
 
     def _states(self, at: int) -> Iterator[tuple[int, int, float]]:
-        """(stages, devices in use, period) of the ways to get to a cut that no other is at least as good as."""
+        """(stages, devices in use, best) of the non-dominated ways to get to a cut."""
         reached = self.best[at]
         kept: list[tuple[int, Devices, float]] = []
-        for s, u in zip(*(found.tolist() for found in np.nonzero(reached <= self.within.most_ns)), strict=True):
-            period, vector = float(reached[s, u]), self.vectors[u]
-            better = (v for n, v, p in kept if p <= period and (n == s or not self.within.exact_stages))
+        for s, u in zip(*(found.tolist() for found in np.nonzero(reached <= self.limit)), strict=True):
+            value, vector = float(reached[s, u]), self.vectors[u]
+            better = (v for n, v, least in kept if least <= value and (n == s or not self.within.exact_stages))
             if not any(all(a <= b for a, b in zip(v, vector, strict=True)) for v in better):
-                kept.append((s, vector, period))
-                yield s, u, period
+                kept.append((s, vector, value))
+                yield s, u, value
+
+    def _extend(self, at: int, kind: int, segments: Segment, states: Sequence[tuple[int, int, float]]) -> None:
+        """All stages of one kind that start at a cut, after all the ways to get there."""
+        raise NotImplementedError
+
+    def _drop_dead_ends(self) -> None:
+        """Keep the segments from which others lead on to the last cut: what ties are settled from."""
+        leads_on = np.zeros(len(self.sets), bool)
+        leads_on[-1] = bool(self.arrivals)
+        by_start = sorted(((at, kind) for kind, used in enumerate(self.used) for at, _ in used), reverse=True)
+        found = {(at, kind): segments for kind, used in enumerate(self.used) for at, segments in used}
+        self.used = [[] for _ in self.used]
+        for at, kind in by_start:
+            segments = found.pop((at, kind))
+            kept = leads_on[segments.end]
+            if kept.any():
+                leads_on[at] = True
+                self.used[kind].append((at, Segment(*(column[kept] for column in segments))))
+
+    def ops_between(self, start: int, end: int) -> tuple[int, ...]:
+        """The ops between two cuts, by which segments are ranked where all else is equal."""
+        return tuple(bits(self.sets.set_of(end) & ~self.sets.set_of(start)))
+
+    def choices(self, most_ns: float) -> list[Choice]:
+        """What stages with a period of at most so many ns can be, of all kinds."""
+        return [choice for kind in range(len(self.used)) for choice in self._choices(kind, most_ns)]
+
+    def _choices(self, kind: int, limit: float) -> Iterator[Choice]:
+        """The segments by the fewest replicas with which they meet the limit; more would only take devices."""
+        if not self.used[kind]:
+            return
+        start = np.concatenate([np.full(len(segments.end), at) for at, segments in self.used[kind]])
+        parts = zip(*(segments for _, segments in self.used[kind]), strict=True)
+        end, time, streamed = (np.concatenate(part) for part in parts)
+        less = np.zeros(len(time), bool)
+        for r in range(1, self.most_replicas[kind] + 1):
+            enough = np.maximum(time, 1) / r <= limit
+            here = np.nonzero(enough & ~less)[0]
+            if len(here):
+                yield Choice(kind, r, start[here], end[here], streamed[here] * r, time[here])
+            less |= enough
+
+
+class PeriodSearch(CutSearch):
+    """The shortest periods. goals: the non-dominated pipelines, in stages, devices and period."""
+
+    def __init__(self, solver: LatticeSolver, within: Within, budget: Budget) -> None:
+        super().__init__(solver, within, budget, within.most_ns)
+        most = solver.most_replicas
+        self.goals = [Goal(s, self.vectors[u], exact_period(period, most)) for s, u, period in self.arrivals]
 
     def _extend(self, at: int, kind: int, segments: Segment, states: Sequence[tuple[int, int, float]]) -> None:
         """All stages of one kind that start at a cut, after all the ways to get there."""
@@ -209,49 +266,10 @@ class Search:
         periods = np.maximum(period, np.maximum(segments.time_ns[fits[found]], 1) / replicas)
         self.best[end, s + 1, there] = np.minimum(self.best[end, s + 1, there], periods)
 
-    def _goals(self) -> list[Goal]:
-        """The pipelines found that no other is at least as good as, with no more stages and devices."""
-        found = self._states(len(self.sets) - 1)
-        most = self.solver.most_replicas
-        return [Goal(s, self.vectors[u], exact_period(period, most)) for s, u, period in found]
-
-    def _drop_dead_ends(self) -> None:
-        """Keep the segments from which others lead on to the last cut: what ties are settled from."""
-        leads_on = np.zeros(len(self.sets), bool)
-        leads_on[-1] = bool(self.goals)
-        by_start = sorted(((at, kind) for kind, used in enumerate(self.used) for at, _ in used), reverse=True)
-        found = {(at, kind): segments for kind, used in enumerate(self.used) for at, segments in used}
-        self.used = [[] for _ in self.used]
-        for at, kind in by_start:
-            segments = found.pop((at, kind))
-            kept = leads_on[segments.end]
-            if kept.any():
-                leads_on[at] = True
-                self.used[kind].append((at, Segment(*(column[kept] for column in segments))))
-
     def settle(self, goal: Goal) -> Way:
         """Of all pipelines that meet the goal with just its stages and devices, the one that the tie rules name.
 
         Ends are rows of this search's sets.
         """
-        limit = float(goal.period)
-        choices = [choice for kind in range(len(goal.devices)) for choice in self._choices(kind, limit)]
-        ops = [self.sets.set_of(row) for row in range(len(self.sets))]
-        return best_way(
-            len(self.sets), goal.stages, goal.devices, choices, lambda start, end: tuple(bits(ops[end] & ~ops[start]))
-        )
-
-    def _choices(self, kind: int, limit: float) -> Iterator[Choice]:
-        """The segments by the fewest replicas with which they meet the limit; more would only take devices."""
-        if not self.used[kind]:
-            return
-        start = np.concatenate([np.full(len(segments.end), at) for at, segments in self.used[kind]])
-        parts = zip(*(segments for _, segments in self.used[kind]), strict=True)
-        end, time, streamed = (np.concatenate(part) for part in parts)
-        less = np.zeros(len(time), bool)
-        for r in range(1, self.most_replicas[kind] + 1):
-            enough = np.maximum(time, 1) / r <= limit
-            here = np.nonzero(enough & ~less)[0]
-            if len(here):
-                yield Choice(kind, r, start[here], end[here], streamed[here] * r, time[here])
-            less |= enough
+        choices = self.choices(float(goal.period))
+        return best_way(len(self.sets), goal.stages, goal.devices, choices, self.ops_between)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from balancer.solve.chain import Chain, ChainSolver, Reached
     from balancer.solve.downsets import OpSet
-    from balancer.solve.lattice import Goal, Search
+    from balancer.solve.lattice import Goal, PeriodSearch
     from balancer.solve.problem import Problem
 
 
@@ -83,11 +83,6 @@ def chain_offer(problem: Problem, solver: ChainSolver, goal: Reached, cuts: Sequ
     return Offer(goal.stages, goal.devices, goal.period, lambda: _settled(problem, solver.settle(goal), cuts))
 
 
-def quick_offer(problem: Problem, solver: ChainSolver, goal: Reached, cuts: Sequence[OpSet]) -> Offer:
-    """The same with the lowest latency."""
-    return Offer(goal.stages, goal.devices, goal.period, lambda: _settled(problem, solver.settle_quickest(goal), cuts))
-
-
 def _settled(problem: Problem, chain: Chain, cuts: Sequence[OpSet]) -> Settled:
     kind = problem.devices[0][0]
     ops = (cuts[b] & ~cuts[a] for a, b in pairwise([0, *chain.cuts, len(cuts) - 1]))
@@ -95,7 +90,7 @@ def _settled(problem: Problem, chain: Chain, cuts: Sequence[OpSet]) -> Settled:
     return Settled(Pipeline(stages), chain.streamed_bytes, chain.latency_ns)
 
 
-def lattice_offer(problem: Problem, search: Search, goal: Goal) -> Offer:
+def lattice_offer(problem: Problem, search: PeriodSearch, goal: Goal) -> Offer:
     """A pipeline of a search among down-sets."""
 
     def settle() -> Settled:

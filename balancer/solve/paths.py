@@ -43,28 +43,25 @@ class Way:
     latency_ns: int
 
 
-def best_way(
-    cuts: int, stages: int, devices: tuple[int, ...], choices: Sequence[Choice], key: Callable[[int, int], Any]
+def best_way(  # noqa: PLR0913 - one question's data
+    cuts: int,
+    stages: int,
+    devices: tuple[int, ...],
+    choices: Sequence[Choice],
+    key: Callable[[int, int], Any],
+    most_ns: int | None = None,
 ) -> Way:
     """The way from cut 0 to the last one that the tie rules name, among those of just so many stages on just so many
-    devices of each kind; there is one. key: of the segment between two cuts, the smallest comes first.
+    devices of each kind; there is one. key: of the segment between two cuts, the smallest comes first. most_ns: of the
+    sum of the stages' times, None for any.
     """
+    streamed, times = ([getattr(choice, name) for choice in choices] for name in ("streamed_bytes", "time_ns"))
     ways = _Ways(cuts, stages, devices, choices)
-    streamed = ways.keep_cheapest([choice.streamed_bytes for choice in choices])
-    latency = ways.keep_cheapest([choice.time_ns for choice in choices])
-    ends, taken = ways.first(key)
-    return Way(ends, taken, streamed, latency)
-
-
-def quickest_way(
-    cuts: int, stages: int, devices: tuple[int, ...], choices: Sequence[Choice], key: Callable[[int, int], Any]
-) -> Way:
-    """The same where latency counts before streamed bytes."""
-    ways = _Ways(cuts, stages, devices, choices)
-    latency = ways.keep_cheapest([choice.time_ns for choice in choices])
-    streamed = ways.keep_cheapest([choice.streamed_bytes for choice in choices])
-    ends, taken = ways.first(key)
-    return Way(ends, taken, streamed, latency)
+    least_streamed, latency = ways.keep_cheapest(streamed), ways.keep_cheapest(times)
+    if most_ns is None or latency <= most_ns:
+        return Way(*ways.first(key), least_streamed, latency)
+    # The way that streams least takes too long: the two are weighed against each other.
+    return _Ways(cuts, stages, devices, choices).least_streaming(streamed, times, most_ns, key)
 
 
 class _Ways:
@@ -100,6 +97,21 @@ class _Ways:
 
     def keep_cheapest(self, weights: Sequence[Any]) -> int:
         """The least total weight of a way; segments that are on none of that weight go."""
+        forward, _ = self._totals(weights)
+        best = int(forward[self.stages, -1, self.cuts - 1])
+        self._keep_within(weights, best)
+        return best
+
+    def _keep_within(self, weights: Sequence[Any], most: int) -> None:
+        """Drop the segments that are on no way of at most this total weight."""
+        forward, backward = self._totals(weights)
+        for (stage, used, c), kept in self.kept.items():
+            start, end = self.choices[c].start[kept], self.choices[c].end[kept]
+            rest = backward[stage + 1, self._after(used, c), end]
+            self.kept[stage, used, c] = kept[forward[stage, used, start] + weights[c][kept] + rest <= most]
+
+    def _totals(self, weights: Sequence[Any]) -> tuple[Any, Any]:
+        """The least weight from the first cut, and to the last one, for each stage, devices in use and cut."""
         forward, backward = self._table(), self._table()
         forward[0, 0, 0] = backward[self.stages, -1, self.cuts - 1] = 0
         for (stage, used, c), kept in self.kept.items():
@@ -109,12 +121,54 @@ class _Ways:
             start, end = self.choices[c].start[kept], self.choices[c].end[kept]
             rest = backward[stage + 1, self._after(used, c), end]
             np.minimum.at(backward[stage, used], start, rest + weights[c][kept])
-        best = int(forward[self.stages, -1, self.cuts - 1])
-        for (stage, used, c), kept in self.kept.items():
-            start, end = self.choices[c].start[kept], self.choices[c].end[kept]
-            rest = backward[stage + 1, self._after(used, c), end]
-            self.kept[stage, used, c] = kept[forward[stage, used, start] + weights[c][kept] + rest == best]
-        return best
+        return forward, backward
+
+    def least_streaming(
+        self, streamed: Sequence[Any], times: Sequence[Any], most_ns: int, key: Callable[[int, int], Any]
+    ) -> Way:
+        """Of the ways whose times sum to at most most_ns, the one that streams least, then takes least, then comes first.
+
+        labels: (stage, devices in use, cut) -> the non-dominated (streamed bytes, ns) of the ways on from there. Each way
+        on of the best way is non-dominated where it starts, so that it can be followed by its labels.
+        """
+        self._keep_within(times, most_ns)
+        forward, _ = self._totals(times)
+        labels: dict[tuple[int, int, int], list[tuple[int, int]]] = {
+            (self.stages, len(self.vectors) - 1, self.cuts - 1): [(0, 0)]
+        }
+        for stage, used, c, k, start, end in self._segments_backwards():
+            there = labels.get((stage + 1, self._after(used, c) or 0, end), ())
+            left = most_ns - int(forward[stage, used, start])
+            more = [(s + int(streamed[c][k]), t + int(times[c][k])) for s, t in there]
+            found = labels.setdefault((stage, used, start), [])
+            found[:] = _non_dominated([*found, *(label for label in more if label[1] <= left)])
+        best = left = labels[0, 0, 0][0]
+        ends, taken, at, used = [], [], 0, 0
+        for stage in range(self.stages):
+            options = []
+            for c, k, end in self._leaving(stage, used, at):
+                rest = (left[0] - int(streamed[c][k]), left[1] - int(times[c][k]))
+                if rest in labels.get((stage + 1, self._after(used, c) or 0, end), ()):
+                    options.append((key(at, end), self.choices[c].replicas, self.choices[c].kind, end, c, rest))
+            _, replicas, kind, at, c, left = min(options)
+            ends.append(at)
+            taken.append((kind, replicas))
+            used = self._after(used, c) or 0
+        return Way(tuple(ends), tuple(taken), *best)
+
+    def _segments_backwards(self) -> Iterator[tuple[int, int, int, int, int, int]]:
+        """(stage, devices in use, choice, number in it, start, end), last stages first."""
+        for (stage, used, c), kept in reversed(self.kept.items()):
+            columns = kept, self.choices[c].start[kept], self.choices[c].end[kept]
+            for k, start, end in zip(*(column.tolist() for column in columns), strict=True):
+                yield stage, used, c, k, start, end
+
+    def _leaving(self, stage: int, used: int, at: int) -> Iterator[tuple[int, int, int]]:
+        """(choice, number in it, end) of the segments that may be this stage after these devices and this cut."""
+        for (k, u, c), kept in self.kept.items():
+            if (k, u) == (stage, used):
+                here = kept[self.choices[c].start[kept] == at]
+                yield from ((c, n, end) for n, end in zip(here.tolist(), self.choices[c].end[here].tolist(), strict=True))
 
     def _table(self) -> Any:
         return np.full((self.stages + 1, len(self.vectors), self.cuts), NEVER, np.int64)
@@ -123,14 +177,20 @@ class _Ways:
         """Cuts, and kind and replicas of each stage, of the way whose segments come first; fewer replicas first."""
         ends, taken, at, used = [], [], 0, 0
         for stage in range(self.stages):
-            found = []
-            for (k, u, c), kept in self.kept.items():
-                if (k, u) == (stage, used):
-                    choice = self.choices[c]
-                    leaving = choice.end[kept[choice.start[kept] == at]]
-                    found += [(key(at, end), choice.replicas, choice.kind, end, c) for end in leaving.tolist()]
-            _, replicas, kind, end, c = min(found)
-            ends.append(end)
+            _, replicas, kind, at, c = min(
+                (key(at, end), self.choices[c].replicas, self.choices[c].kind, end, c)
+                for c, _, end in self._leaving(stage, used, at)
+            )
+            ends.append(at)
             taken.append((kind, replicas))
-            at, used = end, self._after(used, c) or 0
+            used = self._after(used, c) or 0
         return tuple(ends), tuple(taken)
+
+
+def _non_dominated(labels: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pairs of which no other is at most as large in both, ascending in the first."""
+    found: list[tuple[int, int]] = []
+    for label in sorted(set(labels)):
+        if not found or label[1] < found[-1][1]:
+            found.append(label)
+    return found

@@ -8,7 +8,7 @@ plan is several pipelines side by side.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,6 +97,22 @@ class Constraints:
     def __bool__(self) -> bool:
         return self != Constraints()
 
+    @property
+    def only_times(self) -> bool:
+        """Whether a rate or a latency, or both, are all that is asked for."""
+        others = replace(self, max_latency_ns=None, max_objective_ns=None)
+        return bool(self) and not others
+
+    @property
+    def scope(self) -> list[str]:
+        """What they leave to choose from, in words."""
+        words = []
+        if self.max_objective_ns is not None:
+            words.append("at the rate asked for")
+        if self.max_latency_ns is not None:
+            words.append("within the latency asked for")
+        return words + ["the constraints"] * (bool(self) and not self.only_times)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -119,7 +135,7 @@ class Options:
         replicas = "any replicas" if self.max_replicas is None else _at_most(self.max_replicas, "replica") + " a stage"
         if self.stages is not None:
             pipelines = f"1 pipeline of {self.stages} stages"
-        return f"{pipelines}, {replicas}" + (", the constraints" if self.constraints else "")
+        return ", ".join([pipelines, replicas, *self.constraints.scope])
 
 
 def _at_most(count: int, what: str) -> str:
@@ -155,8 +171,9 @@ class Value(NamedTuple):
 class Solution:
     """An answer: pipelines, what they are worth by `exact`, and what is known of the optimum.
 
-    bound_ns: no plan of the kind that `over` names has a smaller objective_ns. status: "optimal" or "feasible".
-    over: what the claim is about. statistics: counts of work, the same at every run.
+    bound_ns: no plan of the kind that `over` names has a smaller objective_ns. latency_bound_ns: none has a lower latency;
+    None where the rate is what counts. status: "optimal" or "feasible", in what counts. gap: how far what counts is above
+    its bound, as a share of it. over: what the claim is about. statistics: counts of work, the same at every run.
     """
 
     solver: str
@@ -164,16 +181,19 @@ class Solution:
     value: Value
     bound_ns: int
     over: str
+    latency_bound_ns: int | None = None
     statistics: dict[str, int] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
-        return "optimal" if self.value.objective_ns == self.bound_ns else "feasible"
+        return "optimal" if self.gap == 0 else "feasible"
 
     @property
     def gap(self) -> float:
-        """How far the objective is above the bound, as a share of the objective."""
-        return (self.value.objective_ns - self.bound_ns) / self.value.objective_ns if self.value.objective_ns else 0.0
+        reached, bound = self.value.objective_ns, self.bound_ns
+        if self.latency_bound_ns is not None:
+            reached, bound = self.value.latency_ns, self.latency_bound_ns
+        return (reached - bound) / reached if reached else 0.0
 
 
 def pipeline_rate(stage_ns: Sequence[int], replicas: Sequence[int]) -> Fraction:
