@@ -141,7 +141,7 @@ class PipelineSearch:
         limit = min(most_ns, self._limit_ns())
         most = min(self.most_replicas, self.devices - stages + 1) if stages > 1 or self.whole_replicas else 1
         least = pipeline_bound_ns(self.problem, stages, self.devices if most > 1 else stages, max(1, most))
-        if most < 1 or least > limit:
+        if most < 1 or least > limit or self._too_slow(stages):
             return None
         try:
             self.budget.spend(int(stages * self.problem.n_ops * _BUILDING * _WORK_UNIT))
@@ -167,6 +167,13 @@ class PipelineSearch:
             bound = max(bound, floor)
             self.bounds.append(bound)
         return bound
+
+    def _too_slow(self, stages: int) -> bool:
+        """Whether no pipeline of so many stages can have a lower latency than the best, or one low enough."""
+        latency = least_total_ns(self.structure, stages) + stages * self.problem.handover_ns
+        if self.least_latency and self.best:
+            return latency >= self.best[1].latency_ns
+        return self.constraints.max_latency_ns is not None and latency > self.constraints.max_latency_ns
 
     def _limit_ns(self) -> int:
         """Periods to look for: below the best, or any that is allowed where latency is what counts."""

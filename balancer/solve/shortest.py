@@ -52,8 +52,13 @@ def search_shortest(problem: Problem, options: Options) -> QuickestSearch:
     """The same as a search that has run: first among the cuts of the execution order, then among all down-sets."""
     budget = Budget(MOST_PAIRS, options.seconds)
     search = QuickestSearch(problem, options, budget)
+    if search.out_of_reach():
+        search.complete = True
+        return search
     search.run(DownSets.of(prefixes(file_order(problem)), problem.n_ops))
-    if search.stopped:
+    if search.best is not None and search.most_stages() == 1:
+        search.complete = not search.stopped  # all ops in one segment are a cut in every order
+    if search.stopped or search.complete:
         return search
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
     if sets is None:
@@ -109,6 +114,18 @@ class QuickestSearch:
             self.statistics["interrupted"] = 1
             self.stopped = True
 
+    def out_of_reach(self) -> bool:
+        """Whether bounds alone rule out the rate or the latency asked for."""
+        return self._least_ns() > self.most_ns or self.most_stages() == 0
+
+    def most_stages(self) -> int:
+        """Pipelines of more stages are slower than the latency asked for, or than the best one's where it is to be lowest."""
+        latency = self.most_latency_ns
+        if self.at_rate and self.best is not None:
+            latency = self._latency_ns(self.best)
+        stages = range(1, min(sum(self.counts), self.problem.n_ops) + 1)
+        return max((s for s in stages if self._least_latency_ns(s) <= latency), default=0)
+
     def _search(self) -> None:
         """The lowest latency, where a rate is asked for; then the shortest period with that latency; then ties."""
         latency = self.most_latency_ns
@@ -154,7 +171,7 @@ class QuickestSearch:
 
     def _searched(self, period: int, latency: int) -> LatencySearch:
         host = self.problem.host_ns
-        stages = min(sum(self.counts), period // host if host else sum(self.counts), self.options.stages or MOST_REPLICAS)
+        stages = min(self.most_stages(), period // host if host else sum(self.counts), self.options.stages or MOST_REPLICAS)
         within = Within(self.counts, period, stages, exact_stages=True)
         return LatencySearch(self.lattice, within, self.budget, latency)
 
@@ -186,13 +203,12 @@ class QuickestSearch:
         stages = range(1, min(devices, self.problem.n_ops) + 1)
         return min(pipeline_bound_ns(self.problem, s, devices, self.most_replicas) for s in stages)
 
-    def _least_latency_ns(self) -> int:
-        """No pipeline has a lower latency."""
+    def _least_latency_ns(self, stages: int) -> int:
+        """No pipeline of so many stages has a lower latency."""
         structure = self.problem.structures.get(self.problem.devices[0][0])
         if structure is None or len(self.counts) > 1:
             return 0
-        stages = range(1, min(self.counts[0], self.problem.n_ops) + 1)
-        return min(least_total_ns(structure, s) + s * self.problem.handover_ns for s in stages)
+        return least_total_ns(structure, stages) + stages * self.problem.handover_ns
 
     def solution(self) -> Solution:
         """The best pipeline, with bounds. Raises InfeasibleError where none is known."""
@@ -204,7 +220,8 @@ class QuickestSearch:
                 "ask for a lower rate or a higher latency, or allow more TPUs",
             )
         value = self._value(self.best)
-        least = value.latency_ns if self.complete else min(value.latency_ns, self._least_latency_ns())
+        stages = range(1, min(sum(self.counts), self.problem.n_ops) + 1)
+        least = value.latency_ns if self.complete else min(value.latency_ns, *map(self._least_latency_ns, stages))
         return Solution(
             solver="shortest-path",
             pipelines=(self.best,),
