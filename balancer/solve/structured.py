@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,8 +115,8 @@ class _Batch:
         costs = self.costs
         time = costs.structure.stage_ns + self.work[outers] - self.work[inners] + self.sent[outers]
         allowed = self.held[outers] - self.held[inners] <= costs.limit
-        edges = np.nonzero(np.diff(inners, prepend=-1))[0].tolist()
-        for start, end in zip(edges, [*edges[1:], len(inners)], strict=True):
+        starts = np.nonzero(np.diff(inners, prepend=-1))[0].tolist()  # none, where there are no segments
+        for start, end in pairwise([*starts, len(inners)]):
             here = slice(start, end)
             self._cross(self.sets.set_of(int(inners[start])), outers[here], time[here], allowed[here])
         return Costs(time, self._spill(inners, outers, time), allowed)
