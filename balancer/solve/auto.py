@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from balancer.solve.cpsat import PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downsets import all_downsets, blocks_of
 from balancer.solve.exact import MOST_DOWN_SETS, Search, search_among
+from balancer.solve.folding import folded
 from balancer.solve.intervals import chain_offers
 from balancer.solve.offers import pipeline_offer
 from balancer.solve.orders import file_order, prefixes
@@ -34,6 +35,7 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
     """
     if options.constraints:
         return solve_cpsat(problem, options)
+    problem = folded(problem, options)
     structured = len(problem.devices) == 1 and problem.devices[0][0] in problem.structures
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
     offers, budget = None, cpsat_budget(options)
