@@ -36,17 +36,27 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
     if options.constraints:
         return solve_cpsat(problem, options)
     problem = folded(problem, options)
-    structured = len(problem.devices) == 1 and problem.devices[0][0] in problem.structures
+    structured = all(kind in problem.structures for kind, _ in problem.devices)
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
-    offers, budget = None, cpsat_budget(options)
-    if sets is not None or not structured:
-        among = search_among(problem, options, sets)
-        if among.complete or not structured or "interrupted" in among.statistics or budget.seconds_left == 0:
-            return among.solution("downset")
-        offers = among.offers
-    search = LargeSearch(problem, options, offers or chain_offers(problem, options, _cuts(problem)), budget)
+    budget = cpsat_budget(options)
+    among = search_among(problem, options, sets)
+    if among.complete or not structured or "interrupted" in among.statistics or budget.seconds_left == 0:
+        return among.solution("downset")
+    if len(problem.devices) > 1:
+        return _on_several_kinds(problem, options, among)
+    search = LargeSearch(problem, options, among.offers, budget)
     search.run()
     return search.solution("cpsat" if search.statistics else "chain")
+
+
+def _on_several_kinds(problem: Problem, options: Options, among: Search) -> Solution:
+    """The best pipeline that CP-SAT finds, from the best that is known on; with the better of two bounds."""
+    known = [offer.settled.pipeline for offer in among.offers]
+    found = solve_cpsat(problem, replace(options, max_pipelines=1), known)
+    if not known:
+        return found
+    bound = min(found.value.objective_ns, max(found.bound_ns, among.solution("downset").bound_ns))
+    return replace(found, bound_ns=bound)
 
 
 def _cuts(problem: Problem) -> list[OpSet]:

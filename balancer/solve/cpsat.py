@@ -18,10 +18,11 @@ from balancer.solve.budget import Budget, BudgetSpent
 from balancer.solve.chain import MOST_REPLICAS
 from balancer.solve.constraining import keeps, starts
 from balancer.solve.cpsat_model import LONGEST_NS, StageModel
+from balancer.solve.folding import folded
 from balancer.solve.problem import Pipeline, Solution, Stage, evaluate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from balancer.solve.downsets import OpSet
     from balancer.solve.problem import Options, Problem, Value
@@ -36,15 +37,16 @@ _ROUNDING = 1e-9  # CP-SAT's bound is a float
 _POLL_SECONDS = 0.2
 
 
-def solve_cpsat(problem: Problem, options: Options) -> Solution:
+def solve_cpsat(problem: Problem, options: Options, known: Iterable[Pipeline] = ()) -> Solution:
     """The best pipeline under the constraints of the options; proven, as far as limits of work go.
 
-    Starts from pipelines of the execution order that keep the constraints. Raises InfeasibleError where there is none
-    or none was found in the limits, ValueError where the cost's structure is not known or there are several kinds of
-    devices.
+    Starts from pipelines of the execution order that keep the constraints, and from `known` ones. Raises
+    InfeasibleError where there is none or none was found in the limits, ValueError where the cost's structure is not
+    known.
     """
+    problem = folded(problem, options)
     search = PipelineSearch(problem, options)
-    for pipeline in starts(problem, options):
+    for pipeline in (*known, *starts(problem, options)):
         search.consider(pipeline)
     try:
         for stages in search.stages():
@@ -59,7 +61,7 @@ def solve_cpsat(problem: Problem, options: Options) -> Solution:
         known = "no partition was found within the limits" if search.bounds else "there is no partition"
         raise InfeasibleError(
             f"{known} that keeps the constraints",
-            f"{problem.n_ops} ops on {problem.devices[0][1]} TPUs",
+            f"{problem.n_ops} ops on {search.devices} TPUs",
             "loosen the constraints or allow more TPUs",
         )
     pipeline, value = search.best
@@ -87,11 +89,12 @@ class PipelineSearch:
 
     def __init__(self, problem: Problem, options: Options, budget: Budget | None = None) -> None:
         """budget: shared with other searches; None for one of its own."""
-        if len(problem.devices) != 1 or problem.devices[0][0] not in problem.structures:
-            raise ValueError("the solver 'cpsat' takes one kind of device whose cost's structure is known")
+        if any(kind not in problem.structures for kind, _ in problem.devices):
+            raise ValueError("the solver 'cpsat' takes kinds of devices whose cost's structure is known")
         self.problem, self.options, self.constraints = problem, options, options.constraints
-        self.kind, self.devices = problem.devices[0]
-        self.structure = problem.structures[self.kind]
+        self.kinds = [kind for kind, _ in problem.devices]
+        self.structures = [problem.structures[kind] for kind in self.kinds]
+        self.devices = sum(count for _, count in problem.devices)
         self.most_replicas = min(options.max_replicas or MOST_REPLICAS, MOST_REPLICAS)
         self.least_latency = self.constraints.max_objective_ns is not None
         self.fastest_ns = min(
@@ -143,8 +146,8 @@ class PipelineSearch:
             self.bounds.append(least)
             return least
         model = StageModel(
-            self.problem, self.structure, self.constraints, stages=stages, devices=self.devices, most_replicas=most,
-            most_ns=limit,
+            self.problem, self.structures, self.constraints, stages=stages,
+            devices=[count for _, count in self.problem.devices], most_replicas=most, most_ns=limit,
         )  # fmt: skip
         model.model.add(model.period >= least)
         if self.best and len(self.best[0].stages) == stages:
@@ -157,7 +160,9 @@ class PipelineSearch:
                 break
         if bound is not None:
             # CP-SAT may have stopped before it had a bound at all.
-            floor = least_total_ns(self.structure, stages) if self.least_latency else least
+            floor = least
+            if self.least_latency:
+                floor = least_total_ns(self.structures[0], stages) if len(self.kinds) == 1 else 0
             bound = max(bound, floor)
             self.bounds.append(bound)
         return bound
@@ -183,9 +188,9 @@ class PipelineSearch:
         bound = math.ceil(solver.best_objective_bound * (1 - _ROUNDING))
         surprised = False
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            sets, replicas = model.partition(solver)
-            self.consider(Pipeline(tuple(Stage(ops, self.kind, r) for ops, r in zip(sets, replicas, strict=True))))
-            surprised = self._learn(model, sets, solver)
+            found = model.partition(solver)
+            self.consider(Pipeline(tuple(Stage(ops, self.kinds[k], r) for ops, k, r in found)))
+            surprised = self._learn(model, found, solver)
         try:
             self.budget.spend(int(spent * _WORK_UNIT))
         except BudgetSpent:
@@ -196,13 +201,13 @@ class PipelineSearch:
             None if status == cp_model.OPTIMAL and not surprised else bound,
         )
 
-    def _learn(self, model: StageModel, sets: Sequence[OpSet], solver: Any) -> bool:
+    def _learn(self, model: StageModel, stages: Sequence[tuple[OpSet, int, int]], solver: Any) -> bool:
         """Tell the model what stages take that `exact` finds dearer; whether there are any."""
         done, surprised = 0, False
-        for j, ops in enumerate(sets):
-            cost = self.problem.exact(ops, self.kind)
+        for j, (ops, kind, _) in enumerate(stages):
+            cost = self.problem.exact(ops, self.kinds[kind])
             if cost is None or cost.time_ns > solver.value(model.times[j]):
-                model.exclude(ops, done, cost.time_ns if cost else None)
+                model.exclude(ops, done, kind, cost.time_ns if cost else None)
                 surprised = True
             done |= ops
         return surprised
