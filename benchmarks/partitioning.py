@@ -1,10 +1,11 @@
 """The solvers on the published instances of Tarnawski et al. (NeurIPS 2020), with their cost and their optima.
 
-    python benchmarks/partitioning.py [FILES ...] [--solver downset]
+    python benchmarks/partitioning.py [FILES ...] [--solver auto]
 
-For each instance: the objective, recomputed in floating point from the partition; whether it is proven, or the gap;
-seconds (reading the file is not counted); the peak of memory, in MiB, of a process that solves this instance and
-nothing else; and the reference from `optima.csv` beside the file, where its devices and memory limit are listed.
+Each file is solved once for each of its rows in `optima.csv` beside it, with the row's devices and memory limit, and,
+where there is no row for them, with its own. Printed are the objective, recomputed in floating point from the
+partition; whether it is proven, or the gap; seconds (reading the file is not counted); the peak of memory, in MiB, of a
+process that solves this one problem and nothing else; and the optimum that the row names.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from balancer.solve import Problem, Solution
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "partitioning"
-ROW = "{:30} {:>3} {:>4} {:>18} {:>10} {:>8} {:>7} {:>18} {}"
+ROW = "{:27} {:>3} {:>4} {:>11} {:>14} {:>12} {:>8} {:>5} {:>14} {}"
 PER_UNIT = 1e9  # solvers work on whole numbers: times in the file's unit times this, rounded up
 _TOLERANCE = 1e-6
 
@@ -146,22 +147,41 @@ def _topological(readers: dict[int, list[int]]) -> list[int]:
     return order
 
 
-def reference(instance: Instance, path: Path) -> float | None:
-    """The published optimum for the file's own devices and memory limit, if there is one."""
-    table = path.parent / "optima.csv"
-    if not table.exists():
-        return None
-    with table.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            same = row["instance"] == instance.name and int(row["accelerators"]) == instance.accelerators
-            if same and int(row["cpus"]) == instance.cpus and float(row["memory_limit"]) == instance.memory:
-                return float(row["optimum"])
-    return None
+@dataclass(frozen=True)
+class Row:
+    """What to solve, and the optimum of it, None where none is known."""
+
+    path: Path
+    accelerators: int
+    cpus: int
+    memory: float
+    optimum: float | None = None
+
+    @property
+    def instance(self) -> Instance:
+        """Raises BalancerError where the file is no instance."""
+        held = {"accelerators": self.accelerators, "cpus": self.cpus, "memory": self.memory}
+        return replace(load(self.path), **held)
 
 
-def solved(path: Path, solver: str) -> tuple[Instance, Solution, float, float]:
+def rows(path: Path) -> list[Row]:
+    """What to solve of one file. Raises BalancerError where it is no instance."""
+    own, table, found = load(path), path.parent / "optima.csv", []
+    if table.exists():
+        with table.open(encoding="utf-8", newline="") as file:
+            found = [
+                Row(path, int(r["accelerators"]), int(r["cpus"]), float(r["memory_limit"]), float(r["optimum"]))
+                for r in csv.DictReader(file)
+                if r["instance"] == own.name
+            ]
+    if (own.accelerators, own.cpus, own.memory) in [(row.accelerators, row.cpus, row.memory) for row in found]:
+        return found
+    return [Row(path, own.accelerators, own.cpus, own.memory), *found]
+
+
+def solved(row: Row, solver: str) -> tuple[Instance, Solution, float, float]:
     """The instance, its solution, seconds and the process's peak in MiB. Raises BalancerError or ValueError."""
-    instance = load(path)
+    instance = row.instance
     start = time.perf_counter()
     solution = solve(instance.problem, Options(solver=solver, max_pipelines=1, max_replicas=1))
     seconds = time.perf_counter() - start
@@ -171,31 +191,32 @@ def solved(path: Path, solver: str) -> tuple[Instance, Solution, float, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="default: the shared instances")
-    parser.add_argument("--solver", default="downset")
+    parser.add_argument("--solver", default="auto")
     arguments = parser.parse_args(argv)
-    files = arguments.files or sorted(FOLDER.glob("*.json"))
-    print(ROW.format("instance", "acc", "cpus", "objective", "proof", "seconds", "MiB", "reference", ""))
-    optimal, total = 0, 0.0
-    for path in files:
-        try:
+    print(ROW.format("instance", "acc", "cpus", "memory", "objective", "proof", "seconds", "MiB", "reference", "").rstrip())
+    optimal, total, slowest, count = 0, 0.0, 0.0, 0
+    try:
+        for row in (row for path in arguments.files or sorted(FOLDER.glob("*.json")) for row in rows(path)):
             with multiprocessing.get_context("spawn").Pool(1) as alone:
-                instance, solution, seconds, peak = alone.apply(solved, (path, arguments.solver))
-        except (BalancerError, ValueError) as error:
-            print(f"{path.name}: {error}", file=sys.stderr)
-            return 1
-        objective, known = instance.objective(solution), reference(instance, path)
-        proven = solution.status == "optimal"
-        agrees = known is None or math.isclose(objective, known, rel_tol=_TOLERANCE)
-        optimal, total = optimal + (proven and agrees), total + seconds
-        print(
-            ROW.format(
-                instance.name, instance.accelerators, instance.cpus, f"{objective:.12g}",
-                "optimal" if proven else f"gap {100 * solution.gap:.2f} %", f"{seconds:.3f}", f"{peak:.0f}",
-                "" if known is None else f"{known:.12g}", "" if agrees else "differs",
-            ).rstrip()
-        )  # fmt: skip
-    print(f"optimal {optimal} of {len(files)}, {total:.2f} s")
-    return 0 if optimal == len(files) else 1
+                instance, solution, seconds, peak = alone.apply(solved, (row, arguments.solver))
+            objective, known = instance.objective(solution), row.optimum
+            proven = solution.status == "optimal"
+            agrees = known is None or math.isclose(objective, known, rel_tol=_TOLERANCE)
+            optimal, count = optimal + (proven and agrees), count + 1
+            total, slowest = total + seconds, max(slowest, seconds)
+            print(
+                ROW.format(
+                    instance.name, row.accelerators, row.cpus, f"{row.memory:.0f}", f"{objective:.12g}",
+                    "optimal" if proven else f"gap {100 * solution.gap:.2f} %", f"{seconds:.2f}", f"{peak:.0f}",
+                    "" if known is None else f"{known:.12g}", "" if agrees else "differs",
+                ).rstrip(),
+                flush=True,
+            )  # fmt: skip
+    except (BalancerError, ValueError) as error:
+        print(f"{row.path.name if count else 'instances'}: {error}", file=sys.stderr)
+        return 1
+    print(f"optimal {optimal} of {count}, {total:.2f} s, the slowest {slowest:.2f} s")
+    return 0 if optimal == count else 1
 
 
 if __name__ == "__main__":

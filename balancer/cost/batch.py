@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -99,9 +100,9 @@ class SegmentBatch:
         inners, outers = (np.ravel(a) for a in np.broadcast_arrays(inners, outers))
         time, streamed, kept, scratch = (np.zeros(len(outers), np.int64) for _ in range(4))
         allowed = np.zeros(len(outers), bool)
-        edges = np.nonzero(np.diff(inners, prepend=-1))[0].tolist()
+        starts = np.nonzero(np.diff(inners, prepend=-1))[0].tolist()  # none, where there are no segments
         groups = []
-        for start, end in zip(edges, [*edges[1:], len(inners)], strict=True):
+        for start, end in pairwise([*starts, len(inners)]):
             here = slice(start, end)
             row = _Inner(self, int(inners[start]), outers[here])
             time[here], streamed[here], kept[here] = row.time_ns, row.always_bytes, row.kept_bytes

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING
 from balancer.solve.cpsat import PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downsets import all_downsets, blocks_of
 from balancer.solve.exact import MOST_DOWN_SETS, Search, search_among
-from balancer.solve.intervals import chain_offers, whole_replicas
+from balancer.solve.folding import folded
+from balancer.solve.intervals import whole_replicas
 from balancer.solve.offers import pipeline_offer
-from balancer.solve.orders import file_order, prefixes
 from balancer.solve.shortest import search_shortest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from balancer.solve.budget import Budget
-    from balancer.solve.downsets import OpSet
     from balancer.solve.lattice import Within
     from balancer.solve.offers import Offer
     from balancer.solve.problem import Options, Problem, Solution
@@ -37,15 +36,16 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
         return _timed(problem, options)
     if options.constraints:
         return solve_cpsat(problem, options)
+    problem = folded(problem, options)
     structured = _structured(problem)
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
-    offers, budget = None, cpsat_budget(options)
-    if sets is not None or not structured:
-        among = search_among(problem, options, sets)
-        if among.complete or not structured or "interrupted" in among.statistics or budget.seconds_left == 0:
-            return among.solution("downset")
-        offers = among.offers
-    search = LargeSearch(problem, options, offers or chain_offers(problem, options, _cuts(problem)), budget)
+    budget = cpsat_budget(options)
+    among = search_among(problem, options, sets)
+    if among.complete or not structured or "interrupted" in among.statistics or budget.seconds_left == 0:
+        return among.solution("downset")
+    if len(problem.devices) > 1:
+        return _on_several_kinds(problem, options, among)
+    search = LargeSearch(problem, options, among.offers, budget)
     search.run()
     return search.solution("cpsat" if search.statistics else "chain")
 
@@ -59,11 +59,17 @@ def _timed(problem: Problem, options: Options) -> Solution:
 
 
 def _structured(problem: Problem) -> bool:
-    return len(problem.devices) == 1 and problem.devices[0][0] in problem.structures
+    return all(kind in problem.structures for kind, _ in problem.devices)
 
 
-def _cuts(problem: Problem) -> list[OpSet]:
-    return prefixes(file_order(problem))
+def _on_several_kinds(problem: Problem, options: Options, among: Search) -> Solution:
+    """The best pipeline that CP-SAT finds, from the best that is known on; with the better of two bounds."""
+    known = [offer.settled.pipeline for offer in among.offers]
+    found = solve_cpsat(problem, replace(options, max_pipelines=1), known)
+    if not known:
+        return found
+    bound = min(found.value.objective_ns, max(found.bound_ns, among.solution("downset").bound_ns))
+    return replace(found, bound_ns=bound)
 
 
 class LargeSearch(Search):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from balancer.solve.mixed import mixed_bound_ns
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -81,14 +83,14 @@ def spilled_ns(structure: Structure, kept_bytes: Any, streaming: Any, stages: in
 
 
 def pipeline_bound_ns(problem: Problem, stages: int, devices: int, most_replicas: int) -> int:
-    """No pipeline of so many stages on so many devices of the first kind has fewer ns per inference.
+    """No pipeline of so many stages on so many devices has fewer ns per inference.
 
     Its work is shared among the devices at best; whichever op takes longest alone has few replicas.
     """
     host = problem.host_ns * stages
     kind = problem.devices[0][0]
     if len(problem.devices) > 1:
-        return max(1, host)
+        return max(1, host, mixed_bound_ns(problem, stages, devices, most_replicas))
     replicas = min(most_replicas, devices - stages + 1)
     structure = problem.structures.get(kind)
     if structure is None:

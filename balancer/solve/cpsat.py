@@ -16,12 +16,13 @@ from balancer.errors import InfeasibleError
 from balancer.solve.bounds import least_total_ns, pipeline_bound_ns
 from balancer.solve.budget import Budget, BudgetSpent
 from balancer.solve.constraining import keeps, starts
-from balancer.solve.cpsat_model import LONGEST_NS, StageModel
+from balancer.solve.cpsat_model import LONGEST_NS, Aim, StageModel
+from balancer.solve.folding import folded
 from balancer.solve.periods import MOST_REPLICAS
 from balancer.solve.problem import Pipeline, Solution, Stage, evaluate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from balancer.solve.downsets import OpSet
     from balancer.solve.problem import Options, Problem, Value
@@ -36,30 +37,30 @@ _ROUNDING = 1e-9  # CP-SAT's bound is a float
 _POLL_SECONDS = 0.2
 
 
-def solve_cpsat(problem: Problem, options: Options) -> Solution:
+def solve_cpsat(problem: Problem, options: Options, known: Iterable[Pipeline] = ()) -> Solution:
     """The best pipeline under the constraints of the options; proven, as far as limits of work go.
 
-    Starts from pipelines of the execution order that keep the constraints. Raises InfeasibleError where there is none
-    or none was found in the limits, ValueError where the cost's structure is not known or there are several kinds of
-    devices.
+    Starts from pipelines of the execution order that keep the constraints, and from `known` ones. Raises
+    InfeasibleError where there is none or none was found in the limits, ValueError where the cost's structure is not
+    known.
     """
+    problem = folded(problem, options)
     search = PipelineSearch(problem, options)
-    for pipeline in starts(problem, options):
+    for pipeline in (*known, *starts(problem, options)):
         search.consider(pipeline)
     try:
-        for stages in search.stages():
-            search.waiting = len(search.stages()) - search.stages().index(stages)
-            search.run(stages)
+        search.run_all(0)
+        search.settle()
     except KeyboardInterrupt:
         if search.best is None:
             raise
         search.statistics["interrupted"] = 1
         search.bounds.append(search.fastest_ns)
     if search.best is None:
-        known = "no partition was found within the limits" if search.bounds else "there is no partition"
+        outcome = "no partition was found within the limits" if search.bounds else "there is no partition"
         raise InfeasibleError(
-            f"{known} that keeps the constraints",
-            f"{problem.n_ops} ops on {problem.devices[0][1]} TPUs",
+            f"{outcome} that keeps the constraints",
+            f"{problem.n_ops} ops on {search.devices} TPUs",
             "loosen the constraints or allow more TPUs",
         )
     pipeline, value = search.best
@@ -83,8 +84,9 @@ def cpsat_budget(options: Options) -> Budget:
 class PipelineSearch:
     """Models of 1, 2 ... stages, each held to being better than the best so far.
 
-    best: a pipeline and what it is worth. bounds: of models that were left with something open; ns per inference, or
-    of latency where that is what is minimised. waiting: models still to come, which share what may still be spent.
+    aims: what pipelines are compared by, the first first. best: a pipeline and what it is worth. bounds: of the first aim,
+    from models that were left with something open; in ns. waiting: models still to come, which share what may still be
+    spent.
     """
 
     def __init__(
@@ -93,14 +95,18 @@ class PipelineSearch:
         """budget: shared with other searches; None for one of its own. whole_replicas: whether a pipeline of one stage
         may have several.
         """
-        if len(problem.devices) != 1 or problem.devices[0][0] not in problem.structures:
-            raise ValueError("the solver 'cpsat' takes one kind of device whose cost's structure is known")
+        if any(kind not in problem.structures for kind, _ in problem.devices):
+            raise ValueError("the solver 'cpsat' takes kinds of devices whose cost's structure is known")
         self.problem, self.options, self.constraints = problem, options, options.constraints
-        self.kind, self.devices = problem.devices[0]
-        self.structure = problem.structures[self.kind]
+        self.kinds = [kind for kind, _ in problem.devices]
+        self.structures = [problem.structures[kind] for kind in self.kinds]
+        self.devices = sum(count for _, count in problem.devices)
         self.most_replicas = min(options.max_replicas or MOST_REPLICAS, MOST_REPLICAS)
         self.whole_replicas = whole_replicas
         self.least_latency = self.constraints.max_objective_ns is not None
+        self.aims = (Aim.RATE, Aim.DEVICES, Aim.STREAMED, Aim.LATENCY)
+        if self.least_latency:
+            self.aims = (Aim.LATENCY, Aim.RATE, Aim.DEVICES, Aim.STREAMED)
         self.fastest_ns = min(
             pipeline_bound_ns(problem, stages, self.devices, self.most_replicas) for stages in self.stages()
         )
@@ -131,55 +137,83 @@ class PipelineSearch:
         return found
 
     def _rank(self, value: Value) -> tuple[int, ...]:
-        return (value.latency_ns, *value) if self.least_latency else tuple(value)
+        return tuple(aim.of(value) for aim in self.aims)
 
-    def run(self, stages: int, most_ns: int = LONGEST_NS) -> int | None:
-        """The best pipeline of just so many stages with a period of at most most_ns, if it is better than the best.
+    def run_all(self, rank: int) -> None:
+        """Models of each number of stages, for the aim of this rank, with those before it at their best."""
+        for stages in self.stages():
+            self.waiting = len(self.stages()) - self.stages().index(stages)
+            bound = self.run(stages, rank=rank)
+            if bound is not None and rank == 0:
+                self.bounds.append(bound)
 
-        Returns a bound on what is still open, None where that is nothing.
+    def settle(self) -> None:
+        """Settle ties: of the pipelines with the least of the first aim, the one with the least of the next, and so on.
+
+        Where the structure is not all of the cost, streamed bytes are known to the model from below alone, and ties may
+        stay open. They do where a limit is reached.
         """
-        limit = min(most_ns, self._limit_ns())
+        if self.best is not None and not self.bounds:
+            for rank in range(1, len(self.aims)):
+                self.run_all(rank)
+
+    def run(self, stages: int, most_ns: int = LONGEST_NS, rank: int = 0) -> int | None:
+        """The best pipeline of just so many stages with a period of at most most_ns, if it is better than the best in the
+        aim of this rank, and as good in those before it.
+
+        Returns a bound on that aim for what is still open, None where that is nothing.
+        """
         most = min(self.most_replicas, self.devices - stages + 1) if stages > 1 or self.whole_replicas else 1
         least = pipeline_bound_ns(self.problem, stages, self.devices if most > 1 else stages, max(1, most))
-        if most < 1 or least > limit or self._too_slow(stages):
+        limit = min(most_ns, self._most(Aim.RATE, rank))
+        if most < 1 or least > limit or self._least_latency_ns(stages) > self._most(Aim.LATENCY, rank):
             return None
+        floor = {Aim.RATE: least, Aim.LATENCY: self._least_latency_ns(stages)}.get(self.aims[rank], 0)
         try:
             self.budget.spend(int(stages * self.problem.n_ops * _BUILDING * _WORK_UNIT))
         except BudgetSpent:
-            self.bounds.append(least)
-            return least
-        model = StageModel(
-            self.problem, self.structure, self.constraints, stages=stages, devices=self.devices, most_replicas=most,
-            most_ns=limit,
-        )  # fmt: skip
+            return floor
+        model = self._model(stages, most, limit, rank)
         model.model.add(model.period >= least)
-        if self.best and len(self.best[0].stages) == stages:
-            model.hint(self.best[0])
         self.statistics["models"] += 1
-        bound: int | None = least
+        bound: int | None = floor
         for _ in range(MOST_ROUNDS):
             done, bound = self._round(model)
             if done:
                 break
-        if bound is not None:
-            # CP-SAT may have stopped before it had a bound at all.
-            floor = least_total_ns(self.structure, stages) if self.least_latency else least
-            bound = max(bound, floor)
-            self.bounds.append(bound)
-        return bound
+        # CP-SAT may have stopped before it had a bound at all.
+        return None if bound is None else max(bound, floor)
 
-    def _too_slow(self, stages: int) -> bool:
-        """Whether no pipeline of so many stages can have a lower latency than the best, or one low enough."""
-        latency = least_total_ns(self.structure, stages) + stages * self.problem.handover_ns
-        if self.least_latency and self.best:
-            return latency >= self.best[1].latency_ns
-        return self.constraints.max_latency_ns is not None and latency > self.constraints.max_latency_ns
+    def _model(self, stages: int, most_replicas: int, most_ns: int, rank: int) -> StageModel:
+        """A model of so many stages, whose aim is the one of this rank."""
+        devices = [count for _, count in self.problem.devices]
+        model = StageModel(
+            self.problem, self.structures, self.constraints, stages=stages, devices=devices,
+            most_replicas=most_replicas, most_ns=most_ns,
+        )  # fmt: skip
+        for aim in self.aims[: rank + 1]:
+            measure = model.measure(aim)
+            if self.best is not None:
+                model.model.add(measure <= self._most(aim, rank))
+        model.model.minimize(measure)
+        if self.best and len(self.best[0].stages) == stages:
+            model.hint(self.best[0])
+        return model
 
-    def _limit_ns(self) -> int:
-        """Periods to look for: below the best, or any that is allowed where latency is what counts."""
-        if self.constraints.max_objective_ns is not None:
-            return self.constraints.max_objective_ns
-        return self.best[1].objective_ns - 1 if self.best else LONGEST_NS
+    def _most(self, aim: Aim, rank: int) -> int:
+        """As much as there may be of an aim in a pipeline that is better than the best in the aim of this rank."""
+        held = self.constraints
+        most = {Aim.RATE: held.max_objective_ns, Aim.LATENCY: held.max_latency_ns}.get(aim)
+        most = LONGEST_NS if most is None else min(most, LONGEST_NS)
+        at = self.aims.index(aim)
+        if self.best is not None and at <= rank:
+            most = min(most, aim.of(self.best[1]) - (at == rank))
+        return most
+
+    def _least_latency_ns(self, stages: int) -> int:
+        """No pipeline of so many stages has a lower latency."""
+        least = least_total_ns(self.structures[0], stages) if len(self.kinds) == 1 else 0
+        return least + stages * self.problem.handover_ns
 
     def _round(self, model: StageModel) -> tuple[bool, int | None]:
         """Solve once: whether that was all for this model, and a bound on what it may still give, None for nothing."""
@@ -196,9 +230,9 @@ class PipelineSearch:
         bound = math.ceil(solver.best_objective_bound * (1 - _ROUNDING))
         surprised = False
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            sets, replicas = model.partition(solver)
-            self.consider(Pipeline(tuple(Stage(ops, self.kind, r) for ops, r in zip(sets, replicas, strict=True))))
-            surprised = self._learn(model, sets, solver)
+            found = model.partition(solver)
+            self.consider(Pipeline(tuple(Stage(ops, self.kinds[k], r) for ops, k, r in found)))
+            surprised = self._learn(model, found, solver)
         try:
             self.budget.spend(int(spent * _WORK_UNIT))
         except BudgetSpent:
@@ -209,13 +243,13 @@ class PipelineSearch:
             None if status == cp_model.OPTIMAL and not surprised else bound,
         )
 
-    def _learn(self, model: StageModel, sets: Sequence[OpSet], solver: Any) -> bool:
+    def _learn(self, model: StageModel, stages: Sequence[tuple[OpSet, int, int]], solver: Any) -> bool:
         """Tell the model what stages take that `exact` finds dearer; whether there are any."""
         done, surprised = 0, False
-        for j, ops in enumerate(sets):
-            cost = self.problem.exact(ops, self.kind)
+        for j, (ops, kind, _) in enumerate(stages):
+            cost = self.problem.exact(ops, self.kinds[kind])
             if cost is None or cost.time_ns > solver.value(model.times[j]):
-                model.exclude(ops, done, cost.time_ns if cost else None)
+                model.exclude(ops, done, kind, cost.time_ns if cost else None)
                 surprised = True
             done |= ops
         return surprised

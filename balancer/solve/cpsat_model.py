@@ -1,12 +1,14 @@
 """One pipeline of just so many stages as a CP-SAT model of the cost's structure.
 
-x[b, j] says that block b stands in stage j or an earlier one: monotone in j, and along the graph. A stage's time is
-then linear in these and in one literal for each tensor that it sends or receives, and for each parameter that spills.
+x[b, j] says that block b stands in stage j or an earlier one: monotone in j, and along the graph. A stage's time on each
+kind of device is then linear in these and in one literal for each tensor that it sends or receives, and for each
+parameter that spills. With several kinds a literal says on which one a stage stands, and only that kind's time counts.
 Times are whole ns.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from balancer.solve.downsets import bits, blocks_of
@@ -15,45 +17,59 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from balancer.solve.downsets import OpSet
-    from balancer.solve.problem import Constraints, Pipeline, Problem
+    from balancer.solve.problem import Constraints, Pipeline, Problem, Value
     from balancer.solve.structure import Structure, Transfer
 
 
 LONGEST_NS = 1 << 42  # of a stage: over an hour
 
 
+class Aim(Enum):
+    """What a pipeline is to have little of; the values are the fields of a plan's worth."""
+
+    RATE = "objective_ns"
+    DEVICES = "devices"
+    STREAMED = "streamed_bytes"
+    LATENCY = "latency_ns"
+
+    def of(self, value: Value) -> int:
+        return int(getattr(value, self.value))
+
+
 class StageModel:
-    """period, latency: variables, in ns. replicas: for each stage a literal for each number of replicas."""
+    """period, latency: variables, in ns. choices: for each stage a literal for each kind and number of replicas.
+
+    structures, devices: of each kind of the problem's, in their order.
+    """
 
     def __init__(  # noqa: PLR0913 - one model's data
         self,
         problem: Problem,
-        structure: Structure,
+        structures: Sequence[Structure],
         constraints: Constraints,
         *,
         stages: int,
-        devices: int,
+        devices: Sequence[int],
         most_replicas: int,
         most_ns: int,
     ) -> None:
         from ortools.sat.python import cp_model
 
         self.model = cp_model.CpModel()
-        self.problem, self.structure, self.stages = problem, structure, stages
+        self.problem, self.structures, self.stages = problem, structures, stages
         self.blocks = blocks_of(problem.before, [*problem.together, *constraints.together])
         self.block_of = {i: b for b, block in enumerate(self.blocks) for i in bits(block.ops)}
         self.x = [[self.model.new_bool_var(f"x{b}_{j}") for j in range(stages - 1)] for b in range(len(self.blocks))]
         self._order()
-        self.terms: list[list[Any]] = [[structure.stage_ns] for _ in range(stages)]
-        self._work()
-        self.crossing: list[list[tuple[Any, int]]] = [[] for _ in range(stages - 1)]
-        for transfer in structure.transfers:
-            self._transfer(transfer)
-        self._spills()
+        self._devices(devices, most_replicas)
+        self._moves: dict[tuple[Any, ...], Any] = {}
         # What `exact` adds to the structure, where it is known.
         self.surplus = [self.model.new_int_var(0, LONGEST_NS, f"surplus{j}") for j in range(stages)]
-        self.times = [sum(terms) + surplus for terms, surplus in zip(self.terms, self.surplus, strict=True)]
-        self._rate(devices, most_replicas, most_ns)
+        # Bytes that spill where a stage stands on a kind.
+        self.spilled_on: list[list[Any]] = [[0] * stages for _ in structures]
+        self.times_on = [self._times(k, structure) for k, structure in enumerate(structures)]
+        self.times = self.times_on[0] if len(structures) == 1 else self._times_anywhere()
+        self._rate(devices, most_ns)
         self.latency = sum(self.times) + problem.handover_ns * stages
         self._constrain(constraints)
 
@@ -76,23 +92,74 @@ class StageModel:
         for j in range(self.stages):
             self.model.add(sum(self.by(b, j) - self.by(b, j - 1) for b in range(len(self.blocks))) >= 1)
 
-    def _work(self) -> None:
-        """Ops in their stages, and what memory they take there."""
-        structure = self.structure
-        if None in structure.op_ns:
-            self.model.add_bool_or([])  # an op that no device can run
+    def _devices(self, devices: Sequence[int], most_replicas: int) -> None:
+        """Each stage on devices of one kind, no more in all than there are. on: for each stage and kind a literal."""
+        free = sum(devices) - self.stages + 1
+        self.choices: list[list[tuple[int, int, Any]]] = []
+        self.on: list[list[Any]] = []
+        for j in range(self.stages):
+            found = [
+                (k, r, self.model.new_bool_var(f"on{j}_{k}_{r}"))
+                for k, count in enumerate(devices)
+                for r in range(1, min(count, free, most_replicas) + 1)
+            ]
+            self.model.add_exactly_one(literal for _, _, literal in found)
+            self.choices.append(found)
+            self.on.append([self._literal_of([x for kind, _, x in found if kind == k]) for k in range(len(devices))])
+        for k, count in enumerate(devices):
+            self.model.add(sum(r * x for found in self.choices for kind, r, x in found if kind == k) <= count)
+        # Kinds that differ in nothing come in their order. Where the structure is not all of the cost, they may differ.
+        for k in range(1, len(devices)):
+            alike = self.structures[k] == self.structures[k - 1] and devices[k] == devices[k - 1]
+            if alike and not self.structures[k].relaxed:
+                for j in range(self.stages):
+                    earlier = [self.on[i][k - 1] for i in range(j)]
+                    self.model.add_bool_or([self.on[j][k].negated(), *earlier])
+
+    def _literal_of(self, literals: Sequence[Any]) -> Any:
+        """1 where one of these is, of which one at most is."""
+        if len(literals) == 1:
+            return literals[0]
+        found = self.model.new_bool_var("")
+        self.model.add(sum(literals) == found)
+        return found
+
+    def _where(self, constraint: Any, j: int, k: int) -> None:
+        """Hold to a constraint only if the stage is on that kind."""
+        if len(self.structures) > 1:
+            constraint.only_enforce_if(self.on[j][k])
+
+    def _times(self, k: int, structure: Structure) -> list[Any]:
+        """What each stage takes if it stands on one kind; and what may not stand there."""
+        terms: list[list[Any]] = [[structure.stage_ns, self.surplus[j]] for j in range(self.stages)]
         for b, block in enumerate(self.blocks):
             work = sum(structure.op_ns[i] or 0 for i in bits(block.ops))
+            barred = any(structure.op_ns[i] is None for i in bits(block.ops))
             for j in range(self.stages):
+                inside = self.by(b, j) - self.by(b, j - 1)
                 if work:
-                    self.terms[j].append(work * (self.by(b, j) - self.by(b, j - 1)))
+                    terms[j].append(work * inside)
+                if barred:
+                    self._where(self.model.add(inside == 0), j, k)
         if structure.limit_bytes is not None:
-            self._limit(structure.op_bytes, structure.limit_bytes)
+            for j in range(self.stages):
+                self._where(self._limit(structure.op_bytes, structure.limit_bytes, j), j, k)
+        for transfer in structure.transfers:
+            self._transfer(transfer, terms)
+        self._spills(k, structure, terms)
+        return [sum(found) for found in terms]
 
-    def _limit(self, op_bytes: Sequence[int], most: int) -> None:
-        """No stage holds more."""
-        for j in range(self.stages):
-            self.model.add(sum(size * self.within(i, j) for i, size in enumerate(op_bytes) if size) <= most)
+    def _times_anywhere(self) -> list[Any]:
+        """What each stage takes on the kind that it stands on."""
+        times = [self.model.new_int_var(0, LONGEST_NS, f"time{j}") for j in range(self.stages)]
+        for k, on_kind in enumerate(self.times_on):
+            for j, time in enumerate(on_kind):
+                self._where(self.model.add(times[j] == time), j, k)
+        return times
+
+    def _limit(self, op_bytes: Sequence[int], most: int, j: int) -> Any:
+        """The stage holds no more."""
+        return self.model.add(sum(size * self.within(i, j) for i, size in enumerate(op_bytes) if size) <= most)
 
     def _literal(self, *at_least: Any) -> Any:
         """1 where one of these expressions is."""
@@ -101,7 +168,7 @@ class StageModel:
             self.model.add(found >= expression)
         return found
 
-    def _transfer(self, transfer: Transfer) -> None:
+    def _transfer(self, transfer: Transfer, terms: Sequence[list[Any]]) -> None:
         """Sent by the stage that makes it, received by each later one that reads it; across each cut between, once."""
         readers = sorted({self.block_of[r] for r in transfer.readers})
         made = None if transfer.producer is None else self.block_of[transfer.producer]
@@ -109,24 +176,32 @@ class StageModel:
             here = [self.by(r, j) - self.by(r, j - 1) for r in readers]
             if made is None:
                 if transfer.receive_ns and readers:
-                    self.terms[j].append(transfer.receive_ns * self._literal(*here))
+                    terms[j].append(transfer.receive_ns * self._move("in", j, made, readers, here))
                 continue
+            makes = self.by(made, j) - self.by(made, j - 1)
             if transfer.leaves and transfer.send_ns:
-                self.terms[j].append(transfer.send_ns * (self.by(made, j) - self.by(made, j - 1)))
+                terms[j].append(transfer.send_ns * makes)
             elif readers and j < self.stages - 1 and transfer.send_ns:
-                makes = self.by(made, j) - self.by(made, j - 1)
-                self.terms[j].append(transfer.send_ns * self._literal(*(makes - self.by(r, j) for r in readers)))
+                unread = [makes - self.by(r, j) for r in readers]
+                terms[j].append(transfer.send_ns * self._move("out", j, made, readers, unread))
             if readers and j and transfer.receive_ns:
                 earlier = self.by(made, j - 1)
-                self.terms[j].append(transfer.receive_ns * self._literal(*(reads + earlier - 1 for reads in here)))
+                crossing = [reads + earlier - 1 for reads in here]
+                terms[j].append(transfer.receive_ns * self._move("in", j, made, readers, crossing))
 
-    def _spills(self) -> None:
+    def _move(self, way: str, j: int, made: int | None, readers: Sequence[int], at_least: Sequence[Any]) -> Any:
+        """A literal for a tensor that stage j sends or receives, the same for all kinds of devices."""
+        key = (way, j, made, *readers)
+        if key not in self._moves:
+            self._moves[key] = self._literal(*at_least)
+        return self._moves[key]
+
+    def _spills(self, k: int, structure: Structure, terms: Sequence[list[Any]]) -> None:
         """Parameters that do not stay: in the order of priority, or by the solver's choice where the order is no rule."""
-        structure = self.structure
         everything_stays = sum(kept.size_bytes for kept in structure.kept) <= structure.capacity_bytes
         for j in range(self.stages):
             starts = self._literal(*(self.within(i, j) for i in structure.streaming))
-            self.terms[j].append(structure.spill_start_ns * starts)
+            terms[j].append(structure.spill_start_ns * starts)
             if everything_stays:
                 continue
             taken: list[Any] = []
@@ -134,7 +209,8 @@ class StageModel:
                 inside, stays = self.within(kept.op, j), self.model.new_bool_var("")
                 self.model.add(stays <= inside)
                 self.model.add(starts >= inside - stays)
-                self.terms[j].append(kept.spill_ns * (inside - stays))
+                terms[j].append(kept.spill_ns * (inside - stays))
+                self.spilled_on[k][j] += kept.size_bytes * (inside - stays)
                 if not structure.relaxed:
                     room = structure.capacity_bytes - sum(taken)
                     self.model.add(room >= kept.size_bytes).only_enforce_if(stays)
@@ -144,21 +220,16 @@ class StageModel:
                 taken.append(kept.size_bytes * stays)
             self.model.add(sum(taken) <= structure.capacity_bytes)
 
-    def _rate(self, devices: int, most_replicas: int, most_ns: int) -> None:
+    def _rate(self, devices: Sequence[int], most_ns: int) -> None:
         """A stage with r replicas takes at most r periods."""
         self.period = self.model.new_int_var(self.problem.host_ns * self.stages, most_ns, "period")
-        most = min(most_replicas, devices - self.stages + 1)
-        self.replicas = [[self.model.new_bool_var(f"r{j}_{r}") for r in range(1, most + 1)] for j in range(self.stages)]
-        for j, literals in enumerate(self.replicas):
-            self.model.add_exactly_one(literals)
-            for r, literal in enumerate(literals, 1):
-                bound = self.model.add(self.times[j] <= r * self.period)
-                if most > 1:
+        for j, found in enumerate(self.choices):
+            for k, r, literal in found:
+                bound = self.model.add(self.times_on[k][j] <= r * self.period)
+                if len(found) > 1:
                     bound.only_enforce_if(literal)
-        self.used = sum(r * literal for literals in self.replicas for r, literal in enumerate(literals, 1))
-        self.model.add(self.used <= devices)
         # Implied, and what gives the linear relaxation its strength.
-        self.model.add(sum(self.times) <= devices * self.period)
+        self.model.add(sum(self.times) <= sum(devices) * self.period)
 
     def _constrain(self, constraints: Constraints) -> None:
         for op, stage in constraints.pinned.items():
@@ -166,7 +237,8 @@ class StageModel:
         for op, stage in sorted(constraints.kept_from):
             self._place(op, stage, inside=False)
         if constraints.max_segment_bytes is not None:
-            self._limit(self.problem.op_bytes, constraints.max_segment_bytes)
+            for j in range(self.stages):
+                self._limit(self.problem.op_bytes, constraints.max_segment_bytes, j)
         tensors, size = constraints.max_boundary_tensors, constraints.max_boundary_bytes
         if tensors is not None or size is not None:
             for j in range(self.stages - 1):
@@ -179,9 +251,21 @@ class StageModel:
             self.model.add(self.latency <= constraints.max_latency_ns)
         if constraints.max_objective_ns is not None:
             self.model.add(self.period <= constraints.max_objective_ns)
-            self.model.minimize(self.latency)
-        else:
-            self.model.minimize(self.period)
+
+    def measure(self, aim: Aim) -> Any:
+        """What there is to be little of, as an expression. Streamed bytes are those of all replicas."""
+        if aim is Aim.RATE:
+            return self.period
+        if aim is Aim.LATENCY:
+            return self.latency
+        if aim is Aim.DEVICES:
+            return sum(r * literal for found in self.choices for _, r, literal in found)
+        most = sum(kept.size_bytes for structure in self.structures for kept in structure.kept)
+        streamed = [self.model.new_int_var(0, most * len(self.choices[j]), f"streamed{j}") for j in range(self.stages)]
+        for j, found in enumerate(self.choices):
+            for k, r, literal in found:
+                self.model.add(streamed[j] >= r * self.spilled_on[k][j]).only_enforce_if(literal)
+        return sum(streamed)
 
     def _place(self, op: int, stage: int, *, inside: bool) -> None:
         if stage < self.stages:
@@ -192,20 +276,22 @@ class StageModel:
     def _crossing(self, j: int) -> list[tuple[Any, int]]:
         """For each tensor a literal that is 1 where it crosses the cut after stage j, and its bytes."""
         found = []
-        for transfer in self.structure.transfers:
+        for transfer in self.structures[0].transfers:
             if transfer.producer is not None and transfer.readers:
                 made = self.by(self.block_of[transfer.producer], j)
                 after = [made - self.by(self.block_of[r], j) for r in transfer.readers]
                 found.append((self._literal(*after), transfer.size_bytes))
         return found
 
-    def exclude(self, ops: OpSet, before: OpSet, least_ns: int | None) -> None:
-        """A stage of just these ops after just those before takes at least so many ns, or may not be (None)."""
+    def exclude(self, ops: OpSet, before: OpSet, kind: int, least_ns: int | None) -> None:
+        """A stage of just these ops after just those before takes at least so many ns on a kind, or may not be (None)."""
         for j in range(self.stages):
             literals = [*self._is_prefix(before, j - 1), *self._is_prefix(before | ops, j)]
             if any(literal is False for literal in literals):
                 continue
             wanted = [literal for literal in literals if literal is not True]
+            if len(self.structures) > 1:
+                wanted.append(self.on[j][kind])
             if least_ns is None:
                 self.model.add_bool_or([literal.negated() for literal in wanted])
             else:
@@ -224,21 +310,22 @@ class StageModel:
     def hint(self, pipeline: Pipeline) -> None:
         """Start from this pipeline, of as many stages."""
         done: OpSet = 0
+        kinds = [kind for kind, _ in self.problem.devices]
         for j, stage in enumerate(pipeline.stages):
             done |= stage.ops
             if j < self.stages - 1:
                 for b, block in enumerate(self.blocks):
                     self.model.add_hint(self.x[b][j], int(bool(block.ops & done)))
+            if len(kinds) > 1:
+                for k, r, literal in self.choices[j]:
+                    self.model.add_hint(literal, int((kinds[k], r) == (stage.kind, stage.replicas)))
 
-    def partition(self, solver: Any) -> tuple[list[OpSet], list[int]]:
-        """What a solved model says: the ops of each stage, and its replicas."""
-        sets, done = [], 0
+    def partition(self, solver: Any) -> list[tuple[OpSet, int, int]]:
+        """What a solved model says: the ops of each stage, its kind and its replicas."""
+        found, done = [], 0
         for j in range(self.stages):
             prefix = sum(block.ops for b, block in enumerate(self.blocks) if solver.value(self.by(b, j)))
-            sets.append(prefix & ~done)
+            kind, replicas = next((k, r) for k, r, literal in self.choices[j] if solver.boolean_value(literal))
+            found.append((prefix & ~done, kind, replicas))
             done = prefix
-        replicas = [
-            next(r for r, literal in enumerate(literals, 1) if solver.boolean_value(literal))
-            for literals in self.replicas
-        ]
-        return sets, replicas
+        return found

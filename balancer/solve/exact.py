@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from balancer.solve.budget import Budget, BudgetSpent
 from balancer.solve.downsets import DownSets, all_downsets, blocks_of
+from balancer.solve.folding import folded
 from balancer.solve.intervals import chain_offers, infeasible, most_pipelines, most_replicas, whole_replicas
 from balancer.solve.lattice import LatticeSolver, Within
 from balancer.solve.offers import alone_ns, best_plan, good_objective_ns, lattice_offer
@@ -193,6 +194,7 @@ def solve_downset(problem: Problem, options: Options) -> Solution:
 
     Several kinds of devices make one pipeline. Raises InfeasibleError where nothing was found.
     """
+    problem = folded(problem, options)
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
     return search_among(problem, options, sets).solution("downset")
 

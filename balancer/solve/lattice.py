@@ -105,8 +105,8 @@ class CutSearch:
     before them.
 
     best[cut, stages, devices in use] is what a subclass minimises. `_extend` says how a stage adds to it, and `limit` how
-    much of it there may be. arrivals: (stages, number of the devices in use, best) at the last cut, non-dominated. Devices in use are numbered: vectors[k] is a count for each kind, strides what one more of a
-    kind adds to k.
+    much of it there may be. arrivals: (stages, number of the devices in use, best) at the last cut, non-dominated. Devices
+    in use are numbered: vectors[k] is a count for each kind, strides what one more of a kind adds to k.
     """
 
     def __init__(self, solver: LatticeSolver, within: Within, budget: Budget, limit: float) -> None:

@@ -142,19 +142,31 @@ class _Ways:
             more = [(s + int(streamed[c][k]), t + int(times[c][k])) for s, t in there]
             found = labels.setdefault((stage, used, start), [])
             found[:] = _non_dominated([*found, *(label for label in more if label[1] <= left)])
-        best = left = labels[0, 0, 0][0]
-        ends, taken, at, used = [], [], 0, 0
+        best = labels[0, 0, 0][0]
+        return Way(*self._follow(labels, best, (streamed, times), key), *best)
+
+    def _follow(
+        self,
+        labels: dict[tuple[int, int, int], list[tuple[int, int]]],
+        left: tuple[int, int],
+        weights: tuple[Sequence[Any], Sequence[Any]],
+        key: Callable[[int, int], Any],
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """The way with just this label that comes first."""
+        ends: list[int] = []
+        taken: list[tuple[int, int]] = []
+        at = used = 0
         for stage in range(self.stages):
             options = []
             for c, k, end in self._leaving(stage, used, at):
-                rest = (left[0] - int(streamed[c][k]), left[1] - int(times[c][k]))
+                rest = (left[0] - int(weights[0][c][k]), left[1] - int(weights[1][c][k]))
                 if rest in labels.get((stage + 1, self._after(used, c) or 0, end), ()):
                     options.append((key(at, end), self.choices[c].replicas, self.choices[c].kind, end, c, rest))
             _, replicas, kind, at, c, left = min(options)
             ends.append(at)
             taken.append((kind, replicas))
             used = self._after(used, c) or 0
-        return Way(tuple(ends), tuple(taken), *best)
+        return tuple(ends), tuple(taken)
 
     def _segments_backwards(self) -> Iterator[tuple[int, int, int, int, int, int]]:
         """(stage, devices in use, choice, number in it, start, end), last stages first."""

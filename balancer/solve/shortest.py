@@ -102,6 +102,8 @@ class QuickestSearch:
 
     def run(self, sets: DownSets) -> None:
         """Search among these cuts, to the end if limits allow."""
+        if self.out_of_reach():
+            return
         self.lattice = LatticeSolver(self.problem, sets, most_replicas=self.most_replicas, whole_replicas=True)
         try:
             self._search()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def structured_problem(
         exact=lambda ops, kind: costs[kind].exact(ops),
         lower=lambda ops, kind: costs[kind].lower(ops),
         batch=lambda sets, kind: costs[kind].batch(sets),
-        together=(*together, *free_riders(before, [structures[kind] for kind, _ in devices])),
+        together=tuple(together),
         structures=dict(structures),
         host_ns=host_ns,
     )
@@ -114,8 +115,8 @@ class _Batch:
         costs = self.costs
         time = costs.structure.stage_ns + self.work[outers] - self.work[inners] + self.sent[outers]
         allowed = self.held[outers] - self.held[inners] <= costs.limit
-        edges = np.nonzero(np.diff(inners, prepend=-1))[0].tolist()
-        for start, end in zip(edges, [*edges[1:], len(inners)], strict=True):
+        starts = np.nonzero(np.diff(inners, prepend=-1))[0].tolist()  # none, where there are no segments
+        for start, end in pairwise([*starts, len(inners)]):
             here = slice(start, end)
             self._cross(self.sets.set_of(int(inners[start])), outers[here], time[here], allowed[here])
         return Costs(time, self._spill(inners, outers, time), allowed)
@@ -150,33 +151,3 @@ class _Batch:
         time += structure.spill_start_ns * ((spilled > 0) | (self.streaming[outers] > self.streaming[inners]))
         return spilled
 
-
-def free_riders(before: Sequence[OpSet], structures: Sequence[Structure]) -> list[OpSet]:
-    """Ops that stay with their only neighbour at no loss: they take no time, memory or room anywhere, and nothing but
-    that neighbour reads from them or is read by them. Then what hangs on these.
-
-    Moving one to its neighbour can only spare a transfer. (Tarnawski et al. 2020 merge such nodes first, too.)
-    """
-    n = len(before)
-    near = [before[i] | sum(1 << j for j in range(n) if before[j] >> i & 1) for i in range(n)]
-    free = {i for i in range(n) if all(_free(structure, i) for structure in structures)}
-    groups, waiting = [], sorted(free)
-    while waiting:
-        i = waiting.pop()
-        if i in free and near[i].bit_count() == 1:
-            (neighbour,) = bits(near[i])
-            groups.append(1 << i | near[i])
-            free.discard(i)
-            near[neighbour] &= ~(1 << i)
-            near[i] = 0
-            waiting += [neighbour] if neighbour in free else []
-    return groups
-
-
-def _free(structure: Structure, i: int) -> bool:
-    sized = bool(structure.op_bytes) and structure.op_bytes[i] > 0
-    outside = any(
-        (t.producer is None and i in t.readers) or (t.producer == i and t.leaves) for t in structure.transfers
-    )
-    held = any(i == kept.op for kept in structure.kept) or i in structure.streaming
-    return structure.op_ns[i] == 0 and not held and not sized and not outside

@@ -1,0 +1,99 @@
+"""Folding of blocks: the optimum with it is that without it, over all down-sets, replicas, pipelines and kinds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balancer.solve import Cost, Kept, Kind, Options, Problem, Structure, Transfer, Value, structured_problem
+from balancer.solve.downsets import all_downsets, blocks_of
+from balancer.solve.folding import folded
+from tests.dags import best_value, graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from balancer.solve.downsets import OpSet
+
+_FREE = st.sampled_from([0, 0, 0, 1, 2])
+
+
+@st.composite
+def cheap_structures(draw: Callable[[Any], Any], before: Sequence[OpSet]) -> Structure:
+    """Many ops and tensors that cost nothing, some parameters that spill, some memory that binds, some ops barred."""
+    n = len(before)
+    readers = [tuple(r for r in range(n) if before[r] >> i & 1) for i in range(n)]
+    few = st.sampled_from([0, 1, 1, 2, 3, 5])
+    transfers = [Transfer(i, readers[i], draw(st.integers(0, 5)) == 0, draw(few), draw(few)) for i in range(n)]
+    transfers += [Transfer(None, (i,), False, draw(_FREE), 0) for i in range(n) if draw(st.integers(0, 5)) == 0]
+    ops = st.integers(0, n - 1)
+    kept = [Kept(i, draw(st.integers(1, 4)), draw(few)) for i in draw(st.sets(ops, max_size=2))]
+    limited = draw(st.integers(0, 2)) == 0
+    times: list[int | None] = [draw(_FREE) for _ in range(n)]
+    if draw(st.integers(0, 4)) == 0:
+        times[draw(ops)] = None
+    return Structure(
+        stage_ns=draw(st.integers(0, 2)),
+        op_ns=tuple(times),
+        transfers=tuple(transfers) if draw(st.integers(0, 4)) else (),
+        kept=tuple(kept),
+        capacity_bytes=draw(st.integers(0, 4)),
+        spill_start_ns=draw(st.integers(0, 2)),
+        streaming=tuple(draw(st.sets(ops, max_size=1))),
+        op_bytes=tuple(draw(st.sampled_from([0, 0, 1, 2])) for _ in range(n)) if limited else (),
+        limit_bytes=draw(st.integers(2, 7)) if limited else None,
+    )
+
+
+@st.composite
+def cheap_problems(
+    draw: Callable[[Any], Any], most_ops: int = 6, most_devices: int = 3, kinds: int = 1
+) -> Problem:
+    before = draw(graphs(most_ops))
+    names = [f"kind{k}" for k in range(kinds)]
+    groups = draw(st.lists(st.integers(0, (1 << len(before)) - 1), max_size=1)) if draw(st.booleans()) else []
+    devices = [(name, draw(st.integers(1, most_devices))) for name in names]
+    structures = {name: draw(cheap_structures(before)) for name in names}
+    problem = structured_problem(
+        before, devices, structures, together=groups, host_ns=draw(st.sampled_from([0, 0, 1, 2]))
+    )
+    return replace(problem, handover_ns=draw(st.sampled_from([0, 1])))
+
+
+def downset_count(problem: Problem) -> int:
+    found = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, 1 << 20)
+    assert found is not None
+    return len(found)
+
+
+def best(problem: Problem, most_pipelines: int, most_replicas: int) -> Value | None:
+    """What the best of all plans is worth that keep together what the problem says."""
+
+    def exact(ops: OpSet, kind: Kind) -> Cost | None:
+        cut = any(0 < (ops & group) < group for group in problem.together)
+        return None if cut else problem.exact(ops, kind)
+
+    return best_value(replace(problem, exact=exact), most_pipelines, most_replicas)
+
+
+@given(cheap_problems(most_ops=7))
+def test_folding_keeps_the_best_pipeline_in_every_tie(problem: Problem) -> None:
+    smaller = folded(problem, Options())
+    assert downset_count(smaller) <= downset_count(problem)
+    assert best(smaller, 1, 1) == best(problem, 1, 1)
+
+
+@given(cheap_problems(most_ops=5, most_devices=2, kinds=2))
+def test_folding_keeps_the_best_pipeline_on_two_kinds(problem: Problem) -> None:
+    assert best(folded(problem, Options()), 1, 1) == best(problem, 1, 1)
+
+
+@given(cheap_problems(most_ops=4, most_devices=4), st.integers(1, 2), st.integers(1, 3))
+def test_folding_keeps_the_best_plan_of_several_pipelines_and_replicas(
+    problem: Problem, pipelines: int, replicas: int
+) -> None:
+    found = folded(problem, Options())
+    assert best(found, pipelines, replicas) == best(problem, pipelines, replicas)
