@@ -19,6 +19,7 @@ from balancer.cli.arguments import (
     whole_number,
 )  # fmt: skip
 from balancer.cli.compiler_options import add_compile, compiler
+from balancer.cli.run_options import add_plan
 from balancer.cli.solver_options import add_solver, constraints, positive
 from balancer.errors import PlanError
 
@@ -78,20 +79,22 @@ def solve(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(plan.to_json())
         return 0
-    _draw_plan(plan)
-    if arguments.compile:
-        compile_verb.say_compiled(plan)
+    draw_plan(plan)
     if plan.directory:
         print(f"written to {plan.directory}: {len(plan.segments)} segments and {plan.file_name}")
     return 0
 
 
-def _draw_plan(plan: Plan) -> None:
+def draw_plan(plan: Plan) -> None:
+    """All that is known of a plan: stages, comparison, what is proved, what the compiler reported."""
     from balancer.cli import drawing
 
     drawing.stages(plan)
-    drawing.comparison(plan.n_tpus, plan.comparison)
+    if plan.comparison:
+        drawing.comparison(plan.n_tpus, plan.comparison)
     drawing.remarks(plan)
+    if any(segment.reported for segment in plan.segments):
+        compile_verb.say_compiled(plan)
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +155,7 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--cuts", metavar="I,J", help="first op of each segment but the first: 12,57")
     how.add_argument("--segments", metavar="OPS", help='ops of each segment: "0-11,14;12,13,15-60"')
-    how.add_argument("--plan", metavar="FILE", help="the segments of a plan file")
+    how.add_argument("--plan", metavar="PLAN", help="the segments of a plan: its directory, or its file")
     add_hardware(parser)
 
 
@@ -203,7 +206,7 @@ def _same_model(plan: Plan, arguments: argparse.Namespace) -> None:
 
 def verify_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `verify`."""
-    parser.add_argument("plan", metavar="PLAN.json", help="a plan file in its directory")
+    add_plan(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--inputs", metavar="FILE", help=".npy for one input (leading axis = items), or .npz by tensor name"
@@ -270,6 +273,6 @@ def demo(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"plan": plan.to_json(), "verification": {"bit_exact": result.bit_exact, **asdict(result)}})
     else:
-        _draw_plan(plan)
+        draw_plan(plan)
         _say_verified(result)
     return 0 if result.bit_exact else 1

@@ -30,7 +30,7 @@ def _share(text: str) -> float:
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("plan", metavar="PLAN.json", help="a plan file in its directory")
+    parser.add_argument("plan", metavar="PLAN", help="a plan's directory, or the plan file in it")
 
 
 def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None:

@@ -241,7 +241,7 @@ def tune(arguments: argparse.Namespace) -> int:
 
     choose_interpreter(arguments)
     plan = load_plan(arguments.plan)
-    folder = Path(arguments.output or f"{Path(arguments.plan).parent.resolve()}_tuned")
+    folder = Path(arguments.output or f"{(plan.directory or Path()).resolve()}_tuned")
     if folder.exists() and any(folder.iterdir()) and not arguments.force:
         raise OutputError("is there already", str(folder), "use --force to replace it, or name another with -o")
     source = _source(arguments, plan)
