@@ -18,7 +18,8 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="FILE",
-        help="CSV with columns plan,stage,measured_ms or those of the published measurements, or a measured plan (its directory, or its file)",
+        help="CSV with columns plan,stage,measured_ms or those of the published measurements, or a measured plan: its "
+        "directory, or its file",
     )
     parser.add_argument("--from", dest="start", default="pcie", metavar="PRESET", help="where to start; default pcie")
     parser.add_argument("-o", "--output", metavar="HARDWARE.json", help="write the hardware file that --hardware takes")

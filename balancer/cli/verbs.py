@@ -31,7 +31,12 @@ VERBS = (
     Verb("run", "run a plan on arrays or pictures", run_verbs.run_arguments, run_verbs.run),
     Verb("bench", "measure a plan: rate, latency, every stage", run_verbs.bench_arguments, run_verbs.bench),
     Verb("tune", "measure, correct the costs, solve again", run_verbs.tune_arguments, run_verbs.tune),
-    Verb("inspect", "a model, a compiled one, a plan, or the compiler's report", model_verbs.inspect_arguments, model_verbs.inspect),
+    Verb(
+        "inspect",
+        "a model, a compiled one, a plan, or the compiler's report",
+        model_verbs.inspect_arguments,
+        model_verbs.inspect,
+    ),
     Verb("profile", "write what each op costs, to be edited", model_verbs.profile_arguments, model_verbs.profile),
     Verb(
         "calibrate",
