@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from balancer.balancing.asked import Asked
 from balancer.balancing.assembling import assemble
 from balancer.balancing.comparing import OURS, comparison
 from balancer.balancing.default_split import default_split
@@ -72,7 +73,8 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
         compiler = find_compiler() if compile is True else compile
         return Refinement(setting, n_tpus, options, overflow, compiler, on_round).run()
     solution = solve_setting(setting, n_tpus, options, overflow or "stream")
-    return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.pipelines, seconds=seconds))
+    asked = Asked(options, overflow or "stream")
+    return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.pipelines, asked=asked))
 
 
 def _check(n_tpus: int, pipelines: int | None, replicas: int | None, stages: int | None) -> None:

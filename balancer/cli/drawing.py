@@ -69,6 +69,10 @@ def short_size(count: int) -> str:
     return f"{count} B"
 
 
+def tpus(count: int) -> str:
+    return "1 TPU" if count == 1 else f"{count} TPUs"
+
+
 def milliseconds(ns: int) -> str:
     return f"{ns / 1e6:.3f}"
 
@@ -86,7 +90,7 @@ def stages(plan: Plan) -> None:
     for alike in shown.values():
         _stage_table(plan, alike)
     print(
-        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {plan.n_tpus} TPUs ({plan.hardware.name});"
+        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {tpus(plan.n_tpus)} ({plan.hardware.name});"
     )
     print(
         f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms"
@@ -119,17 +123,25 @@ def _stage_table(plan: Plan, alike: list[Pipeline]) -> None:
 
 
 def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
-    """The ways to use the TPUs, with their speed-ups. The compiler's rule is marked as the stand-in that it is."""
-    table = Listing(f"{n_tpus} TPUs, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
+    """The ways to use the TPUs, with their speed-ups. The compiler's rule is marked as the stand-in that it is, ways that
+    do not keep to what was asked as no alternatives.
+    """
+    table = Listing(f"{tpus(n_tpus)}, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
     for row in rows:
-        table.row(row.name + (" (*)" if row.stand_in else ""), *_figures(row))
+        table.row(row.name + _mark(row), *_figures(row))
     table.print()
     notes = [f"{row.name}: {row.note}" for row in rows if row.note]
-    really = any(not row.stand_in and row.name.startswith("edgetpu_compiler") for row in rows)
     if any(row.stand_in for row in rows):
-        what = "its own run stands beside" if really else "it has not run"
-        print(f"(*) a stand-in: the compiler's parameter-count rule; {what}")
+        print("(*) a stand-in: the compiler's parameter-count rule, not a run of the compiler")
+    if any(row.breaks_limits for row in rows):
+        print("+   does not keep to the limits and constraints that were asked for")
     print(*notes, sep="\n")
+
+
+def _mark(row: ComparisonRow) -> str:
+    if row.stand_in:
+        return " (*+)" if row.breaks_limits else " (*)"
+    return " +" if row.breaks_limits else ""
 
 
 def _figures(row: ComparisonRow) -> list[str]:
@@ -195,8 +207,10 @@ def _from(n: int | None, most: int) -> str:
 def remarks(plan: Plan) -> None:
     """What is proved, what holds the plan back, and who cannot run it."""
     s, host = plan.solver, plan.predicted.host_ns
-    if not s.bound_ns:
-        print(f"no proof: {s.name} is a baseline")
+    if s.over == "nothing":
+        print(f"no proof: the cuts are those of {s.name}, which claims nothing")
+    elif not s.bound_ns:
+        print(f"no proof: {s.name} has no bound over {s.over}")
     else:
         print(
             f"proof: {_claim(plan)} over {s.over};\n       by {s.name}, under the predicted costs{_cut_short(s.statistics)}"
