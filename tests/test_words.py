@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import balancer
 from balancer.balancing.comparing import row_of
+from balancer.balancing.sizing import SizeRow, Sizing, _no_worse
 from balancer.cli import drawing
 from balancer.cli.main import main
 from balancer.cli.solver_options import SOLVERS
 from balancer.errors import ConstraintError
+from balancer.solve import Constraints
 from balancer.solve.baselines import BASELINES
 from balancer.tflite import synth
-from tests import handmade
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,3 +109,98 @@ def test_a_plan_file_without_the_mark_is_read(model: Path, tmp_path: Path) -> No
         del row["breaks_limits"]
     path.write_text(json.dumps(document))
     assert balancer.load_plan(path) == saved
+
+
+# How many TPUs
+
+
+def _sizing(*overflow: int, rates: tuple[float, ...] = (), **found: int | None) -> Sizing:
+    rates = rates or tuple(10.0 * n for n in range(1, len(overflow) + 1))
+    rows = (SizeRow(n, rate, 1, o, n) for n, (rate, o) in enumerate(zip(rates, overflow, strict=True), 1))
+    return Sizing(tuple(rows), **{"fits_at_n": None, "knee_n": None, "target_n": None, **found})
+
+
+def test_sizing_tells_a_plan_without_overflow_from_the_fastest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    drawing.sizing(_sizing(9, 7, 0, 5, 0, 5, fits_at_n=3), ())
+    said = capsys.readouterr().out
+    assert "a plan without overflow exists: from 3 TPUs on" in said
+    assert "the fastest one has some:   on 4,6 TPUs" in said
+    drawing.sizing(_sizing(9, 7, 0, 0, fits_at_n=3), ())
+    assert "the fastest one has some" not in capsys.readouterr().out
+    drawing.sizing(_sizing(9, 7), ())
+    said = capsys.readouterr().out
+    assert "exists: nowhere up to 2 TPUs" in said
+    assert "the fastest one has some" not in said
+
+
+def test_a_knee_is_known_only_as_far_as_was_looked(capsys: pytest.CaptureFixture[str]) -> None:
+    drawing.sizing(_sizing(0, 0, 0, fits_at_n=1, knee_n=2), ())
+    said = capsys.readouterr().out
+    assert "adds less than 5 %: from 2 TPUs on, up to 3" in said
+    assert "exists: from 1 TPU on" in said
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "code"),
+    [
+        ([], None, 0),
+        (["--target-fps", "50"], "50 inferences/s: from ", 0),
+        (["--target-fps", "1e6"], "1e+06 inferences/s: nowhere up to 2 TPUs", 3),
+        (["--max-latency", "0.001"], "a latency of 0.001 ms: nowhere up to 2 TPUs", 3),
+        (["--target-fps", "50", "--max-latency", "0.001"], "50 inferences/s at a latency of 0.001 ms: nowhere", 3),
+    ],
+)
+def test_a_target_is_named_where_there_is_one_and_missing_it_is_exit_code_3(
+    target: list[str], words: str | None, code: int, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["size", str(model), "--max-tpus", "2", *target]) == code
+    said = capsys.readouterr().out
+    assert words is None or words in said
+    assert "asked for" not in said
+    if words is None:
+        assert said.rstrip().splitlines()[-1].startswith("another TPU adds")
+    assert main(["size", str(model), "--max-tpus", "2", "--json", *target]) == code
+    assert (json.loads(capsys.readouterr().out)["target_n"] is None) == (not target or code == 3)
+
+
+def test_one_more_tpu_never_lowers_the_rate_within_a_latency() -> None:
+    slower = SizeRow(3, 5.0, 1, 0, 3)
+    rows = _sizing(0, 0).rows
+    assert _no_worse(slower, rows) == SizeRow(3, 20.0, 1, 0, 2)
+    assert _no_worse(SizeRow(3, None, None, None, None), rows).throughput_per_s == 20.0
+    assert _no_worse(slower, ()) == slower
+
+
+# Constraints that contradict each other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--pin", "3:1", "--pin", "3:0"], ("op 3", "stage 1", "stage 0")),
+        (["--pin", "3:1", "--keep-from", "3:1"], ("op 3", "stage 1")),
+        (["--pin", "3:0", "--pin", "5:1", "--keep-together", "3-5"], ("op 3", "op 5", "stage 0", "stage 1")),
+        (
+            ["--pin", "3:0", "--keep-from", "6:0", "--keep-together", "3-4", "--keep-together", "4-6"],
+            ("op 3", "op 6", "stage 0"),
+        ),
+        (["--keep-from", "3:0", "--keep-from", "3:1", "--keep-from", "3:2"], ("op 3", "stage 0", "stage 1", "stage 2")),
+    ],
+)  # fmt: skip
+def test_constraints_that_contradict_each_other_are_named(
+    arguments: list[str], named: tuple[str, ...], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", str(model), "-n", "3", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert all(name in said for name in named), said
+
+
+def test_constraints_that_agree_are_no_contradiction(model: Path) -> None:
+    agreeing = ["--pin", "3:0", "--pin", "3:0", "--keep-from", "3:1", "--keep-together", "2-3", "--keep-from", "7:0"]
+    assert main(["solve", str(model), "-n", "3", *agreeing]) == 0
+
+
+def test_contradictions_are_refused_in_python_too(model: Path) -> None:
+    with pytest.raises(ConstraintError, match="op 3 pinned to stage 1, op 3 kept from stage 1"):
+        balancer.balance(model, 3, constraints=Constraints(pinned={3: 1}, kept_from=frozenset({(3, 1)})))

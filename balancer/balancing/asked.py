@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Asked:
     """Limits and constraints of a plan. overflow: of `setting.OVERFLOW`."""
 
-    options: Options = Options()
+    options: Options
     overflow: str = "stream"
 
     def kept_by(self, setting: Setting, n_tpus: int, pipelines: Sequence[Pipeline]) -> bool:

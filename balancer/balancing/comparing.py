@@ -36,7 +36,7 @@ _BY_RULE = {
     "equal-op-counts": EQUAL, "parameter-count": DEFAULT, EXHAUSTIVE: EXHAUSTIVE,
     **{solver: row for row, solver in BASELINES.items()},
 }  # fmt: skip
-ANYTHING = Asked()
+ANYTHING = Asked(Options())
 
 
 def comparison(
@@ -45,8 +45,9 @@ def comparison(
     """The rows, slow ways first as a rule. The last one is the plan that they are about: `ours`, or the baseline that
     made it.
 
-    asked: of the plan; rows that do not keep to it say so. default: what the compiler's `--num_segments` really did, where that is known;
-    it stands beside its stand-in, with the memory that was reported.
+    asked: of the plan; rows that do not keep to it say so.
+    default: what the compiler's `--num_segments` really did, where that is known; it stands beside its stand-in, with
+    the memory that was reported.
     """
     problem = reported_problem(setting, n_tpus, default.reports if default else {})
     plans: dict[str, Pipelines | None] = {

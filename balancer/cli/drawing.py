@@ -184,24 +184,30 @@ def round_line(found: Round) -> str:
     )
 
 
-def sizing(found: Sizing) -> None:
-    """What ever more TPUs give, and how many are worth having."""
-    table = Listing("predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
+def sizing(found: Sizing, asked: Sequence[str]) -> None:
+    """What ever more TPUs give, and how many are worth having. asked: the targets in words, if there are any."""
+    table = Listing("the fastest plans found, predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
     for row in found.rows:
         if row.throughput_per_s is None or row.latency_ns is None or row.overflow_bytes is None:
-            table.row(str(row.n_tpus), "", "cannot be", "", "")
+            table.row(str(row.n_tpus), "", "none found", "", "")
             continue
         rate, latency = f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns)
         table.row(str(row.n_tpus), str(row.tpus_used), rate, latency, size(row.overflow_bytes))
     table.print()
     most = found.rows[-1].n_tpus
-    print(f"streams nothing for want of room: {_from(found.fits_at_n, most)}")
-    print(f"another TPU adds less than 5 %:   {_from(found.knee_n, most)}")
-    print(f"what was asked for:               {_from(found.target_n, most)}")
+    print(f"a plan without overflow exists: {_from(found.fits_at_n, most)}")
+    fits = found.fits_at_n or most + 1
+    streaming = op_ranges(row.n_tpus for row in found.rows if row.n_tpus >= fits and row.overflow_bytes)
+    if streaming:
+        print(f"but the fastest one has some:   on {streaming} TPUs")
+    knee = f"from {tpus(found.knee_n)} on, up to {most}" if found.knee_n else _from(None, most)
+    print(f"another TPU adds less than 5 %: {knee}")
+    if asked:
+        print(f"{' at '.join(asked)}: {_from(found.target_n, most)}")
 
 
 def _from(n: int | None, most: int) -> str:
-    return f"from {n} TPUs on" if n else f"nowhere up to {most} TPUs"
+    return f"from {tpus(n)} on" if n else f"nowhere up to {tpus(most)}"
 
 
 def remarks(plan: Plan) -> None:

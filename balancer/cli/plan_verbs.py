@@ -21,7 +21,7 @@ from balancer.cli.arguments import (
 from balancer.cli.compiler_options import add_compile, compiler
 from balancer.cli.run_options import add_plan
 from balancer.cli.solver_options import add_solver, constraints, positive
-from balancer.errors import PlanError
+from balancer.errors import InfeasibleError, PlanError
 
 if TYPE_CHECKING:
     import argparse
@@ -124,8 +124,10 @@ def compare(arguments: argparse.Namespace) -> int:
 def size_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `size`."""
     add_model(parser)
-    parser.add_argument("--target-fps", type=positive, metavar="F", help="inferences/s that are wanted")
-    parser.add_argument("--max-latency", type=positive, metavar="MS", help="of one input alone")
+    parser.add_argument(
+        "--target-fps", type=positive, metavar="F", help="inferences/s that are wanted (exit code 3: nowhere)"
+    )
+    parser.add_argument("--max-latency", type=positive, metavar="MS", help="of one input alone, likewise")
     parser.add_argument(
         "--max-tpus", type=whole_number(1, MOST_TPUS), default=16, metavar="N", help="look at 1 to N; default 16"
     )
@@ -133,10 +135,12 @@ def size_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def size(arguments: argparse.Namespace) -> int:
-    """Print what ever more TPUs give."""
+    """Print what ever more TPUs give; exit code 3 where none of them give what was asked for."""
     from balancer import balancing
     from balancer.cli import drawing
 
+    targets = ((arguments.target_fps, "{:g} inferences/s"), (arguments.max_latency, "a latency of {:g} ms"))
+    asked = [words.format(value) for value, words in targets if value is not None]
     with drawing.progress("sizing, numbers of TPUs", quiet=arguments.quiet or arguments.json) as advance:
         found = balancing.size(
             arguments.model, hardware=arguments.hardware, max_tpus=arguments.max_tpus, target_fps=arguments.target_fps,
@@ -145,8 +149,8 @@ def size(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(asdict(found))
     else:
-        drawing.sizing(found)
-    return 0
+        drawing.sizing(found, asked)
+    return InfeasibleError.exit_code if asked and found.target_n is None else 0
 
 
 def predict_arguments(parser: argparse.ArgumentParser) -> None:
