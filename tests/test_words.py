@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import balancer
 from balancer.balancing.comparing import row_of
+from balancer.balancing.refining import Round
 from balancer.balancing.sizing import SizeRow, Sizing, _no_worse
-from balancer.cli import drawing
+from balancer.cli import drawing, drawing_runs
 from balancer.cli.main import main
+from balancer.cli.plan_verbs import _say_verified
 from balancer.cli.solver_options import SOLVERS
-from balancer.errors import ConstraintError
+from balancer.errors import ConstraintError, InputError
+from balancer.plan import SegmentReport, pycoral_obstacle
+from balancer.runtime.devices import Device
 from balancer.solve import Constraints
 from balancer.solve.baselines import BASELINES
 from balancer.tflite import synth
+from balancer.verification import Mismatch, Verification
+from tests import handmade
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -204,3 +211,127 @@ def test_constraints_that_agree_are_no_contradiction(model: Path) -> None:
 def test_contradictions_are_refused_in_python_too(model: Path) -> None:
     with pytest.raises(ConstraintError, match="op 3 pinned to stage 1, op 3 kept from stage 1"):
         balancer.balance(model, 3, constraints=Constraints(pinned={3: 1}, kept_from=frozenset({(3, 1)})))
+
+
+# Other sentences that some input could make a lie
+
+
+@pytest.fixture(scope="module")
+def small() -> balancer.Plan:
+    """One pipeline of two stages."""
+    return balancer.balance(handmade.conv_chain(4), 2, stages=2)
+
+
+def _remarks(plan: balancer.Plan, capsys: pytest.CaptureFixture[str], **solver: Any) -> str:
+    capsys.readouterr()
+    drawing.remarks(replace(plan, solver=replace(plan.solver, **solver)))
+    return capsys.readouterr().out
+
+
+def test_a_plan_one_nanosecond_above_its_bound_is_not_called_optimal(
+    small: balancer.Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objective = 50_000_000
+    said = _remarks(small, capsys, objective_ns=objective, bound_ns=objective - 1, gap=0.0, status="feasible")
+    assert "proof: within 0.01 % of the optimum over" in said
+    assert "proof: optimal over" in _remarks(small, capsys, objective_ns=objective, bound_ns=objective, gap=0.0)
+
+
+def test_a_latency_gap_is_a_share_of_the_optimum(small: balancer.Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    latency = small.predicted.latency_ns
+    said = _remarks(small, capsys, statistics={"latency_bound_ns": -(-latency // 2)})
+    assert "latency at most 100.00 % above the optimum" in said
+    assert "latency optimal" in _remarks(small, capsys, statistics={"latency_bound_ns": latency})
+
+
+def test_a_solver_without_a_bound_is_not_called_a_baseline(
+    small: balancer.Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _remarks(small, capsys, bound_ns=0, gap=1.0, over="all down-sets")
+    assert "no proof: " in said
+    assert "claims nothing" not in said
+
+
+def test_a_stage_is_no_bottleneck_where_the_host_is(small: balancer.Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    drawing.stages(replace(small, predicted=replace(small.predicted, host_ns=0)))
+    assert "bottleneck: model_segment" in capsys.readouterr().out
+    busy = replace(small.predicted, host_ns=1_000_000, throughput_per_s=1000.0)
+    drawing.stages(replace(small, predicted=busy))
+    said = capsys.readouterr().out
+    assert "bottleneck" not in said
+    assert "slowest stage: model_segment" in said
+
+
+def test_a_segment_without_a_report_has_not_failed(small: balancer.Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    report = SegmentReport(
+        cached_bytes=0, streamed_bytes=0, capacity_bytes=0, cpu_ops=0, subgraphs=1, compiler_version="16.0",
+        file=None, sha256="", log=None,
+    )  # fmt: skip
+    first, *others = small.segments
+    drawing.reported(replace(small, segments=(replace(first, reported=report), *others)))
+    said = capsys.readouterr().out
+    assert "failed" not in said
+    assert "none" in said
+
+
+def test_a_round_within_the_tolerance_is_not_called_as_predicted() -> None:
+    found = Round(
+        number=1, segments=2, predicted_streamed_bytes=0, reported_streamed_bytes=9000, cpu_ops=0, predicted_per_s=9.0,
+        reported_per_s=8.0, contradicted=(),
+    )  # fmt: skip
+    assert "as predicted" not in drawing.round_line(found)
+    assert drawing.round_line(found).endswith("nothing to correct")
+    assert "1 of 2 segments" in drawing.round_line(replace(found, contradicted=("s",)))
+
+
+def test_the_stand_in_is_not_said_to_be_the_only_thing_that_the_compiler_did(
+    small: balancer.Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawing.comparison(2, small.comparison)
+    said = capsys.readouterr().out
+    assert "(*) a stand-in" in said
+    assert "has not run" not in said
+    assert all(len(line) <= 80 for line in said.splitlines())
+
+
+def test_what_was_not_opened_is_not_said_to_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(name="pci:0", type="pci", path="/dev/apex_0")
+    monkeypatch.setattr("balancer.runtime.devices.list_devices", lambda: [device])
+    assert main(["devices", "--no-open"]) == 0
+    said = capsys.readouterr().out
+    assert "works" not in said
+    assert "not opened" in said
+    drawing_runs.devices([], "works")
+    assert "no /sys/class/apex" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("verb", "offered"), [("run", False), ("bench", True)])
+def test_help_offers_only_what_can_be_chosen(verb: str, offered: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert ("no outputs" in " ".join(capsys.readouterr().out.split())) == offered
+
+
+def test_what_no_interpreter_runs_is_neither_exact_nor_inexact(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Verification(
+        items=1, compared_tensors=1, runtime="r", verified_segments=(), mismatch=None, stopped_by=("op 3 CUSTOM",)
+    )
+    _say_verified(found)
+    assert "bit-exact: not shown" in capsys.readouterr().out
+    _say_verified(replace(found, mismatch=Mismatch("s", "t", 0, 1, 1.0)))
+    assert "bit-exact: no\n" in capsys.readouterr().out
+
+
+def test_nothing_compared_is_nothing_shown(small: balancer.Plan) -> None:
+    with pytest.raises(InputError, match="at least one"):
+        balancer.verify(small, [])
+
+
+def test_a_shared_stage_is_nothing_for_pycoral(small: balancer.Plan) -> None:
+    assert pycoral_obstacle(small) == ""
+    (pipeline,) = small.pipelines
+    first = replace(pipeline.stages[0], replicas=2, tpus=(0, 2))
+    shared = replace(small, n_tpus=3, pipelines=(replace(pipeline, stages=(first, *pipeline.stages[1:])),))
+    assert "2 TPUs share a stage" in pycoral_obstacle(shared)

@@ -119,7 +119,13 @@ def _stage_table(plan: Plan, alike: list[Pipeline]) -> None:
         )
     table.print()
     if count > 1:
-        print(f"bottleneck: {pipeline.predicted.bottleneck}\n")
+        print(f"{'slowest stage' if _host_limits(plan) else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
+
+
+def _host_limits(plan: Plan) -> bool:
+    """Whether it is the host that sets the rate, not a stage."""
+    host = plan.predicted.host_ns
+    return host > 0 and plan.predicted.throughput_per_s >= 1e9 / host * (1 - 1e-6)
 
 
 def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
@@ -162,7 +168,7 @@ def reported(plan: Plan) -> None:
         said, expected = segment.reported, segment.predicted
         name = segment.name.removeprefix(plan.stem).removeprefix("_").replace("segment_", "")
         if said is None:
-            table.row(name, "failed", *[""] * 6)
+            table.row(name, "none", *[""] * 6)
             continue
         pairs = ((said.cached_bytes, expected.cached_bytes), (said.streamed_bytes, expected.streamed_bytes),
                  (said.capacity_bytes, expected.capacity_bytes))  # fmt: skip
@@ -176,7 +182,7 @@ def round_line(found: Round) -> str:
         lines = "".join(f"\n         not compiled: {r.name}: {r.reason}" for r in found.refused)
         return f"round {found.number}: {found.segments} segments; {found.predicted_per_s:.1f}/s predicted{lines}"
     differing = len(found.contradicted)
-    verdict = "as predicted" if not differing else f"{differing} of {found.segments} segments otherwise"
+    verdict = f"{differing} of {found.segments} segments correct the costs" if differing else "nothing to correct"
     return (
         f"round {found.number}: {found.segments} segments; streamed {short_size(found.predicted_streamed_bytes)} predicted, "
         f"{short_size(found.reported_streamed_bytes)} reported;\n         {found.cpu_ops} ops on the CPU; "
@@ -212,7 +218,7 @@ def _from(n: int | None, most: int) -> str:
 
 def remarks(plan: Plan) -> None:
     """What is proved, what holds the plan back, and who cannot run it."""
-    s, host = plan.solver, plan.predicted.host_ns
+    s = plan.solver
     if s.over == "nothing":
         print(f"no proof: the cuts are those of {s.name}, which claims nothing")
     elif not s.bound_ns:
@@ -221,11 +227,13 @@ def remarks(plan: Plan) -> None:
         print(
             f"proof: {_claim(plan)} over {s.over};\n       by {s.name}, under the predicted costs{_cut_short(s.statistics)}"
         )
-    if host and plan.predicted.throughput_per_s >= 1e9 / host * (1 - 1e-6):
-        print(f"limit: the host, {milliseconds(host)} ms of its work for each inference")
-    held = [(segment.name, segment.predicted.cpu_ns) for segment in plan.segments if segment.predicted.cpu_ns]
-    for name, ns in held:
-        print(f"on the CPU: {milliseconds(ns)} ms of {name}; `balancer inspect` names the ops")
+    if _host_limits(plan):
+        print(f"limit: the host, {milliseconds(plan.predicted.host_ns)} ms of its work for each inference")
+    held = [segment for segment in plan.segments if segment.predicted.cpu_ns]
+    for segment in held:
+        print(f"on the CPU: {milliseconds(segment.predicted.cpu_ns)} ms of {segment.name}")
+    if any(segment.reported is None for segment in held):
+        print("            due to ops that `balancer inspect` of the model marks `no`")
     obstacle = pycoral_obstacle(plan)
     if obstacle:
         print(f"not for pycoral's PipelinedModelRunner: {obstacle}")
@@ -235,8 +243,17 @@ def _claim(plan: Plan) -> str:
     """How good the plan is, in the rate, or in latency where that was what counted."""
     s, latency = plan.solver, plan.predicted.latency_ns
     least = s.statistics.get("latency_bound_ns")
-    gap, what = (s.gap, "") if least is None else ((latency - least) / latency, "latency ")
-    return f"{what}optimal" if gap == 0 else f"{what}within {100 * gap:.2f} % of the optimum"
+    if least is not None:
+        above = f"latency at most {_percent(latency - least, least)} above the optimum"
+        return "latency optimal" if latency <= least else above
+    if s.objective_ns <= s.bound_ns:
+        return "optimal"
+    return f"within {_percent(s.objective_ns - s.bound_ns, s.objective_ns)} of the optimum"
+
+
+def _percent(part: int, whole: int) -> str:
+    """Rounded up: what is nearly nothing is not nothing."""
+    return f"{-(-10_000 * part // max(1, whole)) / 100:.2f} %"
 
 
 def _cut_short(statistics: dict[str, int]) -> str:

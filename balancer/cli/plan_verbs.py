@@ -247,7 +247,8 @@ def _say_verified(result: Verification) -> None:
     verified = ", ".join(result.verified_segments) or "nothing"
     for op in result.stopped_by:
         print(f"not run: {op}: no kernel in this interpreter; verified: {verified}")
-    print(f"bit-exact: {'yes' if result.bit_exact else 'no'}")
+    shown = "no" if result.mismatch else "not shown"
+    print(f"bit-exact: {'yes' if result.bit_exact else shown}")
 
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:

@@ -51,7 +51,7 @@ def devices(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"devices": [asdict(d) for d in found]})
     else:
-        drawing_runs.devices(found)
+        drawing_runs.devices(found, "seen, not opened" if arguments.no_open else "works")
     return 0
 
 
