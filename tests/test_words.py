@@ -79,8 +79,8 @@ def test_rows_that_break_the_constraints_are_marked(model: Path, capsys: pytest.
     assert all(row["breaks_limits"] for row in rows.values() if (row["throughput_per_s"] or 0) > best * (1 + 1e-9))
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "ours, one pipeline + " in said
-    assert "compiler default (*+)" in said
+    assert "ours, one pipeline+ " in said
+    assert "compiler default *+" in said
     assert "+   does not keep to the limits and constraints that were asked for" in said
     assert all(len(line) <= 80 for line in said.splitlines())
 
@@ -106,6 +106,15 @@ def test_rows_that_stream_are_marked_where_that_is_refused() -> None:
     assert rows["one TPU"].breaks_limits
     assert rows["copies"].breaks_limits
     assert not rows["ours"].breaks_limits
+
+
+def test_a_marked_table_of_very_fast_plans_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = balancer.balance(WIDE, 3).comparison
+    drawing.comparison(3, [replace(row, breaks_limits=True, throughput_per_s=12345.6) for row in rows])
+    said = capsys.readouterr().out
+    assert "profiling bisection+ " in said
+    assert "x default" in said
+    assert all(len(line) <= 80 for line in said.splitlines())
 
 
 def test_a_plan_file_without_the_mark_is_read(model: Path, tmp_path: Path) -> None:
