@@ -55,8 +55,8 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     plan, correct the costs by what is reported, and solve again until they agree; on_round is told of each round.
 
     Nothing is written; see `save`. Raises ModelError, HardwareError or ProfileError where an input cannot be taken,
-    InfeasibleError where there is no such plan, CompilerError where it cannot be compiled, ValueError for arguments
-    out of range.
+    ConstraintError where constraints cannot be or contradict each other, InfeasibleError where there is no such plan,
+    CompilerError where it cannot be compiled, ValueError for arguments out of range.
     """
     _check(n_tpus, pipelines, replicas, stages)
     if overflow is not None and overflow not in OVERFLOW:

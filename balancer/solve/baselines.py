@@ -126,7 +126,7 @@ def _exhaustive(problem: Problem) -> Pipeline:
         raise BalancerError(
             f"there are {partitions} partitions to try, more than {MOST_PARTITIONS}",
             f"{problem.n_ops} ops on {count} TPUs",
-            "use the solver chain, which finds the same",
+            "use the solver chain, which need not try them",
         )
     table = order_table(problem, cuts, kind)
     time, streamed, allowed = (column.tolist() for column in table)
