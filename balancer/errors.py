@@ -13,6 +13,7 @@
     ├── CompilerError          the vendor's compiler is not there, or does not compile
     ├── DeviceError            an Edge TPU is not there, or cannot be used
     ├── StageError             a stage of a pipeline failed on an item
+    ├── ConstraintError        a constraint makes no sense, or contradicts another
     └── InfeasibleError        exit code 3: no plan meets what was asked
 
 A programmer's wrong argument stays a ValueError or TypeError.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from balancer.balancing.asked import Asked
 from balancer.balancing.assembling import DECIMALS
 from balancer.balancing.reported import reported_problem
 from balancer.errors import BalancerError, InfeasibleError
@@ -30,15 +32,22 @@ BASELINES = {
 }  # fmt: skip
 MOST_TRIED = 2000  # partitions, roughly: more take too long to be tried by the way
 OURS_ONE, OURS = "ours, one pipeline", "ours"
+_BY_RULE = {
+    "equal-op-counts": EQUAL, "parameter-count": DEFAULT, EXHAUSTIVE: EXHAUSTIVE,
+    **{solver: row for row, solver in BASELINES.items()},
+}  # fmt: skip
+ANYTHING = Asked(Options())
 
 
 def comparison(
-    setting: Setting, n_tpus: int, ours: Pipelines, *, seconds: float | None = None, default: DefaultSplit | None = None
+    setting: Setting, n_tpus: int, plan: Pipelines, *, asked: Asked = ANYTHING, default: DefaultSplit | None = None
 ) -> tuple[ComparisonRow, ...]:
-    """The rows, slow ways first as a rule; `ours` is the plan that they are about.
+    """The rows, slow ways first as a rule. The last one is the plan that they are about: `ours`, or the baseline that
+    made it.
 
-    seconds: for a row that is solved. default: what the compiler's `--num_segments` really did, where that is known;
-    it stands beside its stand-in, with the memory that was reported.
+    asked: of the plan; rows that do not keep to it say so.
+    default: what the compiler's `--num_segments` really did, where that is known; it stands beside its stand-in, with
+    the memory that was reported.
     """
     problem = reported_problem(setting, n_tpus, default.reports if default else {})
     plans: dict[str, Pipelines | None] = {
@@ -49,12 +58,25 @@ def comparison(
         EQUAL: _cut(problem, equal_op_counts(problem.n_ops, min(n_tpus, problem.n_ops))),
         **{row: _baseline(problem, solver) for row, solver in BASELINES.items()},
         **({EXHAUSTIVE: _baseline(problem, EXHAUSTIVE)} if problem.n_ops**n_tpus <= MOST_TRIED else {}),
-        OURS_ONE: _one_pipeline(problem, seconds),
-        OURS: ours,
+        OURS_ONE: _one_pipeline(problem, asked.options.seconds),
     }
+    own = row_of(asked.options.solver)
+    plans.pop(own, None)  # by the same rule
+    plans[own] = plan
     rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
     notes = {REAL_DEFAULT: default.note if default else None}
-    return tuple(_row(problem, name, plan, rates, notes.get(name)) for name, plan in plans.items())
+    rows = (_row(problem, name, made, rates, notes.get(name)) for name, made in plans.items())
+    breaking = {
+        name
+        for name, made in plans.items()
+        if made and rates[name] and name != own and not asked.kept_by(setting, n_tpus, made)
+    }
+    return tuple(replace(row, breaks_limits=row.name in breaking) for row in rows)
+
+
+def row_of(solver: str) -> str:
+    """What the row of a solver's plan is called."""
+    return _BY_RULE.get(solver, OURS)
 
 
 def default_cuts(setting: Setting, segments: int) -> tuple[int, ...]:

@@ -39,8 +39,8 @@ def compile_plan(
     """Compile each segment of a plan by itself. A saved plan's directory gets the compiled files, their logs, and the
     plan with what was reported; otherwise they are in the plan's `made`, and `save` writes them.
 
-    progress: called with how many are done. Where segments are refused, the others are kept. Raises PlanError,
-    OutputError or CompilerError.
+    plan: or its file, or its directory. progress: called with how many are done. Where segments are refused, the others
+    are kept. Raises PlanError, OutputError or CompilerError.
     """
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     data = model_bytes(plan)

@@ -18,7 +18,7 @@ from balancer.cost.pipeline import Feeding, StageCost, inference_ns, stage_cost
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import MeasurementError
 from balancer.graph import Graph, OpSet, op_set
-from balancer.plan import load_plan, parse_op_ranges
+from balancer.plan import load_plan, names_plan, parse_op_ranges
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 
@@ -88,11 +88,11 @@ class StageRow:
 
 def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
     """The rows of a file that can be predicted: of the published CSV format those with `use` = 1, a known split and
-    feeding; of a plan file its measured segments.
+    feeding; of a plan (its file, or its directory) the measured segments.
 
     Raises MeasurementError where the file cannot be read, has neither format, or a row is not what it should be.
     """
-    if path.suffix == ".json":
+    if names_plan(path):
         return _measured_segments(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from balancer.balancing.asked import Asked
 from balancer.balancing.assembling import assemble
 from balancer.balancing.comparing import OURS, comparison
 from balancer.balancing.default_split import default_split
@@ -54,8 +55,8 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     plan, correct the costs by what is reported, and solve again until they agree; on_round is told of each round.
 
     Nothing is written; see `save`. Raises ModelError, HardwareError or ProfileError where an input cannot be taken,
-    InfeasibleError where there is no such plan, CompilerError where it cannot be compiled, ValueError for arguments
-    out of range.
+    ConstraintError where constraints cannot be or contradict each other, InfeasibleError where there is no such plan,
+    CompilerError where it cannot be compiled, ValueError for arguments out of range.
     """
     _check(n_tpus, pipelines, replicas, stages)
     if overflow is not None and overflow not in OVERFLOW:
@@ -72,7 +73,8 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
         compiler = find_compiler() if compile is True else compile
         return Refinement(setting, n_tpus, options, overflow, compiler, on_round).run()
     solution = solve_setting(setting, n_tpus, options, overflow or "stream")
-    return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.pipelines, seconds=seconds))
+    asked = Asked(options, overflow or "stream")
+    return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.pipelines, asked=asked))
 
 
 def _check(n_tpus: int, pipelines: int | None, replicas: int | None, stages: int | None) -> None:

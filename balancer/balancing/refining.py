@@ -13,6 +13,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from balancer.balancing.asked import Asked
 from balancer.balancing.assembling import assemble
 from balancer.balancing.comparing import comparison
 from balancer.balancing.compiling import Compilation, compile_plan
@@ -208,9 +209,8 @@ class Refinement:
             what = f"every plan that was compiled streams for want of room, the best {self._overflow_bytes(best)} bytes"
             raise InfeasibleError(what, f"{self.n_tpus} TPUs", "allow more TPUs, or streaming")
         solution = self._proven(best.solution)
-        rows = comparison(
-            self.known, self.n_tpus, solution.pipelines, seconds=self.options.seconds, default=self.default
-        )
+        asked = Asked(self.options, self.overflow or "stream")
+        rows = comparison(self.known, self.n_tpus, solution.pipelines, asked=asked, default=self.default)
         plan = assemble(self.known, solution, self.n_tpus, rows)
         reports = {s.name: s.reported for s in best.plan.segments}
         segments = tuple(replace(s, reported=reports[s.name]) for s in plan.segments)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,7 @@ from balancer.cost.segment import SegmentCosts
 from balancer.cost.timing import input_ns, output_ns
 from balancer.errors import ConstraintError
 from balancer.graph import members
+from balancer.plan import op_ranges
 from balancer.solve import Between, Constraints, Cost, Costs, DownSets, Kept, Kind, Problem, Structure, Transfer
 from balancer.tflite.read import read_graph, read_model_bytes
 
@@ -150,7 +153,7 @@ def check_count(name: str, number: int) -> None:
 
 
 def check_constraints(constraints: Constraints, n_ops: int, n_tpus: int) -> None:
-    """Raises ConstraintError where they name an op or a stage that cannot be."""
+    """Raises ConstraintError where they name an op or a stage that cannot be, or leave an op no stage at all."""
     placed = [*constraints.pinned.items(), *constraints.kept_from]
     for op, stage in placed:
         if not 0 <= op < n_ops:
@@ -162,3 +165,31 @@ def check_constraints(constraints: Constraints, n_ops: int, n_tpus: int) -> None
             raise ConstraintError(
                 f"there is no op {group.bit_length() - 1}", "keep together", f"the model has ops 0 to {n_ops - 1}"
             )
+    for ops in _sharing(constraints):
+        _check_place(constraints, ops, n_tpus)
+
+
+def _sharing(constraints: Constraints) -> list[OpSet]:
+    """Sets of ops that share a stage, among them each constrained op by itself; sets with an op in common are one."""
+    found: list[OpSet] = []
+    alone = [1 << op for op in (*constraints.pinned, *(op for op, _ in constraints.kept_from))]
+    for group in (*constraints.together, *alone):
+        touching = [other for other in found if other & group]
+        found = [other for other in found if not other & group]
+        found.append(functools.reduce(operator.or_, touching, group))
+    return found
+
+
+def _check_place(constraints: Constraints, ops: OpSet, n_tpus: int) -> None:
+    """Raises ConstraintError where ops that share a stage have none to stand in."""
+    pins = {stage: op for op, stage in constraints.pinned.items() if ops >> op & 1}
+    kept = {stage: op for op, stage in constraints.kept_from if ops >> op & 1}
+    if (set(pins) or set(range(n_tpus))) - set(kept) and len(pins) < 2:
+        return
+    said = [f"op {op} pinned to stage {stage}" for stage, op in sorted(pins.items())]
+    said += [f"op {op} kept from stage {stage}" for stage, op in sorted(kept.items()) if stage in pins or not pins]
+    alone = ops.bit_count() == 1
+    where = f"op {op_ranges(members(ops))}" if alone else f"ops {op_ranges(members(ops))} that share a stage"
+    raise ConstraintError(
+        f"the constraints leave no stage: {', '.join(said)}", where, "leave out one of them, or allow more TPUs"
+    )

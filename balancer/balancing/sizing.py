@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -40,8 +40,9 @@ class SizeRow:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """fits_at_n: the fewest TPUs on which a plan streams nothing for want of room. knee_n: from there on another TPU
-    adds less than 5 %. target_n: the fewest for the rate (and the latency) asked for. None where there is none.
+    """rows: of the fastest plans. fits_at_n: the fewest TPUs on which some plan streams nothing for want of room; the
+    fastest one may. knee_n: from there on, up to the last row, another TPU adds less than 5 %. target_n: the fewest for
+    the rate (and the latency) asked for. None where there is none.
     """
 
     rows: tuple[SizeRow, ...]
@@ -71,9 +72,9 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
     setting = open_setting(model, hardware)
     limit_ns = None if max_latency_ms is None else int(max_latency_ms * NS_PER_MS)
     best = _Best(setting, max_tpus, limit_ns)
-    rows = []
+    rows: list[SizeRow] = []
     for n in range(1, max_tpus + 1):
-        rows.append(best.row(n))
+        rows.append(_no_worse(best.row(n), rows))
         progress(n)
     fits = next((n for n in range(1, max_tpus + 1) if _fits(setting, n)), None)
     return Sizing(tuple(rows), fits, _knee(rows), _target(rows, target_fps, asked=target_fps or max_latency_ms))
@@ -116,6 +117,13 @@ class _Best:
             self.offers += [offer] if offer else []
         self.offered = n
         return best_plan(problem, self.offers, n, n).pipelines if self.offers else ()
+
+
+def _no_worse(row: SizeRow, before: Sequence[SizeRow]) -> SizeRow:
+    """The row, or that of one TPU less: a plan for fewer TPUs is one for more, some of them idle."""
+    if not before or (row.throughput_per_s or 0.0) >= (before[-1].throughput_per_s or 0.0):
+        return row
+    return replace(before[-1], n_tpus=row.n_tpus)
 
 
 def _fits(setting: Setting, n: int) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.balancing.saving import compiled_files, model_bytes, segment_files
+from balancer.errors import InputError
 from balancer.graph import op_set
 from balancer.inputs import InputSpec, Item, load_items, random_items
 from balancer.plan import Plan, file_bytes, parse_op_ranges
@@ -50,7 +51,11 @@ def _items(inputs: str | Path | int | Sequence[Item], specs: Sequence[InputSpec]
         if inputs < 1:
             raise ValueError(f"at least one random input is needed, not {inputs}")
         return random_items(specs, inputs)
-    return load_items(Path(inputs), specs) if isinstance(inputs, (str, Path)) else inputs
+    if isinstance(inputs, (str, Path)):
+        return load_items(Path(inputs), specs)
+    if not inputs:
+        raise InputError("are none", "inputs", "give at least one: nothing compared is nothing shown")
+    return inputs
 
 
 def _partitions(plan: Plan, data: bytes) -> list[list[SegmentFile]]:

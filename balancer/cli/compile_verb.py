@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from balancer.cli.arguments import print_json
 from balancer.cli.compiler_options import add_compiler, compiler
+from balancer.cli.run_options import add_plan
 
 if TYPE_CHECKING:
     import argparse
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def compile_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `compile`."""
-    parser.add_argument("plan", metavar="PLAN.json", help="a plan file in its directory")
+    add_plan(parser)
     add_compiler(parser)
 
 

@@ -69,6 +69,10 @@ def short_size(count: int) -> str:
     return f"{count} B"
 
 
+def tpus(count: int) -> str:
+    return "1 TPU" if count == 1 else f"{count} TPUs"
+
+
 def milliseconds(ns: int) -> str:
     return f"{ns / 1e6:.3f}"
 
@@ -86,7 +90,7 @@ def stages(plan: Plan) -> None:
     for alike in shown.values():
         _stage_table(plan, alike)
     print(
-        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {plan.n_tpus} TPUs ({plan.hardware.name});"
+        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {tpus(plan.n_tpus)} ({plan.hardware.name});"
     )
     print(
         f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms"
@@ -115,21 +119,36 @@ def _stage_table(plan: Plan, alike: list[Pipeline]) -> None:
         )
     table.print()
     if count > 1:
-        print(f"bottleneck: {pipeline.predicted.bottleneck}\n")
+        print(f"{'slowest stage' if _host_limits(plan) else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
+
+
+def _host_limits(plan: Plan) -> bool:
+    """Whether it is the host that sets the rate, not a stage."""
+    host = plan.predicted.host_ns
+    return host > 0 and plan.predicted.throughput_per_s >= 1e9 / host * (1 - 1e-6)
 
 
 def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
-    """The ways to use the TPUs, with their speed-ups. The compiler's rule is marked as the stand-in that it is."""
-    table = Listing(f"{n_tpus} TPUs, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
+    """The ways to use the TPUs, with their speed-ups. The compiler's rule is marked as the stand-in that it is, ways that
+    do not keep to what was asked as no alternatives.
+    """
+    table = Listing(f"{tpus(n_tpus)}, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
     for row in rows:
-        table.row(row.name + (" (*)" if row.stand_in else ""), *_figures(row))
+        table.row(row.name + _mark(row), *_figures(row))
     table.print()
     notes = [f"{row.name}: {row.note}" for row in rows if row.note]
-    really = any(not row.stand_in and row.name.startswith("edgetpu_compiler") for row in rows)
     if any(row.stand_in for row in rows):
-        what = "its own run stands beside" if really else "it has not run"
-        print(f"(*) a stand-in: the compiler's parameter-count rule; {what}")
+        print("(*) a stand-in: the compiler's parameter-count rule, not a run of the compiler")
+    if any(row.breaks_limits for row in rows):
+        print("+   does not keep to the limits and constraints that were asked for")
     print(*notes, sep="\n")
+
+
+def _mark(row: ComparisonRow) -> str:
+    """No wider than the widest name, so that the table fits."""
+    if row.stand_in:
+        return " *+" if row.breaks_limits else " (*)"
+    return "+" if row.breaks_limits else ""
 
 
 def _figures(row: ComparisonRow) -> list[str]:
@@ -150,7 +169,7 @@ def reported(plan: Plan) -> None:
         said, expected = segment.reported, segment.predicted
         name = segment.name.removeprefix(plan.stem).removeprefix("_").replace("segment_", "")
         if said is None:
-            table.row(name, "failed", *[""] * 6)
+            table.row(name, "none", *[""] * 6)
             continue
         pairs = ((said.cached_bytes, expected.cached_bytes), (said.streamed_bytes, expected.streamed_bytes),
                  (said.capacity_bytes, expected.capacity_bytes))  # fmt: skip
@@ -164,7 +183,7 @@ def round_line(found: Round) -> str:
         lines = "".join(f"\n         not compiled: {r.name}: {r.reason}" for r in found.refused)
         return f"round {found.number}: {found.segments} segments; {found.predicted_per_s:.1f}/s predicted{lines}"
     differing = len(found.contradicted)
-    verdict = "as predicted" if not differing else f"{differing} of {found.segments} segments otherwise"
+    verdict = f"{differing} of {found.segments} segments correct the costs" if differing else "nothing to correct"
     return (
         f"round {found.number}: {found.segments} segments; streamed {short_size(found.predicted_streamed_bytes)} predicted, "
         f"{short_size(found.reported_streamed_bytes)} reported;\n         {found.cpu_ops} ops on the CPU; "
@@ -172,40 +191,50 @@ def round_line(found: Round) -> str:
     )
 
 
-def sizing(found: Sizing) -> None:
-    """What ever more TPUs give, and how many are worth having."""
-    table = Listing("predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
+def sizing(found: Sizing, asked: Sequence[str]) -> None:
+    """What ever more TPUs give, and how many are worth having. asked: the targets in words, if there are any."""
+    table = Listing("the fastest plans found, predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
     for row in found.rows:
         if row.throughput_per_s is None or row.latency_ns is None or row.overflow_bytes is None:
-            table.row(str(row.n_tpus), "", "cannot be", "", "")
+            table.row(str(row.n_tpus), "", "none found", "", "")
             continue
         rate, latency = f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns)
         table.row(str(row.n_tpus), str(row.tpus_used), rate, latency, size(row.overflow_bytes))
     table.print()
     most = found.rows[-1].n_tpus
-    print(f"streams nothing for want of room: {_from(found.fits_at_n, most)}")
-    print(f"another TPU adds less than 5 %:   {_from(found.knee_n, most)}")
-    print(f"what was asked for:               {_from(found.target_n, most)}")
+    print(f"a plan without overflow exists: {_from(found.fits_at_n, most)}")
+    fits = found.fits_at_n or most + 1
+    streaming = op_ranges(row.n_tpus for row in found.rows if row.n_tpus >= fits and row.overflow_bytes)
+    if streaming:
+        print(f"but the fastest one has some:   on {streaming} TPUs")
+    knee = f"from {tpus(found.knee_n)} on, up to {most}" if found.knee_n else _from(None, most)
+    print(f"another TPU adds less than 5 %: {knee}")
+    if asked:
+        print(f"{' at '.join(asked)}: {_from(found.target_n, most)}")
 
 
 def _from(n: int | None, most: int) -> str:
-    return f"from {n} TPUs on" if n else f"nowhere up to {most} TPUs"
+    return f"from {tpus(n)} on" if n else f"nowhere up to {tpus(most)}"
 
 
 def remarks(plan: Plan) -> None:
     """What is proved, what holds the plan back, and who cannot run it."""
-    s, host = plan.solver, plan.predicted.host_ns
-    if not s.bound_ns:
-        print(f"no proof: {s.name} is a baseline")
+    s = plan.solver
+    if s.over == "nothing":
+        print(f"no proof: the cuts are those of {s.name}, which claims nothing")
+    elif not s.bound_ns:
+        print(f"no proof: {s.name} has no bound over {s.over}")
     else:
         print(
             f"proof: {_claim(plan)} over {s.over};\n       by {s.name}, under the predicted costs{_cut_short(s.statistics)}"
         )
-    if host and plan.predicted.throughput_per_s >= 1e9 / host * (1 - 1e-6):
-        print(f"limit: the host, {milliseconds(host)} ms of its work for each inference")
-    held = [(segment.name, segment.predicted.cpu_ns) for segment in plan.segments if segment.predicted.cpu_ns]
-    for name, ns in held:
-        print(f"on the CPU: {milliseconds(ns)} ms of {name}; `balancer inspect` names the ops")
+    if _host_limits(plan):
+        print(f"limit: the host, {milliseconds(plan.predicted.host_ns)} ms of its work for each inference")
+    held = [segment for segment in plan.segments if segment.predicted.cpu_ns]
+    for segment in held:
+        print(f"on the CPU: {milliseconds(segment.predicted.cpu_ns)} ms of {segment.name}")
+    if any(segment.reported is None for segment in held):
+        print("            due to ops that `balancer inspect` of the model marks `no`")
     obstacle = pycoral_obstacle(plan)
     if obstacle:
         print(f"not for pycoral's PipelinedModelRunner: {obstacle}")
@@ -213,9 +242,19 @@ def remarks(plan: Plan) -> None:
 
 def _claim(plan: Plan) -> str:
     """How good the plan is, in the rate, or in latency where that was what counted."""
-    s = plan.solver
-    what = "" if s.latency_bound_ns is None else "latency "
-    return f"{what}optimal" if s.gap == 0 else f"{what}within {100 * s.gap:.2f} % of the optimum"
+    s, latency = plan.solver, plan.predicted.latency_ns
+    least = s.latency_bound_ns
+    if least is not None:
+        above = f"latency at most {_percent(latency - least, least)} above the optimum"
+        return "latency optimal" if latency <= least else above
+    if s.objective_ns <= s.bound_ns:
+        return "optimal"
+    return f"within {_percent(s.objective_ns - s.bound_ns, s.objective_ns)} of the optimum"
+
+
+def _percent(part: int, whole: int) -> str:
+    """Rounded up: what is nearly nothing is not nothing."""
+    return f"{-(-10_000 * part // max(1, whole)) / 100:.2f} %"
 
 
 def _cut_short(statistics: dict[str, int]) -> str:

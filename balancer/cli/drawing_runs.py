@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from balancer.solve.bisection import Bisection
 
 
-def devices(found: Sequence[Device]) -> None:
-    """The Edge TPUs of this machine."""
+def devices(found: Sequence[Device], sound: str) -> None:
+    """The Edge TPUs of this machine. sound: what is known of one that has no problem."""
     if not found:
-        print("no Edge TPU is seen here: no /sys/class/apex, no USB device 1a6e:089a or 18d1:9302;")
+        print("no Edge TPU is seen here: none in /sys/class/apex, no USB device 1a6e:089a or 18d1:9302;")
         print("`--devices sim` simulates as many as a plan needs")
         return
     for device in found:
         heat = f", {device.celsius:.1f} C" if device.celsius is not None else ""
-        print(f"{device.name}: {device.path}{heat}: {device.problem or 'works'}")
+        print(f"{device.name}: {device.path}{heat}: {device.problem or sound}")
         if device.remedy:
             print(f"    {device.remedy}")
 

@@ -18,7 +18,8 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="FILE",
-        help="CSV with columns plan,stage,measured_ms or those of the published measurements, or a measured plan",
+        help="CSV with columns plan,stage,measured_ms or those of the published measurements, or a measured plan: its "
+        "directory, or its file",
     )
     parser.add_argument("--from", dest="start", default="pcie", metavar="PRESET", help="where to start; default pcie")
     parser.add_argument("-o", "--output", metavar="HARDWARE.json", help="write the hardware file that --hardware takes")
@@ -40,7 +41,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
     with drawing.progress("fitting, predictions of all rows", quiet=arguments.quiet or arguments.json) as advance:
         found = calibrating.calibrate(rows, start, progress=advance)
     name = Path(arguments.output).stem if arguments.output else f"{start.name}-calibrated"
-    document = calibrating.hardware_document(found, name, data.name)
+    document = calibrating.hardware_document(found, name, data.absolute().name)
     if arguments.output:
         write_file(Path(arguments.output), (json.dumps(document, indent=2) + "\n").encode(), force=arguments.force)
     if arguments.json:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.cli.arguments import add_force, add_hardware, add_model, print_json, whole_number
+from balancer.cli.plan_verbs import draw_plan
 from balancer.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
@@ -16,17 +17,22 @@ if TYPE_CHECKING:
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", metavar="MODEL", help="a .tflite file, compiled (*_edgetpu.tflite) or not, or compiler's .log"
+        "model",
+        metavar="FILE|DIR",
+        help="a .tflite file, compiled (*_edgetpu.tflite) or not; a plan's directory or file; the compiler's .log",
     )
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """Print a model op by op, what a compiled file holds, or what the compiler reported."""
+    """Print a model op by op, a plan, what a compiled file holds, or what the compiler reported."""
     from balancer.cli import drawing
+    from balancer.plan import names_plan
     from balancer.tflite.package import is_compiled, read_package
     from balancer.tflite.read import read_graph, read_model_bytes
 
     path = Path(arguments.model)
+    if names_plan(path):
+        return _inspect_plan(path, as_json=arguments.json)
     data = read_model_bytes(path)
     if path.suffix == ".log":
         return _inspect_log(data, str(path), as_json=arguments.json)
@@ -36,6 +42,14 @@ def inspect(arguments: argparse.Namespace) -> int:
         return 0
     graph = read_graph(data, name=path.stem, where=str(path))
     print_json(drawing.graph_document(graph)) if arguments.json else drawing.graph(graph)
+    return 0
+
+
+def _inspect_plan(path: Path, *, as_json: bool) -> int:
+    from balancer.plan import load_plan
+
+    plan = load_plan(path)
+    print_json(plan.to_json()) if as_json else draw_plan(plan)
     return 0
 
 

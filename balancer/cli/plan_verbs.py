@@ -19,8 +19,9 @@ from balancer.cli.arguments import (
     whole_number,
 )  # fmt: skip
 from balancer.cli.compiler_options import add_compile, compiler
+from balancer.cli.run_options import add_plan
 from balancer.cli.solver_options import add_solver, constraints, positive
-from balancer.errors import PlanError
+from balancer.errors import InfeasibleError, PlanError
 
 if TYPE_CHECKING:
     import argparse
@@ -78,20 +79,22 @@ def solve(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(plan.to_json())
         return 0
-    _draw_plan(plan)
-    if arguments.compile:
-        compile_verb.say_compiled(plan)
+    draw_plan(plan)
     if plan.directory:
         print(f"written to {plan.directory}: {len(plan.segments)} segments and {plan.file_name}")
     return 0
 
 
-def _draw_plan(plan: Plan) -> None:
+def draw_plan(plan: Plan) -> None:
+    """All that is known of a plan: stages, comparison, what is proved, what the compiler reported."""
     from balancer.cli import drawing
 
     drawing.stages(plan)
-    drawing.comparison(plan.n_tpus, plan.comparison)
+    if plan.comparison:
+        drawing.comparison(plan.n_tpus, plan.comparison)
     drawing.remarks(plan)
+    if any(segment.reported for segment in plan.segments):
+        compile_verb.say_compiled(plan)
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,8 +124,10 @@ def compare(arguments: argparse.Namespace) -> int:
 def size_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `size`."""
     add_model(parser)
-    parser.add_argument("--target-fps", type=positive, metavar="F", help="inferences/s that are wanted")
-    parser.add_argument("--max-latency", type=positive, metavar="MS", help="of one input alone")
+    parser.add_argument(
+        "--target-fps", type=positive, metavar="F", help="inferences/s that are wanted (exit code 3: nowhere)"
+    )
+    parser.add_argument("--max-latency", type=positive, metavar="MS", help="of one input alone, likewise")
     parser.add_argument(
         "--max-tpus", type=whole_number(1, MOST_TPUS), default=16, metavar="N", help="look at 1 to N; default 16"
     )
@@ -130,10 +135,12 @@ def size_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def size(arguments: argparse.Namespace) -> int:
-    """Print what ever more TPUs give."""
+    """Print what ever more TPUs give; exit code 3 where none of them give what was asked for."""
     from balancer import balancing
     from balancer.cli import drawing
 
+    targets = ((arguments.target_fps, "{:g} inferences/s"), (arguments.max_latency, "a latency of {:g} ms"))
+    asked = [words.format(value) for value, words in targets if value is not None]
     with drawing.progress("sizing, numbers of TPUs", quiet=arguments.quiet or arguments.json) as advance:
         found = balancing.size(
             arguments.model, hardware=arguments.hardware, max_tpus=arguments.max_tpus, target_fps=arguments.target_fps,
@@ -142,8 +149,8 @@ def size(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(asdict(found))
     else:
-        drawing.sizing(found)
-    return 0
+        drawing.sizing(found, asked)
+    return InfeasibleError.exit_code if asked and found.target_n is None else 0
 
 
 def predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +159,7 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--cuts", metavar="I,J", help="first op of each segment but the first: 12,57")
     how.add_argument("--segments", metavar="OPS", help='ops of each segment: "0-11,14;12,13,15-60"')
-    how.add_argument("--plan", metavar="FILE", help="the segments of a plan file")
+    how.add_argument("--plan", metavar="PLAN", help="the segments of a plan: its directory, or its file")
     add_hardware(parser)
 
 
@@ -203,7 +210,7 @@ def _same_model(plan: Plan, arguments: argparse.Namespace) -> None:
 
 def verify_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `verify`."""
-    parser.add_argument("plan", metavar="PLAN.json", help="a plan file in its directory")
+    add_plan(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--inputs", metavar="FILE", help=".npy for one input (leading axis = items), or .npz by tensor name"
@@ -240,7 +247,8 @@ def _say_verified(result: Verification) -> None:
     verified = ", ".join(result.verified_segments) or "nothing"
     for op in result.stopped_by:
         print(f"not run: {op}: no kernel in this interpreter; verified: {verified}")
-    print(f"bit-exact: {'yes' if result.bit_exact else 'no'}")
+    shown = "no" if result.mismatch else "not shown"
+    print(f"bit-exact: {'yes' if result.bit_exact else shown}")
 
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +278,6 @@ def demo(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"plan": plan.to_json(), "verification": {"bit_exact": result.bit_exact, **asdict(result)}})
     else:
-        _draw_plan(plan)
+        draw_plan(plan)
         _say_verified(result)
     return 0 if result.bit_exact else 1

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from balancer.runtime.recipes import Simulation
 
 NONE_FIRST, LIVE_FIRST = ("none", "live", "recorded"), ("live", "recorded")
+_OUTPUTS = {
+    "none": "none: no outputs", "live": "live: computed on the CPU", "recorded": "recorded: computed before, replayed",
+}  # fmt: skip
 
 
 def _share(text: str) -> float:
@@ -30,7 +33,7 @@ def _share(text: str) -> float:
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("plan", metavar="PLAN.json", help="a plan file in its directory")
+    parser.add_argument("plan", metavar="PLAN", help="a plan's directory, or the plan file in it")
 
 
 def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None:
@@ -48,7 +51,7 @@ def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None
     group = parser.add_argument_group("simulated TPUs (--devices sim)")
     group.add_argument(
         "--sim-outputs", choices=outputs, default=outputs[0],
-        help=f"none, computed live on the CPU, or computed before and replayed; default {outputs[0]}",
+        help=f"{', '.join(_OUTPUTS[o] for o in outputs)}; default {outputs[0]}",
     )  # fmt: skip
     truth = group.add_mutually_exclusive_group()
     truth.add_argument(

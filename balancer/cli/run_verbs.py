@@ -51,7 +51,7 @@ def devices(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"devices": [asdict(d) for d in found]})
     else:
-        drawing_runs.devices(found)
+        drawing_runs.devices(found, "seen, not opened" if arguments.no_open else "works")
     return 0
 
 
@@ -241,7 +241,7 @@ def tune(arguments: argparse.Namespace) -> int:
 
     choose_interpreter(arguments)
     plan = load_plan(arguments.plan)
-    folder = Path(arguments.output or f"{Path(arguments.plan).parent.resolve()}_tuned")
+    folder = Path(arguments.output or f"{(plan.directory or Path()).resolve()}_tuned")
     if folder.exists() and any(folder.iterdir()) and not arguments.force:
         raise OutputError("is there already", str(folder), "use --force to replace it, or name another with -o")
     source = _source(arguments, plan)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from balancer.cli.arguments import whole_number
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from balancer.solve import Constraints
 
 SOLVERS = (
@@ -21,7 +23,7 @@ _MOST_OPS = 4096  # of any model; that of this one is checked when it is read
 def add_solver(parser: argparse.ArgumentParser) -> None:
     """Arguments of the solver and of constraints."""
     parser.add_argument("--solver", choices=SOLVERS, default="auto", metavar="NAME", help=", ".join(SOLVERS))
-    parser.add_argument("--time-limit", type=positive, metavar="S", help="seconds; then the best so far is taken")
+    parser.add_argument("--time-limit", type=positive, metavar="S", help="seconds of solving; then the best so far is taken")
     group = parser.add_argument_group("constraints on one pipeline")
     group.add_argument(
         "--pin", type=_pair, action="append", metavar="OP:STAGE", help="an op stands in this stage (from 0)"
@@ -40,7 +42,9 @@ def add_solver(parser: argparse.ArgumentParser) -> None:
 
 
 def constraints(arguments: argparse.Namespace) -> Constraints:
-    """The constraints that the arguments ask for. Raises PlanError where ops cannot be read."""
+    """The constraints that the arguments ask for. Raises PlanError where ops cannot be read, ConstraintError where an op
+    is pinned to two stages.
+    """
     from balancer.errors import PlanError
     from balancer.plan import parse_op_ranges
     from balancer.solve import Constraints
@@ -50,7 +54,7 @@ def constraints(arguments: argparse.Namespace) -> Constraints:
     except ValueError as error:
         raise PlanError(str(error), "--keep-together", "give op indices as in 3-5,9") from error
     return Constraints(
-        pinned=dict(arguments.pin or ()),
+        pinned=_pinned(arguments.pin or ()),
         kept_from=frozenset(arguments.keep_from or ()),
         together=tuple(groups),
         max_boundary_tensors=arguments.max_boundary_tensors,
@@ -59,6 +63,17 @@ def constraints(arguments: argparse.Namespace) -> Constraints:
         max_latency_ns=_scaled(arguments.max_latency, 1e6),
         max_objective_ns=None if arguments.min_fps is None else int(1e9 / arguments.min_fps),
     )
+
+
+def _pinned(pins: Sequence[tuple[int, int]]) -> dict[int, int]:
+    from balancer.errors import ConstraintError
+
+    stages: dict[int, int] = {}
+    for op, stage in pins:
+        if stages.setdefault(op, stage) != stage:
+            what = f"op {op} cannot stand in stage {stages[op]} and in stage {stage}"
+            raise ConstraintError(what, f"--pin {op}:{stage}", "pin each op to one stage")
+    return stages
 
 
 def _scaled(value: float | None, factor: float) -> Any:

@@ -31,7 +31,12 @@ VERBS = (
     Verb("run", "run a plan on arrays or pictures", run_verbs.run_arguments, run_verbs.run),
     Verb("bench", "measure a plan: rate, latency, every stage", run_verbs.bench_arguments, run_verbs.bench),
     Verb("tune", "measure, correct the costs, solve again", run_verbs.tune_arguments, run_verbs.tune),
-    Verb("inspect", "a model, or a compiled one", model_verbs.inspect_arguments, model_verbs.inspect),
+    Verb(
+        "inspect",
+        "a model, a compiled one, a plan, or the compiler's report",
+        model_verbs.inspect_arguments,
+        model_verbs.inspect,
+    ),
     Verb("profile", "write what each op costs, to be edited", model_verbs.profile_arguments, model_verbs.profile),
     Verb(
         "calibrate",
@@ -39,6 +44,6 @@ VERBS = (
         hardware_verbs.calibrate_arguments,
         hardware_verbs.calibrate,
     ),
-    Verb("synth", "write one of the papers' synthetic models", model_verbs.synth_arguments, model_verbs.synth),
+    Verb("synth", "write a synthetic model of the papers' kind, of any size", model_verbs.synth_arguments, model_verbs.synth),
     Verb("demo", "the whole job on a synthetic model, without hardware", plan_verbs.demo_arguments, plan_verbs.demo),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from balancer.plan.ranges import parse_op_ranges
 from balancer.plan.records import FORMAT, VERSION, Pipeline, Plan, Segment
 
 _MOST_OPS = 1_000_000
+_NAME = re.compile(r".+_plan_\d+\.json", re.DOTALL)  # as `Plan.file_name` makes it
 
 
 def plan_text(plan: Plan) -> str:
@@ -25,11 +27,13 @@ def plan_text(plan: Plan) -> str:
 
 
 def load_plan(path: str | Path) -> Plan:
-    """The plan in this file; its directory and the model beside it are noted. Files are not opened: see `file_bytes`.
+    """The plan in this file, or in this directory; the directory and the model in it are noted. Other files are not
+    opened: see `file_bytes`.
 
-    Raises PlanError where the file cannot be read, is no plan, is of an unknown version, or contradicts itself.
+    Raises PlanError where a directory does not hold just one plan file, where the file cannot be read, is no plan, is
+    of an unknown version, or contradicts itself.
     """
-    path = Path(path)
+    path = _plan_file(Path(path))
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
@@ -46,6 +50,29 @@ def load_plan(path: str | Path) -> Plan:
     _check(plan, str(path))
     origin = path.parent / plan.model.file if plan.model.file else None
     return replace(plan, origin=origin, directory=path.parent)
+
+
+def names_plan(path: Path) -> bool:
+    """Whether a path is one that `load_plan` is meant for: a directory, or a JSON file."""
+    try:
+        return path.suffix == ".json" or path.is_dir()
+    except OSError:
+        return False
+
+
+def _plan_file(path: Path) -> Path:
+    """The path itself, or the one plan file in it where it is a directory."""
+    try:
+        if not path.is_dir():
+            return path
+        found = sorted(entry.name for entry in path.iterdir() if _NAME.fullmatch(entry.name) and entry.is_file())
+    except OSError as error:
+        raise PlanError(f"cannot be read ({error.strerror})", str(path), "check the path") from error
+    if not found:
+        raise PlanError("holds no plan file (*_plan_N.json)", str(path), "name the plan file, or solve with -o first")
+    if len(found) > 1:
+        raise PlanError(f"holds {len(found)} plan files: {', '.join(found)}", str(path), "name the one that you mean")
+    return path / found[0]
 
 
 def _no_number(text: str) -> float:

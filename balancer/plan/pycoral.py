@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 def pycoral_obstacle(plan: Plan) -> str:
     """Why pycoral's PipelinedModelRunner could not run a pipeline of this plan; empty if it can.
 
-    It needs every model input in the first segment and every model output in the last; what else a segment gives must
-    be read later.
+    It has one TPU for each stage, and needs every model input in the first segment and every model output in the last;
+    what else a segment gives must be read later.
     """
+    for stage in (stage for pipeline in plan.pipelines for stage in pipeline.stages):
+        if stage.replicas > 1:
+            return f"{stage.replicas} TPUs share a stage"
     for partition in plan.partitions():
         first = {t.tensor for t in partition[0].inputs}
         for k, segment in enumerate(partition):

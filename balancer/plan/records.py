@@ -180,7 +180,7 @@ class SolverReport:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonRow:
     """One way to use the TPUs. stand_in: a rule in place of the compiler's own run. Numbers are null where it cannot
-    be; note: why.
+    be; note: why. breaks_limits: it does not keep to what was asked of the plan that it is compared with.
     """
 
     name: str
@@ -191,6 +191,7 @@ class ComparisonRow:
     speedup_over_one_tpu: float | None
     speedup_over_default: float | None
     note: str | None = None
+    breaks_limits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,9 +46,9 @@ class _Item:
 class Pipeline:
     """Runs a plan: `with Pipeline(plan, devices) as pipeline: for result in pipeline.map(items): ...`.
 
-    plan: a saved plan, or its file. devices: a name for each TPU of the plan, "sim", "cpu", or None for the Edge TPUs
-    of this machine; see `balancer.runtime.devices`. Inputs and results are dicts of arrays by tensor name, inputs of
-    shape and type as the model has them.
+    plan: a saved plan, its file, or its directory. devices: a name for each TPU of the plan, "sim", "cpu", or None for
+    the Edge TPUs of this machine; see `balancer.runtime.devices`. Inputs and results are dicts of arrays by tensor name,
+    inputs of shape and type as the model has them.
     """
 
     def __init__(

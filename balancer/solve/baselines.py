@@ -126,7 +126,7 @@ def _exhaustive(problem: Problem) -> Pipeline:
         raise BalancerError(
             f"there are {partitions} partitions to try, more than {MOST_PARTITIONS}",
             f"{problem.n_ops} ops on {count} TPUs",
-            "use the solver chain, which finds the same",
+            "use the solver chain, which need not try them",
         )
     table = order_table(problem, cuts, kind)
     time, streamed, allowed = (column.tolist() for column in table)
@@ -163,5 +163,5 @@ def solve_baseline(name: str, problem: Problem, options: Options) -> Solution:
     pipeline = BASELINES[name](problem)
     value = evaluate(problem, [pipeline])
     if value is None:
-        raise InfeasibleError("cuts where no segment may end", name, "use another solver")
+        raise InfeasibleError("has a segment that is not allowed here", name, "use another solver, or allow streaming")
     return Solution(solver=name, pipelines=(pipeline,), value=value, bound_ns=0, over=OVER)
