@@ -17,6 +17,7 @@ import numpy as np
 
 from balancer.errors import BalancerError, InputError, StageError
 from balancer.plan import Plan, load_plan
+from balancer.queues import Finished, Stopped
 from balancer.runtime.devices import device_names
 from balancer.runtime.executors import Executor, Recipe, make_executor
 from balancer.runtime.limits import warn_of_mappings
@@ -25,7 +26,7 @@ from balancer.runtime.recipes import Interface, interface, plan_model, recipes
 from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
 from balancer.runtime.tensors import FrameTensors, SharedFrames, Tensors, dead_after, layout, lives
-from balancer.workers import Failure, Finished, Stopped, Work, WorkerLost, Workers
+from balancer.workers import Failure, Work, WorkerLost, Workers
 
 if TYPE_CHECKING:
     from pathlib import Path
