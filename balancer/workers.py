@@ -96,7 +96,7 @@ class Workers:
             for thread in self._threads:
                 thread.start()
                 started.append(thread)
-        except RuntimeError:
+        except BaseException:
             self.stop()
             self._threads = started
             self.join()
