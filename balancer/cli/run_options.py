@@ -59,6 +59,16 @@ def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None
     group.add_argument("--sim-jitter", type=_share, default=0.0, metavar="SHARE", help="of each latency, 0.02 say")
 
 
+def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> list[str]:
+    """A device for each TPU of the plan. Raises DeviceError where they are none; `none` is for the pipeline's own
+    benchmark, and computes nothing.
+    """
+    from balancer.runtime.devices import device_names
+
+    count = 1 + max(t for p in plan.pipelines for stage in p.stages for t in stage.tpus)
+    return device_names(arguments.devices, count)
+
+
 def run_options(
     arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item], *, on_error: str = "stop"
 ) -> RunOptions:

@@ -24,7 +24,7 @@ from balancer.plan import Plan, load_plan
 from balancer.queues import Finished, Stopped
 from balancer.runtime.devices import device_names
 from balancer.runtime.executors import Executor, Recipe, make_executor
-from balancer.runtime.limits import warn_of_mappings
+from balancer.runtime.limits import warn_of_mappings, warn_of_other_kinds
 from balancer.runtime.mapping import Feeder, Turns
 from balancer.runtime.options import CONTINUE, RunOptions
 from balancer.runtime.recipes import Interface, interface, plan_model, recipes
@@ -66,7 +66,8 @@ class Pipeline:
         none = devices == "none"
         self.devices = ["none"] * count if none else device_names(devices, count)
         self.interface: Interface = interface(plan_model(self.plan), self.plan.stem)
-        self._recipes = recipes(self.plan, self.devices, self.options.simulation)
+        self.simulation = self.options.simulation.beside(self.devices)
+        self._recipes = recipes(self.plan, self.devices, self.simulation)
         self._executors: list[Executor | RemoteExecutor] = []
         self._frames: SharedFrames | None = None
         self._workers: Workers | None = None
@@ -88,6 +89,7 @@ class Pipeline:
             if self._workers is not None:
                 raise RuntimeError("a pipeline is entered once")
             warn_of_mappings(self.plan, self.devices)
+            warn_of_other_kinds(self.plan, self.devices)
             try:
                 self._start()
             except BaseException:
