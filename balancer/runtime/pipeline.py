@@ -375,10 +375,11 @@ class Pipeline:
         checked = {}
         for spec in self.interface.inputs:
             if spec.name not in inputs:
-                raise InputError(
-                    f"input '{spec.name}' is missing", "item", f"give {[s.name for s in self.interface.inputs]}"
-                )
-            value = np.asarray(inputs[spec.name])
+                raise InputError(f"input '{spec.name}' is missing", "item", wanted)
+            try:
+                value = np.asarray(inputs[spec.name])
+            except (ValueError, TypeError) as error:
+                raise InputError(f"input '{spec.name}' is no array ({error})", "item", wanted) from error
             if value.dtype != np.dtype(spec.dtype) or value.shape != spec.shape:
                 what = f"input '{spec.name}' is {value.dtype} {list(value.shape)}"
                 raise InputError(what, "item", f"make it {spec.dtype} {list(spec.shape)}")
