@@ -19,6 +19,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from threading import Lock, Thread
 from time import monotonic, perf_counter_ns
 from typing import Any
@@ -267,6 +268,37 @@ class _Stage:
             times.starved_ns += starved
             times.blocked_ns += blocked
             times.samples.append(busy)
+
+
+def run_at_once(task: Callable[[int], None], count: int, stop: Callable[[], None]) -> None:
+    """Do task(0) to task(count - 1) side by side, in a thread each, until all have ended. What the first that fails raises
+    is raised, after `stop`, which is to end the others.
+
+    A ThreadPoolExecutor would refuse a thread that asks for this when the main one has ended.
+    """
+    outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def run(k: int) -> None:
+        try:
+            task(k)
+            outcomes.put(None)
+        except BaseException as error:  # noqa: BLE001 - the thread's edge: raised by the caller
+            outcomes.put(error)
+
+    threads = [Thread(target=run, args=(k,), name=f"task {k}", daemon=True) for k in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            if (error := outcomes.get()) is not None:
+                raise error
+    except BaseException:
+        stop()
+        raise
+    finally:
+        for thread in threads:
+            if thread.ident is not None:  # it was started
+                thread.join()
 
 
 def run_all(stages: Sequence[Work], items: Iterable[Any], depth: int = 2) -> Iterator[Any]:

@@ -14,7 +14,6 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from balancer.runtime.recipes import Interface, interface, plan_model, recipes
 from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
 from balancer.runtime.tensors import FrameTensors, SharedFrames, Tensors, dead_after, layout, lives
-from balancer.workers import Failure, Work, WorkerLost, Workers
+from balancer.workers import Failure, Work, WorkerLost, Workers, run_at_once
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,38 +165,27 @@ class Pipeline:
     def _open(self, flat: Sequence[Recipe]) -> None:
         """All at once: each Edge TPU takes seconds. What was opened is in `_executors`, also where another one fails."""
         made: list[Executor | RemoteExecutor | None] = [None] * len(flat)
-        outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
 
         def make(k: int) -> None:
-            try:
-                made[k] = executor = self._make(flat[k])
-                self._executors.append(executor)
-                if self._stopping.is_set():
-                    executor.interrupt()
-                if isinstance(executor, RemoteExecutor):
-                    executor.open()
-                outcomes.put(None)
-            except BaseException as error:  # noqa: BLE001 - the thread's edge: raised by who opens the pipeline
-                outcomes.put(error)
+            made[k] = executor = self._make(flat[k])
+            self._executors.append(executor)
+            if self._stopping.is_set():
+                executor.interrupt()
+            if isinstance(executor, RemoteExecutor):
+                executor.open()
 
-        # No ThreadPoolExecutor: it refuses a thread that opens a pipeline when the main one has ended.
-        threads = [threading.Thread(target=make, args=(k,), name=f"opening {k}", daemon=True) for k in range(len(flat))]
+        stopped = []
+
+        def stop() -> None:  # nobody waits for a device that is no longer wanted
+            stopped.append(self._stopping.is_set())
+            self.stop()
+
         try:
-            for thread in threads:
-                thread.start()
-            for _ in threads:
-                if (error := outcomes.get()) is not None:
-                    raise error
-        except BaseException as error:
-            stopped = self._stopping.is_set()
-            self.stop()  # nobody waits for a device that is no longer wanted
-            if stopped and isinstance(error, BalancerError):
+            run_at_once(make, len(flat), stop)
+        except BalancerError as error:
+            if stopped[0]:
                 raise self._stopped() from error
             raise
-        finally:
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
         self._executors = [executor for executor in made if executor is not None]
 
     def _make(self, recipe: Recipe) -> Executor | RemoteExecutor:
