@@ -40,7 +40,8 @@ from balancer.runtime.simulated import Behaviour
 
 path, hanging = sys.argv[1], int(sys.argv[3])
 pipeline = Pipeline(path, "sim")
-simulation = Simulation(behaviours={s.name: Behaviour(stage_ns=1000, hanging=hanging) for s in pipeline.plan.segments})
+truth = {s.name: Behaviour(stage_ns=1000, hanging=hanging) for s in pipeline.plan.segments}
+simulation = Simulation(behaviours=truth, outputs="none")
 options = RunOptions(processes=sys.argv[2] == "processes", simulation=simulation)
 pipeline = Pipeline(path, "sim", options)
 item = random_items(pipeline.interface.inputs, 1)[0]
@@ -132,12 +133,25 @@ def test_a_script_ends_while_devices_hang(plan: Plan, processes: bool) -> None:
 def test_a_thread_of_the_users_own_goes_on_to_its_end(plan: Plan, processes: bool) -> None:
     """Python waits for it, and so does the pipeline."""
     script = (
-        "def use():\n    threading.main_thread().join()\n    with pipeline as p:\n        say(p)\n"
-        "        print(len(p.run([item] * 50)))\nthreading.Thread(target=use).start()"
+        "def use():\n    with pipeline as p:\n        say(p); ready.set(); threading.main_thread().join()\n"
+        "        for _ in range(50): p.push(item); assert p.pop() == {}\n        print('done')\n"
+        "ready = threading.Event(); threading.Thread(target=use).start(); ready.wait()"
     )
     done = _run(plan, script, processes)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split("\n")[1] == "50"
+    assert done.stdout.split("\n")[1] == "done"
+
+
+def test_a_thread_that_opens_a_pipeline_when_the_main_one_has_ended(plan: Plan) -> None:
+    """Python 3.12 refuses any new thread by then."""
+    script = (
+        "def use():\n    threading.main_thread().join(); print()\n    try:\n        with pipeline as p:\n"
+        "            print(len(p.run([item] * 50)))\n    except StageError as error:\n        print(error)\n"
+        "from balancer.errors import StageError\nthreading.Thread(target=use).start()"
+    )
+    done = _run(plan, script, processes=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split("\n")[1] == "50" or "can't create new thread" in done.stdout
 
 
 # Other threads

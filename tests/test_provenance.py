@@ -94,8 +94,14 @@ def test_simulated_tpus_compute_unless_told_not_to(plan: Plan) -> None:
     for item, result in zip(items, results, strict=True):
         whole.run([item[name] for name in whole.input_names])
         assert [v.tobytes() for v in result.values()] == [v.tobytes() for v in whole.outputs()]  # type: ignore[union-attr]
-    with Pipeline(plan, "sim", RunOptions(simulation=Simulation(outputs="none"))) as pipeline:
-        assert pipeline.run(items) == [{}, {}, {}]
+
+
+@pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
+def test_what_is_not_computed_is_no_result(plan: Plan, processes: bool) -> None:
+    """Nor is what lies in shared memory by chance."""
+    options = RunOptions(simulation=Simulation(outputs="none"), processes=processes)
+    with Pipeline(plan, "sim", options) as pipeline:
+        assert pipeline.run(random_items(pipeline.interface.inputs, 3)) == [{}, {}, {}]
 
 
 @pytest.mark.parametrize("wrong", [{"outputs": "lvie"}, {"outputs": "recorded"}])

@@ -48,7 +48,7 @@ def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None
     group = parser.add_argument_group("simulated TPUs (--devices sim)")
     group.add_argument(
         "--sim-outputs", choices=outputs, default=outputs[0],
-        help=f"none, computed live on the CPU, or computed before and replayed; default {outputs[0]}",
+        help=f"none; computed live on the CPU, which bounds all times; or before, and replayed; default {outputs[0]}",
     )  # fmt: skip
     truth = group.add_mutually_exclusive_group()
     truth.add_argument(

@@ -26,7 +26,7 @@ from balancer.runtime.executors import Executor, Recipe, make_executor
 from balancer.runtime.limits import warn_of_mappings, warn_of_other_kinds
 from balancer.runtime.mapping import Feeder, Turns
 from balancer.runtime.options import CONTINUE, RunOptions
-from balancer.runtime.recipes import Interface, interface, plan_model, recipes
+from balancer.runtime.recipes import NONE, Interface, interface, plan_model, recipes
 from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
 from balancer.runtime.tensors import FrameTensors, SharedFrames, Tensors, dead_after, layout, lives
@@ -107,6 +107,7 @@ class Pipeline:
         except RuntimeError as error:
             raise StageError(f"cannot be started ({error})", "pipeline", "raise the limit of threads: ulimit -u") from error
         # After the workers' own: `atexit` calls the last one first, and this one ends processes that hang, too.
+        self._process = os.getpid()
         atexit.register(self._end)
         # Who stops it says so first, and then looks for workers: one of the two sees the other.
         if self._stopping.is_set():
@@ -210,7 +211,9 @@ class Pipeline:
 
     def _work(self, executor: Executor | RemoteExecutor, dead: tuple[str, ...], *, last: bool) -> Work:
         """What a stage's thread does with an item. last: it gives the result, and the item's memory is free."""
-        outputs, shared = self.interface.outputs, self._frames is not None
+        shared = self._frames is not None
+        # What nobody computed is no result, also where shared memory has a place for it.
+        outputs = () if self.simulation.outputs == NONE else self.interface.outputs
 
         def work(item: _Item) -> _Item | Result:
             executor.run(item.number, item.tensors)
