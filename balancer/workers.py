@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Lock, RLock, Thread
 from time import monotonic, perf_counter_ns
 from typing import Any
 
@@ -73,7 +73,7 @@ class Workers:
         self._channels = [self._first]
         self._threads: list[Thread] = []
         self._process = os.getpid()
-        self._lock = Lock()
+        self._lock = RLock()  # a signal's handler may join what it interrupts in `put`
         self._given_up: set[int] = set()
         self._given_up_lock = Lock()
         for i, line in enumerate(lines):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -314,6 +316,24 @@ def test_closed_while_others_push(plan: Plan, processes: bool) -> None:
                 thread.join()
     assert len(ends) == 9
     assert all(isinstance(error, StageError) for error in ends)
+
+
+@BOTH
+@pytest.mark.parametrize("where", ["push", "pop", "map"])
+def test_a_signals_handler_may_close_what_it_interrupts(plan: Plan, where: str, processes: bool) -> None:
+    slow = Simulation(behaviours={s.name: Behaviour(stage_ns=0, hanging=1_000_000) for s in plan.segments})
+    item = _item(plan)
+    with Pipeline(plan, "sim", RunOptions(simulation=slow, processes=processes)) as pipeline:
+        before = signal.signal(signal.SIGALRM, lambda *_: pipeline.close())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(StageError, match="has stopped"):
+                if where == "map":
+                    pipeline.run(itertools.repeat(item))
+                while True:
+                    pipeline.pop() if where == "pop" else pipeline.push(item)
+        finally:
+            signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("what", ["socketpair", "Popen", "memfd_create"])
