@@ -5,16 +5,26 @@ take items from one queue, each as fast as it goes; one with a stage whose worke
 comes out once, as a result or as a `Failure`, in the order in which the items went in. What fails in one stage is
 handed past the others of its line. Items that are in flight, or done and not yet taken, are limited: who puts more
 waits.
+
+Python joins threads that are no daemons before it calls `atexit`'s functions, and before it collects a generator that
+nobody ended: workers that wait for an item would keep such a script for ever. `threading` has no public hook before
+that, and the private one that `concurrent.futures` uses is called while threads of the user's own are still at work.
+So workers are daemons, and `atexit` stops and joins them: after the user's threads, and before the interpreter goes.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from threading import Condition, Lock, Thread
+from queue import SimpleQueue
+from threading import Lock, RLock, Thread
 from time import monotonic, perf_counter_ns
 from typing import Any
+
+from balancer.queues import Channel, Finished, Job, Results, Stopped, time_left
 
 Work = Callable[[Any], Any]
 _SAMPLES = 4096  # busy times kept of a stage, the latest ones
@@ -28,14 +38,6 @@ class Failure:
     error: Exception
     line: int = 0
     item: int = 0
-
-
-class Stopped(Exception):
-    """The workers were told to stop."""
-
-
-class Finished(Exception):
-    """All items have come out, and no more will go in."""
 
 
 class WorkerLost(Exception):
@@ -56,150 +58,6 @@ class StageTimes:
     samples: deque[int] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
 
 
-@dataclass(slots=True)
-class _Job:
-    number: int
-    value: Any
-    since_ns: int = 0
-
-
-class _Channel:
-    """A bounded queue that can be closed (what is in it still comes out) and dropped (it does not)."""
-
-    def __init__(self, room: int) -> None:
-        self._items: deque[_Job] = deque()
-        self._room = room
-        self._closed = self._dropped = False
-        lock = Lock()
-        self._filled, self._freed = Condition(lock), Condition(lock)
-
-    def put(self, job: _Job) -> None:
-        """Waits for room. Raises Stopped once it is dropped."""
-        with self._freed:
-            while len(self._items) >= self._room and not self._dropped:
-                self._freed.wait()
-            if self._dropped:
-                raise Stopped
-            self._items.append(job)
-            self._filled.notify()
-
-    def await_room(self, timeout: float | None) -> None:
-        """Raises TimeoutError, or Stopped once it is dropped."""
-        with self._freed:
-            _wait(self._freed, lambda: len(self._items) < self._room or self._closed, timeout)
-            if self._dropped:
-                raise Stopped
-
-    def get(self) -> _Job:
-        """Waits for an item. Raises Finished once it is closed and empty."""
-        with self._filled:
-            while not self._items:
-                if self._closed:
-                    raise Finished
-                self._filled.wait()
-            self._freed.notify()
-            return self._items.popleft()
-
-    def put_back(self, job: _Job) -> None:
-        """Before all others, room or not."""
-        with self._filled:
-            if not self._dropped:
-                self._items.appendleft(job)
-                self._filled.notify()
-
-    def close(self) -> None:
-        with self._filled:
-            self._closed = True
-            self._filled.notify_all()
-
-    def drop(self) -> None:
-        with self._filled:
-            self._closed = self._dropped = True
-            self._items.clear()
-            self._filled.notify_all()
-            self._freed.notify_all()
-
-
-class _Results:
-    """Puts results back in order, and limits how many items are in flight."""
-
-    def __init__(self, most: int) -> None:
-        self._done: dict[int, Any] = {}
-        self._most = most
-        self._entered = self._taken = 0
-        self._finished = self._stopped = False
-        lock = Lock()
-        self._ready, self._freed = Condition(lock), Condition(lock)
-
-    def enter(self, timeout: float | None) -> int:
-        """The next item's number, once there is room for it. Raises Stopped, Finished or TimeoutError."""
-        with self._freed:
-            _wait(
-                self._freed,
-                lambda: self._stopped or self._finished or self._entered - self._taken < self._most,
-                timeout,
-            )
-            if self._stopped:
-                raise Stopped
-            if self._finished:
-                raise Finished
-            self._entered += 1
-            return self._entered - 1
-
-    def put(self, number: int, value: Any) -> None:
-        with self._ready:
-            self._done[number] = value
-            if number == self._taken:
-                self._ready.notify_all()
-
-    def take(self, timeout: float | None) -> Any:
-        """The next result. Raises Stopped, Finished or TimeoutError."""
-        with self._ready:
-            _wait(self._ready, lambda: self._stopped or self._taken in self._done or self._is_over(), timeout)
-            if self._stopped:
-                raise Stopped
-            if self._taken not in self._done:
-                raise Finished
-            value = self._done.pop(self._taken)
-            self._taken += 1
-            self._freed.notify()
-            self._ready.notify_all()
-            return value
-
-    def _is_over(self) -> bool:
-        return self._finished and self._taken == self._entered
-
-    def finish(self) -> None:
-        with self._ready:
-            self._finished = True
-            self._ready.notify_all()
-            self._freed.notify_all()
-
-    def stop(self) -> None:
-        with self._ready:
-            self._stopped = True
-            self._done.clear()
-            self._ready.notify_all()
-            self._freed.notify_all()
-
-    @property
-    def in_flight(self) -> int:
-        return self._entered - self._taken
-
-
-def _left(end: float | None) -> float | None:
-    return None if end is None else max(0.0, end - monotonic())
-
-
-def _wait(condition: Condition, met: Callable[[], bool], timeout: float | None) -> None:
-    end = None if timeout is None else monotonic() + timeout
-    while not met():
-        left = _left(end)
-        if left == 0:
-            raise TimeoutError
-        condition.wait(left)
-
-
 class Workers:
     """Lines of stages of workers, running from the start until `stop`, or until `finish` and the last result.
 
@@ -209,43 +67,79 @@ class Workers:
 
     def __init__(self, lines: Sequence[Sequence[Sequence[Work]]], *, depth: int = 2, most: int | None = None) -> None:
         places = sum(len(workers) + depth for line in lines for workers in line)
-        self.results = _Results(most or places + depth)
+        self.results = Results(most or places + depth)
         self.times = [[StageTimes() for _ in line] for line in lines]
-        self._first = _Channel(depth)
+        self._first = Channel(depth)
         self._channels = [self._first]
         self._threads: list[Thread] = []
-        self._lock = Lock()
+        self._process = os.getpid()
+        self._lock = RLock()  # a signal's handler may join what it interrupts in `put`
         self._given_up: set[int] = set()
         self._given_up_lock = Lock()
         for i, line in enumerate(lines):
             inbox = self._first
             for k, workers in enumerate(line):
-                outbox = _Channel(depth) if k + 1 < len(line) else None
+                outbox = Channel(depth) if k + 1 < len(line) else None
                 stage = _Stage(self, i, k, inbox, outbox, len(workers))
-                self._threads += [Thread(target=stage.serve, args=(w,), name=f"line {i} stage {k}") for w in workers]
+                self._threads += [
+                    Thread(target=stage.serve, args=(w,), name=f"line {i} stage {k}", daemon=True) for w in workers
+                ]
                 if outbox is not None:
                     self._channels.append(outbox)
                     inbox = outbox
-        for thread in self._threads:
-            thread.start()
+        self._start()
+
+    def _start(self) -> None:
+        """All threads. Raises RuntimeError where the system has no room for one; then there is none."""
+        atexit.register(self._end)
+        started = []
+        try:
+            for thread in self._threads:
+                thread.start()
+                started.append(thread)
+        except BaseException:
+            self.stop()
+            self._threads = started
+            self.join()
+            raise
+
+    def _end(self) -> None:
+        """When Python ends. A child that was forked has no such threads, and nothing to end."""
+        if os.getpid() == self._process:
+            self.stop()
+            self.join()
 
     def put(self, value: Any, timeout: float | None = None) -> int:
         """Hand in an item, waiting for room; its number. Raises TimeoutError, Stopped, or Finished after `finish`."""
         return self.put_made(lambda number: value, timeout)
 
     def put_made(self, make: Callable[[int], Any], timeout: float | None = None) -> int:
-        """The same for an item that is made from its number, once there is room for it."""
+        """The same for an item that is made from its number, once there is room for it. What `make` raises is raised,
+        and the number is the next item's.
+        """
         end = None if timeout is None else monotonic() + timeout
         # One at a time: numbers go into the queue in their order, and the room that one has seen stays its own.
         if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
             raise TimeoutError
         try:
-            self._first.await_room(_left(end))
-            number = self.results.enter(_left(end))
-            self._first.put(_Job(number, make(number), perf_counter_ns()))
-            return number
+            self._first.reserve(time_left(end))
+            try:
+                job = self._entered(make, end)
+            except BaseException:
+                self._first.give_up()
+                raise
+            self._first.fill(job)
+            return job.number
         finally:
             self._lock.release()
+
+    def _entered(self, make: Callable[[int], Any], end: float | None) -> Job:
+        number = self.results.enter(time_left(end))
+        try:
+            return Job(number, make(number), perf_counter_ns())
+        except BaseException:
+            self.results.withdraw()
+            raise
 
     def get(self, timeout: float | None = None) -> Any:
         """The next result or Failure. Raises TimeoutError, Stopped, or Finished after the last one."""
@@ -263,9 +157,12 @@ class Workers:
             channel.drop()
 
     def join(self) -> None:
-        """Wait until all threads have ended, after `stop`, or `finish` and the last result."""
+        """Wait until all threads have ended and nobody is in `put`, after `stop`, or `finish` and the last result."""
         for thread in self._threads:
             thread.join()
+        with self._lock:  # who made an item meanwhile is done with it
+            pass
+        atexit.unregister(self._end)
 
     def give_up(self, line: int) -> bool:
         """A stage of the line has no worker left: it gets no more items, if there is another line to take them."""
@@ -287,7 +184,7 @@ class _Stage:
     """One stage of one line."""
 
     def __init__(  # noqa: PLR0913 - where it stands
-        self, workers: Workers, line: int, stage: int, inbox: _Channel, outbox: _Channel | None, count: int
+        self, workers: Workers, line: int, stage: int, inbox: Channel, outbox: Channel | None, count: int
     ) -> None:
         self.workers, self.line, self.stage = workers, line, stage
         self.inbox, self.outbox = inbox, outbox
@@ -304,11 +201,14 @@ class _Stage:
                     self._pass_on(job)
                 start = perf_counter_ns()
                 self._handle(job, work)
+                self.inbox.settle()
                 end = perf_counter_ns()
                 queued, starved, job.since_ns = start - job.since_ns, start - idle, end
+                worked = not isinstance(job.value, Failure)
                 self._hand_on(job)
                 idle = perf_counter_ns()
-                self._count(queued, starved, end - start, idle - end)
+                if worked:  # what failed, here or before, says nothing of how long the work takes
+                    self._count(queued, starved, end - start, idle - end)
         except (Finished, Stopped):
             self._leave()
         except WorkerLost:
@@ -320,13 +220,13 @@ class _Stage:
             if not self.left and self.outbox is not None:
                 self.outbox.close()
 
-    def _pass_on(self, job: _Job) -> None:
+    def _pass_on(self, job: Job) -> None:
         """Leave the item, before anything was done to it, and this line with it."""
         self.inbox.put_back(job)
         self._leave()
         raise WorkerLost
 
-    def _hand_over(self, job: _Job) -> bool:
+    def _hand_over(self, job: Job) -> bool:
         """Leave the item to another worker of the stage; or, in a first stage, to another line. Whether there is one."""
         with self.lock:
             if self.left == 1:
@@ -341,7 +241,7 @@ class _Stage:
             self.outbox.close()
         return True
 
-    def _handle(self, job: _Job, work: Work) -> None:
+    def _handle(self, job: Job, work: Work) -> None:
         if isinstance(job.value, Failure):
             return
         try:
@@ -353,7 +253,7 @@ class _Stage:
         except Exception as error:  # noqa: BLE001 - the thread's edge: handed on, raised by the caller
             job.value = Failure(self.stage, error, self.line, job.number)
 
-    def _hand_on(self, job: _Job) -> None:
+    def _hand_on(self, job: Job) -> None:
         if self.outbox is not None:
             self.outbox.put(job)
         else:
@@ -368,6 +268,37 @@ class _Stage:
             times.starved_ns += starved
             times.blocked_ns += blocked
             times.samples.append(busy)
+
+
+def run_at_once(task: Callable[[int], None], count: int, stop: Callable[[], None]) -> None:
+    """Do task(0) to task(count - 1) side by side, in a thread each, until all have ended. What the first that fails raises
+    is raised, after `stop`, which is to end the others.
+
+    A ThreadPoolExecutor would refuse a thread that asks for this when the main one has ended.
+    """
+    outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def run(k: int) -> None:
+        try:
+            task(k)
+            outcomes.put(None)
+        except BaseException as error:  # noqa: BLE001 - the thread's edge: raised by the caller
+            outcomes.put(error)
+
+    threads = [Thread(target=run, args=(k,), name=f"task {k}", daemon=True) for k in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            if (error := outcomes.get()) is not None:
+                raise error
+    except BaseException:
+        stop()
+        raise
+    finally:
+        for thread in threads:
+            if thread.ident is not None:  # it was started
+                thread.join()
 
 
 def run_all(stages: Sequence[Work], items: Iterable[Any], depth: int = 2) -> Iterator[Any]:

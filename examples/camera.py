@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import balancer
 from balancer.errors import StageError
 from balancer.inputs import random_items
+from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
+from balancer.runtime.recipes import Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -59,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         plan = balancer.save(balancer.balance(arguments.model, arguments.tpus), folder)
-        with Pipeline(plan, "sim") as pipeline:
+        # Frames are counted, not looked at: the simulated TPUs compute nothing, and keep the promised rate.
+        options = RunOptions(simulation=Simulation(outputs="none"))
+        with Pipeline(plan, "sim", options) as pipeline:
             frames = itertools.cycle(random_items(pipeline.interface.inputs, 8))
             camera = Camera(pipeline, frames, arguments.fps)
             camera.start()

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING
 
 import balancer
 from balancer.runtime.images import image_files, load_image
-from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
-from balancer.runtime.recipes import Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         # On real TPUs: compile the plan, and leave "sim" out.
         plan = balancer.save(balancer.balance(arguments.model, arguments.tpus, stages=arguments.tpus), folder)
-        options = RunOptions(simulation=Simulation(outputs="live"))
-        with Pipeline(plan, "sim", options) as pipeline:
+        with Pipeline(plan, "sim") as pipeline:
             (spec,) = pipeline.interface.inputs
             pictures = image_files(arguments.folder)
             start = time.perf_counter()

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balancer.workers import Failure, Finished, Stopped, Work, WorkerLost, Workers, run_all
+from balancer.queues import Finished, Stopped
+from balancer.workers import Failure, Work, WorkerLost, Workers, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

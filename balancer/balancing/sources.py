@@ -19,10 +19,11 @@ from balancer.graph import OpSet, op_set
 from balancer.inputs import random_items
 from balancer.plan import Plan, SegmentMeasurement, load_plan, parse_op_ranges
 from balancer.runtime.devices import device_names
-from balancer.runtime.measuring import SIMULATED, measure, segment_measurements
+from balancer.runtime.measuring import measure, segment_measurements
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
-from balancer.runtime.recipes import Simulation, promised
+from balancer.runtime.provenance import SIMULATED
+from balancer.runtime.recipes import NONE, Simulation, promised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -129,7 +130,7 @@ class PipelineTimes:
         options = self.options
         if self.truth is not None:
             plan = replace(self.truth(plan).plan, made=plan.made)
-            options = replace(options, simulation=Simulation(behaviours=self.truth.behaviours(plan)))
+            options = replace(options, simulation=Simulation(behaviours=self.truth.behaviours(plan), outputs=NONE))
         with tempfile.TemporaryDirectory(prefix="balancer-tune-") as folder:
             saved = save(replace(plan, segments=tuple(replace(s, measured=None) for s in plan.segments)), folder)
             with Pipeline(saved, self.devices, options) as pipeline:

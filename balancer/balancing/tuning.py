@@ -24,6 +24,7 @@ from balancer.balancing.solving import solve_setting
 from balancer.balancing.sources import TrueCosts, segment_sets
 from balancer.cost.hardware import Hardware, load_hardware, preset_names
 from balancer.errors import BalancerError, PlanError
+from balancer.runtime.provenance import mixture
 from balancer.solve import Options, Pipeline, Solution, Stage, evaluate, pipeline_rate, plan_rate
 from balancer.solve.bisection import Bisection, bisect_cuts
 from balancer.tflite.read import read_graph
@@ -189,7 +190,7 @@ class _Tuning:
 
 
 def _source(seen: Seen) -> str:
-    return next((s.measured.source for s in seen.plan.segments if s.measured), "")
+    return mixture(s.measured.source for s in seen.plan.segments if s.measured)
 
 
 def truth_of(plan: Plan, seed: int) -> TrueCosts:

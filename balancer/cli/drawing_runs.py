@@ -49,9 +49,12 @@ def measurement(found: Measurement) -> None:
         f"latency:    {milliseconds(found.latency_ns)} ms measured (median of {spread.count} inputs alone; p90 "
         f"{milliseconds(spread.p90)}), {milliseconds(found.predicted_latency_ns)} predicted"
     )
-    print(f"first inference: {milliseconds(found.first_inference_ns)} ms")
-    if found.failures:
-        print(f"failed: {found.failures} of {found.items}")
+    first = "failed" if found.first_inference_ns is None else f"{milliseconds(found.first_inference_ns)} ms"
+    print(f"first inference: {first}")
+    if found.failures or found.failures_alone:
+        alone = spread.count + found.failures_alone
+        print(f"failed: {found.failures} of {found.items} in steady state, {found.failures_alone} of {alone} alone")
+    print(*(f"note: {note}\n" for note in found.notes), sep="", end="")
 
 
 def round_line(found: TuneRound) -> str:

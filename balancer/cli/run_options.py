@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NONE_FIRST, LIVE_FIRST = ("none", "live", "recorded"), ("live", "recorded")
 _OUTPUTS = {
-    "none": "none: no outputs", "live": "live: computed on the CPU", "recorded": "recorded: computed before, replayed",
+    "none": "none: no outputs", "live": "live: computed on the CPU, which bounds all times", "recorded": "recorded: computed before, replayed",
 }  # fmt: skip
 
 
@@ -60,6 +60,16 @@ def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None
     )  # fmt: skip
     truth.add_argument("--sim-times", metavar="FILE.csv", help="TPUs that take recorded times: plan,stage,measured_ms")
     group.add_argument("--sim-jitter", type=_share, default=0.0, metavar="SHARE", help="of each latency, 0.02 say")
+
+
+def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> list[str]:
+    """A device for each TPU of the plan. Raises DeviceError where they are none; `none` is for the pipeline's own
+    benchmark, and computes nothing.
+    """
+    from balancer.runtime.devices import device_names
+
+    count = 1 + max(t for p in plan.pipelines for stage in p.stages for t in stage.tpus)
+    return device_names(arguments.devices, count)
 
 
 def run_options(

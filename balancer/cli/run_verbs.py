@@ -18,7 +18,7 @@ from balancer.cli.arguments import (
     whole_number,
 )  # fmt: skip
 from balancer.cli.compiler_options import add_compiler, compiler
-from balancer.cli.run_options import LIVE_FIRST, NONE_FIRST, add_devices, add_plan, run_options
+from balancer.cli.run_options import LIVE_FIRST, NONE_FIRST, add_devices, add_plan, chosen_devices, run_options
 from balancer.cli.solver_options import positive
 from balancer.errors import BalancerError, OutputError
 
@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     choose_interpreter(arguments)
     plan = load_plan(arguments.plan)
+    devices = chosen_devices(arguments, plan)
     given = _Inputs(Path(arguments.inputs), interface(plan_model(plan), plan.stem).inputs)
     folder = Path(arguments.outputs)
     _make_folder(folder)
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = run_options(arguments, plan, recorded, on_error=arguments.on_error)
     failures: list[str] = []
     with (
-        _runner(arguments, plan, options) as runner,
+        _runner(arguments, plan, devices, options) as runner,
         drawing.progress_bar("running", len(given.names), quiet=arguments.quiet or arguments.json) as advance,
     ):
         for k, result in enumerate(runner.map(given.items(going_on=arguments.on_error == "continue"))):
@@ -112,13 +113,15 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"cannot be made ({error.strerror})", str(folder), "choose another folder") from error
 
 
-def _runner(arguments: argparse.Namespace, plan: Plan, options: Any) -> Pipeline | PycoralRunner:
+def _runner(
+    arguments: argparse.Namespace, plan: Plan, devices: Sequence[str], options: Any
+) -> Pipeline | PycoralRunner:
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
 
     if arguments.runner == "pycoral":
-        return PycoralRunner(plan, arguments.devices)
-    return Pipeline(plan, arguments.devices, options)
+        return PycoralRunner(plan, devices)
+    return Pipeline(plan, devices, options)
 
 
 def _write(path: Path, result: Any, *, force: bool) -> list[str]:
@@ -194,9 +197,10 @@ def bench(arguments: argparse.Namespace) -> int:
 
     choose_interpreter(arguments)
     plan = load_plan(arguments.plan)
+    devices = chosen_devices(arguments, plan)
     inputs = random_items(interface(plan_model(plan), plan.stem).inputs, _BENCH_INPUTS)
     with (
-        Pipeline(plan, arguments.devices, run_options(arguments, plan, inputs)) as pipeline,
+        Pipeline(plan, devices, run_options(arguments, plan, inputs)) as pipeline,
         drawing.progress("measuring", quiet=arguments.quiet or arguments.json) as advance,
     ):
         found = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)

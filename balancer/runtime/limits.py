@@ -1,4 +1,4 @@
-"""A guard before the driver's limits."""
+"""Guards before a plan runs: the driver's limits, and other devices than it was made for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from balancer.plan import file_bytes
+from balancer.runtime.provenance import costed_for_others
 from balancer.tflite.package import is_compiled, read_package
 
 if TYPE_CHECKING:
@@ -44,3 +45,9 @@ def warn_of_mappings(plan: Plan, devices: Sequence[str]) -> None:
                     "%s needs about %d of the PCIe driver's %d page-table entries; where it fails with 'is not free', "
                     "cut it further", segment.name, entries, SIMPLE_ENTRIES,
                 )  # fmt: skip
+
+
+def warn_of_other_kinds(plan: Plan, devices: Sequence[str]) -> None:
+    """Log a warning where the plan's times are predicted for another kind of device. devices: by TPU."""
+    if said := costed_for_others(plan, devices):
+        _LOG.warning("%s", said)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from balancer.interpreter import runtime_label
 from balancer.plan import SegmentMeasurement
+from balancer.runtime.provenance import SIMULATED, SIMULATED_LIVE, costed_for_others, mixture, source_of
+from balancer.runtime.recipes import LIVE
 from balancer.version import VERSION
 from balancer.workers import Failure
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from balancer.runtime.pipeline import Inputs, Pipeline
     from balancer.runtime.statistics import StageStatistics
 
-DEVICE, SIMULATED, CPU = "device", "simulated", "cpu"
 _MOST_LATENCIES = 50
 _LEAST_LATENCIES = 3
 _LATENCY_SHARE = 0.3  # of the time
@@ -43,12 +44,15 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageMeasurement:
-    """One stage: predicted beside measured. share: of the time of the slowest one, replicas counted in."""
+    """One stage: predicted beside measured. source: on what it was measured, as `provenance` names it. share: of the time
+    of the slowest one, replicas counted in.
+    """
 
     pipeline: int
     stage: int
     segment: str
     devices: tuple[str, ...]
+    source: str
     predicted_ns: int
     stage_ns: int
     share: float
@@ -60,8 +64,11 @@ class StageMeasurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """A benchmark's result. source: "device", "simulated" or "cpu". latency_ns: median of one input alone; latency: all
-    of it. first_inference_ns: with the parameters being loaded. throughput_per_s: in steady state.
+    """A benchmark's result. source: of all stages, "device", "simulated", "simulated, computed live", "cpu", or "mixed:
+    ..." with each of them. latency_ns: median of one input alone; latency: all of it. predicted_handover_ns: the part of
+    predicted_latency_ns that is none of the stages' own. first_inference_ns: with the parameters being loaded; None
+    where that input failed. items: in steady state, failures: of them; throughput_per_s: of those that came through.
+    failures_alone: of the inputs that ran alone, which are no part of the latency. notes: what the numbers do not say.
     """
 
     plan: str
@@ -70,14 +77,17 @@ class Measurement:
     predicted_throughput_per_s: float
     latency_ns: int
     predicted_latency_ns: int
-    first_inference_ns: int
+    predicted_handover_ns: int
+    first_inference_ns: int | None
     latency: Distribution
     items: int
     failures: int
+    failures_alone: int
     seconds: float
     bottleneck: str | None
     predicted_bottleneck: str
     stages: tuple[StageMeasurement, ...]
+    notes: tuple[str, ...]
     versions: dict[str, str]
 
 
@@ -103,50 +113,80 @@ def measure(
 ) -> Measurement:
     """Run an entered pipeline on these inputs, over and over, for about so many seconds.
 
-    Raises StageError where an item fails, unless the pipeline goes on after errors: then failures are counted.
+    Raises StageError where an item fails, unless the pipeline goes on after errors: then failures are counted. Raises it
+    also where not one input comes through alone.
     """
     first = _one(pipeline, inputs[0])
-    latencies, end = [], time.monotonic() + seconds * _LATENCY_SHARE
-    for item, _ in zip(cycle(inputs), range(_MOST_LATENCIES), strict=False):
-        latencies.append(_one(pipeline, item))
-        if time.monotonic() > end and len(latencies) >= _LEAST_LATENCIES:
-            break
+    alone = _alone(pipeline, inputs, seconds * _LATENCY_SHARE)
+    latencies = [found for found in alone if isinstance(found, int)]
+    if not latencies:
+        raise next(found.error for found in alone if isinstance(found, Failure))
     rate = _steady(pipeline, inputs, seconds * (1 - _LATENCY_SHARE), progress)
     found = pipeline.statistics()
     plan = pipeline.plan
     slowest = max((s.stage_ns / len(s.devices) for s in found.stages), default=0) or 1
+    live = pipeline.simulation.outputs == LIVE
+    stages = tuple(_stage(plan, s, slowest, source_of(s.devices, live=live)) for s in found.stages)
     return Measurement(
         plan=plan.file_name,
-        source=source_of(pipeline.devices),
-        throughput_per_s=round(rate.items / rate.seconds, 6),
+        source=mixture(s.source for s in stages),
+        throughput_per_s=round((rate.items - rate.failures) / rate.seconds, 6),
         predicted_throughput_per_s=plan.predicted.throughput_per_s,
         latency_ns=distribution(latencies).median,
         predicted_latency_ns=plan.predicted.latency_ns,
-        first_inference_ns=first,
+        predicted_handover_ns=_handover_ns(plan),
+        first_inference_ns=first if isinstance(first, int) else None,
         latency=distribution(latencies),
         items=rate.items,
         failures=rate.failures,
+        failures_alone=len(alone) - len(latencies),
         seconds=round(rate.seconds, 3),
         bottleneck=found.bottleneck,
-        predicted_bottleneck=plan.pipelines[0].predicted.bottleneck,
-        stages=tuple(_stage(plan, s, slowest) for s in found.stages),
+        predicted_bottleneck=_predicted_bottleneck(plan),
+        stages=stages,
+        notes=_notes(pipeline, stages),
         versions={"balancer": VERSION, "python": sys.version.split()[0], "runtime": runtime_label()},
     )
 
 
-def source_of(devices: Sequence[str]) -> str:
-    """What a measurement on these devices is."""
-    if all(d in ("sim", "none") for d in devices):
-        return SIMULATED
-    return CPU if all(d == "cpu" for d in devices) else DEVICE
+def _predicted_bottleneck(plan: Plan) -> str:
+    """The slowest stage of all pipelines, as `statistics` names the measured one."""
+    stages = [stage for pipeline in plan.pipelines for stage in pipeline.stages]
+    return max(stages, key=lambda s: plan.segment(s.segment).predicted.stage_ns / s.replicas).segment
 
 
-def _one(pipeline: Pipeline, item: Inputs) -> int:
-    """ns from one input to its output, with nothing else in flight."""
+def _handover_ns(plan: Plan) -> int:
+    """Of the predicted latency, which is that of the slowest pipeline."""
+    slowest = max(plan.pipelines, key=lambda p: p.predicted.latency_ns)
+    return slowest.predicted.latency_ns - sum(plan.segment(s.segment).predicted.stage_ns for s in slowest.stages)
+
+
+def _notes(pipeline: Pipeline, stages: Sequence[StageMeasurement]) -> tuple[str, ...]:
+    notes = [costed_for_others(pipeline.plan, pipeline.devices)]
+    if any(SIMULATED_LIVE in s.source for s in stages):
+        notes.append("simulated TPUs computed their outputs on this CPU: no time is shorter than it takes")
+    handover = _handover_ns(pipeline.plan)
+    if handover and any(SIMULATED in s.source for s in stages):
+        notes.append(f"{handover / 1e6:.3f} ms of the predicted latency are hand-over between stages, which is not simulated")
+    return tuple(note for note in notes if note)
+
+
+def _alone(pipeline: Pipeline, inputs: Sequence[Inputs], seconds: float) -> list[int | Failure]:
+    """One after the other, for about so long, and at least a few."""
+    found, end = list[int | Failure](), time.monotonic() + seconds
+    for item, _ in zip(cycle(inputs), range(_MOST_LATENCIES), strict=False):
+        found.append(_one(pipeline, item))
+        if time.monotonic() > end and len(found) >= _LEAST_LATENCIES:
+            break
+    return found
+
+
+def _one(pipeline: Pipeline, item: Inputs) -> int | Failure:
+    """ns from one input to its output, with nothing else in flight; or what became of it."""
     start = time.perf_counter_ns()
     pipeline.push(item)
-    pipeline.pop()
-    return time.perf_counter_ns() - start
+    result = pipeline.pop()
+    return result if isinstance(result, Failure) else time.perf_counter_ns() - start
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +225,10 @@ def _steady(pipeline: Pipeline, inputs: Sequence[Inputs], seconds: float, progre
     return _Steady(taken, failures, last - start)
 
 
-def _stage(plan: Plan, found: StageStatistics, slowest: float) -> StageMeasurement:
+def _stage(plan: Plan, found: StageStatistics, slowest: float, source: str) -> StageMeasurement:
     return StageMeasurement(
         pipeline=found.pipeline, stage=found.stage, segment=found.segment, devices=found.devices,
-        predicted_ns=plan.segment(found.segment).predicted.stage_ns, stage_ns=found.stage_ns,
+        source=source, predicted_ns=plan.segment(found.segment).predicted.stage_ns, stage_ns=found.stage_ns,
         share=round(found.stage_ns / len(found.devices) / slowest, 4), queued_ns=found.queued_ns,
         starved_ns=found.starved_ns, blocked_ns=found.blocked_ns, items=found.items,
     )  # fmt: skip
@@ -202,7 +242,7 @@ def segment_measurements(found: Measurement) -> dict[str, SegmentMeasurement]:
     return {
         name: SegmentMeasurement(
             stage_ns=distribution([s.stage_ns for s in stages]).median, runs=sum(s.items for s in stages),
-            device=",".join(dict.fromkeys(d for s in stages for d in s.devices)), source=found.source,
+            device=",".join(dict.fromkeys(d for s in stages for d in s.devices)), source=mixture(s.source for s in stages),
         )
         for name, stages in by_segment.items()
     }  # fmt: skip

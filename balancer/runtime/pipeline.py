@@ -2,14 +2,17 @@
 
 Each TPU has a thread that hands it work. Interpreters on Edge TPUs, and all others on request, live in processes of
 their own (`remote`), with their tensors in shared memory (`tensors`).
+
+One that nobody closes is closed when Python ends (`_end`): a generator that was left in the middle, a bare `__enter__`.
 """
 
 from __future__ import annotations
 
+import atexit
 import math
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +20,23 @@ import numpy as np
 
 from balancer.errors import BalancerError, InputError, StageError
 from balancer.plan import Plan, load_plan
+from balancer.queues import Finished, Stopped
 from balancer.runtime.devices import device_names
 from balancer.runtime.executors import Executor, Recipe, make_executor
-from balancer.runtime.limits import warn_of_mappings
+from balancer.runtime.limits import warn_of_mappings, warn_of_other_kinds
+from balancer.runtime.mapping import Feeder, Turns
 from balancer.runtime.options import CONTINUE, RunOptions
-from balancer.runtime.recipes import Interface, interface, plan_model, recipes
+from balancer.runtime.recipes import NONE, Interface, interface, plan_model, recipes
 from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
 from balancer.runtime.tensors import FrameTensors, SharedFrames, Tensors, dead_after, layout, lives
-from balancer.workers import Failure, Finished, Stopped, Work, WorkerLost, Workers
+from balancer.workers import Failure, Work, WorkerLost, Workers, run_at_once
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _MOST_ITEMS = 256
 _POLL_S = 0.02
-_LEAVING_S = 0.5
 Inputs = Mapping[str, Any]
 Result = dict[str, Any]
 
@@ -61,34 +65,54 @@ class Pipeline:
         none = devices == "none"
         self.devices = ["none"] * count if none else device_names(devices, count)
         self.interface: Interface = interface(plan_model(self.plan), self.plan.stem)
-        self._recipes = recipes(self.plan, self.devices, self.options.simulation)
+        self.simulation = self.options.simulation.beside(self.devices)
+        self._recipes = recipes(self.plan, self.devices, self.simulation)
         self._executors: list[Executor | RemoteExecutor] = []
         self._frames: SharedFrames | None = None
         self._workers: Workers | None = None
         self._stopping = threading.Event()
         self._cause: StageError | None = None  # the item that stopped it
-        self._mapping = threading.Lock()
+        self._turns = Turns()
+        # Held while it opens and while it gives back, each thing once, whoever closes it how often. Again by the same
+        # thread: a signal's handler may close what it interrupts.
+        self._door = threading.RLock()
+        self._process = os.getpid()
 
     # Opening and closing
 
     def __enter__(self) -> Pipeline:
         """Open all devices. Raises BalancerError where one cannot be opened, or `stop` was called; then none is."""
-        if self._workers is not None:
-            raise RuntimeError("a pipeline is entered once")
-        warn_of_mappings(self.plan, self.devices)
+        with self._door:
+            if self._stopping.is_set():
+                raise self._stopped()
+            if self._workers is not None:
+                raise RuntimeError("a pipeline is entered once")
+            warn_of_mappings(self.plan, self.devices)
+            warn_of_other_kinds(self.plan, self.devices)
+            try:
+                self._start()
+            except BaseException:
+                self._give_back()
+                raise
+        return self
+
+    def _start(self) -> None:
         flat = [recipe for line in self._recipes for stage in line for recipe in stage]
         if any(self._needs_process(recipe) for recipe in flat):
             found = [lives(p, self.interface.outputs) for p in self._partitions()]
             self._frames = SharedFrames(layout(found), self._most)
         try:
             self._open(flat)
-            if self._stopping.is_set():
-                raise self._stopped()
-        except BaseException:
-            self._give_back()
-            raise
-        self._workers = Workers(self._lines(), depth=self.options.depth, most=self._most)
-        return self
+            self._workers = Workers(self._lines(), depth=self.options.depth, most=self._most)
+        except RuntimeError as error:
+            raise StageError(f"cannot be started ({error})", "pipeline", "raise the limit of threads: ulimit -u") from error
+        # After the workers' own: `atexit` calls the last one first, and this one ends processes that hang, too.
+        self._process = os.getpid()
+        atexit.register(self._end)
+        # Who stops it says so first, and then looks for workers: one of the two sees the other.
+        if self._stopping.is_set():
+            self._workers.stop()
+            raise self._stopped()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -102,19 +126,28 @@ class Pipeline:
             executor.interrupt()
 
     def close(self) -> None:
-        """Stop, and give back all threads, processes, devices and memory."""
+        """Stop, and give back all threads, processes, devices and memory. From any thread, any number of times: each
+        returns when all is given back.
+        """
         self.stop()
-        if self._workers is not None:
-            self._workers.join()
-        self._give_back()
+        with self._door:
+            self._give_back()
 
     def _give_back(self) -> None:
-        for executor in self._executors:
-            executor.close()
-        self._executors = []
-        if self._frames is not None:
-            self._frames.close()
-            self._frames = None
+        """With the door held."""
+        if self._workers is not None:
+            self._workers.join()
+        while self._executors:
+            self._executors.pop().close()
+        frames, self._frames = self._frames, None
+        if frames is not None:
+            frames.close()
+        atexit.unregister(self._end)
+
+    def _end(self) -> None:
+        """When Python ends. What a forked child has of a pipeline is its parent's."""
+        if os.getpid() == self._process:
+            self.close()
 
     def _partitions(self) -> list[list[Any]]:
         return [[self.plan.segment(stage.segment) for stage in p.stages] for p in self.plan.pipelines]
@@ -142,18 +175,18 @@ class Pipeline:
             if isinstance(executor, RemoteExecutor):
                 executor.open()
 
-        pool = ThreadPoolExecutor(max_workers=max(1, len(flat)))
+        stopped = []
+
+        def stop() -> None:  # nobody waits for a device that is no longer wanted
+            stopped.append(self._stopping.is_set())
+            self.stop()
+
         try:
-            for task in [pool.submit(make, k) for k in range(len(flat))]:
-                task.result()
-        except BaseException as error:
-            stopped = self._stopping.is_set()
-            self.stop()  # nobody waits for a device that is no longer wanted
-            if stopped and isinstance(error, BalancerError):
+            run_at_once(make, len(flat), stop)
+        except BalancerError as error:
+            if stopped[0]:
                 raise self._stopped() from error
             raise
-        finally:
-            pool.shutdown(cancel_futures=True)
         self._executors = [executor for executor in made if executor is not None]
 
     def _make(self, recipe: Recipe) -> Executor | RemoteExecutor:
@@ -178,7 +211,9 @@ class Pipeline:
 
     def _work(self, executor: Executor | RemoteExecutor, dead: tuple[str, ...], *, last: bool) -> Work:
         """What a stage's thread does with an item. last: it gives the result, and the item's memory is free."""
-        outputs, shared = self.interface.outputs, self._frames is not None
+        shared = self._frames is not None
+        # What nobody computed is no result, also where shared memory has a place for it.
+        outputs = () if self.simulation.outputs == NONE else self.interface.outputs
 
         def work(item: _Item) -> _Item | Result:
             executor.run(item.number, item.tensors)
@@ -197,13 +232,14 @@ class Pipeline:
         """Hand in an item, waiting for room; its number. Nothing ({}) ends the input, as in pycoral. Arrays are copied:
         the caller may use them again.
 
-        Raises InputError where it does not fit the model, TimeoutError, or StageError once the pipeline has stopped.
+        Raises InputError where it does not fit the model, or a map or run is going on, TimeoutError, or StageError once
+        the pipeline has stopped.
         """
-        workers = self._running()
-        if isinstance(inputs, Mapping) and not inputs:
-            workers.finish()
-            return -1
-        return self._push(inputs, timeout)
+        with self._turns.single():
+            if isinstance(inputs, Mapping) and not inputs:
+                self._running().finish()
+                return -1
+            return self._push(inputs, timeout)
 
     def _push(self, inputs: Inputs, timeout: float | None = None) -> int:
         workers, checked = self._running(), self._checked(inputs)
@@ -218,8 +254,12 @@ class Pipeline:
         """The next result, in the order of the items; None after the last one, once the input has ended.
 
         An item that failed is a Failure where `on_error` is "continue"; else it raises StageError, and the pipeline
-        stops. Raises TimeoutError, or StageError once the pipeline has stopped.
+        stops. Raises TimeoutError, InputError while a map or run is going on, or StageError once the pipeline has stopped.
         """
+        with self._turns.single():
+            return self._pop(timeout)
+
+    def _pop(self, timeout: float | None = None) -> Result | Failure | None:
         try:
             found = self._running().get(timeout)
         except Stopped:
@@ -236,8 +276,9 @@ class Pipeline:
         raise named.error
 
     def finish(self) -> None:
-        """No more items; those in flight still come out."""
-        self._running().finish()
+        """No more items; those in flight still come out. Raises InputError while a map or run is going on."""
+        with self._turns.single():
+            self._running().finish()
 
     def __iter__(self) -> Iterator[Result | Failure]:
         """Results until the last one; somebody else pushes, and ends the input."""
@@ -248,20 +289,17 @@ class Pipeline:
         """The results of these items, in their order. Items are taken from another thread, as fast as there is room.
 
         Leaving early stops the pipeline. What the items raise is raised here, after the results of those before. One
-        at a time: raises InputError while another `map` runs, or results of items that were pushed are not taken.
+        at a time: raises InputError while another `map` runs, another thread is in `push` or `pop`, or results of items
+        that were pushed are not taken.
         """
-        if not self._mapping.acquire(blocking=False):
-            raise InputError("another map or run is going on", "pipeline", "wait for its end, or use push and pop")
-        try:
+        with self._turns.mapping():
             left = self._running().results.in_flight
             if left:
                 raise InputError(f"results of {left} items are not taken yet", "pipeline", "pop them first")
             yield from self._mapped(items)
-        finally:
-            self._mapping.release()
 
     def _mapped(self, items: Iterable[Inputs]) -> Iterator[Result | Failure]:
-        feeder = _Feeder(self, items)
+        feeder = Feeder(self._push, self.stop, items)
         taken = 0
         try:
             while True:
@@ -269,7 +307,7 @@ class Pipeline:
                 if over and taken == feeder.pushed:
                     break
                 try:
-                    found = self.pop(_POLL_S)
+                    found = self._pop(_POLL_S)
                 except TimeoutError:
                     continue
                 if found is None:
@@ -328,10 +366,11 @@ class Pipeline:
         checked = {}
         for spec in self.interface.inputs:
             if spec.name not in inputs:
-                raise InputError(
-                    f"input '{spec.name}' is missing", "item", f"give {[s.name for s in self.interface.inputs]}"
-                )
-            value = np.asarray(inputs[spec.name])
+                raise InputError(f"input '{spec.name}' is missing", "item", wanted)
+            try:
+                value = np.asarray(inputs[spec.name])
+            except (ValueError, TypeError) as error:
+                raise InputError(f"input '{spec.name}' is no array ({error})", "item", wanted) from error
             if value.dtype != np.dtype(spec.dtype) or value.shape != spec.shape:
                 what = f"input '{spec.name}' is {value.dtype} {list(value.shape)}"
                 raise InputError(what, "item", f"make it {spec.dtype} {list(spec.shape)}")
@@ -339,45 +378,13 @@ class Pipeline:
         return checked
 
     def _item(self, number: int, inputs: Result) -> _Item:
-        if self._frames is None:
+        frames = self._frames
+        if frames is None:
             return _Item(number, {name: np.array(value) for name, value in inputs.items()})
         # Items in flight have consecutive numbers, no more than there are frames.
-        frame = number % self._frames.count
-        tensors = FrameTensors(frame, self._frames.view(frame))
+        frame = number % frames.count
+        tensors = FrameTensors(frame, frames.view(frame))
         for name, value in inputs.items():
             tensors[name] = value
         return _Item(number, tensors)
 
-
-class _Feeder:
-    """Pushes items from a thread of its own."""
-
-    def __init__(self, pipeline: Pipeline, items: Iterable[Inputs]) -> None:
-        self.pipeline, self.items = pipeline, items
-        self.pushed = 0
-        self.error: BaseException | None = None
-        self.over = threading.Event()
-        self.leaving = False
-        self.thread = threading.Thread(target=self._feed, name="feeder", daemon=True)
-        self.thread.start()
-
-    def _feed(self) -> None:
-        try:
-            for item in self.items:
-                if self.leaving:
-                    break
-                self.pipeline._push(item)
-                self.pushed += 1
-        except BaseException as error:  # noqa: BLE001 - the thread's edge: raised by the consumer
-            self.error = error
-        finally:
-            self.over.set()
-
-    def end(self) -> None:
-        """The thread may be waiting for room, which it is told; or for its source, which nobody can end: then it is left,
-        and ends with the next item.
-        """
-        self.leaving = True
-        if not self.over.is_set():
-            self.pipeline.stop()
-        self.thread.join(_LEAVING_S)

@@ -17,6 +17,7 @@ import numpy as np
 from balancer.errors import DependencyError, PlanError
 from balancer.plan import Plan, file_bytes, pycoral_obstacle
 from balancer.runtime.devices import device_names
+from balancer.runtime.limits import warn_of_other_kinds
 from balancer.runtime.recipes import interface, plan_model
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class PycoralRunner:
         self._runner: Any = None
 
     def __enter__(self) -> PycoralRunner:
+        warn_of_other_kinds(self.plan, self.devices)
         edgetpu = self._module("pycoral.utils.edgetpu")
         runners = self._module("pycoral.pipeline.pipelined_model_runner")
         interpreters = []

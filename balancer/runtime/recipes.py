@@ -27,13 +27,26 @@ LIVE, RECORDED, NONE = "live", "recorded", "none"
 class Simulation:
     """What is true of simulated TPUs. behaviours: by segment, the plan's own stage times where there is none.
 
-    outputs: "none", "live" (computed on the CPU as they run), or "recorded" (recordings: by segment, the outputs of
-    item k at k % len).
+    outputs: "live" (computed on the CPU as they run, so that they take at least as long as it does), "recorded"
+    (recordings: by segment, the outputs of item k at k % len), or "none": no results, for rates alone.
     """
 
     behaviours: Mapping[str, Behaviour] | None = None
-    outputs: str = NONE
+    outputs: str = LIVE
     recordings: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for outputs that are none of these, or recorded ones without a record."""
+        if self.outputs not in (LIVE, RECORDED, NONE):
+            raise ValueError(f"outputs must be '{LIVE}', '{RECORDED}' or '{NONE}', not {self.outputs!r}")
+        if self.outputs == RECORDED and not self.recordings:
+            raise ValueError("recorded outputs need recordings")
+
+    def beside(self, devices: Sequence[str]) -> Simulation:
+        """As it is on these devices: what comes behind a simulated TPU, and is none itself, needs true inputs."""
+        if self.outputs == NONE and not set(devices) <= {"sim", "none"}:
+            return replace(self, outputs=LIVE)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +79,6 @@ def recipes(plan: Plan, devices: Sequence[str], simulation: Simulation) -> list[
 
     Raises PlanError where a file that is needed is not there.
     """
-    if simulation.outputs == NONE and not set(devices) <= {"sim", "none"}:
-        simulation = replace(simulation, outputs=LIVE)  # what comes behind a simulated TPU needs true inputs
     known: dict[tuple[str, str], Recipe] = {}
 
     def made(segment: Segment, device: str) -> Recipe:

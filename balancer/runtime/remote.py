@@ -17,19 +17,22 @@ import subprocess
 import sys
 import threading
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from balancer.errors import BalancerError, StageError
 from balancer.runtime.tensors import FrameTensors, SharedFrames
 from balancer.workers import WorkerLost
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from balancer.runtime.executors import Recipe
     from balancer.runtime.tensors import Tensors
 
 _LOG = logging.getLogger(__name__)
 CALL = struct.Struct("<qq")  # item, frame
 OK, BESIDE, REFUSED = b"o", b"b", b"r"
+_T = TypeVar("_T")
 _LAST_BYTES = 4096
 OPENING_S = 120.0  # firmware, retries and the first load included
 
@@ -45,10 +48,10 @@ class RemoteExecutor:
         self._given_up = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._said = os.memfd_create("balancer-log")  # what the process and the driver in it print
+        self._said = self._made(lambda: os.memfd_create("balancer-log"))  # what the process and the driver in it print
 
     def open(self) -> None:
-        """Start the process. Raises StageError where it cannot open what it needs, or was interrupted."""
+        """Start the process. Raises StageError where it cannot be started, cannot open what it needs, or was interrupted."""
         self._start()
 
     def run(self, item: int, tensors: Tensors) -> None:
@@ -72,10 +75,13 @@ class RemoteExecutor:
                 self._process.wait()
 
     def close(self) -> None:
+        """From any thread, any number of times; nobody is in `run` any more."""
         with self._lock:
             self._closed = True
             self._end()
-        os.close(self._said)
+            if self._said >= 0:
+                os.close(self._said)
+                self._said = -1  # by now the number may be a stranger's
 
     @property
     def pid(self) -> int | None:
@@ -123,7 +129,7 @@ class RemoteExecutor:
             self._end()
             if self._closed or not self.restarts_left:
                 self._given_up = reason
-                raise WorkerLost(f"{self.recipe.segment} on {self.recipe.device}: {reason}")
+                raise WorkerLost(f"{self._where}: {reason}")
             self.restarts_left -= 1
         _LOG.warning(
             "%s on %s: %s; started anew, %d more times at most", self.recipe.segment, self.recipe.device, reason,
@@ -133,25 +139,36 @@ class RemoteExecutor:
             self._start()
         except BalancerError as error:
             self.restarts_left = 0
-            raise WorkerLost(f"{self.recipe.segment} on {self.recipe.device}: {error}") from error
+            raise WorkerLost(f"{self._where}: {error}") from error
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
+        ours, theirs = self._made(socket.socketpair)
         passed = (theirs.fileno(), self.frames.fd)
         command = [sys.executable, "-m", "balancer.runtime.host", *map(str, passed)]
-        with self._lock:
+        with ours, theirs, self._lock:
             if self._closed:
-                ours.close()
-                theirs.close()
-                raise StageError("was stopped", f"{self.recipe.segment} on {self.recipe.device}", "make a new pipeline")
+                raise StageError("was stopped", self._where, "make a new pipeline")
             # A session of its own: Ctrl-C is the parent's to answer.
-            self._process = subprocess.Popen(
-                command, pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL, stdout=self._said,
-                stderr=subprocess.STDOUT, env=_environment(),
+            self._process = self._made(
+                lambda: subprocess.Popen(
+                    command, pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL, stdout=self._said,
+                    stderr=subprocess.STDOUT, env=_environment(),
+                )
             )  # fmt: skip
-            theirs.close()
             self._connection = Connection(ours.detach())
         self._greet()
+
+    def _made(self, make: Callable[[], _T]) -> _T:
+        """What the system gives, if it does: files, memory and processes have limits."""
+        try:
+            return make()
+        except OSError as error:
+            what = f"its process cannot be started ({error.strerror or error})"
+            raise StageError(what, self._where, "end other programs, or raise the limits (ulimit -n, ulimit -u)") from error
+
+    @property
+    def _where(self) -> str:
+        return f"{self.recipe.segment} on {self.recipe.device}"
 
     def _greet(self) -> None:
         """Hand the process its work, and wait until it has opened what it needs."""
@@ -170,8 +187,7 @@ class RemoteExecutor:
             what = f"its process ended while it opened ({self._how_it_ended()})"
         with self._lock:
             self._end()
-        where = f"{self.recipe.segment} on {self.recipe.device}"
-        raise StageError(what, where, remedy)
+        raise StageError(what, self._where, remedy)
 
     def _end(self) -> None:
         """With the lock held."""

@@ -118,14 +118,16 @@ class SharedFrames:
 
     def __init__(self, plan: Layout, count: int, fd: int | None = None) -> None:
         self.layout, self.count = plan, count
-        self.fd = os.memfd_create("balancer") if fd is None else fd
+        size = plan.frame_bytes * count
+        self.fd = -1 if fd is None else fd
         try:
             if fd is None:
-                os.ftruncate(self.fd, plan.frame_bytes * count)
-            self._memory = mmap.mmap(self.fd, plan.frame_bytes * count)
+                self.fd = os.memfd_create("balancer")
+                os.ftruncate(self.fd, size)
+            self._memory = mmap.mmap(self.fd, size)
         except OSError as error:
-            os.close(self.fd)
-            size = plan.frame_bytes * count
+            if self.fd >= 0:
+                os.close(self.fd)
             raise PlanError(
                 f"{size} bytes of shared memory are not to be had ({error.strerror})", "pipeline", "use a shorter queue"
             ) from error
