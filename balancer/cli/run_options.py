@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 NONE_FIRST, LIVE_FIRST = ("none", "live", "recorded"), ("live", "recorded")
 _OUTPUTS = {
-    "none": "none: no outputs", "live": "live: computed on the CPU, which bounds all times", "recorded": "recorded: computed before, replayed",
+    "none": "none: no outputs",
+    "live": "live: computed on the CPU, which bounds all times",
+    "recorded": "recorded: computed before, replayed",
 }  # fmt: skip
 
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from balancer.solve import Constraints
 
 SOLVERS = (
-    "auto", "chain", "downset", "cpsat", "shortest-path", "equal-op-counts", "parameter-count", "depth-balanced", "profiling-bisection",
-    "dfs-interval-dp", "exhaustive",
+    "auto", "chain", "downset", "cpsat", "shortest-path", "equal-op-counts", "parameter-count", "depth-balanced",
+    "profiling-bisection", "dfs-interval-dp", "exhaustive",
 )  # fmt: skip
 _MOST = 1 << 40
 _MOST_OPS = 4096  # of any model; that of this one is checked when it is read
