@@ -77,8 +77,7 @@ def _on_cpu(found: Evidence) -> OpSet:
 def corrected(setting: Setting, evidence: Iterable[Evidence]) -> Profile:
     """The setting's own profile with all that was learnt. The setting: as it was before anything was compiled."""
     found = list(evidence)
-    profile = setting.profile or Profile("", {})
-    profile = replace(profile, label=profile.label_with(LABEL))
+    profile = (setting.profile or Profile("", {})).taught_by(LABEL)
     while untaken := _untaken(_costs(setting, profile), found):
         profile = _with(profile, {op: {"mapped": False} for op in untaken})
     profile = _with(profile, {op: {"parameter_bytes": b} for op, b in _sizes(_costs(setting, profile), found).items()})

@@ -99,7 +99,7 @@ class _Fit:
             for name in names
         }
         by_type = dict(zip(self.types, factors[len(_LINKS) :], strict=True))
-        old = self.setting.profile or Profile("", {})
+        old = (self.setting.profile or Profile("", {})).taught_by(LABEL)
         costs = self.setting.costs
         ops = dict(old.ops)
         for op in self.setting.graph.ops:
@@ -108,7 +108,7 @@ class _Fit:
             base = costs.cpu[i] if costs.unmapped >> i & 1 else costs.compute[i]
             if factor != 1.0:
                 ops[i] = replace(ops.get(i, OpCosts()), ns=round(base * factor))
-        profile = replace(old, label=old.label_with(LABEL), ops=ops, constants={**old.constants, **links})
+        profile = replace(old, ops=ops, constants={**old.constants, **links})
         return replace(self.setting, profile=profile)
 
     def with_rest(self, theta: Any) -> Setting:

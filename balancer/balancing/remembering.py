@@ -43,8 +43,9 @@ def known_costs(profile: Profile | None) -> KnownCosts | None:
         return None
     most = profile.room_most_bytes
     return KnownCosts(
-        label=profile.label, constants=dict(profile.constants), room_per_million=profile.room_per_million,
-        room_more_bytes=profile.room_more_bytes, room_most_bytes=None if most >= UNBOUNDED else most,
+        label=profile.label, learnt_from=profile.learnt_from, constants=dict(profile.constants),
+        room_per_million=profile.room_per_million, room_more_bytes=profile.room_more_bytes,
+        room_most_bytes=None if most >= UNBOUNDED else most,
         ops=tuple(KnownOp(op=i, **dataclasses.asdict(profile.ops[i])) for i in sorted(profile.ops)),
     )  # fmt: skip
 
@@ -59,6 +60,7 @@ def _profile(costs: KnownCosts | None) -> Profile | None:
         costs.room_more_bytes,
         UNBOUNDED if costs.room_most_bytes is None else costs.room_most_bytes,
         {name: value for name, value in costs.constants.items() if name in _CONSTANTS},
+        costs.learnt_from,
     )
 
 

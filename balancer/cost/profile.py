@@ -41,8 +41,8 @@ class OpCosts:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """ops: by index. label: what the costs come from, as plans name it. room_*: see `capacity.Room`. constants: of the
-    hardware, by name, those that were found to be others.
+    """ops: by index. label: the file that the costs come from, empty for none. room_*: see `capacity.Room`. constants:
+    of the hardware, by name, those that were found to be others. learnt_from: what else has taught them.
     """
 
     label: str
@@ -51,17 +51,16 @@ class Profile:
     room_more_bytes: int = 0
     room_most_bytes: int = UNBOUNDED
     constants: Mapping[str, int] = field(default_factory=dict)
+    learnt_from: tuple[str, ...] = ()
 
     def hardware(self, given: Hardware) -> Hardware:
         """The hardware with the constants that were found to be others."""
         changes: dict[str, Any] = dict(self.constants)
         return replace(given, **changes)
 
-    def label_with(self, source: str) -> str:
-        """Its label once it has learnt from this source, too."""
-        if self.label == source or self.label.endswith(f" + {source}"):
-            return self.label
-        return f"{self.label} + {source}" if self.label else source
+    def taught_by(self, source: str) -> Profile:
+        """The same, that says that it has learnt from this source, too."""
+        return self if source in self.learnt_from else replace(self, learnt_from=(*self.learnt_from, source))
 
 
 def load_profile(path: str | Path, graph: Graph, sha256: str) -> Profile:

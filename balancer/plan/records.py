@@ -228,7 +228,8 @@ class Plan:
     @property
     def costs_label(self) -> str:
         """Where its predicted costs come from, to be shown."""
-        return f"{self.hardware.name} + {self.costs.label}" if self.costs else self.hardware.name
+        learnt = (self.costs.label, *self.costs.learnt_from) if self.costs else ()
+        return " + ".join(filter(None, (self.hardware.name, *learnt)))
 
     @property
     def file_name(self) -> str:

@@ -32,13 +32,15 @@ class KnownOp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownCosts:
-    """What replaced the predicted costs. label: where it comes from (a profile file, compiler reports, measured stages).
+    """What replaced the predicted costs. label: the profile file that they come from, empty for none. learnt_from: what
+    else has taught them (compiler reports, measured stages).
 
     constants: of the hardware, those that were found to be others. room_*: how room for parameters on the chip differs
     from the predicted one: so many bytes of a million, so many more, at most so many.
     """
 
     label: str
+    learnt_from: tuple[str, ...]
     constants: dict[str, int]
     room_per_million: int
     room_more_bytes: int
