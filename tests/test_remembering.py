@@ -162,8 +162,8 @@ def test_a_plan_of_before_is_tuned_and_said_to_remember_nothing(
 
 
 COSTS = {
-    "label": "p", "learnt_from": [], "constants": {}, "room_per_million": 1, "room_more_bytes": 0, "room_most_bytes": None,
-    "ops": [],
+    "label": "p", "learnt_from": [], "constants": {}, "room_per_million": 1, "room_more_bytes": 0, "room_fewer_bytes": 0,
+    "room_most_bytes": None, "ops": [],
 }  # fmt: skip
 OP = {"op": 0, "ns": None, "parameter_bytes": None, "scratch_bytes": None, "mapped": None}
 HELD = {"pipelines": None, "replicas": None, "stages": None, "overflow": None, "limits": None}
@@ -181,7 +181,8 @@ LIMITS = {
         {"costs": COSTS | {"ops": [OP, OP]}},
         {"costs": COSTS | {"constants": {"input_ns_per_mib": 10**30}}},
         {"costs": COSTS | {"room_per_million": -1}},
-        {"costs": COSTS | {"room_more_bytes": -(10**30)}},
+        {"costs": COSTS | {"room_fewer_bytes": -1}},
+        {"costs": COSTS | {"room_more_bytes": 10**30}},
         {"held_to": HELD | {"pipelines": 0}},
         {"held_to": HELD | {"stages": 10**15}},
         {"held_to": HELD | {"overflow": "maybe"}},

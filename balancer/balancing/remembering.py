@@ -13,6 +13,7 @@ from balancer.cost.profile import OpCosts, Profile
 from balancer.errors import PlanError
 from balancer.graph import members, op_set
 from balancer.plan import HeldTo, KnownCosts, KnownOp, Limits, OpAtStage, Plan, op_ranges, parse_op_ranges
+from balancer.plan.remembered import LARGEST
 from balancer.solve import Constraints, Options
 from balancer.tflite.read import read_graph
 
@@ -44,8 +45,8 @@ def known_costs(profile: Profile | None) -> KnownCosts | None:
     most = profile.room_most_bytes
     return KnownCosts(
         label=profile.label, learnt_from=profile.learnt_from, constants=dict(profile.constants),
-        room_per_million=profile.room_per_million, room_more_bytes=profile.room_more_bytes,
-        room_most_bytes=None if most >= UNBOUNDED else most,
+        room_per_million=profile.room_per_million, room_more_bytes=max(0, profile.room_more_bytes),
+        room_fewer_bytes=max(0, -profile.room_more_bytes), room_most_bytes=None if most >= UNBOUNDED else most,
         ops=tuple(KnownOp(op=i, **dataclasses.asdict(profile.ops[i])) for i in sorted(profile.ops)),
     )  # fmt: skip
 
@@ -57,7 +58,7 @@ def _profile(costs: KnownCosts | None) -> Profile | None:
         costs.label,
         {o.op: OpCosts(o.ns, o.parameter_bytes, o.scratch_bytes, o.mapped) for o in costs.ops},
         costs.room_per_million,
-        costs.room_more_bytes,
+        costs.room_more_bytes - costs.room_fewer_bytes,
         UNBOUNDED if costs.room_most_bytes is None else costs.room_most_bytes,
         {name: value for name, value in costs.constants.items() if name in _CONSTANTS},
         costs.learnt_from,
@@ -84,10 +85,16 @@ def _limits(constraints: Constraints) -> Limits:
     return Limits(
         pinned=_placed(constraints.pinned.items()), kept_from=_placed(constraints.kept_from),
         together=tuple(op_ranges(members(group)) for group in constraints.together),
-        max_boundary_tensors=constraints.max_boundary_tensors, max_boundary_bytes=constraints.max_boundary_bytes,
-        max_segment_bytes=constraints.max_segment_bytes, max_latency_ns=constraints.max_latency_ns,
-        max_objective_ns=constraints.max_objective_ns,
+        max_boundary_tensors=_stored(constraints.max_boundary_tensors),
+        max_boundary_bytes=_stored(constraints.max_boundary_bytes),
+        max_segment_bytes=_stored(constraints.max_segment_bytes), max_latency_ns=_stored(constraints.max_latency_ns),
+        max_objective_ns=_stored(constraints.max_objective_ns),
     )  # fmt: skip
+
+
+def _stored(most: int | None) -> int | None:
+    """A limit as a file can hold it: a larger one would limit nothing, either."""
+    return None if most is None else min(most, LARGEST)
 
 
 def _constraints(limits: Limits, n_ops: int) -> Constraints:

@@ -207,7 +207,9 @@ class _Tuning:
         except InfeasibleError:
             return found, rows  # the limits forbid what was measured, too
         least = min(bound.bound_ns, found.value.objective_ns)
-        return replace(found, solver=bound.solver, over=bound.over, bound_ns=least), rows
+        return replace(
+            bound, pipelines=found.pipelines, value=found.value, bound_ns=least, statistics=found.statistics
+        ), rows
 
     def _no_proof(self, known: Setting, found: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
         """At once: nobody waits after Ctrl-C."""

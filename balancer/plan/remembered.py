@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 OVERFLOW = ("stream", "error")
-_LARGEST = 10**12  # ns or bytes: as in profile files
+LARGEST = 1 << 53  # of any number here: what a float holds exactly, so that any JSON reader has it
 _REMEDY = "solve again, or mend the file"
 
 
@@ -36,7 +36,7 @@ class KnownCosts:
     else has taught them (compiler reports, measured stages).
 
     constants: of the hardware, those that were found to be others. room_*: how room for parameters on the chip differs
-    from the predicted one: so many bytes of a million, so many more, at most so many.
+    from the predicted one: so many bytes of a million, so many more and fewer, at most so many.
     """
 
     label: str
@@ -44,6 +44,7 @@ class KnownCosts:
     constants: dict[str, int]
     room_per_million: int
     room_more_bytes: int
+    room_fewer_bytes: int
     room_most_bytes: int | None
     ops: tuple[KnownOp, ...]
 
@@ -92,18 +93,17 @@ def check_remembered(costs: KnownCosts | None, held_to: HeldTo | None, n_ops: in
 
 
 def _check_costs(costs: KnownCosts, n_ops: int, where: str) -> None:
-    _check_within(costs.constants.values(), 0, _LARGEST, where)
-    _check_within((costs.room_per_million, costs.room_most_bytes), 0, _LARGEST, where)
-    _check_within([costs.room_more_bytes], -_LARGEST, _LARGEST, where)
+    room = (costs.room_per_million, costs.room_more_bytes, costs.room_fewer_bytes, costs.room_most_bytes)
+    _check_within((*costs.constants.values(), *room), 0, LARGEST, where)
     for known in costs.ops:
         _check_within([known.op], 0, n_ops - 1, where)
-        _check_within((known.ns, known.parameter_bytes, known.scratch_bytes), 0, _LARGEST, where)
+        _check_within((known.ns, known.parameter_bytes, known.scratch_bytes), 0, LARGEST, where)
     if len({known.op for known in costs.ops}) < len(costs.ops):
         raise PlanError("an op is listed twice", where, _REMEDY)
 
 
 def _check_held(held: HeldTo, n_ops: int, n_tpus: int, where: str) -> None:
-    _check_within((held.pipelines, held.replicas), 1, _LARGEST, where)
+    _check_within((held.pipelines, held.replicas), 1, LARGEST, where)
     _check_within([held.stages], 1, n_tpus, where)
     if held.overflow not in (None, *OVERFLOW):
         raise PlanError(f"overflow is '{held.overflow}'", where, f"make it one of {', '.join(OVERFLOW)}, or null")
@@ -116,7 +116,7 @@ def _check_limits(limits: Limits, n_ops: int, n_tpus: int, where: str) -> None:
     _check_within((p.op for p in placed), 0, n_ops - 1, where)
     _check_within((p.stage for p in placed), 0, n_tpus - 1, where)
     most = (limits.max_boundary_tensors, limits.max_boundary_bytes, limits.max_segment_bytes)
-    _check_within((*most, limits.max_latency_ns, limits.max_objective_ns), 0, _LARGEST, where)
+    _check_within((*most, limits.max_latency_ns, limits.max_objective_ns), 0, LARGEST, where)
     try:
         for group in limits.together:
             parse_op_ranges(group, n_ops)
