@@ -16,6 +16,7 @@ from balancer.balancing.sources import TrueCosts, segment_sets
 from balancer.balancing.tuning import Tuned, tune
 from balancer.cli.main import main
 from balancer.errors import ConstraintError, InfeasibleError
+from balancer.plan.remembered import check_remembered
 from balancer.solve import Constraints, Options
 from balancer.tflite import synth
 
@@ -73,6 +74,9 @@ def test_constraints_come_back_from_a_plan_as_they_were() -> None:
     options = Options(max_pipelines=2, max_replicas=3, constraints=constraints)
     assert options_of(held_to(options, "error"), 5) == options
     assert options_of(held_to(Options(stages=3), None), 5) == Options(stages=3)
+    endless = held_to(Options(constraints=Constraints(max_latency_ns=10**20)), None)
+    check_remembered(None, endless, 5, 2, "plan")
+    assert (options_of(endless, 5).constraints.max_latency_ns or 0) > 10**15
 
 
 def test_one_pipeline_stays_one() -> None:
@@ -225,7 +229,7 @@ def test_an_output_in_the_way_is_named_before_anything_is_measured(
     path = _saved(tmp_path, SMALL, 2)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
-    for output in ("file", "file/below", "gone", "plan"):
+    for output in ("file", "file/below", "gone", "x" * 300, "plan"):
         for force in ([], ["--force"]) if output != "plan" else ([],):
             assert main(["tune", path, *SIM, "-o", str(tmp_path / output), *force]) == 1
             captured = capsys.readouterr()
@@ -257,7 +261,7 @@ def test_ctrl_c_keeps_the_best_round_so_far() -> None:
     plan, source = _moving()
     found = tune(plan, replace(source, interrupt=2, asked=[]))
     assert len(found.rounds) == 1
-    assert "interrupted after 1 round" in found.ended
+    assert "interrupted after round 1" in found.ended
     assert [s.ops for s in found.plan.segments] == [s.ops for s in plan.segments]
     assert all(s.measured for s in found.plan.segments)
     assert found.plan.solver.bound_ns == 0  # nothing is proven in a hurry

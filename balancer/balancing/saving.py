@@ -154,13 +154,16 @@ def check_folder(target: Path, *, force: bool) -> None:
     """Raises OutputError where a plan's directory could not be written, or holds files (without force): before the
     work, not after it.
     """
-    if target.is_dir():
-        if not force and any(target.iterdir()):
+    try:
+        there = next(p for p in (target, *target.absolute().parents) if p.exists() or p.is_symlink())
+        if not there.is_dir():
+            raise OutputError("is no directory", str(there), "choose another directory")
+        if there == target and not force and any(target.iterdir()):
             raise OutputError("is there already", str(target), "use --force to replace it, or choose another directory")
-    elif target.exists() or target.is_symlink():
-        raise OutputError("is no directory", str(target), "choose another directory")
-    there = next(p for p in (target, *target.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    except OSError as error:
+        what = f"cannot be looked at ({error.strerror})"
+        raise OutputError(what, str(target), "choose another directory") from error
+    if not os.access(there, os.W_OK | os.X_OK):
         raise OutputError("cannot be written to", str(there), "choose another directory")
 
 

@@ -110,7 +110,7 @@ class _Tuning:
             ended = self._improve(rounds)
             found = self._best(self._proof)
         except KeyboardInterrupt:
-            ended = f"interrupted after {len(self.rounds)} rounds"
+            ended = f"interrupted after round {len(self.rounds)}"
             found = self._best(self._no_proof)
         best = self.rounds[self._best_round]
         return Tuned(found, tuple(self.rounds), ended, best, self.aim.gain(self.rounds[0].measured, best.measured))
