@@ -178,3 +178,5 @@ def test_simulated_tpus_never_compute_while_they_are_measured(
         found = PipelineTimes(devices=devices, seconds=0.3, options=options)(plans[0])
         assert all(s.measured for s in found.plan.segments)
     assert seen == ["none", "recorded"]
+    with pytest.raises(ValueError, match="not 'live'"):
+        PipelineTimes(devices="sim", outputs="live")

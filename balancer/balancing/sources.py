@@ -127,8 +127,8 @@ class PipelineTimes:
     compiled yet; None where none is needed.
 
     truth: of simulated TPUs, for whatever plan is measured; None: what that plan predicts. jitter: of their latencies.
-    They compute nothing, or replay: what they computed live would take this CPU's time, not theirs. So they replay where
-    the options say so, and where other devices need true inputs.
+    outputs: "none", or "recorded" to replay what was computed before, as they do anyhow where other devices need true
+    inputs. Nothing is computed live: that would take this CPU's time, not theirs. The options' simulation does not count.
     """
 
     devices: str | Sequence[str] | None
@@ -137,6 +137,12 @@ class PipelineTimes:
     compiler: Callable[[], Compiler] | None = None
     truth: Source | None = None
     jitter: float = 0.0
+    outputs: str = NONE
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for outputs that say nothing of devices."""
+        if self.outputs not in (NONE, REPLAYED):
+            raise ValueError(f"outputs must be '{NONE}' or '{REPLAYED}', not {self.outputs!r}")
 
     def __call__(self, plan: Plan) -> Seen:
         tpus = 1 + max(t for p in plan.pipelines for stage in p.stages for t in stage.tpus)
@@ -161,8 +167,7 @@ class PipelineTimes:
             known = {s.name: replace(promised(plan, s), jitter=self.jitter) for s in plan.segments}
         else:
             known = behaviours(plan, self.truth, self.jitter)
-        replayed = self.options.simulation.outputs == REPLAYED or set(devices) != {"sim"}
-        if not replayed:
+        if self.outputs == NONE and set(devices) == {"sim"}:
             return Simulation(behaviours=known, outputs=NONE)
         return Simulation(behaviours=known, outputs=REPLAYED, recordings=recorded_outputs(plan, items))
 

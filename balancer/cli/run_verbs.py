@@ -302,7 +302,6 @@ def _source(arguments: argparse.Namespace, plan: Plan) -> Any:
     from balancer.balancing.remembering import setting_of
     from balancer.balancing.sources import PipelineTimes, RecordedTimes, TrueCosts
     from balancer.runtime.options import RunOptions
-    from balancer.runtime.recipes import Simulation
 
     if arguments.sim_outputs == "live":
         what = "what is computed live takes the time of this CPU, which says nothing of Edge TPUs"
@@ -313,12 +312,8 @@ def _source(arguments: argparse.Namespace, plan: Plan) -> Any:
     names = {name.strip() for name in (arguments.devices or "").split(",")}
     if truth is None and "sim" in names:
         truth = TrueCosts(setting_of(plan))  # what this plan was costed with, whatever other plans learn
-    options = RunOptions(
-        processes=arguments.processes,
-        seconds=arguments.item_timeout,
-        simulation=Simulation(outputs=arguments.sim_outputs),
-    )
+    options = RunOptions(processes=arguments.processes, seconds=arguments.item_timeout)
     return PipelineTimes(
         devices=arguments.devices, seconds=arguments.seconds, options=options, truth=truth, jitter=arguments.sim_jitter,
-        compiler=None if names <= {"sim", "cpu"} else partial(compiler, arguments),
+        outputs=arguments.sim_outputs, compiler=None if names <= {"sim", "cpu"} else partial(compiler, arguments),
     )  # fmt: skip
