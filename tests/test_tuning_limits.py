@@ -10,21 +10,23 @@ import pytest
 
 import balancer
 from balancer.balancing.aiming import Aim, Measured
+from balancer.balancing.compiling import compile_plan
 from balancer.balancing.remembering import held_to, options_of, setting_of
 from balancer.balancing.simulating import perturbed
-from balancer.balancing.sources import TrueCosts, segment_sets
+from balancer.balancing.sources import Seen, TrueCosts, segment_sets
 from balancer.balancing.tuning import Tuned, tune
 from balancer.cli.main import main
+from balancer.compiler import find_compiler
 from balancer.errors import ConstraintError, InfeasibleError
 from balancer.plan.remembered import check_remembered
 from balancer.solve import Constraints, Options
 from balancer.tflite import synth
+from tests import edgetpu_compiler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from balancer.balancing.sources import Seen
     from balancer.balancing.tuning import TuneRound
     from balancer.plan import Plan
 
@@ -272,6 +274,26 @@ def test_ctrl_c_keeps_the_best_round_so_far() -> None:
     assert found.best == min(whole.rounds[:2], key=lambda r: -r.measured_per_s)
     with pytest.raises(KeyboardInterrupt):
         tune(plan, replace(source, interrupt=1, asked=[]))
+
+
+def test_a_compiled_plan_that_stays_the_best_keeps_its_compiled_files(tmp_path: Path) -> None:
+    plan = balancer.save(balancer.balance(SMALL, 3, stages=3), tmp_path / "plan")
+    compiler = find_compiler(edgetpu_compiler.install(tmp_path / "bin"), cache=tmp_path / "cache")
+    plan = compile_plan(plan, compiler).plan
+    truth = TrueCosts(setting_of(plan))
+
+    def source(asked: Plan) -> Seen:
+        times = {s.name: s.measured for s in truth(asked).plan.segments}
+        return Seen(replace(asked, segments=tuple(replace(s, measured=times[s.name]) for s in asked.segments)))
+
+    saved = balancer.save(tune(plan, source).plan, tmp_path / "tuned")
+    assert plan.directory is not None
+    assert saved.directory is not None
+    for segment in saved.segments:
+        assert segment.reported is not None
+        for name in (segment.compiled_name, segment.log_name):
+            assert (saved.directory / name).read_bytes() == (plan.directory / name).read_bytes()
+    assert balancer.verify(saved, 1).bit_exact
 
 
 def test_ctrl_c_while_solving_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:

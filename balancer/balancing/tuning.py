@@ -20,6 +20,7 @@ from balancer.balancing.correcting import Evidence, corrected
 from balancer.balancing.fitting import Observed, fitted
 from balancer.balancing.predicting import partition_plan
 from balancer.balancing.remembering import setting_of
+from balancer.balancing.saving import compiled_files
 from balancer.balancing.simulating import perturbed
 from balancer.balancing.solving import solve_setting
 from balancer.balancing.sources import TrueCosts, segment_sets
@@ -197,7 +198,7 @@ class _Tuning:
             replace(s, measured=old[sets[s.name]].measured, reported=_by_compiler(old[sets[s.name]]))
             for s in plan.segments
         )
-        return replace(plan, segments=segments, made=seen.plan.made)
+        return replace(plan, segments=segments, made=compiled_files(seen.plan))
 
     def _proof(self, known: Setting, found: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
         """The solution with what is known of the optimum, and other ways beside it."""
@@ -235,8 +236,9 @@ def truth_of(plan: Plan, seed: int) -> TrueCosts:
 
 
 def _by_compiler(segment: Segment) -> SegmentReport | None:
-    """Its report, unless a simulated compiler gave it."""
-    return segment.reported if segment.reported and segment.reported.sha256 else None
+    """Its report, unless a simulated compiler gave it; its files are in `made` until the plan is saved."""
+    reported = segment.reported
+    return replace(reported, file=None, log=None) if reported and reported.sha256 else None
 
 
 def plan_pipelines(plan: Plan, kind: str) -> tuple[Pipeline, ...]:
