@@ -142,7 +142,7 @@ def test_an_unedited_profile_changes_nothing(tmp_path: Path) -> None:
     profile = _write(tmp_path / "p.json", profile_document(SPILLING))
     again = balancer.balance(SPILLING, 3, profile=profile)
     assert again.segments == plan.segments
-    assert again.hardware.name == "pcie + p.json"
+    assert again.costs_label == "pcie + p.json"
 
 
 def test_a_measured_value_counts_before_the_predicted_one(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_solve_compile_writes_a_directory_that_verifies(
     loaded = balancer.load_plan(tmp_path / "plan" / "net_plan_4.json")
     assert all(s.reported and s.reported.file for s in loaded.segments)
     assert balancer.verify(loaded, 1).bit_exact
-    assert loaded.hardware.name == "pcie + compiler reports"
+    assert loaded.costs_label == "pcie + compiler reports"
     assert main(["solve", str(model), "-n", "4", "--json", *chosen]) == 0
     captured = capsys.readouterr()
     assert [s["ops"] for s in json.loads(captured.out)["segments"]] == [s.ops for s in loaded.segments]

@@ -9,11 +9,13 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from balancer import plan as plans
+from balancer.balancing.remembering import known_costs
 from balancer.cost.geometry import MIB, ceil_div
 from balancer.graph import Graph, OpSet, members
 from balancer.plan import (
     BoundaryTensor,
     HardwareInfo,
+    HeldTo,
     ModelInfo,
     PipelinePrediction,
     Plan,
@@ -37,8 +39,14 @@ Partition = tuple[OpSet, ...]
 DECIMALS = 6  # of rates and ratios in files: far below what any prediction is good for
 
 
-def assemble(setting: Setting, solution: Solution, n_tpus: int, comparison: Sequence[plans.ComparisonRow]) -> Plan:
-    """The plan that a solution describes."""
+def assemble(
+    setting: Setting,
+    solution: Solution,
+    n_tpus: int,
+    comparison: Sequence[plans.ComparisonRow],
+    held: HeldTo | None = None,
+) -> Plan:
+    """The plan that a solution describes. held: what the solution was held to, None where nobody knows."""
     partitions = list(dict.fromkeys(_partition(p) for p in solution.pipelines))
     named = dict(zip(partitions, _segments(setting, partitions), strict=True))
     graph, hardware, value = setting.graph, setting.hardware, solution.value
@@ -46,8 +54,10 @@ def assemble(setting: Setting, solution: Solution, n_tpus: int, comparison: Sequ
         model=ModelInfo(
             file=None, sha256=setting.sha256, ops=len(graph.ops), parameter_bytes=graph.parameter_bytes, macs=graph.macs
         ),
-        hardware=HardwareInfo(name=setting.costs_label, constants=hardware.constants),
+        hardware=HardwareInfo(name=hardware.name, constants=hardware.constants),
+        costs=known_costs(setting.profile),
         n_tpus=n_tpus,
+        held_to=held,
         segments=tuple(segment for segments in named.values() for segment in segments),
         pipelines=_pipelines(setting, solution.pipelines, named),
         predicted=_plan_prediction(setting, solution.pipelines, named),

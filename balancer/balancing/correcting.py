@@ -77,15 +77,13 @@ def _on_cpu(found: Evidence) -> OpSet:
 def corrected(setting: Setting, evidence: Iterable[Evidence]) -> Profile:
     """The setting's own profile with all that was learnt. The setting: as it was before anything was compiled."""
     found = list(evidence)
-    profile = setting.profile or Profile("", {})
-    profile = replace(profile, label=f"{profile.label} + {LABEL}" if profile.label else LABEL)
+    profile = (setting.profile or Profile("", {})).taught_by(LABEL)
     while untaken := _untaken(_costs(setting, profile), found):
         profile = _with(profile, {op: {"mapped": False} for op in untaken})
     profile = _with(profile, {op: {"parameter_bytes": b} for op, b in _sizes(_costs(setting, profile), found).items()})
-    rule = _room_rule(_costs(setting, profile), found)
-    profile = replace(
-        profile, room_per_million=rule.per_million, room_more_bytes=rule.more_bytes, room_most_bytes=rule.most_bytes
-    )
+    rule = _room_rule(_costs(setting, _with_room(profile, _Rule())), found)
+    if rule is not None:
+        profile = _with_room(profile, rule)
     for each in sorted(found, key=_room):
         costs = _costs(setting, profile)
         profile = _with(profile, _more_scratch(costs, each, found))
@@ -138,11 +136,18 @@ class _Rule(NamedTuple):
         return min(self.most_bytes, predicted * self.per_million // MILLION + self.more_bytes)
 
 
-def _room_rule(costs: SegmentCosts, found: Sequence[Evidence]) -> _Rule:
-    """Segments without parameters on the chip tell nothing."""
+def _with_room(profile: Profile, rule: _Rule) -> Profile:
+    """With this rule in place of its own."""
+    return replace(
+        profile, room_per_million=rule.per_million, room_more_bytes=rule.more_bytes, room_most_bytes=rule.most_bytes
+    )
+
+
+def _room_rule(costs: SegmentCosts, found: Sequence[Evidence]) -> _Rule | None:
+    """None where nothing is told: segments without parameters on the chip tell nothing."""
     pairs = [(p, _room(each)) for each in found if (p := costs.terms(each.ops).capacity_bytes) and _room(each)]
     if not pairs:
-        return _Rule()
+        return None
     rules = (
         _Rule(per_million=int(median(seen * MILLION // expected for expected, seen in pairs))),
         _Rule(more_bytes=int(median(seen - expected for expected, seen in pairs))),

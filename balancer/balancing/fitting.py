@@ -92,14 +92,14 @@ class _Fit:
     def _with(self, theta: Any, rest: Mapping[int, float] | None = None) -> Setting:
         """The setting with these factors, and a rest for single ops."""
         factors = np.exp(theta).tolist()
-        hardware = self.setting.hardware
-        changes = {
+        hardware = self.setting.costs.hardware
+        links = {
             name: round(getattr(hardware, name) * factor)
             for names, factor in zip(_LINKS.values(), factors, strict=False)
             for name in names
         }
         by_type = dict(zip(self.types, factors[len(_LINKS) :], strict=True))
-        old = self.setting.profile or Profile("", {})
+        old = (self.setting.profile or Profile("", {})).taught_by(LABEL)
         costs = self.setting.costs
         ops = dict(old.ops)
         for op in self.setting.graph.ops:
@@ -108,8 +108,8 @@ class _Fit:
             base = costs.cpu[i] if costs.unmapped >> i & 1 else costs.compute[i]
             if factor != 1.0:
                 ops[i] = replace(ops.get(i, OpCosts()), ns=round(base * factor))
-        profile = replace(old, label=f"{old.label} + {LABEL}" if old.label else LABEL, ops=ops)
-        return replace(self.setting, hardware=replace(hardware, **changes), profile=profile)
+        profile = replace(old, ops=ops, constants={**old.constants, **links})
+        return replace(self.setting, profile=profile)
 
     def with_rest(self, theta: Any) -> Setting:
         """With what the factors leave of each stage put on its ops; of two stages with an op, the later one counts."""

@@ -10,6 +10,7 @@ from balancer.balancing.assembling import assemble
 from balancer.balancing.comparing import OURS, comparison
 from balancer.balancing.default_split import default_split
 from balancer.balancing.refining import Refinement
+from balancer.balancing.remembering import held_to
 from balancer.balancing.setting import OVERFLOW, check_constraints, check_count, check_tpus, open_setting, with_profile
 from balancer.balancing.solving import solve_setting
 from balancer.compiler import find_compiler
@@ -74,7 +75,8 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
         return Refinement(setting, n_tpus, options, overflow, compiler, on_round).run()
     solution = solve_setting(setting, n_tpus, options, overflow or "stream")
     asked = Asked(options, overflow or "stream")
-    return assemble(setting, solution, n_tpus, comparison(setting, n_tpus, solution.pipelines, asked=asked))
+    rows = comparison(setting, n_tpus, solution.pipelines, asked=asked)
+    return assemble(setting, solution, n_tpus, rows, held_to(options, overflow))
 
 
 def _check(n_tpus: int, pipelines: int | None, replicas: int | None, stages: int | None) -> None:

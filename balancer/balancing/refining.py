@@ -18,6 +18,7 @@ from balancer.balancing.assembling import assemble
 from balancer.balancing.comparing import comparison
 from balancer.balancing.compiling import Compilation, compile_plan
 from balancer.balancing.correcting import contradicts, corrected, evidence_of, overruns
+from balancer.balancing.remembering import held_to
 from balancer.balancing.reported import reported_problem
 from balancer.balancing.solving import solve_setting
 from balancer.errors import CompilerError, InfeasibleError
@@ -211,7 +212,7 @@ class Refinement:
         solution = self._proven(best.solution)
         asked = Asked(self.options, self.overflow or "stream")
         rows = comparison(self.known, self.n_tpus, solution.pipelines, asked=asked, default=self.default)
-        plan = assemble(self.known, solution, self.n_tpus, rows)
+        plan = assemble(self.known, solution, self.n_tpus, rows, held_to(self.options, self.overflow))
         reports = {s.name: s.reported for s in best.plan.segments}
         segments = tuple(replace(s, reported=reports[s.name]) for s in plan.segments)
         return replace(plan, segments=segments, made=best.plan.made)

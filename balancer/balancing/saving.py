@@ -150,6 +150,23 @@ def check_writable(path: Path, *, force: bool) -> None:
         raise OutputError("its folder does not exist", str(path), "make it, or choose another place")
 
 
+def check_folder(target: Path, *, force: bool) -> None:
+    """Raises OutputError where a plan's directory could not be written, or holds files (without force): before the
+    work, not after it.
+    """
+    try:
+        there = next(p for p in (target, *target.absolute().parents) if p.exists() or p.is_symlink())
+        if not there.is_dir():
+            raise OutputError("is no directory", str(there), "choose another directory")
+        if there == target and not force and any(target.iterdir()):
+            raise OutputError("is there already", str(target), "use --force to replace it, or choose another directory")
+    except OSError as error:
+        what = f"cannot be looked at ({error.strerror})"
+        raise OutputError(what, str(target), "choose another directory") from error
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError("cannot be written to", str(there), "choose another directory")
+
+
 def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
     """Write a file whole or not at all. Raises OutputError where it exists (without force) or cannot be written."""
     _check_free(path.parent, [path.name], data, force=force)

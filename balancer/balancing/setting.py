@@ -30,7 +30,10 @@ MOST_TPUS = 32
 
 @dataclass(frozen=True)
 class Setting:
-    """A model on hardware. origin: where its bytes come from. profile: per-op costs that replace the predicted ones."""
+    """A model on hardware. origin: where its bytes come from. profile: per-op costs that replace the predicted ones.
+
+    hardware: as it was given; `costs.hardware` has the constants that the profile knows better.
+    """
 
     data: bytes
     origin: Path | bytes
@@ -45,11 +48,6 @@ class Setting:
     @cached_property
     def costs(self) -> SegmentCosts:
         return SegmentCosts(self.graph, self.hardware, self.profile)
-
-    @property
-    def costs_label(self) -> str:
-        """Where the costs come from, as plans name it."""
-        return f"{self.hardware.name} + {self.profile.label}" if self.profile else self.hardware.name
 
     def problem(self, n_tpus: int, *, overflow: str = "stream") -> Problem:
         """The solver's view. overflow: "error" forbids segments that stream for want of room."""

@@ -34,7 +34,7 @@ def perturbed(setting: Setting, seed: int) -> Setting:
         base = costs.cpu[op.index] if costs.unmapped >> op.index & 1 else costs.compute[op.index]
         ns[op.index] = OpCosts(ns=round(base * factors[op.type]))
     stream, transfer = draw.uniform(0.7, 1.3), draw.uniform(0.7, 1.3)
-    hardware = setting.hardware
+    hardware = costs.hardware
     changes = {name: round(getattr(hardware, name) * stream) for name in _STREAMING}
     changes |= {name: round(getattr(hardware, name) * transfer) for name in _TRANSFERS}
     room = round(hardware.wide_bytes_per_tile * _LESS_ROOM)

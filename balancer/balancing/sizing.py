@@ -63,7 +63,8 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
     """What 1 to max_tpus Edge TPUs give for a model, and how many are worth having.
 
     target_fps: inferences per second that are wanted. max_latency_ms: of one input alone; plans that take longer do not
-    count. progress: called with the number of TPUs that are done. Raises ModelError, HardwareError, or ValueError for arguments out of range.
+    count. progress: called with the number of TPUs that are done. Raises ModelError, HardwareError, or ValueError for
+    arguments out of range.
     """
     check_tpus(max_tpus)
     for name, value in (("target_fps", target_fps), ("max_latency_ms", max_latency_ms)):

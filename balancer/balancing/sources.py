@@ -1,7 +1,8 @@
 """Where stage times come from: a pipeline of devices, simulated ones, another truth, or a recorded file. One form.
 
 A source takes a plan and says what each of its segments takes, and what a compiler reports of their memory, where it
-knows. What was measured once is not measured again by the same source.
+knows. A time belongs to ops of a model (given by its hash), never to a segment's name: other plans give the same names
+to other ops.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from balancer.runtime.measuring import measure, segment_measurements
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.provenance import SIMULATED
-from balancer.runtime.recipes import NONE, Simulation, promised
+from balancer.runtime.recipes import NONE, Simulation, interface, plan_model, promised
+from balancer.runtime.recipes import RECORDED as REPLAYED
+from balancer.runtime.recording import recorded_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +34,11 @@ if TYPE_CHECKING:
 
     from balancer.balancing.setting import Setting
     from balancer.compiler import Compiler
+    from balancer.inputs import Item
     from balancer.runtime.simulated import Behaviour
 
 RECORDED = "recorded"
+_ITEMS = 4  # different inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +75,16 @@ class TrueCosts:
             segments.append(replace(segment, reported=report_of(terms), measured=measured))
         return Seen(replace(plan, segments=tuple(segments)))
 
-    def behaviours(self, plan: Plan) -> dict[str, Behaviour]:
-        """How simulated TPUs behave with the plan's segments."""
-        seen = self(plan).plan.segments
-        return {s.name: replace(promised(plan, s), stage_ns=s.measured.stage_ns) for s in seen if s.measured}
+
+def behaviours(plan: Plan, truth: Source, jitter: float = 0.0) -> dict[str, Behaviour]:
+    """How simulated TPUs behave with this plan's segments, by their names in it. truth: what each of them takes.
+
+    Raises what the truth raises where it does not know one of them.
+    """
+    segments = [s for s in truth(plan).plan.segments if s.measured]
+    return {
+        s.name: replace(promised(plan, s), stage_ns=s.measured.stage_ns, jitter=jitter) for s in segments if s.measured
+    }
 
 
 @dataclass(slots=True)
@@ -114,28 +125,52 @@ class RecordedTimes:
 @dataclass(slots=True)
 class PipelineTimes:
     """A pipeline on devices, for so many seconds each time. compiler: finds the one for Edge TPUs, when a plan is not
-    compiled yet; None where none is needed. truth: of simulated TPUs.
+    compiled yet; None where none is needed.
+
+    truth: of simulated TPUs, for whatever plan is measured; None: what that plan predicts. jitter: of their latencies.
+    outputs: "none", or "recorded" to replay what was computed before, as they do anyhow where other devices need true
+    inputs. Nothing is computed live: that would take this CPU's time, not theirs. The options' simulation does not count.
     """
 
     devices: str | Sequence[str] | None
     seconds: float = 5.0
     options: RunOptions = field(default_factory=RunOptions)
     compiler: Callable[[], Compiler] | None = None
-    truth: TrueCosts | None = None
+    truth: Source | None = None
+    jitter: float = 0.0
+    outputs: str = NONE
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for outputs that say nothing of devices."""
+        if self.outputs not in (NONE, REPLAYED):
+            raise ValueError(f"outputs must be '{NONE}' or '{REPLAYED}', not {self.outputs!r}")
 
     def __call__(self, plan: Plan) -> Seen:
-        device_names(self.devices, 1 + max(t for p in plan.pipelines for stage in p.stages for t in stage.tpus))
+        tpus = 1 + max(t for p in plan.pipelines for stage in p.stages for t in stage.tpus)
+        devices = device_names(self.devices, tpus)
         if self.compiler is not None and not all(s.reported for s in plan.segments):
             plan = self._compiled(plan, self.compiler())
-        options = self.options
-        if self.truth is not None:
-            plan = replace(self.truth(plan).plan, made=plan.made)
-            options = replace(options, simulation=Simulation(behaviours=self.truth.behaviours(plan), outputs=NONE))
+        elif self.compiler is None and self.truth is not None and "sim" in devices:
+            plan = replace(self.truth(plan).plan, made=plan.made)  # with what a simulated compiler reports
         with tempfile.TemporaryDirectory(prefix="balancer-tune-") as folder:
             saved = save(replace(plan, segments=tuple(replace(s, measured=None) for s in plan.segments)), folder)
-            with Pipeline(saved, self.devices, options) as pipeline:
-                found = measure(pipeline, random_items(pipeline.interface.inputs, 4), seconds=self.seconds)
+            items = random_items(interface(plan_model(saved), saved.stem).inputs, _ITEMS)
+            options = replace(self.options, simulation=self._simulation(saved, devices, items))
+            with Pipeline(saved, devices, options) as pipeline:
+                found = measure(pipeline, items, seconds=self.seconds)
         return Seen(with_measured(plan, segment_measurements(found)), found.throughput_per_s)
+
+    def _simulation(self, plan: Plan, devices: Sequence[str], items: Sequence[Item]) -> Simulation:
+        """What is true of simulated TPUs with the segments of this plan."""
+        if "sim" not in devices:
+            return Simulation()
+        if self.truth is None:
+            known = {s.name: replace(promised(plan, s), jitter=self.jitter) for s in plan.segments}
+        else:
+            known = behaviours(plan, self.truth, self.jitter)
+        if self.outputs == NONE and set(devices) == {"sim"}:
+            return Simulation(behaviours=known, outputs=NONE)
+        return Simulation(behaviours=known, outputs=REPLAYED, recordings=recorded_outputs(plan, items))
 
     def _compiled(self, plan: Plan, compiler: Compiler) -> Plan:
         done = compile_plan(replace(plan, directory=None), compiler)

@@ -90,7 +90,7 @@ def stages(plan: Plan) -> None:
     for alike in shown.values():
         _stage_table(plan, alike)
     print(
-        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {tpus(plan.n_tpus)} ({plan.hardware.name});"
+        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {tpus(plan.n_tpus)} ({plan.costs_label});"
     )
     print(
         f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms"

@@ -62,15 +62,25 @@ def round_line(found: TuneRound) -> str:
     return (
         f"round {found.number}: {found.segments} segments; {found.predicted_per_s:.1f}/s predicted, "
         f"{found.measured_per_s:.1f}/s measured ({found.source}); stages off by up to {100 * found.worst:.1f} %"
+        + (f"; misses a limit: {found.broken}" if found.broken else "")
     )
 
 
 def tuned(found: Tuned) -> None:
     """What tuning has brought, and why it ended."""
-    best = max(found.rounds, key=lambda r: r.measured_per_s)
+    best, first = found.best, found.rounds[0]
     print(
-        f"best: round {best.number}, {best.measured_per_s:.1f}/s, {found.gain:.3f} times the first plan's rate ({found.ended})"
+        f"best: round {best.number}, {best.measured_per_s:.1f}/s, {best.measured_per_s / first.measured_per_s:.3f} times the "
+        f"first plan's rate ({found.ended})"
     )
+    limits = found.plan.held_to.limits if found.plan.held_to else None
+    if limits and (limits.max_objective_ns or limits.max_latency_ns):
+        print(
+            f"      latency {milliseconds(best.measured_latency_ns)} ms by its stages, "
+            f"{milliseconds(first.measured_latency_ns)} before"
+        )
+    if best.broken:
+        print(f"      no plan that was measured keeps the limit: {best.broken}")
 
 
 def bisection(found: Bisection) -> None:

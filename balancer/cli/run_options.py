@@ -14,6 +14,7 @@ from balancer.errors import DeviceError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from balancer.balancing.sources import Source
     from balancer.inputs import Item
     from balancer.plan import Plan
     from balancer.runtime.options import RunOptions
@@ -90,20 +91,34 @@ def _simulation(arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item
     from balancer.runtime.recipes import Simulation, promised
     from balancer.runtime.recording import recorded_outputs
 
+    truth = simulated_truth(arguments, plan)
+    if not arguments.devices or "sim" not in arguments.devices:
+        return Simulation()
+    if truth is None:
+        known = {s.name: replace(promised(plan, s), jitter=arguments.sim_jitter) for s in plan.segments}
+    else:
+        from balancer.balancing.sources import behaviours
+
+        known = behaviours(plan, truth, arguments.sim_jitter)
+    recordings = recorded_outputs(plan, inputs) if arguments.sim_outputs == "recorded" else None
+    return Simulation(behaviours=known, outputs=arguments.sim_outputs, recordings=recordings)
+
+
+def simulated_truth(arguments: argparse.Namespace, plan: Plan) -> Source | None:
+    """What segments of the plan's model take on simulated TPUs, as the arguments say; None: what plans predict.
+
+    Raises DeviceError where none is simulated.
+    """
     if not arguments.devices or "sim" not in arguments.devices:
         if arguments.sim_errors is not None or arguments.sim_times or arguments.sim_jitter:
             raise DeviceError("none is simulated", "--sim-errors, --sim-times, --sim-jitter", "use --devices sim")
-        return Simulation()
-    behaviours = {s.name: promised(plan, s) for s in plan.segments}
+        return None
     if arguments.sim_times:
         from balancer.balancing.sources import RecordedTimes
 
-        seen = RecordedTimes(Path(arguments.sim_times))(plan).plan.segments
-        behaviours = {s.name: replace(behaviours[s.name], stage_ns=s.measured.stage_ns) for s in seen if s.measured}
-    elif arguments.sim_errors is not None:
+        return RecordedTimes(Path(arguments.sim_times))
+    if arguments.sim_errors is not None:
         from balancer.balancing.tuning import truth_of
 
-        behaviours = truth_of(plan, arguments.sim_errors).behaviours(plan)
-    jitter = {name: replace(b, jitter=arguments.sim_jitter) for name, b in behaviours.items()}
-    recordings = recorded_outputs(plan, inputs) if arguments.sim_outputs == "recorded" else None
-    return Simulation(behaviours=jitter, outputs=arguments.sim_outputs, recordings=recordings)
+        return truth_of(plan, arguments.sim_errors)
+    return None

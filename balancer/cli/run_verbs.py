@@ -18,9 +18,17 @@ from balancer.cli.arguments import (
     whole_number,
 )  # fmt: skip
 from balancer.cli.compiler_options import add_compiler, compiler
-from balancer.cli.run_options import LIVE_FIRST, NONE_FIRST, add_devices, add_plan, chosen_devices, run_options
+from balancer.cli.run_options import (
+    LIVE_FIRST,
+    NONE_FIRST,
+    add_devices,
+    add_plan,
+    chosen_devices,
+    run_options,
+    simulated_truth,
+)
 from balancer.cli.solver_options import positive
-from balancer.errors import BalancerError, OutputError
+from balancer.errors import BalancerError, DeviceError
 
 if TYPE_CHECKING:
     import argparse
@@ -239,6 +247,7 @@ def tune(arguments: argparse.Namespace) -> int:
     """Measure, correct, solve again; write the best plan as measured."""
     from balancer import balancing
     from balancer.balancing import tuning
+    from balancer.balancing.saving import check_folder
     from balancer.cli import drawing_runs
     from balancer.plan import load_plan
     from balancer.solve import Options
@@ -246,8 +255,7 @@ def tune(arguments: argparse.Namespace) -> int:
     choose_interpreter(arguments)
     plan = load_plan(arguments.plan)
     folder = Path(arguments.output or f"{(plan.directory or Path()).resolve()}_tuned")
-    if folder.exists() and any(folder.iterdir()) and not arguments.force:
-        raise OutputError("is there already", str(folder), "use --force to replace it, or name another with -o")
+    check_folder(folder, force=arguments.force)
     source = _source(arguments, plan)
     options = Options(max_pipelines=arguments.pipelines, max_replicas=arguments.replicas)
     found = tuning.tune(plan, source, rounds=arguments.rounds, options=options, on_round=_teller(arguments))
@@ -262,6 +270,7 @@ def tune(arguments: argparse.Namespace) -> int:
         print_json(
             {
                 "rounds": rounds,
+                "best": found.best.number,
                 "gain": found.gain,
                 "ended": found.ended,
                 "plan": saved.to_json(),
@@ -302,15 +311,21 @@ def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
 
 def _source(arguments: argparse.Namespace, plan: Plan) -> Any:
     """Where the times come from, as the arguments say."""
-    from balancer.balancing.sources import PipelineTimes, RecordedTimes
-    from balancer.balancing.tuning import truth_of
+    from balancer.balancing.remembering import setting_of
+    from balancer.balancing.sources import PipelineTimes, RecordedTimes, TrueCosts
+    from balancer.runtime.options import RunOptions
 
+    if arguments.sim_outputs == "live":
+        what = "what is computed live takes the time of this CPU, which says nothing of Edge TPUs"
+        raise DeviceError(what, "--sim-outputs live", "leave it out, or use --sim-outputs recorded")
+    truth = simulated_truth(arguments, plan)
     if arguments.recorded:
         return RecordedTimes(Path(arguments.recorded))
     names = {name.strip() for name in (arguments.devices or "").split(",")}
-    simulated = names <= {"sim", "cpu"}
-    truth = truth_of(plan, arguments.sim_errors) if names == {"sim"} and arguments.sim_errors is not None else None
+    if truth is None and "sim" in names:
+        truth = TrueCosts(setting_of(plan))  # what this plan was costed with, whatever other plans learn
+    options = RunOptions(processes=arguments.processes, seconds=arguments.item_timeout)
     return PipelineTimes(
-        devices=arguments.devices, seconds=arguments.seconds, options=run_options(arguments, plan, []),
-        compiler=None if simulated else partial(compiler, arguments), truth=truth,
+        devices=arguments.devices, seconds=arguments.seconds, options=options, truth=truth, jitter=arguments.sim_jitter,
+        outputs=arguments.sim_outputs, compiler=None if names <= {"sim", "cpu"} else partial(compiler, arguments),
     )  # fmt: skip

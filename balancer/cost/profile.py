@@ -8,7 +8,7 @@ The file (`balancer profile MODEL -o FILE`) lists each op with its parameter byt
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from balancer.errors import ProfileError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from balancer.cost.hardware import Hardware
     from balancer.graph import Graph
 
 FORMAT, VERSION = "balancer-profile", 1
@@ -40,13 +41,26 @@ class OpCosts:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """ops: by index. label: what the costs come from, as plans name it. room_*: see `capacity.Room`."""
+    """ops: by index. label: the file that the costs come from, empty for none. room_*: see `capacity.Room`. constants:
+    of the hardware, by name, those that were found to be others. learnt_from: what else has taught them.
+    """
 
     label: str
     ops: Mapping[int, OpCosts]
     room_per_million: int = MILLION
     room_more_bytes: int = 0
     room_most_bytes: int = UNBOUNDED
+    constants: Mapping[str, int] = field(default_factory=dict)
+    learnt_from: tuple[str, ...] = ()
+
+    def hardware(self, given: Hardware) -> Hardware:
+        """The hardware with the constants that were found to be others."""
+        changes: dict[str, Any] = dict(self.constants)
+        return replace(given, **changes)
+
+    def taught_by(self, source: str) -> Profile:
+        """The same, that says that it has learnt from this source, too."""
+        return self if source in self.learnt_from else replace(self, learnt_from=(*self.learnt_from, source))
 
 
 def load_profile(path: str | Path, graph: Graph, sha256: str) -> Profile:

@@ -60,9 +60,9 @@ class SegmentCosts:
     """
 
     def __init__(self, graph: Graph, hardware: Hardware, profile: Profile | None = None) -> None:
-        """profile: per-op costs that replace the predicted ones."""
+        """profile: per-op costs, and constants, that replace the predicted ones."""
         self.graph = graph
-        self.hardware = hardware
+        self.hardware = hardware = profile.hardware(hardware) if profile else hardware
         ops = graph.ops
         known = profile.ops if profile else {}
         self.layout = [_layout(graph, op, known.get(op.index, _AS_PREDICTED)) for op in ops]

@@ -21,10 +21,11 @@ from balancer.plan.records import (
     SolverReport,
     Stage,
 )
+from balancer.plan.remembered import HeldTo, KnownCosts, KnownOp, Limits, OpAtStage
 
 __all__ = [
-    "BoundaryTensor", "ComparisonRow", "HardwareInfo", "ModelInfo", "OpOnCpu", "Pipeline", "PipelinePrediction",
-    "Plan", "PlanPrediction", "Segment", "SegmentInput", "SegmentMeasurement", "SegmentPrediction", "SegmentReport",
-    "SolverReport", "Stage", "file_bytes", "load_plan", "names_plan", "op_ranges", "parse_op_ranges", "plan_text",
-    "pycoral_obstacle",
+    "BoundaryTensor", "ComparisonRow", "HardwareInfo", "HeldTo", "KnownCosts", "KnownOp", "Limits", "ModelInfo",
+    "OpAtStage", "OpOnCpu", "Pipeline", "PipelinePrediction", "Plan", "PlanPrediction", "Segment", "SegmentInput",
+    "SegmentMeasurement", "SegmentPrediction", "SegmentReport", "SolverReport", "Stage", "file_bytes", "load_plan",
+    "names_plan", "op_ranges", "parse_op_ranges", "plan_text", "pycoral_obstacle",
 ]  # fmt: skip

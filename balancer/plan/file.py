@@ -16,6 +16,7 @@ from balancer.errors import PlanError
 from balancer.plan.document import from_json
 from balancer.plan.ranges import parse_op_ranges
 from balancer.plan.records import FORMAT, VERSION, Pipeline, Plan, Segment
+from balancer.plan.remembered import check_remembered
 
 _MOST_OPS = 1_000_000
 _NAME = re.compile(r".+_plan_\d+\.json", re.DOTALL)  # as `Plan.file_name` makes it
@@ -115,6 +116,7 @@ def _check(plan: Plan, where: str) -> None:
         raise PlanError(f"a TPU is used twice, or is not among the {plan.n_tpus}", where, "solve again")
     for pipeline in plan.pipelines:
         _check_pipeline(plan, pipeline, where)
+    check_remembered(plan.costs, plan.held_to, plan.model.ops, plan.n_tpus, where)
 
 
 def _is_bare(file: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from balancer.plan.document import UNSAVED, to_json
+from balancer.plan.remembered import HeldTo, KnownCosts  # noqa: TC001 - `document` reads the types when it runs
 
 FORMAT, VERSION = "balancer-plan", 1
 
@@ -200,11 +201,15 @@ class Plan:
 
     origin: where the model's bytes are found (a path, or the bytes); directory: where the plan was saved or loaded;
     made: contents of files that are not saved yet (compiled segments and logs), by name. They stay out of the file.
+    costs: what replaced the costs that the hardware's constants give, null for nothing. held_to: what the plan had to
+    keep to, null where nobody knows.
     """
 
     model: ModelInfo
     hardware: HardwareInfo
+    costs: KnownCosts | None = None
     n_tpus: int
+    held_to: HeldTo | None = None
     segments: tuple[Segment, ...]
     pipelines: tuple[Pipeline, ...]
     predicted: PlanPrediction
@@ -221,6 +226,12 @@ class Plan:
         if self.model.file:
             return Path(self.model.file).stem
         return self.origin.stem if isinstance(self.origin, Path) else "model"
+
+    @property
+    def costs_label(self) -> str:
+        """Where its predicted costs come from, to be shown."""
+        learnt = (self.costs.label, *self.costs.learnt_from) if self.costs else ()
+        return " + ".join(filter(None, (self.hardware.name, *learnt)))
 
     @property
     def file_name(self) -> str:
