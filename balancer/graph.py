@@ -42,7 +42,7 @@ def members(ops: OpSet) -> Iterator[int]:
 class Tensor:
     """A value between ops, or a constant.
 
-    shape: None where the file gives no static one (outputs of some custom ops); then `bytes` is 0.
+    shape: None where it is not known before the model runs (outputs of some custom ops, of WHERE); then `bytes` is 0.
     bytes: size of the value. dtype: numpy's name ("int8"), or the file's in lower case where numpy has none.
     is_parameter: constant, also when a folded op computes it. all_zero: a parameter whose bytes are all 0.
     """
