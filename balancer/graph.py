@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import networkx
 
 OpSet = int
+_STATE = {"resource", "variant"}
 
 
 def op_set(ops: Iterable[int]) -> OpSet:
@@ -144,6 +145,12 @@ class Graph:
     @cached_property
     def folded(self) -> OpSet:
         return op_set(op.index for op in self.ops if op.folded)
+
+    @cached_property
+    def stateful(self) -> OpSet:
+        """Ops that read or write what stays from input to input: a variable tensor or a resource."""
+        held = {t.index for t in self.tensors if t.is_variable or t.dtype in _STATE}
+        return op_set(op.index for op in self.ops if held & {*op.inputs, *op.outputs, *op.intermediates})
 
     @cached_property
     def macs(self) -> int:

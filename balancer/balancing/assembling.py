@@ -62,6 +62,7 @@ def assemble(setting: Setting, solution: Solution, n_tpus: int, comparison: Sequ
         ),
         comparison=tuple(comparison),
         versions={"balancer": VERSION},
+        state=setting.state,
         origin=setting.origin,
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from balancer.balancing.assembling import DECIMALS
 from balancer.balancing.reported import reported_problem
 from balancer.errors import BalancerError, InfeasibleError
-from balancer.plan import ComparisonRow
+from balancer.plan import KEPT, ComparisonRow
 from balancer.solve import Options, Pipeline, Problem, Stage, evaluate, interval_set, solve, steady_rate
 from balancer.solve.baselines import equal_op_counts, parameter_count
 
@@ -54,7 +54,13 @@ def comparison(
     }
     rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
     notes = {REAL_DEFAULT: default.note if default else None}
+    if setting.state == KEPT:
+        notes |= {name: "does not keep state" for name, plan in plans.items() if plan and not _keeps_order(plan)}
     return tuple(_row(problem, name, plan, rates, notes.get(name)) for name, plan in plans.items())
+
+
+def _keeps_order(pipelines: Pipelines) -> bool:
+    return len(pipelines) == 1 and all(stage.replicas == 1 for stage in pipelines[0].stages)
 
 
 def default_cuts(setting: Setting, segments: int) -> tuple[int, ...]:

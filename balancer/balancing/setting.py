@@ -15,6 +15,7 @@ from balancer.cost.segment import SegmentCosts
 from balancer.cost.timing import input_ns, output_ns
 from balancer.errors import ConstraintError
 from balancer.graph import members
+from balancer.plan import state_of
 from balancer.solve import Between, Constraints, Cost, Costs, DownSets, Kept, Kind, Problem, Structure, Transfer
 from balancer.tflite.read import read_graph, read_model_bytes
 
@@ -27,13 +28,21 @@ MOST_TPUS = 32
 
 @dataclass(frozen=True)
 class Setting:
-    """A model on hardware. origin: where its bytes come from. profile: per-op costs that replace the predicted ones."""
+    """A model on hardware. origin: where its bytes come from. profile: per-op costs that replace the predicted ones.
+    keep_state: of variable tensors, from input to input.
+    """
 
     data: bytes
     origin: Path | bytes
     graph: Graph
     hardware: Hardware
     profile: Profile | None = None
+    keep_state: bool = False
+
+    @property
+    def state(self) -> str | None:
+        """What plans say of the model's state."""
+        return state_of(self.graph.stateful, keep_state=self.keep_state)
 
     @cached_property
     def sha256(self) -> str:

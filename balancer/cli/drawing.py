@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from balancer.plan import op_ranges, pycoral_obstacle
+from balancer.plan import STATE_WORDS, op_ranges, pycoral_obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -203,12 +203,19 @@ def remarks(plan: Plan) -> None:
         )
     if host and plan.predicted.throughput_per_s >= 1e9 / host * (1 - 1e-6):
         print(f"limit: the host, {milliseconds(host)} ms of its work for each inference")
+    state(plan.state)
     held = [(segment.name, segment.predicted.cpu_ns) for segment in plan.segments if segment.predicted.cpu_ns]
     for name, ns in held:
         print(f"on the CPU: {milliseconds(ns)} ms of {name}; `balancer inspect` names the ops")
     obstacle = pycoral_obstacle(plan)
     if obstacle:
         print(f"not for pycoral's PipelinedModelRunner: {obstacle}")
+
+
+def state(found: str | None) -> None:
+    """What happens to variable tensors between inputs, of a model that has some."""
+    if found is not None:
+        print(STATE_WORDS[found])
 
 
 def _claim(plan: Plan) -> str:

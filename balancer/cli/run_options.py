@@ -63,15 +63,18 @@ def run_options(
     arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item], *, on_error: str = "stop"
 ) -> RunOptions:
     """inputs: those that recorded outputs are of."""
+    keep_state = getattr(arguments, "keep_state", False)  # `tune` measures times alone
     from balancer.runtime.options import RunOptions
 
     return RunOptions(
-        on_error=on_error, processes=arguments.processes, seconds=arguments.item_timeout,
-        simulation=_simulation(arguments, plan, inputs),
+        on_error=on_error, keep_state=keep_state, processes=arguments.processes, seconds=arguments.item_timeout,
+        simulation=_simulation(arguments, plan, inputs, keep_state=keep_state),
     )  # fmt: skip
 
 
-def _simulation(arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item]) -> Simulation:
+def _simulation(
+    arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item], *, keep_state: bool
+) -> Simulation:
     from balancer.runtime.recipes import Simulation, promised
     from balancer.runtime.recording import recorded_outputs
 
@@ -90,5 +93,5 @@ def _simulation(arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item
 
         behaviours = truth_of(plan, arguments.sim_errors).behaviours(plan)
     jitter = {name: replace(b, jitter=arguments.sim_jitter) for name, b in behaviours.items()}
-    recordings = recorded_outputs(plan, inputs) if arguments.sim_outputs == "recorded" else None
+    recordings = recorded_outputs(plan, inputs, keep_state=keep_state) if arguments.sim_outputs == "recorded" else None
     return Simulation(behaviours=jitter, outputs=arguments.sim_outputs, recordings=recordings)

@@ -13,6 +13,7 @@ from balancer.cli.arguments import (
     MOST_TPUS,
     add_force,
     add_interpreter,
+    add_keep_state,
     choose_interpreter,
     print_json,
     whole_number,
@@ -64,6 +65,7 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--outputs", required=True, metavar="DIR", help="gets a .npz for each input, by tensor name")
     parser.add_argument("--on-error", choices=("stop", "continue"), default="stop", help="when an input fails")
     parser.add_argument("--runner", choices=("balancer", "pycoral"), default="balancer", help="pycoral: Google's own")
+    add_keep_state(parser)
     add_devices(parser, LIVE_FIRST)
     add_interpreter(parser)
     add_force(parser)
@@ -94,10 +96,11 @@ def run(arguments: argparse.Namespace) -> int:
             failures += _write(folder / f"{given.taken[k]}.npz", result, force=arguments.force)
             advance(k + 1)
     failures += given.failures
-    document = {"outputs": str(folder), "items": len(given.names), "failures": failures}
+    document = {"outputs": str(folder), "items": len(given.names), "failures": failures, "state": runner.state}
     if arguments.json:
         print_json(document)
     else:
+        drawing.state(runner.state)
         print(*(f"failed: {line}" for line in failures), sep="\n", end="\n" if failures else "")
         print(f"{len(given.names) - len(failures)} of {len(given.names)} results in {folder}")
     return 1 if failures else 0
@@ -117,7 +120,7 @@ def _runner(arguments: argparse.Namespace, plan: Plan, options: Any) -> Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
 
     if arguments.runner == "pycoral":
-        return PycoralRunner(plan, arguments.devices)
+        return PycoralRunner(plan, arguments.devices, keep_state=arguments.keep_state)
     return Pipeline(plan, arguments.devices, options)
 
 
@@ -179,6 +182,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=positive, default=5.0, metavar="S", help="in all, for latency and rate; default 5"
     )
+    add_keep_state(parser)
     add_devices(parser, NONE_FIRST)
     add_interpreter(parser)
 
@@ -201,8 +205,9 @@ def bench(arguments: argparse.Namespace) -> int:
     ):
         found = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
     if arguments.json:
-        print_json({"format": "balancer-benchmark", "version": 1, **asdict(found)})
+        print_json({"format": "balancer-benchmark", "version": 1, **asdict(found), "state": pipeline.state})
     else:
+        drawing.state(pipeline.state)
         drawing_runs.measurement(found)
     return 0
 

@@ -6,6 +6,7 @@ their own (`remote`), with their tensors in shared memory (`tensors`).
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.errors import BalancerError, InputError, StageError
-from balancer.plan import Plan, load_plan
+from balancer.plan import KEPT, STATE_WORDS, Plan, load_plan, segments_with_state, state_of
 from balancer.runtime.devices import device_names
 from balancer.runtime.executors import Executor, Recipe, make_executor
 from balancer.runtime.limits import warn_of_mappings
 from balancer.runtime.options import CONTINUE, RunOptions
-from balancer.runtime.recipes import Interface, interface, plan_model, recipes
+from balancer.runtime.recipes import Interface, interface, keeping_state, plan_model, recipes
 from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
 from balancer.runtime.tensors import FrameTensors, SharedFrames, Tensors, dead_after, layout, lives
@@ -30,6 +31,7 @@ from balancer.workers import Failure, Finished, Stopped, Work, WorkerLost, Worke
 if TYPE_CHECKING:
     from pathlib import Path
 
+_LOG = logging.getLogger(__name__)
 _MOST_ITEMS = 256
 _POLL_S = 0.02
 _LEAVING_S = 0.5
@@ -48,7 +50,7 @@ class Pipeline:
 
     plan: a saved plan, or its file. devices: a name for each TPU of the plan, "sim", "cpu", or None for the Edge TPUs
     of this machine; see `balancer.runtime.devices`. Inputs and results are dicts of arrays by tensor name, inputs of
-    shape and type as the model has them.
+    shape and type as the model has them. state: "reset" or "kept" where the model has some.
     """
 
     def __init__(
@@ -61,7 +63,12 @@ class Pipeline:
         none = devices == "none"
         self.devices = ["none"] * count if none else device_names(devices, count)
         self.interface: Interface = interface(plan_model(self.plan), self.plan.stem)
+        self.state = state_of(self.interface.stateful, keep_state=self.options.keep_state)
         self._recipes = recipes(self.plan, self.devices, self.options.simulation)
+        if self.state == KEPT:
+            self._recipes = keeping_state(self._recipes, segments_with_state(self.plan, self.interface.stateful))
+        if self.state is not None:
+            _LOG.info("%s: %s", self.plan.file_name, STATE_WORDS[self.state])
         self._executors: list[Executor | RemoteExecutor] = []
         self._frames: SharedFrames | None = None
         self._workers: Workers | None = None
@@ -160,7 +167,8 @@ class Pipeline:
         seconds = self.options.seconds
         if self._frames is None or not self._needs_process(recipe):
             return make_executor(recipe, seconds)
-        return RemoteExecutor(recipe, self._frames, seconds=seconds, restarts=self.options.restarts)
+        restarts = 0 if recipe.keep_state else self.options.restarts  # a new process would have lost the state
+        return RemoteExecutor(recipe, self._frames, seconds=seconds, restarts=restarts)
 
     def _lines(self) -> list[list[list[Work]]]:
         executors = iter(self._executors)
