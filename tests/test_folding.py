@@ -84,7 +84,8 @@ def _cast_to_bool(c: Chain) -> int:
 
 def _squeeze(c: Chain) -> int:
     table = c.op("RESHAPE", [c.shape, c.constant([1, 4, 1])], Table("ReshapeOptions", {}))
-    return c.op("SQUEEZE", [table], Table("SqueezeOptions", {"squeeze_dims": np.array([2], np.int32)}))
+    made = c.op("SQUEEZE", [table], Table("SqueezeOptions", {"squeeze_dims": np.array([2], np.int32)}))
+    return c.op("SHAPE", [made], Table("ShapeOptions", {"out_type": 2}))
 
 
 def _fused(kind: str, activation: int) -> Callable[[Chain], int]:
@@ -196,6 +197,17 @@ def chains(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(1, 4))):
         at, type_name = _step(c, draw, at, type_name)
     return c.seen(at, type_name)
+
+
+@given(chains())
+def test_segments_compute_what_the_whole_does_whatever_is_folded(data: bytes) -> None:
+    try:
+        open_keeping_all(data).run([np.zeros(SHAPE, np.int8)])
+    except InterpreterError:
+        assume(False)
+    cutter = Cutter(data)
+    files = [SegmentFile(f"s{k}", ops, cutter.cut(ops)) for k, ops in enumerate((1, cutter.graph.all_ops & ~1))]
+    assert verify_partition(data, files, random_items(input_specs(cutter.graph), 1)).bit_exact
 
 
 @given(chains())

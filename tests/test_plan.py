@@ -35,6 +35,7 @@ KEYS = [
     "solver",
     "comparison",
     "versions",
+    "state",
 ]
 
 

@@ -5,6 +5,7 @@ keeps them. Said wherever such a model is solved, verified or run.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from dataclasses import replace
@@ -232,6 +233,23 @@ def test_recorded_outputs_keep_state_too(tmp_path: Path) -> None:
     assert main([*run, "--devices", "sim", "--sim-outputs", "recorded", "--keep-state"]) == 0
     found = [np.load(path)["dense_2"].tobytes() for path in sorted(out.glob("*.npz"))]
     assert found == _expected(data, items, kept=True)
+
+
+def test_a_plan_file_that_names_another_state_is_refused(tmp_path: Path) -> None:
+    plan = _saved(remembering(), tmp_path, keep_state=True)
+    path = (plan.directory or tmp_path) / plan.file_name
+    assert balancer.load_plan(path).state == "kept"
+    path.write_text(path.read_text().replace('"state": "kept"', '"state": "gone"'))
+    with pytest.raises(PlanError, match="state 'gone' is none of reset, kept; solve again"):
+        balancer.load_plan(path)
+
+
+def test_the_api_says_what_happens_to_state_in_its_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        plan = _saved(remembering(), tmp_path)
+        balancer.verify(plan, 1)
+        balancer.Pipeline(plan, "cpu")
+    assert [RESETS in message for message in caplog.messages] == [True] * 3
 
 
 def test_tuning_a_plan_that_keeps_state_gives_one_that_does(tmp_path: Path) -> None:

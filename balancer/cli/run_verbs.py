@@ -240,7 +240,7 @@ def tune(arguments: argparse.Namespace) -> int:
     """Measure, correct, solve again; write the best plan as measured."""
     from balancer import balancing
     from balancer.balancing import tuning
-    from balancer.cli import drawing_runs
+    from balancer.cli import drawing, drawing_runs
     from balancer.plan import load_plan
     from balancer.solve import Options
 
@@ -255,6 +255,7 @@ def tune(arguments: argparse.Namespace) -> int:
     saved = balancing.save(found.plan, folder, force=arguments.force)
     if not arguments.json:
         drawing_runs.tuned(found)
+        drawing.state(found.plan.state)
         print(f"written to {saved.directory}: {len(saved.segments)} segments and {saved.file_name}")
     beside = _bisect(arguments, plan, source) if arguments.bisection else None
     if arguments.json:
