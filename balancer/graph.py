@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import networkx
 
 OpSet = int
+_STATE = {"resource", "variant"}
 
 
 def op_set(ops: Iterable[int]) -> OpSet:
@@ -42,7 +43,7 @@ def members(ops: OpSet) -> Iterator[int]:
 class Tensor:
     """A value between ops, or a constant.
 
-    shape: None where the file gives no static one (outputs of some custom ops); then `bytes` is 0.
+    shape: None where it is not known before the model runs (outputs of some custom ops, of WHERE); then `bytes` is 0.
     bytes: size of the value. dtype: numpy's name ("int8"), or the file's in lower case where numpy has none.
     is_parameter: constant, also when a folded op computes it. all_zero: a parameter whose bytes are all 0.
     """
@@ -144,6 +145,12 @@ class Graph:
     @cached_property
     def folded(self) -> OpSet:
         return op_set(op.index for op in self.ops if op.folded)
+
+    @cached_property
+    def stateful(self) -> OpSet:
+        """Ops that read or write what stays from input to input: a variable tensor or a resource."""
+        held = {t.index for t in self.tensors if t.is_variable or t.dtype in _STATE}
+        return op_set(op.index for op in self.ops if held & {*op.inputs, *op.outputs, *op.intermediates})
 
     @cached_property
     def macs(self) -> int:

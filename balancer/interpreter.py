@@ -75,6 +75,13 @@ class Interpreter:
         """
         try:
             self._raw.reset_all_variables()
+        except (ValueError, RuntimeError) as error:
+            raise _refused(error) from error
+        self.run_next(values)
+
+    def run_next(self, values: Sequence[Any]) -> None:
+        """One inference on these inputs, with state as the inference before left it. Raises InterpreterError like `run`."""
+        try:
             for index, value in zip(self._inputs, values, strict=True):
                 self._raw.set_tensor(index, value)
             self._raw.invoke()

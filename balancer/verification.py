@@ -19,12 +19,15 @@ import numpy as np
 from balancer.errors import BalancerError, InterpreterError, ModelError
 from balancer.graph import Graph, OpSet, members, op_set
 from balancer.inputs import InputSpec, Item
-from balancer.interpreter import open_interpreter, open_keeping_all, runtime_label
+from balancer.interpreter import Interpreter, open_interpreter, open_keeping_all, runtime_label
+from balancer.plan import state_of
 from balancer.tflite.cut import Cutter, boundary_names
 from balancer.workers import Failure, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    Infer = Callable[[Interpreter, Sequence[Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,8 @@ class Verification:
     """verified_segments: those of which every output was compared and equal. stopped_by: ops that no interpreter here
     runs.
 
-    compared_tensors: how many were compared and equal, over all items.
+    compared_tensors: how many were compared and equal, over all items. state: "reset" before each input or "kept", on
+    both sides, where the model has some.
     """
 
     items: int
@@ -61,6 +65,7 @@ class Verification:
     verified_segments: tuple[str, ...]
     mismatch: Mismatch | None
     stopped_by: tuple[str, ...]
+    state: str | None = None
 
     @property
     def bit_exact(self) -> bool:
@@ -93,16 +98,21 @@ def verify_partition(
     segments: Sequence[SegmentFile],
     items: Sequence[Item],
     progress: Callable[[int], None] = lambda done: None,
+    *,
+    keep_state: bool = False,
 ) -> Verification:
     """Compare the chained segments with the whole model on these items.
+
+    keep_state: both sides keep variable tensors from item to item; else both are reset before each.
 
     items: inputs by tensor name, as `input_specs` gives them. progress: called with the number of items done.
     Raises InterpreterError or ModelError where a file cannot be opened for another reason than a missing kernel.
     """
     cutter = Cutter(model)
     names = boundary_names(cutter.graph, [s.ops for s in segments])
-    reference = _Reference(model, cutter, names)
-    runners = [_Runner(s) for s in segments]
+    infer = Interpreter.run_next if keep_state else Interpreter.run
+    reference = _Reference(model, cutter, names, infer)
+    runners = [_Runner(s, infer) for s in segments]
     _check_interfaces(cutter.graph, segments, runners, names)
     equal: Counter[str] = Counter()
     mismatch: Mismatch | None = None
@@ -120,6 +130,7 @@ def verify_partition(
         verified_segments=tuple(r.name for r in runners if equal[r.name] == len(items) * len(r.interface[1])),
         mismatch=mismatch,
         stopped_by=reference.blocked,
+        state=state_of(cutter.graph.stateful, keep_state=keep_state),
     )
 
 
@@ -134,8 +145,8 @@ class _Run:
 class _Reference:
     """The whole model, or what of it the interpreter can run. blocked: the ops that it cannot."""
 
-    def __init__(self, model: bytes, cutter: Cutter, names: Mapping[int, str]) -> None:
-        graph = cutter.graph
+    def __init__(self, model: bytes, cutter: Cutter, names: Mapping[int, str], infer: Infer) -> None:
+        graph, self.infer = cutter.graph, infer
         self.blocked: tuple[str, ...] = ()
         self.inputs = [names[t] for t in graph.interface(graph.all_ops).inputs]
         try:
@@ -150,15 +161,15 @@ class _Reference:
             self.index = {name: known[name] for name in names.values() if name in known}
 
     def run(self, item: Item) -> _Run:
-        self.interpreter.run([item[name] for name in self.inputs])
+        self.infer(self.interpreter, [item[name] for name in self.inputs])
         return _Run({name: self.interpreter.tensor(t) for name, t in self.index.items()}, dict(item))
 
 
 class _Runner:
     """One segment's file, or what of it the interpreter can run. gives: the outputs that it computes."""
 
-    def __init__(self, segment: SegmentFile) -> None:
-        self.name = segment.name
+    def __init__(self, segment: SegmentFile, infer: Infer) -> None:
+        self.name, self.infer = segment.name, infer
         cutter = Cutter(segment.data, where=segment.name)
         graph, ops = cutter.graph, cutter.graph.all_ops
         self.interface = _names(graph, ops)
@@ -172,7 +183,7 @@ class _Runner:
 
     def run(self, run: _Run) -> _Run:
         if all(name in run.values for name in self.takes):
-            self.interpreter.run([run.values[name] for name in self.takes])
+            self.infer(self.interpreter, [run.values[name] for name in self.takes])
             run.values |= dict(zip(self.gives, self.interpreter.outputs(), strict=True))
         return run
 

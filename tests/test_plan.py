@@ -37,6 +37,7 @@ KEYS = [
     "solver",
     "comparison",
     "versions",
+    "state",
 ]
 
 

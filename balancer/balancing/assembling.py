@@ -73,6 +73,7 @@ def assemble(
         ),
         comparison=tuple(comparison),
         versions={"balancer": VERSION},
+        state=setting.state,
         origin=setting.origin,
     )
 

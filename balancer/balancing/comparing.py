@@ -11,7 +11,7 @@ from balancer.balancing.asked import Asked
 from balancer.balancing.assembling import DECIMALS
 from balancer.balancing.reported import reported_problem
 from balancer.errors import BalancerError, InfeasibleError
-from balancer.plan import ComparisonRow
+from balancer.plan import KEPT, ComparisonRow
 from balancer.solve import Options, Pipeline, Problem, Stage, evaluate, interval_set, solve, steady_rate
 from balancer.solve.baselines import equal_op_counts, parameter_count
 
@@ -65,6 +65,8 @@ def comparison(
     plans[own] = plan
     rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
     notes = {REAL_DEFAULT: default.note if default else None}
+    if setting.state == KEPT:
+        notes |= {name: "does not keep state" for name, made in plans.items() if made and not _keeps_order(made)}
     rows = (_row(problem, name, made, rates, notes.get(name)) for name, made in plans.items())
     breaking = {
         name
@@ -77,6 +79,10 @@ def comparison(
 def row_of(solver: str) -> str:
     """What the row of a solver's plan is called."""
     return _BY_RULE.get(solver, OURS)
+
+
+def _keeps_order(pipelines: Pipelines) -> bool:
+    return len(pipelines) == 1 and all(stage.replicas == 1 for stage in pipelines[0].stages)
 
 
 def default_cuts(setting: Setting, segments: int) -> tuple[int, ...]:

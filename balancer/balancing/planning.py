@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from balancer.balancing.setting import OVERFLOW, check_constraints, check_count,
 from balancer.balancing.solving import solve_setting
 from balancer.compiler import find_compiler
 from balancer.errors import CompilerError
+from balancer.plan import STATE_WORDS
 from balancer.solve import Constraints, Options
 
 if TYPE_CHECKING:
@@ -22,9 +24,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balancer.balancing.refining import Round
+    from balancer.balancing.setting import Setting
     from balancer.compiler import Compiler
     from balancer.cost.hardware import Hardware
     from balancer.plan import ComparisonRow, Plan
+
+
+_LOG = logging.getLogger(__name__)
 
 
 def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that a user decides
@@ -40,6 +46,7 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     solver: str = "auto",
     constraints: Constraints | None = None,
     seconds: float | None = None,
+    keep_state: bool = False,
     compile: bool | Compiler = False,
     on_round: Callable[[Round], None] = lambda found: None,
 ) -> Plan:
@@ -52,7 +59,8 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     contradicted the predicted memory, and then takes such plans only where there is no other. profile: a file of
     per-op costs that replace the predicted ones (see `profile_document`). solver: a name of `balancer.solve.SOLVERS`.
     constraints: what else a pipeline must keep to; then there is one pipeline. seconds: of wall time for the solver,
-    None for limits that count work alone. compile: True, or a compiler (see `balancer.find_compiler`): compile the
+    None for limits that count work alone. keep_state: for a model whose variable tensors go on from input to input;
+    then there is one pipeline, without replicas. compile: True, or a compiler (see `balancer.find_compiler`): compile the
     plan, correct the costs by what is reported, and solve again until they agree; on_round is told of each round.
 
     Nothing is written; see `save`. Raises ModelError, HardwareError or ProfileError where an input cannot be taken,
@@ -62,9 +70,7 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     _check(n_tpus, pipelines, replicas, stages)
     if overflow is not None and overflow not in OVERFLOW:
         raise ValueError(f"overflow must be one of {OVERFLOW}, not {overflow!r}")
-    setting = open_setting(model, hardware)
-    if profile is not None:
-        setting = with_profile(setting, profile)
+    setting = _open(model, hardware, profile, keep_state=keep_state)
     held = constraints or Constraints()
     check_constraints(held, len(setting.graph.ops), n_tpus)
     options = Options(
@@ -77,6 +83,15 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     asked = Asked(options, overflow or "stream")
     rows = comparison(setting, n_tpus, solution.pipelines, asked=asked)
     return assemble(setting, solution, n_tpus, rows, held_to(options, overflow))
+
+
+def _open(
+    model: str | Path | bytes, hardware: str | Path | Hardware, profile: str | Path | None, *, keep_state: bool
+) -> Setting:
+    setting = replace(open_setting(model, hardware), keep_state=keep_state)
+    if setting.state is not None:
+        _LOG.info("%s: %s", setting.graph.name, STATE_WORDS[setting.state])
+    return setting if profile is None else with_profile(setting, profile)
 
 
 def _check(n_tpus: int, pipelines: int | None, replicas: int | None, stages: int | None) -> None:

@@ -12,7 +12,7 @@ from balancer.cost.hardware import Hardware
 from balancer.cost.profile import OpCosts, Profile
 from balancer.errors import PlanError
 from balancer.graph import members, op_set
-from balancer.plan import HeldTo, KnownCosts, KnownOp, Limits, OpAtStage, Plan, op_ranges, parse_op_ranges
+from balancer.plan import KEPT, HeldTo, KnownCosts, KnownOp, Limits, OpAtStage, Plan, op_ranges, parse_op_ranges
 from balancer.plan.remembered import LARGEST
 from balancer.solve import Constraints, Options
 from balancer.tflite.read import read_graph
@@ -35,7 +35,8 @@ def setting_of(plan: Plan) -> Setting:
         raise PlanError(f"its hardware has no constant '{missing[0]}'", plan.file_name, "solve again")
     hardware = Hardware(name=plan.hardware.name, **{k: v for k, v in constants.items() if k in _CONSTANTS})
     origin = plan.origin if plan.origin is not None else data
-    return Setting(data, origin, read_graph(data, name=plan.stem), hardware, _profile(plan.costs))
+    graph = read_graph(data, name=plan.stem)
+    return Setting(data, origin, graph, hardware, _profile(plan.costs), keep_state=plan.state == KEPT)
 
 
 def known_costs(profile: Profile | None) -> KnownCosts | None:

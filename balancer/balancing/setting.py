@@ -17,7 +17,7 @@ from balancer.cost.segment import SegmentCosts
 from balancer.cost.timing import input_ns, output_ns
 from balancer.errors import ConstraintError
 from balancer.graph import members
-from balancer.plan import op_ranges
+from balancer.plan import op_ranges, state_of
 from balancer.solve import Between, Constraints, Cost, Costs, DownSets, Kept, Kind, Problem, Structure, Transfer
 from balancer.tflite.read import read_graph, read_model_bytes
 
@@ -31,8 +31,8 @@ MOST_TPUS = 32
 @dataclass(frozen=True)
 class Setting:
     """A model on hardware. origin: where its bytes come from. profile: per-op costs that replace the predicted ones.
-
-    hardware: as it was given; `costs.hardware` has the constants that the profile knows better.
+    hardware: as it was given; `costs.hardware` has the constants that the profile knows better. keep_state: of variable
+    tensors, from input to input.
     """
 
     data: bytes
@@ -40,6 +40,12 @@ class Setting:
     graph: Graph
     hardware: Hardware
     profile: Profile | None = None
+    keep_state: bool = False
+
+    @property
+    def state(self) -> str | None:
+        """What plans say of the model's state."""
+        return state_of(self.graph.stateful, keep_state=self.keep_state)
 
     @cached_property
     def sha256(self) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from balancer.plan import KEPT
 from balancer.solve import Options, Solution, solve
 
 if TYPE_CHECKING:
@@ -12,4 +14,9 @@ if TYPE_CHECKING:
 
 def solve_setting(setting: Setting, n_tpus: int, options: Options, overflow: str) -> Solution:
     """The best plan under the setting's costs. overflow: of `setting.OVERFLOW`. Raises InfeasibleError."""
-    return solve(setting.problem(n_tpus, overflow=overflow), options)
+    problem = setting.problem(n_tpus, overflow=overflow)
+    if setting.state != KEPT:
+        return solve(problem, options)
+    # The whole plan is restricted: a stage that holds state needs all items, in their order; see `plan.state`.
+    solution = solve(problem, replace(options, max_pipelines=1, max_replicas=1))
+    return replace(solution, over=f"{solution.over}, as kept state needs")

@@ -18,7 +18,7 @@ from balancer.balancing.simulating import report_of
 from balancer.errors import CompilerError, MeasurementError
 from balancer.graph import OpSet, op_set
 from balancer.inputs import random_items
-from balancer.plan import Plan, SegmentMeasurement, load_plan, parse_op_ranges
+from balancer.plan import KEPT, Plan, SegmentMeasurement, load_plan, parse_op_ranges
 from balancer.runtime.devices import device_names
 from balancer.runtime.measuring import measure, segment_measurements
 from balancer.runtime.options import RunOptions
@@ -170,7 +170,7 @@ class PipelineTimes:
             known = behaviours(plan, self.truth, self.jitter)
         if self.outputs == NONE and set(devices) == {"sim"}:
             return Simulation(behaviours=known, outputs=NONE)
-        return Simulation(behaviours=known, outputs=REPLAYED, recordings=recorded_outputs(plan, items))
+        return Simulation(behaviours=known, outputs=REPLAYED, recordings=recorded_outputs(plan, items, keep_state=plan.state == KEPT))
 
     def _compiled(self, plan: Plan, compiler: Compiler) -> Plan:
         done = compile_plan(replace(plan, directory=None), compiler)

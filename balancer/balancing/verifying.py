@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from balancer.balancing.saving import compiled_files, model_bytes, segment_files
 from balancer.errors import InputError
 from balancer.graph import op_set
 from balancer.inputs import InputSpec, Item, load_items, random_items
-from balancer.plan import Plan, file_bytes, parse_op_ranges
+from balancer.plan import KEPT, STATE_WORDS, Plan, file_bytes, parse_op_ranges, segments_with_state, state_of
 from balancer.tflite.read import read_graph
 from balancer.verification import SegmentFile, Verification, input_specs, verify_partition
 
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+_LOG = logging.getLogger(__name__)
+
+
 def verify(
     plan: Plan,
     inputs: str | Path | int | Sequence[Item] = 3,
     *,
+    keep_state: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Verification:
     """Run the plan's segments beside its model and compare every boundary tensor, bit for bit.
@@ -29,14 +34,21 @@ def verify(
     inputs: a .npy or .npz file, a list of inputs by tensor name, or how many random ones to make. A saved plan's
     files, compiled ones as well, are read from its directory and checked against their hashes; otherwise the segments
     are cut in memory.
+    keep_state: variable tensors go on from input to input on both sides, instead of being reset before each.
     progress: called with the number of items done, for each different partition. Raises PlanError, InputError,
     InterpreterError or DependencyError where it cannot be done.
     """
     data = model_bytes(plan)
     compiled_files(plan)  # are those that the plan was made with, or it raises
-    specs = input_specs(read_graph(data, name=plan.stem))
+    graph = read_graph(data, name=plan.stem)
+    state = state_of(graph.stateful, keep_state=keep_state)
+    if state == KEPT:
+        segments_with_state(plan, graph.stateful)  # the plan can be run so, or it raises
+    if state is not None:
+        _LOG.info("%s: %s", plan.file_name, STATE_WORDS[state])
+    specs = input_specs(graph)
     items = _items(inputs, specs)
-    found = [verify_partition(data, part, items, progress) for part in _partitions(plan, data)]
+    found = [verify_partition(data, part, items, progress, keep_state=keep_state) for part in _partitions(plan, data)]
     return replace(
         found[0],
         compared_tensors=sum(v.compared_tensors for v in found),

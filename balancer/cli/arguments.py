@@ -59,6 +59,13 @@ def add_tpus(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_keep_state(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep-state", action="store_true",
+        help="variable tensors go on from input to input, instead of being reset before each: one pipeline, no replicas",
+    )  # fmt: skip
+
+
 def add_force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace files that are there")
 

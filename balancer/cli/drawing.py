@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from balancer.plan import op_ranges, pycoral_obstacle
+from balancer.plan import STATE_WORDS, op_ranges, pycoral_obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -230,6 +230,7 @@ def remarks(plan: Plan) -> None:
         )
     if _host_limits(plan):
         print(f"limit: the host, {milliseconds(plan.predicted.host_ns)} ms of its work for each inference")
+    state(plan.state)
     held = [segment for segment in plan.segments if segment.predicted.cpu_ns]
     for segment in held:
         print(f"on the CPU: {milliseconds(segment.predicted.cpu_ns)} ms of {segment.name}")
@@ -238,6 +239,12 @@ def remarks(plan: Plan) -> None:
     obstacle = pycoral_obstacle(plan)
     if obstacle:
         print(f"not for pycoral's PipelinedModelRunner: {obstacle}")
+
+
+def state(found: str | None) -> None:
+    """What happens to variable tensors between inputs, of a model that has some."""
+    if found is not None:
+        print(STATE_WORDS[found])
 
 
 def _claim(plan: Plan) -> str:

@@ -12,6 +12,7 @@ from balancer.cli.arguments import (
     add_force,
     add_hardware,
     add_interpreter,
+    add_keep_state,
     add_model,
     add_tpus,
     choose_interpreter,
@@ -50,6 +51,7 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
                         help="error: refuse plans that stream parameters for want of room (exit code 3); stream: take the "
                              "highest rate, also with --compile")  # fmt: skip
     parser.add_argument("--profile", metavar="FILE", help="per-op costs that replace the predicted ones")
+    add_keep_state(parser)
     add_force(parser)
     add_solver(parser)
     add_compile(parser, "compile the plan, correct the costs by what is reported, and solve again until they agree")
@@ -71,7 +73,7 @@ def solve(arguments: argparse.Namespace) -> int:
             replicas=arguments.replicas,
             overflow=arguments.overflow,
             profile=arguments.profile, solver=arguments.solver, constraints=constraints(arguments),
-            seconds=arguments.time_limit, compile=arguments.compile and compiler(arguments),
+            seconds=arguments.time_limit, keep_state=arguments.keep_state, compile=arguments.compile and compiler(arguments),
             on_round=compile_verb.teller(arguments),
         )  # fmt: skip
     if arguments.output:
@@ -218,6 +220,7 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--random", type=whole_number(1, 1_000_000), default=3, metavar="K", help="K random inputs; default 3"
     )
+    add_keep_state(parser)
     add_interpreter(parser)
 
 
@@ -230,7 +233,9 @@ def verify(arguments: argparse.Namespace) -> int:
     choose_interpreter(arguments)
     plan = load_plan(arguments.plan)
     with drawing.progress("verifying", quiet=arguments.quiet or arguments.json) as advance:
-        result = balancing.verify(plan, arguments.inputs or arguments.random, progress=advance)
+        result = balancing.verify(
+            plan, arguments.inputs or arguments.random, keep_state=arguments.keep_state, progress=advance
+        )
     if arguments.json:
         print_json({"bit_exact": result.bit_exact, **asdict(result)})
     else:
@@ -239,6 +244,9 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def _say_verified(result: Verification) -> None:
+    from balancer.cli import drawing
+
+    drawing.state(result.state)
     print(f"{result.items} inputs, {result.compared_tensors} boundary tensors equal ({result.runtime})")
     if result.mismatch:
         m = result.mismatch

@@ -79,15 +79,18 @@ def run_options(
     arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item], *, on_error: str = "stop"
 ) -> RunOptions:
     """inputs: those that recorded outputs are of."""
+    keep_state = getattr(arguments, "keep_state", False)  # `tune` measures times alone
     from balancer.runtime.options import RunOptions
 
     return RunOptions(
-        on_error=on_error, processes=arguments.processes, seconds=arguments.item_timeout,
-        simulation=_simulation(arguments, plan, inputs),
+        on_error=on_error, keep_state=keep_state, processes=arguments.processes, seconds=arguments.item_timeout,
+        simulation=_simulation(arguments, plan, inputs, keep_state=keep_state),
     )  # fmt: skip
 
 
-def _simulation(arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item]) -> Simulation:
+def _simulation(
+    arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item], *, keep_state: bool
+) -> Simulation:
     from balancer.runtime.recipes import Simulation, promised
     from balancer.runtime.recording import recorded_outputs
 
@@ -100,7 +103,7 @@ def _simulation(arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item
         from balancer.balancing.sources import behaviours
 
         known = behaviours(plan, truth, arguments.sim_jitter)
-    recordings = recorded_outputs(plan, inputs) if arguments.sim_outputs == "recorded" else None
+    recordings = recorded_outputs(plan, inputs, keep_state=keep_state) if arguments.sim_outputs == "recorded" else None
     return Simulation(behaviours=known, outputs=arguments.sim_outputs, recordings=recordings)
 
 

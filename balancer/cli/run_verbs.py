@@ -13,6 +13,7 @@ from balancer.cli.arguments import (
     MOST_TPUS,
     add_force,
     add_interpreter,
+    add_keep_state,
     choose_interpreter,
     print_json,
     whole_number,
@@ -72,6 +73,7 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--outputs", required=True, metavar="DIR", help="gets a .npz for each input, by tensor name")
     parser.add_argument("--on-error", choices=("stop", "continue"), default="stop", help="when an input fails")
     parser.add_argument("--runner", choices=("balancer", "pycoral"), default="balancer", help="pycoral: Google's own")
+    add_keep_state(parser)
     add_devices(parser, LIVE_FIRST)
     add_interpreter(parser)
     add_force(parser)
@@ -103,10 +105,11 @@ def run(arguments: argparse.Namespace) -> int:
             failures += _write(folder / f"{given.taken[k]}.npz", result, force=arguments.force)
             advance(k + 1)
     failures += given.failures
-    document = {"outputs": str(folder), "items": len(given.names), "failures": failures}
+    document = {"outputs": str(folder), "items": len(given.names), "failures": failures, "state": runner.state}
     if arguments.json:
         print_json(document)
     else:
+        drawing.state(runner.state)
         print(*(f"failed: {line}" for line in failures), sep="\n", end="\n" if failures else "")
         print(f"{len(given.names) - len(failures)} of {len(given.names)} results in {folder}")
     return 1 if failures else 0
@@ -128,7 +131,7 @@ def _runner(
     from balancer.runtime.pycoral_runner import PycoralRunner
 
     if arguments.runner == "pycoral":
-        return PycoralRunner(plan, devices)
+        return PycoralRunner(plan, devices, keep_state=arguments.keep_state)
     return Pipeline(plan, devices, options)
 
 
@@ -190,6 +193,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=positive, default=5.0, metavar="S", help="in all, for latency and rate; default 5"
     )
+    add_keep_state(parser)
     add_devices(parser, NONE_FIRST)
     add_interpreter(parser)
 
@@ -213,8 +217,9 @@ def bench(arguments: argparse.Namespace) -> int:
     ):
         found = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
     if arguments.json:
-        print_json({"format": "balancer-benchmark", "version": 1, **asdict(found)})
+        print_json({"format": "balancer-benchmark", "version": 1, **asdict(found), "state": pipeline.state})
     else:
+        drawing.state(pipeline.state)
         drawing_runs.measurement(found)
     return 0
 
@@ -248,7 +253,7 @@ def tune(arguments: argparse.Namespace) -> int:
     from balancer import balancing
     from balancer.balancing import tuning
     from balancer.balancing.saving import check_folder
-    from balancer.cli import drawing_runs
+    from balancer.cli import drawing, drawing_runs
     from balancer.plan import load_plan
     from balancer.solve import Options
 
@@ -262,6 +267,7 @@ def tune(arguments: argparse.Namespace) -> int:
     saved = balancing.save(found.plan, folder, force=arguments.force)
     if not arguments.json:
         drawing_runs.tuned(found)
+        drawing.state(found.plan.state)
         print(f"written to {saved.directory}: {len(saved.segments)} segments and {saved.file_name}")
     beside = _bisect(arguments, plan, source) if arguments.bisection else None
     if arguments.json:

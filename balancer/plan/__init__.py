@@ -22,10 +22,12 @@ from balancer.plan.records import (
     Stage,
 )
 from balancer.plan.remembered import HeldTo, KnownCosts, KnownOp, Limits, OpAtStage
+from balancer.plan.state import KEPT, RESET, STATE_WORDS, segments_with_state, state_of
 
 __all__ = [
-    "BoundaryTensor", "ComparisonRow", "HardwareInfo", "HeldTo", "KnownCosts", "KnownOp", "Limits", "ModelInfo",
-    "OpAtStage", "OpOnCpu", "Pipeline", "PipelinePrediction", "Plan", "PlanPrediction", "Segment", "SegmentInput",
-    "SegmentMeasurement", "SegmentPrediction", "SegmentReport", "SolverReport", "Stage", "file_bytes", "load_plan",
-    "names_plan", "op_ranges", "parse_op_ranges", "plan_text", "pycoral_obstacle",
+    "KEPT", "RESET", "STATE_WORDS", "BoundaryTensor", "ComparisonRow", "HardwareInfo", "HeldTo", "KnownCosts", "KnownOp",
+    "Limits", "ModelInfo", "OpAtStage", "OpOnCpu", "Pipeline", "PipelinePrediction", "Plan", "PlanPrediction", "Segment",
+    "SegmentInput", "SegmentMeasurement", "SegmentPrediction", "SegmentReport", "SolverReport", "Stage", "file_bytes",
+    "load_plan", "names_plan", "op_ranges", "parse_op_ranges", "plan_text", "pycoral_obstacle", "segments_with_state",
+    "state_of",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from balancer.plan.document import from_json
 from balancer.plan.ranges import parse_op_ranges
 from balancer.plan.records import FORMAT, VERSION, Pipeline, Plan, Segment
 from balancer.plan.remembered import check_remembered
+from balancer.plan.state import STATE_WORDS
 
 _MOST_OPS = 1_000_000
 _NAME = re.compile(r".+_plan_\d+\.json", re.DOTALL)  # as `Plan.file_name` makes it
@@ -101,6 +102,8 @@ def _check(plan: Plan, where: str) -> None:
         raise PlanError("segments are named twice, or there is no pipeline", where, "solve again")
     if not 1 <= plan.model.ops <= _MOST_OPS:
         raise PlanError(f"a model of {plan.model.ops} ops is impossible", where, "solve again")
+    if plan.state not in (None, *STATE_WORDS):
+        raise PlanError(f"state '{plan.state}' is none of {', '.join(STATE_WORDS)}", where, "solve again")
     for file in (plan.model.file, *(s.file for s in plan.segments)):
         if file is not None and not _is_bare(file):
             raise PlanError(f"'{file}' is not a bare file name", where, "keep all files beside the plan")

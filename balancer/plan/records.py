@@ -199,6 +199,8 @@ class ComparisonRow:
 class Plan:
     """How to run a model on n_tpus TPUs. Segments are listed by pipeline, then position; each partition once.
 
+    state: of a model that has some: "reset" before each input, or "kept", which the plan was solved for.
+
     origin: where the model's bytes are found (a path, or the bytes); directory: where the plan was saved or loaded;
     made: contents of files that are not saved yet (compiled segments and logs), by name. They stay out of the file.
     costs: what replaced the costs that the hardware's constants give, null for nothing. held_to: what the plan had to
@@ -216,6 +218,7 @@ class Plan:
     solver: SolverReport
     comparison: tuple[ComparisonRow, ...]
     versions: dict[str, str]
+    state: str | None = None
     origin: Path | bytes | None = field(default=None, repr=False, compare=False, metadata=UNSAVED)
     directory: Path | None = field(default=None, compare=False, metadata=UNSAVED)
     made: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False, metadata=UNSAVED)

@@ -41,8 +41,8 @@ class Executor(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How to make a segment's executor. device: a name as in `devices`, or "none". model: the bytes to run: compiled
-    for an Edge TPU, else not; None where nothing is computed. behaviour, recorded: of a simulated TPU; it computes the
-    model live where there is one and no record.
+    for an Edge TPU, else not; None where nothing is computed. keep_state: from item to item. behaviour, recorded: of a
+    simulated TPU; it computes the model live where there is one and no record.
     """
 
     segment: str
@@ -51,16 +51,18 @@ class Recipe:
     outputs: tuple[TensorSpec, ...] = ()
     behaviour: Behaviour | None = None
     recorded: tuple[Mapping[str, Any], ...] = ()
+    keep_state: bool = False
 
 
 class Computed:
-    """An interpreter as an executor."""
+    """An interpreter as an executor. keep_state: from item to item; else it is reset before each."""
 
-    def __init__(self, interpreter: Interpreter) -> None:
+    def __init__(self, interpreter: Interpreter, *, keep_state: bool) -> None:
         self.interpreter = interpreter
+        self._infer = interpreter.run_next if keep_state else interpreter.run
 
     def run(self, item: int, tensors: Tensors) -> None:
-        self.interpreter.run([tensors[name] for name in self.interpreter.input_names])
+        self._infer([tensors[name] for name in self.interpreter.input_names])
         for name, value in zip(self.interpreter.output_names, self.interpreter.outputs(), strict=True):
             tensors[name] = value
 
@@ -97,10 +99,10 @@ def make_executor(recipe: Recipe, seconds: float, die: Callable[[], None] | None
     if recipe.device == "none":
         return Idle(recipe.outputs)
     if recipe.device == "cpu":
-        return Computed(open_interpreter(recipe.model or b""))
+        return Computed(open_interpreter(recipe.model or b""), keep_state=recipe.keep_state)
     if recipe.device == "sim":
         return SimulatedTpu(recipe.segment, recipe.behaviour or Behaviour(stage_ns=0), _outputs(recipe), seconds, die)
-    return Computed(open_with_retry(recipe.model or b"", recipe.device))
+    return Computed(open_with_retry(recipe.model or b"", recipe.device), keep_state=recipe.keep_state)
 
 
 def _outputs(recipe: Recipe) -> Outputs:
@@ -108,7 +110,7 @@ def _outputs(recipe: Recipe) -> Outputs:
         return Recorded(recipe.recorded)
     if recipe.model is None:
         return no_outputs
-    return Computed(open_interpreter(recipe.model)).run
+    return Computed(open_interpreter(recipe.model), keep_state=recipe.keep_state).run
 
 
 def open_with_retry(model: bytes, device: str, waits: Sequence[float] = WAITS_S) -> Interpreter:

@@ -14,6 +14,8 @@ class RunOptions:
     """depth: items that wait before a stage. on_error: "stop" ends the pipeline with the first item that fails,
     "continue" gives a Failure in its place. processes: for every device, not for Edge TPUs alone. seconds: that one
     inference may take in a process. restarts: of one device's process, before it is given up. simulation: of `sim`.
+    keep_state: variable tensors go on from item to item, instead of being reset before each. An item that fails on its
+    way is missing in the sequence; a process that held state and is lost is not started anew: all later items fail.
     """
 
     depth: int = 2
@@ -21,6 +23,7 @@ class RunOptions:
     processes: bool = False
     seconds: float = 60.0
     restarts: int = 3
+    keep_state: bool = False
     simulation: Simulation = field(default_factory=Simulation)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ One that nobody closes is closed when Python ends (`_end`): a generator that was
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import os
 import threading
@@ -19,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.errors import BalancerError, InputError, StageError
-from balancer.plan import Plan, load_plan
+from balancer.plan import KEPT, STATE_WORDS, Plan, load_plan, segments_with_state, state_of
 from balancer.queues import Finished, Stopped
 from balancer.runtime.devices import device_names
 from balancer.runtime.executors import Executor, Recipe, make_executor
 from balancer.runtime.limits import warn_of_mappings, warn_of_other_kinds
 from balancer.runtime.mapping import Feeder, Turns
 from balancer.runtime.options import CONTINUE, RunOptions
-from balancer.runtime.recipes import NONE, Interface, interface, plan_model, recipes
+from balancer.runtime.recipes import NONE, Interface, interface, keeping_state, plan_model, recipes
 from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
 from balancer.runtime.tensors import FrameTensors, SharedFrames, Tensors, dead_after, layout, lives
@@ -35,6 +36,7 @@ from balancer.workers import Failure, Work, WorkerLost, Workers, run_at_once
 if TYPE_CHECKING:
     from pathlib import Path
 
+_LOG = logging.getLogger(__name__)
 _MOST_ITEMS = 256
 _POLL_S = 0.02
 Inputs = Mapping[str, Any]
@@ -52,7 +54,7 @@ class Pipeline:
 
     plan: a saved plan, its file, or its directory. devices: a name for each TPU of the plan, "sim", "cpu", or None for
     the Edge TPUs of this machine; see `balancer.runtime.devices`. Inputs and results are dicts of arrays by tensor name,
-    inputs of shape and type as the model has them.
+    inputs of shape and type as the model has them. state: "reset" or "kept" where the model has some.
     """
 
     def __init__(
@@ -67,6 +69,11 @@ class Pipeline:
         self.interface: Interface = interface(plan_model(self.plan), self.plan.stem)
         self.simulation = self.options.simulation.beside(self.devices)
         self._recipes = recipes(self.plan, self.devices, self.simulation)
+        self.state = state_of(self.interface.stateful, keep_state=self.options.keep_state)
+        if self.state == KEPT:
+            self._recipes = keeping_state(self._recipes, segments_with_state(self.plan, self.interface.stateful))
+        if self.state is not None:
+            _LOG.info("%s: %s", self.plan.file_name, STATE_WORDS[self.state])
         self._executors: list[Executor | RemoteExecutor] = []
         self._frames: SharedFrames | None = None
         self._workers: Workers | None = None
@@ -193,7 +200,8 @@ class Pipeline:
         seconds = self.options.seconds
         if self._frames is None or not self._needs_process(recipe):
             return make_executor(recipe, seconds)
-        return RemoteExecutor(recipe, self._frames, seconds=seconds, restarts=self.options.restarts)
+        restarts = 0 if recipe.keep_state else self.options.restarts  # a new process would have lost the state
+        return RemoteExecutor(recipe, self._frames, seconds=seconds, restarts=restarts)
 
     def _lines(self) -> list[list[list[Work]]]:
         executors = iter(self._executors)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.errors import DependencyError, PlanError
-from balancer.plan import Plan, file_bytes, pycoral_obstacle
+from balancer.plan import RESET, Plan, file_bytes, pycoral_obstacle, state_of
 from balancer.runtime.devices import device_names
 from balancer.runtime.limits import warn_of_other_kinds
 from balancer.runtime.recipes import interface, plan_model
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 class PycoralRunner:
     """Like `Pipeline`, as far as Google's runner goes: `with PycoralRunner(plan) as runner: runner.map(items)`."""
 
-    def __init__(self, plan: Plan, devices: str | Sequence[str] | None = None) -> None:
-        """Raises PlanError where its runner cannot run the plan, DependencyError where it is not installed."""
+    def __init__(self, plan: Plan, devices: str | Sequence[str] | None = None, *, keep_state: bool = False) -> None:
+        """keep_state: of a model that has some, since that is what its runner does. Raises PlanError where its runner
+        cannot run the plan, DependencyError where it is not installed."""
         self.plan = plan
         pipeline = plan.pipelines[0]
         obstacle = pycoral_obstacle(plan)
@@ -40,6 +41,10 @@ class PycoralRunner:
             raise PlanError(f"pycoral's runner cannot run it: {obstacle}", plan.file_name, "leave out --runner pycoral")
         self.devices = device_names(devices, len(pipeline.stages))
         self.interface = interface(plan_model(plan), plan.stem)
+        self.state = state_of(self.interface.stateful, keep_state=keep_state)
+        if self.state == RESET:
+            what = "pycoral's runner cannot run it: it keeps state from input to input"
+            raise PlanError(what, plan.file_name, "add --keep-state, or leave out --runner pycoral")
         self._module("pycoral.utils.edgetpu")
         self._runner: Any = None
 

@@ -15,8 +15,9 @@ from balancer.tflite.cut import boundary_names
 from balancer.tflite.read import read_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
+    from balancer.graph import OpSet
     from balancer.plan import Plan, Segment
 
 _MIB = 1 << 20
@@ -51,10 +52,11 @@ class Simulation:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A model's inputs, and the names of its outputs, in the model's order."""
+    """A model's inputs, and the names of its outputs, in the model's order. stateful: its ops that hold state."""
 
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
+    stateful: OpSet = 0
 
 
 def interface(model: bytes, name: str) -> Interface:
@@ -64,7 +66,7 @@ def interface(model: bytes, name: str) -> Interface:
     inputs = tuple(
         InputSpec(names[t], graph.tensors[t].shape or (), graph.tensors[t].dtype) for t in dict.fromkeys(graph.inputs)
     )
-    return Interface(inputs, tuple(names[t] for t in dict.fromkeys(graph.outputs)))
+    return Interface(inputs, tuple(names[t] for t in dict.fromkeys(graph.outputs)), graph.stateful)
 
 
 def plan_model(plan: Plan) -> bytes:
@@ -92,6 +94,11 @@ def recipes(plan: Plan, devices: Sequence[str], simulation: Simulation) -> list[
         [[made(plan.segment(stage.segment), devices[t]) for t in stage.tpus] for stage in pipeline.stages]
         for pipeline in plan.pipelines
     ]
+
+
+def keeping_state(lines: list[list[list[Recipe]]], segments: Collection[str]) -> list[list[list[Recipe]]]:
+    """The same, but that these segments keep their state from item to item."""
+    return [[[replace(r, keep_state=r.segment in segments) for r in stage] for stage in line] for line in lines]
 
 
 def _on(recipe: Recipe, device: str) -> Recipe:

@@ -14,16 +14,21 @@ if TYPE_CHECKING:
     from balancer.plan import Plan
 
 
-def recorded_outputs(plan: Plan, items: Sequence[Item]) -> dict[str, tuple[dict[str, Any], ...]]:
-    """By segment its outputs for each of the items. Raises PlanError or InterpreterError where it cannot be run."""
+def recorded_outputs(
+    plan: Plan, items: Sequence[Item], *, keep_state: bool = False
+) -> dict[str, tuple[dict[str, Any], ...]]:
+    """By segment its outputs for each of the items, with state reset before each or kept.
+
+    Raises PlanError or InterpreterError where it cannot be run.
+    """
     found: dict[str, tuple[dict[str, Any], ...]] = {}
     for partition in plan.partitions():
         values = [dict(item) for item in items]
         for segment in partition:
             interpreter = open_interpreter(file_bytes(plan, segment.file or "", segment.sha256))
-            outputs = []
+            infer, outputs = interpreter.run_next if keep_state else interpreter.run, []
             for tensors in values:
-                interpreter.run([tensors[name] for name in interpreter.input_names])
+                infer([tensors[name] for name in interpreter.input_names])
                 outputs.append(dict(zip(interpreter.output_names, interpreter.outputs(), strict=True)))
                 tensors |= outputs[-1]
             found[segment.name] = tuple(outputs)

@@ -34,6 +34,7 @@ CALL = struct.Struct("<qq")  # item, frame
 OK, BESIDE, REFUSED = b"o", b"b", b"r"
 _T = TypeVar("_T")
 _LAST_BYTES = 4096
+_LOST = "; the state that it held is lost"
 OPENING_S = 120.0  # firmware, retries and the first load included
 
 
@@ -62,6 +63,8 @@ class RemoteExecutor:
             reason = self._call(item, tensors)
             if reason is None:
                 return
+            if self.recipe.keep_state and _LOST not in reason:
+                reason += _LOST
             self._restart(reason)
             if last:
                 raise StageError(reason, f"{self.recipe.segment}, item {item}", "see the system log")

@@ -134,9 +134,9 @@ class _SegmentFile:
             changes = {"buffer": self._buffer(tensor["buffer"])}
         signature = tensor["shape_signature"]
         shape = self.shapes.shape[t]
-        if (len(signature) and -1 in signature) or t in self.shapes.value:
+        if shape is not None and ((len(signature) and -1 in signature) or t in self.shapes.value):
             changes["shape_signature"] = None
-            changes["shape"] = np.array(shape or (), np.int32)
+            changes["shape"] = np.array(shape, np.int32)
         elif shape is not None and len(shape) and tuple(tensor["shape"].tolist()) != shape:
             changes["shape"] = np.array(shape, np.int32)
         if t in self.names and self.names[t] != tensor["name"]:

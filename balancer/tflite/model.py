@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from balancer.errors import ModelError
 from balancer.tflite import flatbuffer
 from balancer.tflite.schema import schema
@@ -56,6 +58,8 @@ class Model:
         self.buffers: list[Table] = list(self.root["buffers"])
         self.codes: list[Table] = list(self.root["operator_codes"])
         self._check()
+        self._empty = self._empty_constants()
+        self._check_order()
 
     def type_name(self, operator: Table) -> str:
         """'CONV_2D', or 'CUSTOM:<its name>', or 'BUILTIN_<n>' for an op newer than the schema here."""
@@ -76,6 +80,8 @@ class Model:
     def constant(self, index: int) -> Any:
         """The bytes of a constant tensor as a uint8 array, or None for an activation. Buffer 0 is the empty one."""
         data = self.buffers[self.tensors[index]["buffer"]]["data"]
+        if index in self._empty:
+            return np.zeros(0, np.uint8)
         return data if len(data) else None
 
     def is_constant(self, index: int) -> bool:
@@ -103,7 +109,6 @@ class Model:
         self._check_extras()
         if not self.operators:
             raise self._fail("the model has no ops", "subgraph")
-        self._check_order()
 
     def _check_extras(self) -> None:
         for meta in self.root["metadata"]:
@@ -147,6 +152,19 @@ class Model:
         self._indices(operator["intermediates"], -1, place)
         self._indices(operator["outputs"], 0, place)
 
+    def _empty_constants(self) -> set[int]:
+        """Tensors of no elements that nothing computes: constants (the shape of a scalar, say) whose buffer is empty
+        like that of an activation.
+        """
+        made = {int(t) for operator in self.operators for t in operator["outputs"]}
+        made |= {int(t) for t in self.subgraph["inputs"]}
+        return {
+            t
+            for t, tensor in enumerate(self.tensors)
+            if 0 in tensor["shape"] and t not in made and not tensor["is_variable"]
+            and not len(self.buffers[tensor["buffer"]]["data"])
+        }  # fmt: skip
+
     def _check_order(self) -> None:
         """Each op may read only what stands before it; each activation has one producer."""
         known = {int(t) for t in self.subgraph["inputs"]}
@@ -166,9 +184,24 @@ class Model:
                     raise self._fail(f"writes tensor {t} '{self.tensors[t]['name']}' a second time", place)
                 known.add(int(t))
                 made.add(int(t))
-        for t in self.subgraph["outputs"]:
-            if int(t) not in made:
-                raise self._fail(f"output '{self.tensors[t]['name']}' is computed by no op", "the model's outputs")
+        self._check_outputs(made)
+
+    def _check_outputs(self, made: set[int]) -> None:
+        """Each output is computed by an op, and there is one: what a model hands through takes no device."""
+        if not len(self.subgraph["outputs"]):
+            raise self._fail("the model gives no outputs", "the model's outputs")
+        given = {int(t) for t in self.subgraph["inputs"]}
+        for t in dict.fromkeys(int(t) for t in self.subgraph["outputs"]):
+            if t in made:
+                continue
+            name = self.tensors[t]["name"]
+            if t in given or self.is_constant(t):
+                what = "an input" if t in given else "a constant"
+                raise ModelError(
+                    f"output '{name}' is {what} handed straight through, which is not supported",
+                    f"{self.where}: the model's outputs", "convert the model without that output; its value is known before",
+                )  # fmt: skip
+            raise self._fail(f"output '{name}' is computed by no op", "the model's outputs")
 
 
 def refuse_compiled(model: Model) -> None:

@@ -139,6 +139,12 @@ def _macs(model: Model, kind: str, i: int, inputs: list[Tensor | None], outputs:
         shapes = [t.shape if t else None for t in inputs]
         macs = int(count(shapes, outputs[0].shape))
     except (TypeError, IndexError) as error:
+        unknown = [t.name for t in (*inputs, *outputs) if t is not None and t.shape is None]
+        if unknown:
+            raise ModelError(
+                f"the shape of tensor '{unknown[0]}' is not known before the model runs", f"{model.where}: op {i} {kind}",
+                "convert the model with fixed input sizes, batch included",
+            ) from error  # fmt: skip
         raise ModelError(
             "its tensors do not have the shapes that such an op needs", f"{model.where}: op {i} {kind}",
             "convert the model again",

@@ -2,7 +2,9 @@
 
 A converter that does not know the batch leaves a chain of small int32 ops (SHAPE, STRIDED_SLICE, PACK ...) in the
 file that computes shapes as the model runs, and writes placeholders into the static shapes behind them. With the
-batch fixed at 1 these ops are constants (*folded*), and the shapes behind them can be computed instead of trusted.
+batch fixed at 1 these ops are constants (*folded*), and the shapes behind them can be computed instead of trusted. A
+shape that the file leaves open and no rule gives (behind WHERE, UNIQUE, a custom op, or a shape that could not be
+folded) is not known before the model runs: it is None, and nothing is folded from it.
 """
 
 from __future__ import annotations
@@ -12,41 +14,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.errors import ModelError
+from balancer.tflite import folding
 from balancer.tflite.schema import schema
+from balancer.tflite.shape_rules import Shape, shapes_of_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from balancer.tflite.flatbuffer import Table
     from balancer.tflite.model import Model
 
-Shape = tuple[int, ...]
-
-_FOLDABLE = {
-    "SHAPE", "STRIDED_SLICE", "PACK", "CONCATENATION", "GATHER", "CAST", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "SLICE",
-    "ADD", "SUB", "MUL", "REDUCE_PROD",
-}  # fmt: skip
 _NUMPY = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "FLOAT32": "<f4", "INT8": "i1", "UINT8": "u1", "BOOL": "u1"}
-# Ops whose output has the shape of their first input.
-_SAME = {
-    "RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LEAKY_RELU", "PRELU", "ELU", "HARD_SWISH", "GELU", "LOGISTIC",
-    "TANH", "SOFTMAX", "LOG_SOFTMAX", "QUANTIZE", "DEQUANTIZE", "CAST", "L2_NORMALIZATION", "RSQRT", "SQRT", "EXP",
-    "ABS", "NEG", "SQUARE", "LOCAL_RESPONSE_NORMALIZATION", "FLOOR", "ROUND", "CEIL", "SIN", "COS", "LOG",
-    "ZEROS_LIKE",
-}  # fmt: skip
-_BROADCAST = {"ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE", "POW", "FLOOR_DIV"}
-# More elements than any computation of shapes has: what reads more is no such computation, and is not folded.
-_MOST_FOLDED = 1024
 _MAX_RANK, _MAX_DIMENSION = 8, (1 << 31) - 1
-_REDUCE = {"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"}
 
 
 class Shapes:
     """Static shapes of all tensors, and the values of what folded ops compute.
 
-    shape[t]: None where the file gives no static shape. folded: indices of folded ops. value[t]: the constant that a
-    folded op computes. Raises ModelError where a dimension other than the batch is open, or where an op follows an
-    open one whose shape rule is not known here.
+    shape[t]: None where it is not known before the model runs. folded: indices of folded ops. value[t]: the constant
+    that a folded op computes. Raises ModelError where more than the batch of an input is open, or where a shape that
+    is worked out contradicts the file's.
     """
 
     def __init__(self, model: Model) -> None:
@@ -81,52 +66,81 @@ class Shapes:
 
     def _visit(self, i: int, operator: Table) -> None:
         kind = self.model.type_name(operator)
-        self._fold(i, operator, kind)
-        if i in self.folded:
+        if self._fold(i, operator, kind):
             return
         outputs = [int(t) for t in operator["outputs"]]
-        is_open = any(t in self.open for t in outputs)
         if not kind.startswith("CUSTOM"):
             for t in outputs:
                 self.shape[t] = () if self.shape[t] is None else self.shape[t]
-        inferred = self._infer(operator, kind) if is_open else None
-        if inferred is not None:
-            if len(inferred) > _MAX_RANK or not all(0 <= d <= _MAX_DIMENSION for d in inferred):
-                raise ModelError(
-                    f"the shape of its output would be {list(inferred)}", f"{self.model.where}: op {i} {kind}",
-                    "convert the model again",
-                )  # fmt: skip
-            self.shape[outputs[0]] = inferred
-        for t in outputs if is_open and inferred is None else ():
-            if -1 in _signature(self.model.tensors[t])[1:]:
-                raise ModelError(
-                    f"the shape of its output '{self.model.tensors[t]['name']}' is dynamic",
-                    f"{self.model.where}: op {i} {kind}", "convert the model with fixed input sizes, batch included",
-                )  # fmt: skip
+        reads_folded = any(int(t) in self.value for t in operator["inputs"])
+        if not reads_folded and not any(t in self.open for t in outputs):
+            return
+        for t, shape in zip(outputs, self._inferred(operator, kind), strict=True):
+            if shape is not None:
+                self._check_shape(t, shape, f"op {i} {kind}")
+                self.shape[t] = shape
+            elif t in self.open:
+                self.shape[t] = None
 
-    def _fold(self, i: int, operator: Table, kind: str) -> None:
-        """Fold an op that computes from shapes and constants alone, starting at a SHAPE."""
-        outputs = [int(t) for t in operator["outputs"]]
-        read = [int(t) for t in operator["inputs"] if t >= 0]
-        if kind not in _FOLDABLE or len(outputs) != 1 or not read or outputs[0] in self.final:
-            return
-        if kind != "SHAPE" and not (any(t in self.value for t in read) and all(self._known(t) for t in read)):
-            return
-        if kind != "SHAPE" and sum(self._known_bytes(t) for t in read) > 4 * _MOST_FOLDED:
-            return
-        dtype = _NUMPY.get(self.model.type_of(self.model.tensors[outputs[0]]))
-        if dtype is None or (kind == "SHAPE" and self.shape[read[0]] is None):
-            return
-        try:
-            folded = self._compute(operator, kind, read)
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+    def _check_shape(self, t: int, shape: Shape, place: str) -> None:
+        """A shape that was worked out must be one, and the one that the file gives, as far as it gives one."""
+        if len(shape) > _MAX_RANK or not all(0 <= d <= _MAX_DIMENSION for d in shape):
             raise ModelError(
-                f"cannot compute the shape that it stands for ({error})", f"{self.model.where}: op {i} {kind}",
-                "convert the model with a fixed batch",
-            ) from error  # fmt: skip
-        self.value[outputs[0]] = np.asarray(folded).astype(dtype)
-        self.shape[outputs[0]] = tuple(self.value[outputs[0]].shape)
+                f"the shape of its output would be {list(shape)}", f"{self.model.where}: {place}",
+                "convert the model again",
+            )  # fmt: skip
+        tensor = self.model.tensors[t]
+        given = _signature(tensor)
+        if not given and not tensor["has_rank"]:
+            return  # no shape at all, or a scalar: the file writes them alike
+        if len(given) != len(shape) or any(g not in (-1, d) for g, d in zip(given, shape, strict=True)):
+            raise ModelError(
+                f"its output '{tensor['name']}' has shape {list(shape)}, the file says {list(given)}",
+                f"{self.model.where}: {place}", "convert the model again",
+            )  # fmt: skip
+
+    def _fold(self, i: int, operator: Table, kind: str) -> bool:
+        """Fold an op that computes from shapes and constants alone, starting at a SHAPE; whether it is one."""
+        outputs = [int(t) for t in operator["outputs"]]
+        read = [int(t) for t in operator["inputs"]]
+        if len(outputs) != 1 or not read or min(read) < 0 or outputs[0] in self.final:
+            return False
+        type_name = self.model.type_of(self.model.tensors[outputs[0]])
+        if type_name not in folding.DTYPES or any(self._is_quantised(t) for t in (*outputs, *read) if kind != "SHAPE"):
+            return False
+        value = self._shape_value(operator, read[0], type_name) if kind == "SHAPE" else None
+        if any(t in self.value for t in read) and folding.is_foldable(kind):
+            value = self._folded(operator, kind, read, folding.DTYPES[type_name])
+        if value is None:
+            return False
+        self._check_shape(outputs[0], value.shape, f"op {i} {kind}")
+        self.value[outputs[0]], self.shape[outputs[0]] = value, value.shape
         self.folded.add(i)
+        return True
+
+    def _shape_value(self, operator: Table, t: int, type_name: str) -> Any:
+        """What SHAPE gives of this tensor, or None: its option alone says of which type, whatever the file says."""
+        options, shape = operator["builtin_options"], self.shape[t]
+        if shape is None or options is None or options.type != "ShapeOptions":
+            return None
+        types = schema().enums["TensorType"]
+        if not 0 <= options["out_type"] < len(types) or types[options["out_type"]] != type_name:
+            return None
+        return np.array(shape, folding.DTYPES[type_name])
+
+    def _folded(self, operator: Table, kind: str, read: list[int], dtype: Any) -> Any:
+        if not all(self._known(t) and self.model.type_of(self.model.tensors[t]) in folding.DTYPES for t in read):
+            return None
+        if sum(self._known_bytes(t) for t in read) > 4 * folding.MOST_ELEMENTS:
+            return None
+        values = [self.constant(t) for t in read]
+        if any(value is None for value in values):
+            return None
+        return folding.folded(kind, values, operator["builtin_options"], dtype)
+
+    def _is_quantised(self, t: int) -> bool:
+        quantisation = self.model.tensors[t]["quantization"]
+        return quantisation is not None and len(quantisation["scale"]) > 0
 
     def _known(self, t: int) -> bool:
         return t in self.value or self.model.is_constant(t)
@@ -146,130 +160,18 @@ class Shapes:
             return None
         return data.view(dtype).reshape([abs(int(d)) for d in self.model.tensors[t]["shape"]])
 
-    def _compute(self, operator: Table, kind: str, read: list[int]) -> Any:
-        if kind == "SHAPE":
-            return np.array(self.shape[read[0]])
-        values = [self.constant(t) for t in read]
-        options = operator["builtin_options"]
-        return _COMPUTE[kind](values, options)
-
-    def _infer(self, operator: Table, kind: str) -> Shape | None:
-        """Shape of the first output, or None where no rule is known (then the file's is kept)."""
-        shapes = [self.shape[int(t)] if t >= 0 else None for t in operator["inputs"]]
-        constants = [self.constant(int(t)) if t >= 0 else None for t in operator["inputs"]]
-        try:
-            return _infer(kind, shapes, constants, operator["builtin_options"])
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError):
-            return None  # a malformed op: the file's own shape stands, or _visit refuses
+    def _inferred(self, operator: Table, kind: str) -> list[Shape | None]:
+        """The shape of each output, None where it is not known before the op runs."""
+        read = [int(t) if t >= 0 else None for t in operator["inputs"]]
+        return shapes_of_outputs(
+            kind,
+            len(operator["outputs"]),
+            [None if t is None else self.shape[t] for t in read],
+            [None if t is None else self.constant(t) for t in read],
+            operator["builtin_options"],
+        )
 
 
 def _signature(tensor: Table) -> Shape:
     signed = tensor["shape_signature"]
     return tuple(int(d) for d in (signed if len(signed) else tensor["shape"]))
-
-
-def _slice(values: list[Any], options: Table) -> Any:
-    data, begin, end, strides = values
-    keys: list[Any] = []
-    for axis in range(len(begin)):
-        first = None if options["begin_mask"] >> axis & 1 else int(begin[axis])
-        last = None if options["end_mask"] >> axis & 1 else int(end[axis])
-        keys.append(
-            int(begin[axis]) if options["shrink_axis_mask"] >> axis & 1 else slice(first, last, int(strides[axis]))
-        )
-    return data[tuple(keys)]
-
-
-_COMPUTE: dict[str, Callable[[list[Any], Table], Any]] = {
-    "STRIDED_SLICE": _slice,
-    "PACK": lambda v, o: np.stack(v, axis=o["axis"]),
-    "CONCATENATION": lambda v, o: np.concatenate(v, axis=o["axis"]),
-    "GATHER": lambda v, o: np.take(v[0], v[1], axis=o["axis"] if o else 0),
-    "CAST": lambda v, o: v[0],
-    "RESHAPE": lambda v, o: v[0].reshape(v[1] if len(v) > 1 else o["new_shape"]),
-    "SQUEEZE": lambda v, o: np.squeeze(v[0]),
-    "EXPAND_DIMS": lambda v, o: np.expand_dims(v[0], int(v[1])),
-    "SLICE": lambda v, o: v[0][
-        tuple(slice(int(b), None if s < 0 else int(b + s)) for b, s in zip(*v[1:], strict=True))
-    ],
-    "ADD": lambda v, o: v[0] + v[1],
-    "SUB": lambda v, o: v[0] - v[1],
-    "MUL": lambda v, o: v[0] * v[1],
-    "REDUCE_PROD": lambda v, o: np.prod(v[0], axis=tuple(np.atleast_1d(v[1])), keepdims=bool(o["keep_dims"])),
-}
-
-
-def _infer(kind: str, shapes: Sequence[Shape | None], constants: Sequence[Any], options: Table | None) -> Shape | None:
-    first = shapes[0]
-    if kind in _SAME:
-        return first
-    if kind in _BROADCAST:
-        return tuple(np.broadcast_shapes(first, shapes[1])) if first is not None and shapes[1] is not None else None
-    if kind in _REDUCE:
-        return _reduced(first, constants[1], options)
-    rule = _RULES.get(kind)
-    return rule(shapes, constants, options) if rule else None
-
-
-def _reduced(shape: Any, axes: Any, options: Any) -> Shape:
-    gone = {int(a) % len(shape) for a in np.atleast_1d(axes)}
-    if options["keep_dims"]:
-        return tuple(1 if i in gone else d for i, d in enumerate(shape))
-    return tuple(d for i, d in enumerate(shape) if i not in gone)
-
-
-def _window(size: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
-    reach = (kernel - 1) * dilation + 1
-    return -(-size // stride) if padding == 0 else -(-(size - reach + 1) // stride)
-
-
-def _windowed(shape: Any, kernel: tuple[int, int], channels: int, options: Any) -> Shape:
-    dilation = [options[n] if n in _fields(options) else 1 for n in ("dilation_h_factor", "dilation_w_factor")]
-    strides = (options["stride_h"], options["stride_w"])
-    size = [_window(shape[1 + i], kernel[i], strides[i], dilation[i], options["padding"]) for i in (0, 1)]
-    return (shape[0], *size, channels)
-
-
-def _fields(options: Table) -> dict[str, Any]:
-    return schema().defaults[options.type]
-
-
-def _concatenated(shapes: Any, constants: Any, options: Any) -> Shape:
-    joined = list(shapes[0])
-    joined[options["axis"]] = sum(s[options["axis"]] for s in shapes)
-    return tuple(joined)
-
-
-def _reshaped(shapes: Any, constants: Any, options: Any) -> Shape:
-    wanted = constants[1] if len(constants) > 1 and constants[1] is not None else options["new_shape"]
-    dims = [int(d) for d in wanted]
-    if dims.count(-1) == 1:
-        total = int(np.prod(shapes[0], dtype=np.int64))
-        dims[dims.index(-1)] = total // max(1, -int(np.prod(dims, dtype=np.int64)))
-    return tuple(dims)
-
-
-_RULES: dict[str, Callable[[Any, Any, Any], Shape]] = {
-    "CONV_2D": lambda s, c, o: _windowed(s[0], s[1][1:3], s[1][0], o),
-    "DEPTHWISE_CONV_2D": lambda s, c, o: _windowed(s[0], s[1][1:3], s[1][3], o),
-    "MAX_POOL_2D": lambda s, c, o: _windowed(s[0], (o["filter_height"], o["filter_width"]), s[0][3], o),
-    "AVERAGE_POOL_2D": lambda s, c, o: _windowed(s[0], (o["filter_height"], o["filter_width"]), s[0][3], o),
-    "TRANSPOSE_CONV": lambda s, c, o: tuple(int(d) for d in c[0]),
-    "FULLY_CONNECTED": lambda s, c, o: (
-        (*s[0][:-1], s[1][0]) if o["keep_num_dims"] else (int(np.prod(s[0], dtype=np.int64)) // s[1][1], s[1][0])
-    ),
-    "RESIZE_BILINEAR": lambda s, c, o: (s[0][0], *(int(d) for d in c[1]), s[0][3]),
-    "RESIZE_NEAREST_NEIGHBOR": lambda s, c, o: (s[0][0], *(int(d) for d in c[1]), s[0][3]),
-    "CONCATENATION": _concatenated,
-    "PAD": lambda s, c, o: tuple(d + int(p[0]) + int(p[1]) for d, p in zip(s[0], c[1], strict=True)),
-    "PADV2": lambda s, c, o: tuple(d + int(p[0]) + int(p[1]) for d, p in zip(s[0], c[1], strict=True)),
-    "MIRROR_PAD": lambda s, c, o: tuple(d + int(p[0]) + int(p[1]) for d, p in zip(s[0], c[1], strict=True)),
-    "TRANSPOSE": lambda s, c, o: tuple(s[0][int(a)] for a in c[1]),
-    "RESHAPE": _reshaped,
-    "DEPTH_TO_SPACE": lambda s, c, o: (
-        s[0][0], s[0][1] * o["block_size"], s[0][2] * o["block_size"], s[0][3] // o["block_size"] ** 2,
-    ),
-    "SPACE_TO_DEPTH": lambda s, c, o: (
-        s[0][0], s[0][1] // o["block_size"], s[0][2] // o["block_size"], s[0][3] * o["block_size"] ** 2,
-    ),
-}  # fmt: skip

@@ -1,0 +1,45 @@
+"""State that a model keeps from input to input (variable tensors of SVDF, LSTM ...): when it is reset, and which plans
+can keep it.
+
+State can only be kept where one device holds it and sees all items in their order. So a plan that keeps state has one
+pipeline, and no replicas in any stage up to the last that holds state: replicas hand items on as they get ready.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from balancer.errors import PlanError
+from balancer.plan.ranges import parse_op_ranges
+
+if TYPE_CHECKING:
+    from balancer.plan.records import Plan
+
+RESET, KEPT = "reset", "kept"
+STATE_WORDS = {
+    RESET: "state: variable tensors are reset before each input; --keep-state keeps them",
+    KEPT: "state: variable tensors are kept from input to input",
+}
+
+
+def state_of(stateful: int, *, keep_state: bool) -> str | None:
+    """What happens to the state of a model whose ops with state are these (as bits): KEPT, RESET, or None where it has none."""
+    if not stateful:
+        return None
+    return KEPT if keep_state else RESET
+
+
+def segments_with_state(plan: Plan, stateful: int) -> frozenset[str]:
+    """Names of the segments that hold state, of a plan that can keep it. Raises PlanError where it cannot."""
+    ops = {s.name: parse_op_ranges(s.ops, plan.model.ops) for s in plan.segments}
+    held = {name for name, there in ops.items() if any(stateful >> i & 1 for i in there)}
+    remedy = "solve with --keep-state"
+    if held and len(plan.pipelines) > 1:
+        raise PlanError(f"cannot keep state: it has {len(plan.pipelines)} pipelines", plan.file_name, remedy)
+    stages = plan.pipelines[0].stages
+    last = max((k for k, stage in enumerate(stages) if stage.segment in held), default=-1)
+    for stage in stages[: last + 1]:
+        if stage.replicas > 1:
+            what = f"cannot keep state: {stage.segment} has {stage.replicas} replicas"
+            raise PlanError(what, plan.file_name, remedy)
+    return frozenset(held)
