@@ -7,7 +7,6 @@ knows. What was measured once is not measured again by the same source.
 from __future__ import annotations
 
 import csv
-import tempfile
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +17,7 @@ from balancer.errors import CompilerError, MeasurementError
 from balancer.graph import OpSet, op_set
 from balancer.inputs import random_items
 from balancer.plan import Plan, SegmentMeasurement, load_plan, parse_op_ranges
+from balancer.processes.scratch import working_folder
 from balancer.runtime.devices import device_names
 from balancer.runtime.measuring import SIMULATED, measure, segment_measurements
 from balancer.runtime.options import RunOptions
@@ -130,7 +130,7 @@ class PipelineTimes:
         if self.truth is not None:
             plan = replace(self.truth(plan).plan, made=plan.made)
             options = replace(options, simulation=Simulation(behaviours=self.truth.behaviours(plan)))
-        with tempfile.TemporaryDirectory(prefix="balancer-tune-") as folder:
+        with working_folder("tune") as folder:
             saved = save(replace(plan, segments=tuple(replace(s, measured=None) for s in plan.segments)), folder)
             with Pipeline(saved, self.devices, options) as pipeline:
                 found = measure(pipeline, random_items(pipeline.interface.inputs, 4), seconds=self.seconds)
