@@ -47,9 +47,9 @@ Outcome = Compiled | Refused
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the compiler is told. seconds: its limit for one try, and for saying its version. search_delegate: where a model can't be compiled as
-    a whole, let the Edge TPU's part end earlier, by search_step ops at a time. runtime_version: the oldest runtime
-    that must be able to run the file.
+    """What the compiler is told. seconds: its limit for one try, and for saying its version. search_delegate: where a
+    model can't be compiled as a whole, let the Edge TPU's part end earlier, by search_step ops at a time.
+    runtime_version: the oldest runtime that must be able to run the file.
     """
 
     seconds: int = 180

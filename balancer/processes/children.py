@@ -89,7 +89,9 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 
 def python_environment() -> dict[str, str]:
-    """Ours, with the modules that we can import."""
+    """Ours, with the modules that we can import, and before them those that PYTHONPATH was given since we started."""
     path = [entry for entry in sys.path if entry]
+    since = [e for e in os.environ.get("PYTHONPATH", "").split(os.pathsep) if e and str(Path(e).absolute()) not in path]
     # Imported from the working folder ("" on the path), which may be another one by now; or by an editable install.
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path if _ROOT in path else [_ROOT, *path])}
+    root = [] if _ROOT in path else [_ROOT]
+    return os.environ | {"PYTHONPATH": os.pathsep.join([*since, *root, *path])}

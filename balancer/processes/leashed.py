@@ -16,7 +16,7 @@ import sys
 
 def main(leash: int, saying: int, command: list[str]) -> None:
     """Returns only where there is nothing more to do: the parent has gone, or the program cannot be started."""
-    os.set_inheritable(saying, False)
+    fcntl.fcntl(saying, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     try:
         fcntl.fcntl(leash, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(leash, fcntl.F_SETSIG, signal.SIGKILL)
