@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 FAKE = Path(__file__).parent / "fake_edgetpu"
+SWEEP = "import sys; from pathlib import Path; from balancer.processes.scratch import sweep; sweep(Path(sys.argv[1])"
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -232,8 +233,7 @@ def test_what_lives_or_is_not_ours_is_not_swept(tmp_path: Path) -> None:
     with scratch(tmp_path, "balancer-") as folder:
         (folder / "work").write_text("")
         os.utime(folder, (0, 0))
-        code = "import sys; from pathlib import Path; from balancer.processes.scratch import sweep; sweep(Path(sys.argv[1]), 'balancer-')"
-        subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT)
+        subprocess.run([sys.executable, "-c", f"{SWEEP}, 'balancer-')", str(tmp_path)], check=True, cwd=ROOT)
         sweep(tmp_path, "balancer-")
         assert (folder / "work").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["balancer-elsewhere.lock", "balancer-results"]
@@ -242,10 +242,7 @@ def test_what_lives_or_is_not_ours_is_not_swept(tmp_path: Path) -> None:
 
 def test_a_folder_is_made_while_others_sweep(tmp_path: Path) -> None:
     """Neither a folder that is being made nor one in use is taken for a dead one."""
-    code = (
-        "import sys; from pathlib import Path; from balancer.processes.scratch import sweep\n"
-        "while True: sweep(Path(sys.argv[1]), 'x-')"
-    )
+    code = SWEEP.replace("sweep(Path", "\nwhile True: sweep(Path") + ", 'x-')"
     sweepers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) for _ in range(2)]
     try:
         for _ in range(500):
@@ -283,7 +280,7 @@ def test_one_run_at_a_time_writes_into_a_folder(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    np.save(tmp_path / "x.npy", np.zeros((2, 200), np.float32))
+    np.save(tmp_path / "x.npy", np.zeros((2, 64), np.float32))
     command = ["run", str(plan), "--inputs", str(tmp_path / "x.npy"), "--outputs", str(out), "--devices", "cpu"]
     with result_folder(out):
         for more in ([], ["--force"]):
@@ -296,14 +293,14 @@ def test_one_run_at_a_time_writes_into_a_folder(
 
 def test_a_killed_run_does_not_keep_its_folder(plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    np.save(tmp_path / "x.npy", np.zeros((20_000, 200), np.float32))
+    np.save(tmp_path / "x.npy", np.zeros((20_000, 64), np.float32))
     command = ["run", str(plan), "--inputs", str(tmp_path / "x.npy"), "--outputs", str(out), "--devices", "cpu"]
     process = _start(*command)
     _await("result", lambda: list(out.glob("*.npz")))
     process.kill()
     process.wait()
     assert (out / ".balancer-run.lock").exists()
-    np.save(tmp_path / "x.npy", np.zeros((2, 200), np.float32))
+    np.save(tmp_path / "x.npy", np.zeros((2, 64), np.float32))
     assert main([*command, "--force"]) == 0
     assert not list(out.glob(".balancer*"))
 
