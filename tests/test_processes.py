@@ -220,7 +220,11 @@ def test_arguments_reach_a_module_as_they_are(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "says.py").write_text("import sys\nprint(__name__, sys.argv[1:])")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = subprocess.run(
-        python_command("says", "-m", "", "two words"), env=python_environment(), capture_output=True, text=True, check=True
+        python_command("says", "-m", "", "two words"),
+        env=python_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "__main__ ['-m', '', 'two words']\n"
 
@@ -275,9 +279,7 @@ def _umask() -> int:
     return mask
 
 
-def test_one_run_at_a_time_writes_into_a_folder(
-    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_run_at_a_time_writes_into_a_folder(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     out.mkdir()
     np.save(tmp_path / "x.npy", np.zeros((2, 64), np.float32))
