@@ -46,8 +46,8 @@ class Behaviour:
     """What the program does, by name of the file without ending; "*" is every file.
 
     fails: printed, exit code 1. hangs, crashes. flaky: fails the first time. silent: exit code 0 and no file. garbage: a
-    file that is none. real: a file given out as the compiled one; plain: the source itself, which
-    pretended Edge TPUs can run. room_*, bytes_per_million, on_cpu (output tensor ->
+    file that is none. real: a file given out as the compiled one; plain: the source itself. runnable: behind what was
+    compiled stands the source, for pretended Edge TPUs to run. room_*, bytes_per_million, on_cpu (output tensor ->
     status): its truth, see `Profile`. segmenter: "crash" with --num_segments. folder: where it is installed; `calls`
     there gets a line for each run. seconds: that a compilation takes.
     """
@@ -66,6 +66,7 @@ class Behaviour:
     garbage: list[str] = field(default_factory=list)
     real: dict[str, str] = field(default_factory=dict)
     plain: bool = False
+    runnable: bool = False
     segmenter: str = ""
     folder: str = ""
     seconds: float = 0.0
@@ -157,6 +158,8 @@ def compile_one(behaviour: Behaviour, options: Namespace, name: str, data: bytes
     made = (
         data if behaviour.plain else Path(behaviour.real[name]).read_bytes() if name in behaviour.real else truth.file()
     )
+    if behaviour.runnable:
+        made += data + len(data).to_bytes(8, "little")
     out.write_bytes(b"garbage" if applies(behaviour.garbage, name) else made)
     report(options, source, data, out, made, truth)
     return 0

@@ -14,9 +14,9 @@ import balancer
 ROOT = Path(balancer.__file__).parent
 # A room may import lower ranks and itself; the exceptions stand below.
 RANK = {
-    "errors": 0, "version": 0, "graph": 1, "tflite": 2, "cost": 2, "solve": 2, "queues": 2, "plan": 3, "interpreter": 3,
-    "inputs": 3, "workers": 3, "verification": 4, "compiler": 4, "runtime": 4, "balancing": 5, "cli": 6, "__main__": 7,
-    "__init__": 7,
+    "processes": 0, "errors": 0, "version": 0, "graph": 1, "tflite": 2, "cost": 2, "solve": 2, "queues": 2, "plan": 3,
+    "interpreter": 3, "inputs": 3, "workers": 3, "verification": 4, "compiler": 4, "runtime": 4, "balancing": 5, "cli": 6,
+    "__main__": 7, "__init__": 7,
 }  # fmt: skip
 ERRORS_ALONE = {"solve", "plan", "inputs"}
 NEVER_BOTH = [{"tflite", "cost"}, {"verification", "compiler", "runtime"}]

@@ -500,7 +500,7 @@ def compiled(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     """The plan with "compiled" segments that the pretended Edge TPUs run, and what is true of these."""
     folder = tmp_path / "plan"
     balancer.save(plan, folder)
-    compiler = find_compiler(edgetpu_compiler.install(tmp_path / "bin", plain=True), cache=tmp_path / "cache")
+    compiler = find_compiler(edgetpu_compiler.install(tmp_path / "bin", runnable=True), cache=tmp_path / "cache")
     done = balancer.compile_plan(folder / plan.file_name, compiler).plan
     monkeypatch.syspath_prepend(str(FAKE))
 
@@ -577,7 +577,8 @@ def test_googles_runner_where_it_is_installed(compiled: Any, tmp_path: Path, mon
         (site / package / "__init__.py").write_text("")
     (site / "utils/edgetpu.py").write_text(
         "from balancer.interpreter import open_interpreter\nfrom pathlib import Path\n"
-        "class I:\n    def __init__(self, path): self.i = open_interpreter(Path(path).read_bytes())\n"
+        "class I:\n    def __init__(self, path):\n        data = Path(path).read_bytes()\n"
+        "        self.i = open_interpreter(data[-8 - int.from_bytes(data[-8:], 'little') : -8])\n"
         "    def allocate_tensors(self): pass\n"
         "def make_interpreter(path, device): return I(path)\n"
     )

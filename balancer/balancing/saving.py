@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from balancer.errors import OutputError, PlanError
 from balancer.graph import op_set
 from balancer.plan import Plan, Segment, file_bytes, parse_op_ranges, plan_text
+from balancer.processes.scratch import held, scratch, sweep
 from balancer.tflite.cut import Cutter, boundary_names
 from balancer.tflite.read import read_model_bytes
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _PARTIAL = ".balancer-plan-"
+_SCRATCH = ".balancer-"
 
 
 def save(plan: Plan, directory: str | Path, *, force: bool = False) -> Plan:
@@ -167,13 +169,40 @@ def check_folder(target: Path, *, force: bool) -> None:
         raise OutputError("cannot be written to", str(there), "choose another directory")
 
 
+@contextmanager
+def result_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder for the results of one run, which `put_file` writes. What killed runs left in it goes.
+
+    Raises OutputError where another run holds it, or it cannot be written.
+    """
+    with ExitStack() as holding:
+        try:
+            sweep(folder, _SCRATCH)
+            is_ours = holding.enter_context(held(folder / f"{_SCRATCH}run.lock"))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OutputError(f"cannot be written ({reason})", str(folder), "choose another folder") from error
+        if not is_ours:
+            raise OutputError("gets the results of another run", str(folder), "wait for its end, or choose another folder")
+        yield
+
+
 def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
-    """Write a file whole or not at all. Raises OutputError where it exists (without force) or cannot be written."""
+    """Write a file whole or not at all, and remove what killed processes left there of others.
+
+    Raises OutputError where it exists (without force) or cannot be written.
+    """
+    sweep(path.parent, _SCRATCH)
+    put_file(path, data, force=force)
+
+
+def put_file(path: Path, data: bytes, *, force: bool = False) -> None:
+    """The same where many are written, without looking for what was left."""
     _check_free(path.parent, [path.name], data, force=force)
     try:
-        with tempfile.TemporaryDirectory(prefix=".balancer-", dir=path.parent) as partial:
-            (Path(partial) / path.name).write_bytes(data)
-            os.replace(Path(partial) / path.name, path)
+        with scratch(path.parent, _SCRATCH) as partial:
+            (partial / path.name).write_bytes(data)
+            os.replace(partial / path.name, path)
     except OSError as error:
         raise OutputError(
             f"cannot be written ({error.strerror or error})", str(path), "choose another place"

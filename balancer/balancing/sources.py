@@ -8,7 +8,6 @@ to other ops.
 from __future__ import annotations
 
 import csv
-import tempfile
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +18,7 @@ from balancer.errors import CompilerError, MeasurementError
 from balancer.graph import OpSet, op_set
 from balancer.inputs import random_items
 from balancer.plan import KEPT, Plan, SegmentMeasurement, load_plan, parse_op_ranges
+from balancer.processes.scratch import working_folder
 from balancer.runtime.devices import device_names
 from balancer.runtime.measuring import measure, segment_measurements
 from balancer.runtime.options import RunOptions
@@ -152,7 +152,7 @@ class PipelineTimes:
             plan = self._compiled(plan, self.compiler())
         elif self.compiler is None and self.truth is not None and "sim" in devices:
             plan = replace(self.truth(plan).plan, made=plan.made)  # with what a simulated compiler reports
-        with tempfile.TemporaryDirectory(prefix="balancer-tune-") as folder:
+        with working_folder("tune") as folder:
             saved = save(replace(plan, segments=tuple(replace(s, measured=None) for s in plan.segments)), folder)
             items = random_items(interface(plan_model(saved), saved.stem).inputs, _ITEMS)
             options = replace(self.options, simulation=self._simulation(saved, devices, items))
@@ -170,7 +170,8 @@ class PipelineTimes:
             known = behaviours(plan, self.truth, self.jitter)
         if self.outputs == NONE and set(devices) == {"sim"}:
             return Simulation(behaviours=known, outputs=NONE)
-        return Simulation(behaviours=known, outputs=REPLAYED, recordings=recorded_outputs(plan, items, keep_state=plan.state == KEPT))
+        recordings = recorded_outputs(plan, items, keep_state=plan.state == KEPT)
+        return Simulation(behaviours=known, outputs=REPLAYED, recordings=recordings)
 
     def _compiled(self, plan: Plan, compiler: Compiler) -> Plan:
         done = compile_plan(replace(plan, directory=None), compiler)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from balancer.cli.verbs import VERBS
 from balancer.errors import BalancerError
+from balancer.processes.scratch import remove_left_over
 from balancer.version import VERSION
 
 if TYPE_CHECKING:
@@ -50,13 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     if threading.current_thread() is threading.main_thread():
         for end in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(end, signal.default_int_handler)  # ends what it runs, as Ctrl-C does
+            if signal.getsignal(end) is not signal.SIG_IGN:  # as `nohup` starts us
+                signal.signal(end, signal.default_int_handler)  # ends what it runs, as Ctrl-C does
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names in a model may be any bytes
     try:
         parsed = build_parser().parse_args(arguments)
         logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING, format="balancer: %(message)s")
+        remove_left_over()
         code: int = parsed.run(parsed)
         sys.stdout.flush()
     except _Usage as error:

@@ -81,7 +81,7 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run a plan on inputs; exit code 1 if one of them failed."""
-    from balancer.balancing.saving import check_writable
+    from balancer.balancing.saving import check_writable, result_folder
     from balancer.cli import drawing
     from balancer.plan import load_plan
     from balancer.runtime.recipes import interface, plan_model
@@ -98,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = run_options(arguments, plan, recorded, on_error=arguments.on_error)
     failures: list[str] = []
     with (
+        result_folder(folder),
         _runner(arguments, plan, devices, options) as runner,
         drawing.progress_bar("running", len(given.names), quiet=arguments.quiet or arguments.json) as advance,
     ):
@@ -137,13 +138,13 @@ def _runner(
 
 def _write(path: Path, result: Any, *, force: bool) -> list[str]:
     """Write a result; or the line that says why there is none."""
-    from balancer.balancing.saving import write_file
+    from balancer.balancing.saving import put_file
     from balancer.inputs import npz_bytes
     from balancer.workers import Failure
 
     if isinstance(result, Failure):
         return [str(result.error)]
-    write_file(path, npz_bytes(result), force=force)
+    put_file(path, npz_bytes(result), force=force)
     return []
 
 

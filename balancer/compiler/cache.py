@@ -11,12 +11,14 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from balancer.processes.scratch import scratch, sweep
+
 _LOG = logging.getLogger(__name__)
 _FILE, _OUTPUT, _HASHES = "compiled.tflite", "output.txt", "sha256.json"
+_PARTIAL = ".new-"
 
 
 class Entry(NamedTuple):
@@ -55,8 +57,9 @@ class Cache:
         output = entry.output.encode("utf-8")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".new-", dir=self.folder) as partial:
-                whole = Path(partial) / key
+            sweep(self.folder, _PARTIAL)
+            with scratch(self.folder, _PARTIAL) as partial:
+                whole = partial / key
                 whole.mkdir()
                 (whole / _FILE).write_bytes(entry.data)
                 (whole / _OUTPUT).write_bytes(output)

@@ -70,7 +70,10 @@ class Refused:
 
 
 def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compiled | Refused:
-    """What was compiled, from the file and the compiler's output. source: the segment's own file, where it is known."""
+    """What was compiled, from the file and the compiler's output. source: the segment's own file, where it is known.
+
+    A file without a package is one that was handed back uncompiled, unless the report says that it had to be.
+    """
     found = parse_report(output)
     report = found.about(f"{name}_edgetpu.tflite")
     if found.succeeded is False:
@@ -89,10 +92,22 @@ def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compil
     if given is not None and (set(made.inputs), set(made.outputs)) != (set(given.inputs), set(given.outputs)):
         what = "the compiled file has other inputs or outputs than the segment"
         return Refused(name, what, "give the vendor's edgetpu_compiler", output, passing=True)
+    if package is None and not _says_that_nothing_was_mapped(report):
+        what = "the compiled file holds nothing for the Edge TPU, and the report does not say that nothing was mapped"
+        return Refused(name, what, "give the vendor's edgetpu_compiler", output, passing=True)
     doubts = [*_doubts_of_memory(report, package), *_doubts_of_ops(report, made, given)]
     return Compiled(
         name, data, output, found.version or "", report, package, _not_mapped(report, made, given), tuple(doubts)
     )
+
+
+def _says_that_nothing_was_mapped(report: ModelReport) -> bool:
+    """As the vendor's compiler does, without a doubt: no subgraph or no op for the Edge TPU (edgetpu#225), and nothing
+    that would be there if there were one.
+    """
+    counts = (report.subgraphs, report.tpu_ops)
+    none_said_to_be = 0 in counts and not any(counts)
+    return none_said_to_be and not (report.cached_bytes or report.streamed_bytes or any(s.mapped for s in report.statuses))
 
 
 def _not_mapped(report: ModelReport, made: FileOps, given: FileOps | None) -> tuple[NotMapped, ...]:

@@ -12,9 +12,8 @@ import os
 import platform
 import shutil
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from balancer.compiler.failures import Failure
 from balancer.compiler.report import parse_report, without_duration
 from balancer.compiler.running import Finished, ProcessRunner
 from balancer.errors import CompilerError, OutputError
+from balancer.processes.scratch import working_folder
 from balancer.tflite.package import describe
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ _INSTALL = (
     "or name it with --edgetpu_compiler_binary"
 )
 _VERSION_SECONDS = 60
-_FOLDER, _LEFT_OVER_S = "balancer-compile-", 2 * 24 * 3600
 _SHELL_SIGNAL = 128  # what a shell adds to the number of the signal that ended its child
 _LOG = logging.getLogger(__name__)
 
@@ -48,9 +47,9 @@ Outcome = Compiled | Refused
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the compiler is told. seconds: its limit for one try. search_delegate: where a model can't be compiled as
-    a whole, let the Edge TPU's part end earlier, by search_step ops at a time. runtime_version: the oldest runtime
-    that must be able to run the file.
+    """What the compiler is told. seconds: its limit for one try, and for saying its version. search_delegate: where a
+    model can't be compiled as a whole, let the Edge TPU's part end earlier, by search_step ops at a time.
+    runtime_version: the oldest runtime that must be able to run the file.
     """
 
     seconds: int = 180
@@ -64,6 +63,11 @@ class Options:
         search = ("--search_delegate", "--delegate_search_step", str(self.search_step)) if self.search_delegate else ()
         runtime = ("--min_runtime_version", str(self.runtime_version)) if self.runtime_version is not None else ()
         return (*search, *runtime)
+
+    @property
+    def patience_s(self) -> int:
+        """When it is ended from outside: the compiler's own limit speaks first."""
+        return self.seconds + max(1, self.seconds // 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +156,13 @@ class Compiler:
     def _run(self, name: str, data: bytes, folder: Path, *more: str) -> Finished:
         source = f"{name}.tflite"
         (folder / source).write_bytes(data)
-        limit = self.options.seconds
         arguments = (
-            str(self.program), "--show_operations", "--timeout_sec", str(limit), "--out_dir", ".",
+            str(self.program), "--show_operations", "--timeout_sec", str(self.options.seconds), "--out_dir", ".",
             *self.options.flags, *more, f"./{source}",
         )  # fmt: skip
-        # The compiler's own limit speaks first. Each try of a search, and each segment, has one of its own.
+        # Each try of a search, and each segment, has a limit of its own.
         several = self.options.search_delegate or bool(more)
-        finished = self.runner(arguments, folder, limit + max(1, limit // 10), each_try=several)
+        finished = self.runner(arguments, folder, self.options.patience_s, each_try=several)
         return Finished(finished.exit_code, without_duration(finished.output), finished.ended)
 
     def _refused(self, name: str, finished: Finished, folder: Path, *, made: bool) -> Refused:
@@ -190,10 +193,9 @@ def find_compiler(
     if found is None:
         raise CompilerError(*_missing(binary))
     program = Path(found).resolve()
-    runner = runner or ProcessRunner()
-    _remove_left_over()
+    runner, chosen = runner or ProcessRunner(), options or Options()
     with _working_folder() as folder:
-        finished = runner([str(program), "--version"], folder, _VERSION_SECONDS)
+        finished = runner([str(program), "--version"], folder, min(_VERSION_SECONDS, chosen.patience_s))
     version = parse_report(finished.output).version
     if finished.ended:
         raise CompilerError(
@@ -207,7 +209,6 @@ def find_compiler(
     kept_in = Path(cache) if cache else default_folder()
     status = program.stat()
     identity = (str(program), status.st_size, status.st_mtime_ns)
-    chosen = options or Options()
     return Compiler(program, version, chosen, identity, runner, Cache(kept_in), jobs or os.cpu_count() or 1)
 
 
@@ -249,20 +250,12 @@ def _read_part(folder: Path, part: str, output: str) -> tuple[Compiled, tuple[st
     return (found, describe(data, part).outputs) if isinstance(found, Compiled) else None
 
 
-def _remove_left_over() -> None:
-    """Working folders of runs that were killed, once nobody can be at work in them any more."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _LEFT_OVER_S:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextmanager
 def _working_folder() -> Iterator[Path]:
     """A folder for one run, and for nothing but it. Raises OutputError where it cannot be written."""
     try:
-        with tempfile.TemporaryDirectory(prefix=_FOLDER, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+        with working_folder("compile") as folder:
+            yield folder
     except OSError as error:
         remedy = "make room, or set TMPDIR to another folder"
         raise OutputError(f"cannot be written ({error.strerror or error})", tempfile.gettempdir(), remedy) from error

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from balancer.errors import CompilerError
+from balancer.processes.children import Child
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,9 @@ class Stopped(Exception):
 
 
 class ProcessRunner:
-    """Runs each program in a process group of its own, and ends the group with it: a wrapper's children, too."""
+    """Runs each program in a process group of its own, and ends the group with it: a wrapper's children, too. The kernel
+    does so where we are killed ourselves.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -85,15 +88,14 @@ class ProcessRunner:
             if self._stopped:
                 raise Stopped
             try:
-                process = subprocess.Popen(
-                    list(arguments), cwd=folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )  # fmt: skip
+                process = Child(
+                    arguments, cwd=folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
+                )
             except OSError as error:
                 reason = error.strerror or str(error)
                 remedy = "on another machine than x86-64, compile elsewhere or give a wrapper that emulates it"
                 raise CompilerError(f"cannot be run ({reason})", arguments[0], remedy) from error
-            # Should we be killed ourselves, what is left behind does not fill the disk.
+            # Its files can grow faster than we look at them.
             with suppress(ProcessLookupError):
                 resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
             self._running.add(process.pid)

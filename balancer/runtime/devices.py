@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _USB_IDS = {("1a6e", "089a"): False, ("18d1", "9302"): True}  # whether its firmware is loaded
 _DEAD_CELSIUS = {-88, -10}  # what a chip shows whose link is down
-_NAME = re.compile(r"(?:cpu|sim|(?:usb|pci)?:\d{1,3}|usb|pci)")
+_NAME = re.compile(r"cpu|sim|usb|pci|(usb|pci|):([0-9]{1,3})")
 _REPEATED = ("cpu", "sim", "usb", "pci")
 
 
@@ -139,10 +139,7 @@ def device_names(wanted: str | Sequence[str] | None, count: int, root: str | Pat
     """
     if wanted is None:
         return _there(count, root)
-    names = [part.strip() for part in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
-    for name in names:
-        if not _NAME.fullmatch(name):
-            raise DeviceError("is no device", repr(name), "name :0, usb:0, pci:0, usb, pci, cpu or sim")
+    names = [_plain(part) for part in ([p.strip() for p in wanted.split(",")] if isinstance(wanted, str) else wanted)]
     if len(names) == 1 and names[0] in _REPEATED:
         return [f"{names[0]}:{k}" if names[0] in ("usb", "pci") else names[0] for k in range(count)]
     real = [name for name in names if name not in ("cpu", "sim")]
@@ -152,6 +149,14 @@ def device_names(wanted: str | Sequence[str] | None, count: int, root: str | Pat
         what = f"{count} devices are needed, {len(names)} are named"
         raise DeviceError(what, ",".join(names), f"name {count}, or solve for {len(names)} TPUs")
     return names[:count]
+
+
+def _plain(name: str) -> str:
+    """The one name of a device that can be written in several ways: pci:0 for pci:00. Raises DeviceError."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise DeviceError("is no device", repr(name), "name :0, usb:0, pci:0, usb, pci, cpu or sim")
+    return name if found[2] is None else f"{found[1]}:{int(found[2])}"
 
 
 def _there(count: int, root: str | Path) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from balancer.errors import BalancerError
 from balancer.interpreter import EDGETPU_LIBRARY, load_delegate, runtime
+from balancer.processes.children import Child, python_command, python_environment
 
 if TYPE_CHECKING:
     from balancer.runtime.devices import Device
@@ -23,17 +24,21 @@ _NEWER = "install libedgetpu built for TensorFlow 2.13 or newer (github.com/fera
 
 def probed(device: Device, seconds: float = SECONDS) -> Device:
     """The device with what opening it showed."""
-    command = [sys.executable, "-m", "balancer.runtime.probe", device.name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        what = f"does not answer within {seconds:.0f} s"
-        return replace(device, problem=what, remedy="unplug it, or switch the machine off and on")
-    said = _last_json(done.stdout)
+    command = python_command("balancer.runtime.probe", device.name)
+    pipe, env = subprocess.PIPE, python_environment()
+    with Child(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.DEVNULL, env=env) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            what = f"does not answer within {seconds:.0f} s"
+            return replace(device, problem=what, remedy="unplug it, or switch the machine off and on")
+        finally:
+            process.kill()  # before it is waited for
+    said = _last_json(output.decode("utf-8", "replace"))
     if said.get("opened"):
         return replace(device, problem=None, remedy=None)
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
         versions = f"libedgetpu {said.get('library', 'of unknown version')}, {said.get('runtime', 'no interpreter')}"
         return replace(device, problem=f"the driver ended the process ({name}; {versions})", remedy=_NEWER)
     return replace(

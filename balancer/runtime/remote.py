@@ -1,8 +1,8 @@
 """An executor in a process of its own: what the driver does to it, it does to that process alone.
 
 Tensors lie in shared frames; only the numbers of item and frame go over a socket. The process ends when the socket is
-closed, from whichever side. One that died or does not answer is started anew, so many times; the item is tried again
-once.
+closed, from whichever side, and, whatever it is at, when this one ends (see `processes`). One that died or does not
+answer is started anew, so many times; the item is tried again once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, TypeVar
 
 from balancer.errors import BalancerError, StageError
+from balancer.processes.children import Child, python_command, python_environment
 from balancer.runtime.tensors import FrameTensors, SharedFrames
 from balancer.workers import WorkerLost
 
@@ -147,15 +147,15 @@ class RemoteExecutor:
     def _start(self) -> None:
         ours, theirs = self._made(socket.socketpair)
         passed = (theirs.fileno(), self.frames.fd)
-        command = [sys.executable, "-m", "balancer.runtime.host", *map(str, passed)]
+        command = python_command("balancer.runtime.host", *map(str, passed))
         with ours, theirs, self._lock:
             if self._closed:
                 raise StageError("was stopped", self._where, "make a new pipeline")
             # A session of its own: Ctrl-C is the parent's to answer.
             self._process = self._made(
-                lambda: subprocess.Popen(
-                    command, pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL, stdout=self._said,
-                    stderr=subprocess.STDOUT, env=_environment(),
+                lambda: Child(
+                    command, pass_fds=passed, stdin=subprocess.DEVNULL, stdout=self._said, stderr=subprocess.STDOUT,
+                    env=python_environment(),
                 )
             )  # fmt: skip
             self._connection = Connection(ours.detach())
@@ -200,8 +200,3 @@ class RemoteExecutor:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with the modules that we can import."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

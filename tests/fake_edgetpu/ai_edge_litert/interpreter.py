@@ -1,9 +1,12 @@
-"""Edge TPUs as the environment variable FAKE_EDGETPU describes them (a JSON file); "compiled" files run on the CPU.
+"""Edge TPUs as the environment variable FAKE_EDGETPU describes them (a JSON file); of a compiled
+file they run the source that stands behind it, on the CPU.
 
 library: false where it is missing. devices: those that there are. refusals: so many opens fail first. abort: "load" or
-"invoke" ends the process as the driver does; "invoke" on every `every`-th inference.
+"invoke" ends the process as the driver does; "invoke" on every `every`-th inference. hang: "load" never comes back
+from the driver, with the interpreter's lock held.
 """
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -40,6 +43,8 @@ def load_delegate(library, options=None):
         sys.stderr.write("F driver/usb/usb_driver.cc:857] transfer on tag 1 failed. Abort. Deadline exceeded\n")
         sys.stderr.flush()
         os.abort()
+    if truth.get("hang") == "load":
+        ctypes.PyDLL(None).sleep(3600)
     counter = Path(os.environ["FAKE_EDGETPU"]).with_suffix(f".{options['device'].replace(':', '_')}")
     opened = int(counter.read_text()) if counter.exists() else 0
     counter.write_text(str(opened + 1))
@@ -53,6 +58,8 @@ class Interpreter(_real.Interpreter):
         self.on_tpu = bool(experimental_delegates)
         if self.on_tpu:
             options["experimental_op_resolver_type"] = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            compiled = options["model_content"]
+            options["model_content"] = compiled[-8 - int.from_bytes(compiled[-8:], "little") : -8]
         super().__init__(**options)
         self.count = 0
 
