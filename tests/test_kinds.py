@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +14,6 @@ from balancer.solve import (
     Options,
     Problem,
     Solution,
-    Structure,
-    Transfer,
     Value,
     evaluate,
     solve,
