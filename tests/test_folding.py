@@ -49,9 +49,7 @@ def cheap_structures(draw: Callable[[Any], Any], before: Sequence[OpSet]) -> Str
 
 
 @st.composite
-def cheap_problems(
-    draw: Callable[[Any], Any], most_ops: int = 6, most_devices: int = 3, kinds: int = 1
-) -> Problem:
+def cheap_problems(draw: Callable[[Any], Any], most_ops: int = 6, most_devices: int = 3, kinds: int = 1) -> Problem:
     before = draw(graphs(most_ops))
     names = [f"kind{k}" for k in range(kinds)]
     groups = draw(st.lists(st.integers(0, (1 << len(before)) - 1), max_size=1)) if draw(st.booleans()) else []

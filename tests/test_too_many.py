@@ -93,9 +93,7 @@ def decoder(steps: int) -> Problem:
     send = [0 if i in (mask, start) or before[i] == 1 << mask else 6 for i in range(n)]
     readers = [tuple(r for r in range(n) if before[r] >> i & 1) for i in range(n)]
     transfers = tuple(Transfer(i, readers[i], False, send[i], send[i]) for i in range(n) if readers[i])
-    accelerator = Structure(
-        stage_ns=0, op_ns=tuple(times), transfers=transfers, op_bytes=(1,) * n, limit_bytes=10 * n
-    )
+    accelerator = Structure(stage_ns=0, op_ns=tuple(times), transfers=transfers, op_bytes=(1,) * n, limit_bytes=10 * n)
     cpu = Structure(stage_ns=0, op_ns=tuple(10 * ns for ns in times))
     return structured_problem(before, [("accelerator", 3), ("cpu", 1)], {"accelerator": accelerator, "cpu": cpu})
 

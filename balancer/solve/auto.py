@@ -14,7 +14,6 @@ from balancer.solve.cpsat import PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downsets import all_downsets, blocks_of
 from balancer.solve.exact import MOST_DOWN_SETS, Search, search_among
 from balancer.solve.folding import folded
-from balancer.solve.intervals import chain_offers
 from balancer.solve.offers import pipeline_offer
 from balancer.solve.orders import file_order, prefixes
 

@@ -58,9 +58,9 @@ def solve_cpsat(problem: Problem, options: Options, known: Iterable[Pipeline] = 
         search.statistics["interrupted"] = 1
         search.bounds.append(search.fastest_ns)
     if search.best is None:
-        known = "no partition was found within the limits" if search.bounds else "there is no partition"
+        answer = "no partition was found within the limits" if search.bounds else "there is no partition"
         raise InfeasibleError(
-            f"{known} that keeps the constraints",
+            f"{answer} that keeps the constraints",
             f"{problem.n_ops} ops on {search.devices} TPUs",
             "loosen the constraints or allow more TPUs",
         )
