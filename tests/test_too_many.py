@@ -9,11 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancer.cost.batch import SegmentBatch
+from balancer.cost.hardware import load_hardware
+from balancer.cost.segment import SegmentCosts
 from balancer.errors import InfeasibleError
 from balancer.solve import Options, Problem, Solution, Structure, Transfer, evaluate, solve, structured_problem
 from balancer.solve.downsets import DownSets, all_downsets, blocks_of
 from balancer.solve.folding import folded
 from balancer.solve.sampling import sampled_downsets
+from balancer.tflite import synth
+from balancer.tflite.read import read_graph
 from tests.check import check
 from tests.dags import best_value, dag_problems, graphs, ops_of
 from tests.test_kinds import FEWER, mixed_problems, values
@@ -134,3 +139,11 @@ def test_what_is_left_open_has_a_bound_that_means_something() -> None:
         assert solution.bound_ns <= good_ns
         assert solution.value.objective_ns <= good_ns
         assert solution.gap < 0.1
+
+
+def test_no_segments_of_a_model_cost_nothing() -> None:
+    graph = read_graph(synth.fc(64), name="made")
+    none = np.zeros(0, np.int64)
+    sets = DownSets.of([0, graph.all_ops], len(graph.ops))
+    table = SegmentBatch(SegmentCosts(graph, load_hardware("pcie")), sets)(none, none)
+    assert [len(column) for column in table] == [0, 0, 0, 0]
