@@ -14,6 +14,7 @@ from balancer.solve.cpsat import PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downsets import all_downsets, blocks_of
 from balancer.solve.exact import MOST_DOWN_SETS, Search, search_among
 from balancer.solve.folding import folded
+from balancer.solve.intervals import chain_offers
 from balancer.solve.offers import pipeline_offer
 from balancer.solve.orders import file_order, prefixes
 
@@ -37,13 +38,17 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
     problem = folded(problem, options)
     structured = all(kind in problem.structures for kind, _ in problem.devices)
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
-    budget = cpsat_budget(options)
-    among = search_among(problem, options, sets)
-    if among.complete or not structured or "interrupted" in among.statistics or budget.seconds_left == 0:
-        return among.solution("downset")
-    if len(problem.devices) > 1:
-        return _on_several_kinds(problem, options, among)
-    search = LargeSearch(problem, options, among.offers, budget)
+    several_kinds, budget = len(problem.devices) > 1, cpsat_budget(options)
+    if sets is None and structured and not several_kinds:
+        offers = chain_offers(problem, options, _cuts(problem))
+    else:
+        among = search_among(problem, options, sets)
+        if among.complete or not structured or "interrupted" in among.statistics or budget.seconds_left == 0:
+            return among.solution("downset")
+        if several_kinds:
+            return _on_several_kinds(problem, options, among)
+        offers = among.offers
+    search = LargeSearch(problem, options, offers, budget)
     search.run()
     return search.solution("cpsat" if search.statistics else "chain")
 
