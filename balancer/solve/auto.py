@@ -2,7 +2,8 @@
 
 Constraints go to `cpsat`. Where the graph's down-sets can be enumerated, `downset` starts from the best plan of the
 execution order and proves or betters it. Where they are too many for it, bounds may prove that plan; if not, `cpsat` looks
-for the pipelines that could better it, one number of devices after the other.
+for the pipelines that could better it, one number of devices after the other. On several kinds of devices the best
+pipeline of several orders comes first, then CP-SAT.
 """
 
 from __future__ import annotations
@@ -46,17 +47,17 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
         if among.complete or not structured or "interrupted" in among.statistics or budget.seconds_left == 0:
             return among.solution("downset")
         if several_kinds:
-            return _on_several_kinds(problem, options, among)
+            return _on_several_kinds(problem, options, among, budget)
         offers = among.offers
     search = LargeSearch(problem, options, offers, budget)
     search.run()
     return search.solution("cpsat" if search.statistics else "chain")
 
 
-def _on_several_kinds(problem: Problem, options: Options, among: Search) -> Solution:
+def _on_several_kinds(problem: Problem, options: Options, among: Search, budget: Budget) -> Solution:
     """The best pipeline that CP-SAT finds, from the best that is known on; with the better of two bounds."""
     known = [offer.settled.pipeline for offer in among.offers]
-    found = solve_cpsat(problem, replace(options, max_pipelines=1), known)
+    found = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
     if not known:
         return found
     bound = min(found.value.objective_ns, max(found.bound_ns, among.solution("downset").bound_ns))
