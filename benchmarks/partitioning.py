@@ -107,6 +107,8 @@ def load(path: Path) -> Instance:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         nodes = {node["id"]: node for node in data["nodes"]}
+        if any(node.get("isBackwardNode") for node in nodes.values()):
+            raise ValueError("nodes of a backward pass: only graphs of inference can be split here")
         readers: dict[int, list[int]] = {name: [] for name in nodes}
         costs: dict[int, float] = dict.fromkeys(nodes, 0.0)
         for edge in data["edges"]:
@@ -160,8 +162,7 @@ class Row:
     @property
     def instance(self) -> Instance:
         """Raises BalancerError where the file is no instance."""
-        held = {"accelerators": self.accelerators, "cpus": self.cpus, "memory": self.memory}
-        return replace(load(self.path), **held)
+        return replace(load(self.path), accelerators=self.accelerators, cpus=self.cpus, memory=self.memory)
 
 
 def rows(path: Path) -> list[Row]:
@@ -188,35 +189,43 @@ def solved(row: Row, solver: str) -> tuple[Instance, Solution, float, float]:
     return instance, solution, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def report(row: Row, solver: str) -> tuple[bool, float]:
+    """Print a row of the table: whether it is proven and as referenced, and seconds. Raises BalancerError or ValueError."""
+    with multiprocessing.get_context("spawn").Pool(1) as alone:
+        instance, solution, seconds, peak = alone.apply(solved, (row, solver))
+    objective, known = instance.objective(solution), row.optimum
+    proven = solution.status == "optimal"
+    agrees = known is None or math.isclose(objective, known, rel_tol=_TOLERANCE)
+    print(
+        ROW.format(
+            instance.name, row.accelerators, row.cpus, f"{row.memory:.0f}", f"{objective:.12g}",
+            "optimal" if proven else f"gap {100 * solution.gap:.2f} %", f"{seconds:.2f}", f"{peak:.0f}",
+            "" if known is None else f"{known:.12g}", "" if agrees else "differs",
+        ).rstrip(),
+        flush=True,
+    )  # fmt: skip
+    return proven and agrees, seconds
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="default: the shared instances")
     parser.add_argument("--solver", default="auto")
     arguments = parser.parse_args(argv)
-    print(ROW.format("instance", "acc", "cpus", "memory", "objective", "proof", "seconds", "MiB", "reference", "").rstrip())
-    optimal, total, slowest, count = 0, 0.0, 0.0, 0
+    print(
+        ROW.format(
+            "instance", "acc", "cpus", "memory", "objective", "proof", "seconds", "MiB", "reference", ""
+        ).rstrip()
+    )
     try:
-        for row in (row for path in arguments.files or sorted(FOLDER.glob("*.json")) for row in rows(path)):
-            with multiprocessing.get_context("spawn").Pool(1) as alone:
-                instance, solution, seconds, peak = alone.apply(solved, (row, arguments.solver))
-            objective, known = instance.objective(solution), row.optimum
-            proven = solution.status == "optimal"
-            agrees = known is None or math.isclose(objective, known, rel_tol=_TOLERANCE)
-            optimal, count = optimal + (proven and agrees), count + 1
-            total, slowest = total + seconds, max(slowest, seconds)
-            print(
-                ROW.format(
-                    instance.name, row.accelerators, row.cpus, f"{row.memory:.0f}", f"{objective:.12g}",
-                    "optimal" if proven else f"gap {100 * solution.gap:.2f} %", f"{seconds:.2f}", f"{peak:.0f}",
-                    "" if known is None else f"{known:.12g}", "" if agrees else "differs",
-                ).rstrip(),
-                flush=True,
-            )  # fmt: skip
+        wanted = [row for path in arguments.files or sorted(FOLDER.glob("*.json")) for row in rows(path)]
+        found = [report(row, arguments.solver) for row in wanted]
     except (BalancerError, ValueError) as error:
-        print(f"{row.path.name if count else 'instances'}: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
-    print(f"optimal {optimal} of {count}, {total:.2f} s, the slowest {slowest:.2f} s")
-    return 0 if optimal == count else 1
+    good, seconds = sum(fine for fine, _ in found), [taken for _, taken in found]
+    print(f"optimal {good} of {len(found)}, {sum(seconds):.2f} s, the slowest {max(seconds, default=0):.2f} s")
+    return 0 if good == len(found) else 1
 
 
 if __name__ == "__main__":

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.solve import Cost, Kept, Kind, Options, Problem, Structure, Transfer, Value, structured_problem
 from balancer.solve.downsets import all_downsets, blocks_of
 from balancer.solve.folding import folded
-from tests.dags import best_value, graphs
+from tests.dags import best_value, chains, graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,9 +53,7 @@ def cheap_structures(draw: Callable[[Any], Any], before: Sequence[OpSet]) -> Str
 
 
 @st.composite
-def cheap_problems(
-    draw: Callable[[Any], Any], most_ops: int = 6, most_devices: int = 3, kinds: int = 1
-) -> Problem:
+def cheap_problems(draw: Callable[[Any], Any], most_ops: int = 6, most_devices: int = 3, kinds: int = 1) -> Problem:
     before = draw(graphs(most_ops))
     names = [f"kind{k}" for k in range(kinds)]
     groups = draw(st.lists(st.integers(0, (1 << len(before)) - 1), max_size=1)) if draw(st.booleans()) else []
@@ -97,3 +99,59 @@ def test_folding_keeps_the_best_plan_of_several_pipelines_and_replicas(
 ) -> None:
     found = folded(problem, Options())
     assert best(found, pipelines, replicas) == best(problem, pipelines, replicas)
+
+
+def small_problem(chance: random.Random) -> Problem:
+    """Three to five ops, half of which take nothing, and tensors that cost more than they do, on two devices or three."""
+    n = chance.randint(3, 5)
+    before = tuple(sum(1 << j for j in range(i) if chance.random() < 0.45) for i in range(n))
+    readers = [tuple(r for r in range(n) if before[r] >> i & 1) for i in range(n)]
+    kinds = chance.choice([1, 1, 2])
+    structures = {}
+    for k in range(kinds):
+        transfers = [
+            Transfer(i, readers[i], chance.random() < 0.15, chance.choice([0, 1, 2, 3]), chance.choice([0, 1, 2, 3]))
+            for i in range(n)
+        ]
+        transfers += [Transfer(None, (i,), False, chance.randint(0, 2), 0) for i in range(n) if chance.random() < 0.2]
+        limited = chance.random() < 0.2
+        structures[f"kind{k}"] = Structure(
+            stage_ns=0,
+            op_ns=tuple(None if chance.random() < 0.03 else chance.choice([0, 0, 0, 1, 3, 5]) for _ in range(n)),
+            transfers=tuple(transfers),
+            kept=tuple(Kept(i, 2, chance.randint(1, 3)) for i in range(n) if chance.random() < 0.1),
+            capacity_bytes=chance.randint(0, 3),
+            op_bytes=tuple(chance.choice([0, 1]) for _ in range(n)) if limited else (),
+            limit_bytes=chance.randint(1, 3) if limited else None,
+        )
+    devices = [(kind, chance.randint(1, 2) if kinds > 1 else chance.randint(2, 3)) for kind in structures]
+    return structured_problem(before, devices, structures)
+
+
+def best_of(problem: Problem, together: Sequence[OpSet]) -> Value | None:
+    """What the best pipeline is worth that keeps these together, of all chains of down-sets on any kinds."""
+    exact, best = cache(problem.exact), None
+    for chain in chains(problem.before, sum(count for _, count in problem.devices)):
+        if any(0 < (ops & group) < group for group in together for ops in chain):
+            continue
+        for kinds in product([kind for kind, _ in problem.devices], repeat=len(chain)):
+            if all(kinds.count(kind) <= count for kind, count in problem.devices):
+                costs = [exact(ops, kind) for ops, kind in zip(chain, kinds, strict=True)]
+                if None not in costs:
+                    known = [cost for cost in costs if cost is not None]
+                    value = Value(
+                        max(1, *(cost.time_ns for cost in known)), len(known),
+                        sum(cost.streamed_bytes for cost in known), sum(cost.time_ns for cost in known),
+                    )  # fmt: skip
+                    best = value if best is None else min(best, value)
+    return best
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_folding_keeps_the_best_pipeline_of_many_small_problems(seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(250):
+        problem = small_problem(chance)
+        groups = folded(problem, Options()).together
+        if groups:
+            assert best_of(problem, groups) == best_of(problem, ()), problem

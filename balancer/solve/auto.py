@@ -1,8 +1,9 @@
 """The solver `auto`: picks a solver for the problem, and keeps the best so far whatever happens.
 
-Constraints go to `cpsat`. Where the graph's down-sets can be enumerated, `downset` starts from the best plan of the
+A rate or a latency alone goes to `shortest-path`, other constraints go to `cpsat`. Where the graph's down-sets can be enumerated, `downset` starts from the best plan of the
 execution order and proves or betters it. Where they are too many for it, bounds may prove that plan; if not, `cpsat` looks
-for the pipelines that could better it, one number of devices after the other.
+for the pipelines that could better it, one number of devices after the other. On several kinds of devices the best
+pipeline of several orders comes first, then CP-SAT.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from balancer.solve.cpsat import PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downsets import all_downsets, blocks_of
 from balancer.solve.exact import MOST_DOWN_SETS, Search, search_among
 from balancer.solve.folding import folded
-from balancer.solve.intervals import whole_replicas
+from balancer.solve.intervals import chain_offers, whole_replicas
 from balancer.solve.offers import pipeline_offer
+from balancer.solve.orders import file_order, prefixes
 from balancer.solve.shortest import search_shortest
 
 if TYPE_CHECKING:
@@ -39,13 +41,17 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
     problem = folded(problem, options)
     structured = _structured(problem)
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
-    budget = cpsat_budget(options)
-    among = search_among(problem, options, sets)
-    if among.complete or not structured or "interrupted" in among.statistics or budget.seconds_left == 0:
-        return among.solution("downset")
-    if len(problem.devices) > 1:
-        return _on_several_kinds(problem, options, among)
-    search = LargeSearch(problem, options, among.offers, budget)
+    several_kinds, budget = len(problem.devices) > 1, cpsat_budget(options)
+    if sets is None and structured and not several_kinds:
+        offers = chain_offers(problem, options, prefixes(file_order(problem)))
+    else:
+        among = search_among(problem, options, sets)
+        if among.complete or not structured or "interrupted" in among.statistics or budget.seconds_left == 0:
+            return among.solution("downset")
+        if several_kinds:
+            return _on_several_kinds(problem, options, among, budget)
+        offers = among.offers
+    search = LargeSearch(problem, options, offers, budget)
     search.run()
     return search.solution("cpsat" if search.statistics else "chain")
 
@@ -62,10 +68,10 @@ def _structured(problem: Problem) -> bool:
     return all(kind in problem.structures for kind, _ in problem.devices)
 
 
-def _on_several_kinds(problem: Problem, options: Options, among: Search) -> Solution:
+def _on_several_kinds(problem: Problem, options: Options, among: Search, budget: Budget) -> Solution:
     """The best pipeline that CP-SAT finds, from the best that is known on; with the better of two bounds."""
     known = [offer.settled.pipeline for offer in among.offers]
-    found = solve_cpsat(problem, replace(options, max_pipelines=1), known)
+    found = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
     if not known:
         return found
     bound = min(found.value.objective_ns, max(found.bound_ns, among.solution("downset").bound_ns))

@@ -37,15 +37,17 @@ _ROUNDING = 1e-9  # CP-SAT's bound is a float
 _POLL_SECONDS = 0.2
 
 
-def solve_cpsat(problem: Problem, options: Options, known: Iterable[Pipeline] = ()) -> Solution:
+def solve_cpsat(
+    problem: Problem, options: Options, known: Iterable[Pipeline] = (), budget: Budget | None = None
+) -> Solution:
     """The best pipeline under the constraints of the options; proven, as far as limits of work go.
 
-    Starts from pipelines of the execution order that keep the constraints, and from `known` ones. Raises
-    InfeasibleError where there is none or none was found in the limits, ValueError where the cost's structure is not
-    known.
+    Starts from pipelines of the execution order that keep the constraints, and from `known` ones. budget: what is left
+    of one that others spent from; None for one of its own. Raises InfeasibleError where there is none or none was found
+    in the limits, ValueError where the cost's structure is not known.
     """
     problem = folded(problem, options)
-    search = PipelineSearch(problem, options)
+    search = PipelineSearch(problem, options, budget)
     for pipeline in (*known, *starts(problem, options)):
         search.consider(pipeline)
     try:

@@ -85,7 +85,9 @@ class _Blocks:
         self.ops = {name: block.ops for name, block in enumerate(found)}
         self.above = {name: block.before for name, block in enumerate(found)}
         of = {i: name for name, ops in self.ops.items() for i in bits(ops)}
-        self.before = {name: {of[j] for i in bits(ops) for j in bits(before[i])} - {name} for name, ops in self.ops.items()}
+        self.before = {
+            name: {of[j] for i in bits(ops) for j in bits(before[i])} - {name} for name, ops in self.ops.items()
+        }
         self.after: dict[int, set[int]] = {name: set() for name in self.ops}
         for name, others in self.before.items():
             for other in others:

@@ -77,7 +77,7 @@ def _bound_ns(work: Any, starts: Any, counts: Sequence[int], most_replicas: int)
     """The same with just so many devices of each kind."""
     here = [k for k, count in enumerate(counts) if count]
     work, starts, numbers = work[here], starts[here], np.array(counts, float)[here]
-    alone = (work / np.minimum(numbers, most_replicas)[:, None]).min(axis=0).max(initial=0)
+    alone = float((work / np.minimum(numbers, most_replicas)[:, None]).min(axis=0).max(initial=0))
     if not math.isfinite(alone):
         return 1 << 62  # these kinds alone cannot run everything
     # Prices are only tried where work is finite; what a kind cannot run counts as very long there.

@@ -46,7 +46,8 @@ class Structure:
 
     op_ns: for each op, None where the kind cannot run it. kept: in order of priority. capacity_bytes: the room for
     kept parameters. streaming: ops that send parameters every time by nature, which is in their op_ns. op_bytes,
-    limit_bytes: memory that a segment may not exceed; None for no limit. relaxed: `exact` follows the formula in part
+    limit_bytes: memory that a segment may not exceed; None for no limit. relaxed: without it, `exact` is the formula, and
+    ops neither kept nor streaming add no streamed bytes (see `folding`). With it, `exact` follows the formula in part
     alone, but is never below its time for the cheapest choice of parameters that fit capacity_bytes, in any order:
     that is a bound and no more.
     """

@@ -150,4 +150,3 @@ class _Batch:
             time[spills] += kept.spill_ns
         time += structure.spill_start_ns * ((spilled > 0) | (self.streaming[outers] > self.streaming[inners]))
         return spilled
-
