@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from balancer.errors import OutputError, PlanError
 from balancer.graph import op_set
-from balancer.plan import Plan, Segment, file_bytes, parse_op_ranges, plan_text
+from balancer.plan import Plan, Segment, check_op_count, file_bytes, parse_op_ranges, plan_text
 from balancer.tflite.cut import Cutter, boundary_names
 from balancer.tflite.read import read_model_bytes
 
@@ -177,6 +177,7 @@ def segment_files(plan: Plan, data: bytes) -> Iterator[tuple[Segment, bytes]]:
     """The segments of a plan and their files, cut one at a time."""
     cutter = Cutter(data, name=plan.stem, where=_origin(plan))
     n_ops = len(cutter.graph.ops)
+    check_op_count(plan, n_ops)
     sets = {s.name: op_set(parse_op_ranges(s.ops, n_ops)) for s in plan.segments}
     names = boundary_names(cutter.graph, sets.values())
     for segment in plan.segments:

@@ -24,6 +24,7 @@ from balancer.balancing.solving import solve_setting
 from balancer.balancing.sources import TrueCosts, segment_sets
 from balancer.cost.hardware import Hardware, load_hardware, preset_names
 from balancer.errors import BalancerError, PlanError
+from balancer.plan import check_op_count
 from balancer.solve import Options, Pipeline, Solution, Stage, evaluate, pipeline_rate, plan_rate
 from balancer.solve.bisection import Bisection, bisect_cuts
 from balancer.tflite.read import read_graph
@@ -94,7 +95,9 @@ def setting_of(plan: Plan) -> Setting:
         raise PlanError(f"its hardware has no constant '{missing}'", plan.file_name, "solve again")
     name = plan.hardware.name.split(" + ")[0]
     hardware = Hardware(name=name, **{k: v for k, v in plan.hardware.constants.items() if k in names})
-    return Setting(data, plan.origin if plan.origin is not None else data, read_graph(data, name=plan.stem), hardware)
+    graph = read_graph(data, name=plan.stem)
+    check_op_count(plan, len(graph.ops))
+    return Setting(data, plan.origin if plan.origin is not None else data, graph, hardware)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from balancer.balancing.saving import compiled_files, model_bytes, segment_files
 from balancer.graph import op_set
 from balancer.inputs import InputSpec, Item, load_items, random_items
-from balancer.plan import Plan, file_bytes, parse_op_ranges
+from balancer.plan import Plan, check_op_count, file_bytes, parse_op_ranges
 from balancer.tflite.read import read_graph
 from balancer.verification import SegmentFile, Verification, input_specs, verify_partition
 
@@ -33,7 +33,9 @@ def verify(
     """
     data = model_bytes(plan)
     compiled_files(plan)  # are those that the plan was made with, or it raises
-    specs = input_specs(read_graph(data, name=plan.stem))
+    graph = read_graph(data, name=plan.stem)
+    check_op_count(plan, len(graph.ops))
+    specs = input_specs(graph)
     items = _items(inputs, specs)
     found = [verify_partition(data, part, items, progress) for part in _partitions(plan, data)]
     return replace(

@@ -21,7 +21,7 @@ from balancer.runtime.devices import device_names
 from balancer.runtime.executors import Executor, Recipe, make_executor
 from balancer.runtime.limits import warn_of_mappings
 from balancer.runtime.options import CONTINUE, RunOptions
-from balancer.runtime.recipes import Interface, interface, plan_model, recipes
+from balancer.runtime.recipes import Interface, plan_interface, recipes
 from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
 from balancer.runtime.tensors import FrameTensors, SharedFrames, Tensors, dead_after, layout, lives
@@ -60,7 +60,7 @@ class Pipeline:
         count = 1 + max(t for p in self.plan.pipelines for stage in p.stages for t in stage.tpus)
         none = devices == "none"
         self.devices = ["none"] * count if none else device_names(devices, count)
-        self.interface: Interface = interface(plan_model(self.plan), self.plan.stem)
+        self.interface: Interface = plan_interface(self.plan)
         self._recipes = recipes(self.plan, self.devices, self.options.simulation)
         self._executors: list[Executor | RemoteExecutor] = []
         self._frames: SharedFrames | None = None
