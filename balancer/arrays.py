@@ -11,7 +11,6 @@ import re
 import struct
 import zipfile
 import zlib
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from balancer.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Container
+    from pathlib import Path
 
 _MAGIC, _ZIP = b"\x93NUMPY", b"PK"
 _LENGTHS = {1: "<H", 2: "<I", 3: "<I"}  # of the header's length, by the format's version

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from threading import Condition, Lock, Thread
+from threading import TIMEOUT_MAX, Condition, Lock, Thread
 from time import monotonic, perf_counter_ns
 from typing import Any
 
@@ -188,7 +188,7 @@ class _Results:
 
 
 def _left(end: float | None) -> float | None:
-    return None if end is None else max(0.0, end - monotonic())
+    return None if end is None else max(0.0, min(end - monotonic(), TIMEOUT_MAX))
 
 
 def _wait(condition: Condition, met: Callable[[], bool], timeout: float | None) -> None:
@@ -237,7 +237,7 @@ class Workers:
         """The same for an item that is made from its number, once there is room for it."""
         end = None if timeout is None else monotonic() + timeout
         # One at a time: numbers go into the queue in their order, and the room that one has seen stays its own.
-        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+        if not self._lock.acquire(timeout=-1 if timeout is None else min(timeout, TIMEOUT_MAX)):
             raise TimeoutError
         try:
             self._first.await_room(_left(end))

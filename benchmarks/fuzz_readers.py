@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ from balancer.tflite.cut import Cutter
 from balancer.tflite.package import describe, is_compiled, read_package
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mutations import Mutate
 
@@ -243,15 +243,15 @@ class Outcome:
     files: int = 0
     taken: int = 0
     slowest: float = 0.0
-    failed: dict[str, tuple[int, str]] | None = None
+    failed: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
-def try_reader(name: str, reader: Reader, seed: int, numbers: Sequence[int], folder: Path, keep: Path) -> Outcome:
-    """Hand it these files, one after the other."""
-    found, path = Outcome(failed={}), folder / "plan" / f"mutated{reader.suffix}"
-    assert found.failed is not None
-    for k in numbers:
-        data = mutated(reader, name, seed, k)
+def try_reader(reader: Reader, files: Iterable[tuple[int, bytes]], path: Path, keep: Path) -> Outcome:
+    """Hand it these files, one after the other. path: where each stands in its turn. keep: what those that fail are
+    called, but for their numbers.
+    """
+    found = Outcome()
+    for k, data in files:
         path.write_bytes(data)
         start = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -260,11 +260,11 @@ def try_reader(name: str, reader: Reader, seed: int, numbers: Sequence[int], fol
             found.taken += 1
         except BalancerError as error:
             if "\n" in str(error) or len(str(error)) > 4000:
-                _note(found, k, data, keep / f"{name}-{k}{reader.suffix}", f"message {str(error)[:60]!r}")
+                _note(found, k, data, keep, f"message {str(error)[:60]!r}")
         except (Exception, TookTooLong) as error:  # noqa: BLE001 - that is what is sought
             place = traceback.extract_tb(error.__traceback__)[-1]
             what = f"{type(error).__name__} at {place.filename}:{place.lineno}"
-            _note(found, k, data, keep / f"{name}-{k}{reader.suffix}", what)
+            _note(found, k, data, keep, what)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
         found.files += 1
@@ -272,12 +272,11 @@ def try_reader(name: str, reader: Reader, seed: int, numbers: Sequence[int], fol
     return found
 
 
-def _note(found: Outcome, k: int, data: bytes, kept: Path, what: str) -> None:
-    assert found.failed is not None
+def _note(found: Outcome, k: int, data: bytes, keep: Path, what: str) -> None:
     if what not in found.failed:
         found.failed[what] = k, traceback.format_exc(limit=-6)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(data)
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        keep.with_name(f"{k}-{keep.name}").write_bytes(data)
 
 
 def _limit() -> None:
@@ -308,13 +307,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _limit()
         for reader in arguments.readers or readers:
             numbers = range(arguments.count) if arguments.only is None else [arguments.only]
-            found = try_reader(reader, readers[reader], arguments.seed, numbers, Path(name), arguments.keep)
-            failures = found.failed or {}
+            one = readers[reader]
+            files = ((k, mutated(one, reader, arguments.seed, k)) for k in numbers)
+            place = Path(name) / "plan" / f"mutated{one.suffix}"
+            found = try_reader(one, files, place, arguments.keep / f"{reader}{one.suffix}")
             print(f"{reader:15} {found.files:7} files {found.taken:7} taken  slowest {1000 * found.slowest:6.0f} ms  "
-                  f"{len(failures)} kinds of failure", flush=True)  # fmt: skip
-            for what, (k, story) in failures.items():
+                  f"{len(found.failed)} kinds of failure", flush=True)  # fmt: skip
+            for what, (k, story) in found.failed.items():
                 print(f"  --only {k}: {what}\n{story}", flush=True)
-            failed += len(failures)
+            failed += len(found.failed)
     return 1 if failed else 0
 
 

@@ -94,7 +94,7 @@ class _Fit:
         factors = np.exp(theta).tolist()
         hardware = self.setting.hardware
         changes = {
-            name: round(getattr(hardware, name) * factor)
+            name: getattr(hardware, name) * factor
             for names, factor in zip(_LINKS.values(), factors, strict=False)
             for name in names
         }
@@ -109,7 +109,7 @@ class _Fit:
             if factor != 1.0:
                 ops[i] = replace(ops.get(i, OpCosts()), ns=round(base * factor))
         profile = replace(old, label=f"{old.label} + {LABEL}" if old.label else LABEL, ops=ops)
-        return replace(self.setting, hardware=replace(hardware, **changes), profile=profile)
+        return replace(self.setting, hardware=hardware.changed(changes), profile=profile)
 
     def with_rest(self, theta: Any) -> Setting:
         """With what the factors leave of each stage put on its ops; of two stages with an op, the later one counts."""

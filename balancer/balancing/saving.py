@@ -138,14 +138,17 @@ def _directory(target: Path) -> Iterator[None]:
 
 def check_free(directory: Path, name: str, *, force: bool) -> None:
     """Raises OutputError where a file is in the way: before the work, not after it."""
-    _check_free(directory, [name], b"", force=force)
+    above = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise OutputError("is not a directory", str(above), "remove it, or choose another directory")
+    _check_free(directory, [name], None, force=force)
 
 
 def check_writable(path: Path, *, force: bool) -> None:
     """Raises OutputError where a file exists (without force), or where its folder does not: before the work, not
     after it.
     """
-    _check_free(path.parent, [path.name], b"", force=force)
+    _check_free(path.parent, [path.name], None, force=force)
     if not path.parent.is_dir():
         raise OutputError("its folder does not exist", str(path), "make it, or choose another place")
 
@@ -161,6 +164,25 @@ def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
         raise OutputError(
             f"cannot be written ({error.strerror or error})", str(path), "choose another place"
         ) from error
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A folder for files that are needed for a while, and alone are written meanwhile. Raises OutputError where it, or
+    one of them, cannot be written.
+    """
+    remedy = "make room, or set TMPDIR to another folder"
+    try:
+        made = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+    except OSError as error:
+        what = f"no temporary folder can be made ({error.strerror or error})"
+        raise OutputError(what, os.environ.get("TMPDIR", "/tmp"), remedy) from error
+    with made as folder:
+        try:
+            yield Path(folder)
+        except OutputError as error:
+            what, where, _ = error.args
+            raise OutputError(what, where, remedy) from error
 
 
 def model_bytes(plan: Plan) -> bytes:
@@ -202,7 +224,7 @@ def _is_same(path: Path, data: bytes | None) -> bool:
     return data is not None and path.is_file() and path.read_bytes() == data
 
 
-def _check_free(target: Path, names: list[str], model: bytes, *, force: bool) -> None:
+def _check_free(target: Path, names: list[str], model: bytes | None, *, force: bool) -> None:
     for name in names:
         path = target / name
         if path.is_dir():

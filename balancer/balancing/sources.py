@@ -6,13 +6,12 @@ knows. What was measured once is not measured again by the same source.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from balancer.balancing.compiling import compile_plan
 from balancer.balancing.recorded import read_stage_times
-from balancer.balancing.saving import save
+from balancer.balancing.saving import save, temporary_folder
 from balancer.balancing.simulating import report_of
 from balancer.errors import CompilerError, MeasurementError
 from balancer.graph import OpSet, op_set
@@ -119,7 +118,7 @@ class PipelineTimes:
         if self.truth is not None:
             plan = replace(self.truth(plan).plan, made=plan.made)
             options = replace(options, simulation=Simulation(behaviours=self.truth.behaviours(plan)))
-        with tempfile.TemporaryDirectory(prefix="balancer-tune-") as folder:
+        with temporary_folder("balancer-tune-") as folder:
             saved = save(replace(plan, segments=tuple(replace(s, measured=None) for s in plan.segments)), folder)
             with Pipeline(saved, self.devices, options) as pipeline:
                 found = measure(pipeline, random_items(pipeline.interface.inputs, 4), seconds=self.seconds)

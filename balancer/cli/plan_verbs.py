@@ -252,21 +252,18 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Solve, cut, verify and compare a synthetic model in a temporary folder."""
-    import tempfile
-
     from balancer import balancing
+    from balancer.balancing.saving import temporary_folder, write_file
     from balancer.cli import drawing
     from balancer.plan import load_plan
     from balancer.tflite import synth
 
-    with tempfile.TemporaryDirectory(prefix="balancer-demo-") as folder:
-        model = Path(folder) / f"fc_{DEMO_WIDTH}.tflite"
-        model.write_bytes(synth.fc(DEMO_WIDTH, layers=DEMO_LAYERS))
-        plan = balancing.save(
-            balancing.balance(model, arguments.tpus, hardware=arguments.hardware), Path(folder) / "plan"
-        )
+    with temporary_folder("balancer-demo-") as folder:
+        model = folder / f"fc_{DEMO_WIDTH}.tflite"
+        write_file(model, synth.fc(DEMO_WIDTH, layers=DEMO_LAYERS))
+        plan = balancing.save(balancing.balance(model, arguments.tpus, hardware=arguments.hardware), folder / "plan")
         with drawing.progress("verifying", quiet=arguments.quiet or arguments.json) as advance:
-            result = balancing.verify(load_plan(Path(folder) / "plan" / plan.file_name), 3, progress=advance)
+            result = balancing.verify(load_plan(folder / "plan" / plan.file_name), 3, progress=advance)
     if arguments.json:
         print_json({"plan": plan.to_json(), "verification": {"bit_exact": result.bit_exact, **asdict(result)}})
     else:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from balancer.documents import Refusal, parse_json, read_json
 from balancer.errors import HardwareError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FORMAT, VERSION = "balancer-hardware", 1
 # Keeps sums over thousands of ops and tensors of 2 GiB within 64 bits.
@@ -67,6 +70,17 @@ class Hardware:
     cpu_ns_per_mib: int
     cpu_op_ns: int
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a constant that is no whole number from 0 to 10^10."""
+        for name, value in self.constants.items():
+            if not _is_constant(value):
+                raise ValueError(f"{name} must be a whole number from 0 to {_LARGEST}, not {value!r}")
+
+    def changed(self, constants: Mapping[str, float]) -> Hardware:
+        """With these constants, rounded, and no larger than one may be."""
+        fitting: dict[str, Any] = {name: round(min(value, _LARGEST)) for name, value in constants.items()}
+        return replace(self, **fitting)
+
     @property
     def constants(self) -> dict[str, int]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
@@ -124,9 +138,13 @@ def _values(document: dict[str, Any], where: str) -> dict[str, int]:
             continue
         entry = document["constants"].get(field.name)
         value = entry.get("value") if isinstance(entry, dict) else None
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+        if not _is_constant(value):
             raise HardwareError(
                 f"constant '{field.name}' is not an integer from 0 to {_LARGEST}", where, "correct it in the file"
             )
         values[field.name] = value
     return values
+
+
+def _is_constant(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -104,7 +105,10 @@ def measure(
     """Run an entered pipeline on these inputs, over and over, for about so many seconds.
 
     Raises StageError where an item fails, unless the pipeline goes on after errors: then failures are counted.
+    ValueError for no time.
     """
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds must be above 0, and finite, not {seconds!r}")
     first = _one(pipeline, inputs[0])
     latencies, end = [], time.monotonic() + seconds * _LATENCY_SHARE
     for item, _ in zip(cycle(inputs), range(_MOST_LATENCIES), strict=False):
