@@ -110,7 +110,8 @@ def _plan(path: Path) -> None:
     plan = load_plan(path)
     plan_text(plan).encode()
     pycoral_obstacle(plan)
-    layout([lives(part, plan_interface(plan).outputs) for part in plan.partitions()])
+    outputs = plan_interface(plan).outputs
+    layout([lives(part, outputs) for part in plan.partitions()])
     setting = setting_of(plan)
     pipelines = plan_pipelines(plan, setting.hardware.name)
     for segment in plan.segments:

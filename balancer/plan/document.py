@@ -6,6 +6,7 @@ import json
 import types
 import typing
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import PlanError
@@ -69,10 +70,15 @@ _FITS: dict[Any, Callable[[Any], bool]] = {
 }
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _record(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise PlanError("is not an object", where, "solve again, or mend the file")
-    hints, made = typing.get_type_hints(kind), {}
+    hints, made = _hints(kind), {}
     for f in fields(kind):
         key = _KEYS.get(f.name, f.name)
         if f.metadata.get("unsaved") or (key not in value and f.default is not MISSING):
