@@ -3,7 +3,7 @@
     python benchmarks/fuzz_readers.py [READER ...] [--count 100000] [--seed 1] [--only K] [--keep DIR]
 
 Each file is a small seed, mutated by its structure or as bytes (`mutations.py`); number and seed give the same file
-again (`--only`). A file may take 5 s of processor time and 1 GiB more memory than the process has. Warnings count as
+again (`--only`). Ctrl-C ends it with what was found so far. A file may take 5 s of processor time and 1 GiB more memory than the process has. Warnings count as
 failures. Files that fail are kept in DIR, and the exit code is 1. Run it from a checkout: seeds come from its tests.
 """
 
@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -247,11 +248,10 @@ class Outcome:
     failed: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
-def try_reader(reader: Reader, files: Iterable[tuple[int, bytes]], path: Path, keep: Path) -> Outcome:
+def try_reader(reader: Reader, files: Iterable[tuple[int, bytes]], path: Path, keep: Path, found: Outcome) -> None:
     """Hand it these files, one after the other. path: where each stands in its turn. keep: what those that fail are
-    called, but for their numbers.
+    called, but for their numbers. found: is filled in.
     """
-    found = Outcome()
     for k, data in files:
         path.write_bytes(data)
         start = time.process_time()
@@ -270,7 +270,6 @@ def try_reader(reader: Reader, files: Iterable[tuple[int, bytes]], path: Path, k
             signal.setitimer(signal.ITIMER_PROF, 0)
         found.files += 1
         found.slowest = max(found.slowest, time.process_time() - start)
-    return found
 
 
 def _note(found: Outcome, k: int, data: bytes, keep: Path, what: str) -> None:
@@ -288,6 +287,7 @@ def _limit() -> None:
     size = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES,) * 2)
     warnings.simplefilter("error")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.enable()
 
 
@@ -311,12 +311,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             one = readers[reader]
             files = ((k, mutated(one, reader, arguments.seed, k)) for k in numbers)
             place = Path(name) / "plan" / f"mutated{one.suffix}"
-            found = try_reader(one, files, place, arguments.keep / f"{reader}{one.suffix}")
+            found, going_on = Outcome(), False
+            with suppress(KeyboardInterrupt):
+                try_reader(one, files, place, arguments.keep / f"{reader}{one.suffix}", found)
+                going_on = True
             print(f"{reader:15} {found.files:7} files {found.taken:7} taken  slowest {1000 * found.slowest:6.0f} ms  "
                   f"{len(found.failed)} kinds of failure", flush=True)  # fmt: skip
             for what, (k, story) in found.failed.items():
                 print(f"  --only {k}: {what}\n{story}", flush=True)
             failed += len(found.failed)
+            if not going_on:
+                break
     return 1 if failed else 0
 
 

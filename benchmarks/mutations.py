@@ -126,9 +126,9 @@ def mutate_lines(data: bytes, dice: random.Random) -> bytes:
         elif kind == 1:
             lines.insert(at, dice.choice(lines))
         elif kind == 2:
-            lines[at] = lines[at] * dice.choice([2, 3, 1000])
+            lines[at] = lines[at][:200] * dice.choice([2, 3, 1000])
         elif kind == 3:
-            lines[at] = _NUMBER.sub(lambda _: dice.choice(_NUMBERS).encode(), lines[at])
+            lines[at] = _NUMBER.sub(lambda _: dice.choice(_NUMBERS).encode(), lines[at], count=9)
         else:
             lines[at] += dice.choice(lines)
     return b"\n".join(lines)
