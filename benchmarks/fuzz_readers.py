@@ -3,8 +3,9 @@
     python benchmarks/fuzz_readers.py [READER ...] [--count 100000] [--seed 1] [--only K] [--keep DIR]
 
 Each file is a small seed, mutated by its structure or as bytes (`mutations.py`); number and seed give the same file
-again (`--only`). Ctrl-C ends it with what was found so far. A file may take 5 s of processor time and 1 GiB more memory than the process has. Warnings count as
-failures. Files that fail are kept in DIR, and the exit code is 1. Run it from a checkout: seeds come from its tests.
+again (`--only`). A file may take 5 s of processor time and 1 GiB more memory than the process has. Warnings count as
+failures. Files that fail are kept in DIR, and the exit code is 1. Ctrl-C ends it with what was found so far. Run it
+from a checkout: seeds come from its tests.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def test_broken_files_give_nothing_but_our_own_errors(tmp_path: Path) -> None:
     assert found.keys() == READERS
     for name, (files, taken, kinds) in found.items():
         assert (files, kinds) == (COUNT, 0)
-        assert 0 < taken, f"{name}: all mutations are fatal, so that nothing behind the first check is tried"
+        assert taken > 0, f"{name}: all mutations are fatal, so that nothing behind the first check is tried"
         assert taken < COUNT or name == "reports", f"{name}: no mutation breaks anything"
     assert not (tmp_path / "kept").exists()
 
