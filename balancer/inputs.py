@@ -89,7 +89,7 @@ def _split(array: Any, spec: InputSpec, path: Path) -> list[Any]:
     wanted = _numpy_type(spec)
     if array.dtype != wanted:
         raise InputError(f"input '{spec.name}' is {array.dtype}", str(path), f"convert it to {wanted}")
-    if array.shape[1:] == spec.shape:
+    if array.ndim and array.shape[1:] == spec.shape:
         return [np.ascontiguousarray(item) for item in array]
     if spec.shape[:1] == (1,) and array.ndim and array.shape[1:] == spec.shape[1:]:
         return [np.ascontiguousarray(item[None]) for item in array]

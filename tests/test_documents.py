@@ -12,6 +12,7 @@ import balancer
 from balancer.balancing.measurements import read_measurements
 from balancer.balancing.sources import RecordedTimes
 from balancer.balancing.tuning import setting_of
+from balancer.compiler.cache import Cache, Entry
 from balancer.cost.hardware import load_hardware
 from balancer.cost.profile import load_profile
 from balancer.documents import Refusal, read_json, read_table
@@ -103,6 +104,14 @@ def test_nested_documents_are_refused_by_each_reader(plan: balancer.Plan, tmp_pa
     for reader in readers:
         with pytest.raises(BalancerError, match="not JSON"):
             reader(tmp_path / "deep.json")
+
+
+def test_a_cache_whose_hashes_are_nested_without_end_counts_as_none(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.keep("key", Entry(b"compiled", "output"))
+    assert cache.find("key") is not None
+    (tmp_path / "key" / "sha256.json").write_text(DEEP)
+    assert cache.find("key") is None
 
 
 @pytest.mark.parametrize("read", [read_measurements, RecordedTimes])

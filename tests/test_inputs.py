@@ -110,6 +110,12 @@ def test_a_broken_file_of_arrays_is_refused_in_one_line(tmp_path: Path, data: by
     assert len(str(caught.value)) < 300
 
 
+def test_an_array_without_axes_holds_no_items(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.int8(3))
+    with pytest.raises(InputError, match="has shape"):
+        load_items(tmp_path / "x.npy", [InputSpec("x", (), "int8")])
+
+
 def _grey16(path: Path) -> Any:
     levels = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
     Image.fromarray(levels).save(path)

@@ -27,7 +27,10 @@ _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, Typ
 
 def image_files(folder: Path) -> list[Path]:
     """The pictures in a folder, by name. Raises InputError where there are none."""
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", str(folder), "check its permissions") from error
     if not found:
         raise InputError("holds no pictures", str(folder), f"give a folder with {', '.join(sorted(ENDINGS))}")
     return found
