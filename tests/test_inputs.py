@@ -129,6 +129,12 @@ def test_grey_levels_of_16_bits_are_scaled(tmp_path: Path) -> None:
         assert np.array_equal(found[0, :, :, 0], np.rint(levels / 257))
 
 
+def test_grey_levels_of_16_bits_are_resized(tmp_path: Path) -> None:
+    levels = np.full((9, 12), 40_000, np.uint16)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    assert set(load_image(tmp_path / "x.png", PICTURE).ravel().tolist()) == {round(40_000 / 257)}
+
+
 def _chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 

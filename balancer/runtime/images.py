@@ -65,18 +65,17 @@ def _levels(path: Path, spec: InputSpec) -> Any:
             with Image.open(path, formats=_FORMATS) as image:
                 if image.width * image.height > _MOST_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels")
-                levels = _eight_bits(image).convert("RGB" if spec.shape[3] == 3 else "L")
-                return levels.resize((spec.shape[2], spec.shape[1]))
+                return _resized(image, (spec.shape[2], spec.shape[1]), "RGB" if spec.shape[3] == 3 else "L")
     except (*_BROKEN, Image.DecompressionBombError) as error:
         reason = str(error) or type(error).__name__
         raise InputError(f"is no picture that can be read ({reason})", str(path), "remove it, or convert it") from error
 
 
-def _eight_bits(image: Any) -> Any:
-    """Grey levels of 16 bits, which pillow would clip at 255, scaled. They are `I` or `I;16` to it, by its version."""
+def _resized(image: Any, size: tuple[int, int], mode: str) -> Any:
+    """Grey levels of 16 bits, which pillow would clip at 255, are scaled. They are `I` or `I;16` to it, by its version."""
     from PIL import Image
 
     if not image.mode.startswith("I"):
-        return image
-    levels = np.asarray(image).astype(np.float64) / 257
-    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+        return image.convert(mode).resize(size)
+    levels = np.asarray(image.convert("I").resize(size)) / 257  # resized first: few levels are left to scale
+    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).convert(mode)
