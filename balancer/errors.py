@@ -21,6 +21,8 @@ A programmer's wrong argument stays a ValueError or TypeError.
 
 from __future__ import annotations
 
+_MOST_LETTERS = 1000  # of what a part of a message says: it may quote a file
+
 
 class BalancerError(Exception):
     """Something a user can mend. str() is the one line that they read.
@@ -34,8 +36,14 @@ class BalancerError(Exception):
         super().__init__(what, where, remedy)
 
     def __str__(self) -> str:
-        what, where, remedy = (" ".join(str(part).split()) for part in self.args)
+        what, where, remedy = (_line(str(part)) for part in self.args)
         return f"{where}: {what}; {remedy}"
+
+
+def _line(text: str) -> str:
+    """In one line, and not without end."""
+    line = " ".join(text.split())
+    return line if len(line) <= _MOST_LETTERS else f"{line[:_MOST_LETTERS]}..."
 
 
 class ModelError(BalancerError):

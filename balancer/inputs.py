@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from balancer.arrays import load_arrays
 from balancer.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,27 +77,19 @@ def load_items(path: Path, specs: Sequence[InputSpec]) -> list[Item]:
 
 
 def _arrays(path: Path, specs: Sequence[InputSpec]) -> dict[str, Any]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            if len(specs) != 1:
-                raise InputError(
-                    f"is one array, the model has {len(specs)} inputs", str(path), "give a .npz by tensor name"
-                )
-            return {specs[0].name: loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise InputError(
-            f"is not a readable .npy or .npz file ({error})", str(path), "write it with numpy.save"
-        ) from error
+    loaded = load_arrays(path, {spec.name for spec in specs})
+    if isinstance(loaded, dict):
+        return loaded
+    if len(specs) != 1:
+        raise InputError(f"is one array, the model has {len(specs)} inputs", str(path), "give a .npz by tensor name")
+    return {specs[0].name: loaded}
 
 
 def _split(array: Any, spec: InputSpec, path: Path) -> list[Any]:
     wanted = _numpy_type(spec)
     if array.dtype != wanted:
         raise InputError(f"input '{spec.name}' is {array.dtype}", str(path), f"convert it to {wanted}")
-    if array.shape[1:] == spec.shape:
+    if array.ndim and array.shape[1:] == spec.shape:
         return [np.ascontiguousarray(item) for item in array]
     if spec.shape[:1] == (1,) and array.ndim and array.shape[1:] == spec.shape[1:]:
         return [np.ascontiguousarray(item[None]) for item in array]

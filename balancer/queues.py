@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from threading import Condition, Lock
+from threading import TIMEOUT_MAX, Condition, Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +191,7 @@ class Results:
 
 
 def time_left(end: float | None) -> float | None:
-    return None if end is None else max(0.0, end - monotonic())
+    return None if end is None else max(0.0, min(end - monotonic(), TIMEOUT_MAX))
 
 
 def _wait(condition: Condition, met: Callable[[], bool], timeout: float | None) -> None:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from threading import Lock, RLock, Thread
+from threading import TIMEOUT_MAX, Lock, RLock, Thread
 from time import monotonic, perf_counter_ns
 from typing import Any
 
@@ -119,7 +119,7 @@ class Workers:
         """
         end = None if timeout is None else monotonic() + timeout
         # One at a time: numbers go into the queue in their order, and the room that one has seen stays its own.
-        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+        if not self._lock.acquire(timeout=-1 if timeout is None else min(timeout, TIMEOUT_MAX)):
             raise TimeoutError
         try:
             self._first.reserve(time_left(end))

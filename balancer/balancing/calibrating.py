@@ -8,7 +8,7 @@ one row that is 10 % off) keeps constants that the rows hardly tell apart from w
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,10 +128,9 @@ def _predict(rows: Sequence[Measurement], hardware: Hardware) -> Any:
 
 def _scaled(start: Hardware, names: Sequence[str], logs: Any) -> Hardware:
     limited = np.clip(logs, -5, 5)
-    changes: dict[str, Any] = {
-        name: round(getattr(start, name) * math.exp(x)) for name, x in zip(names, limited, strict=True)
-    }
-    return replace(start, **changes)
+    return start.changed(
+        {name: getattr(start, name) * math.exp(x) for name, x in zip(names, limited, strict=True)}
+    )
 
 
 def _free(rows: Sequence[Measurement], start: Hardware) -> list[str]:

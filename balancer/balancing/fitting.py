@@ -94,7 +94,7 @@ class _Fit:
         factors = np.exp(theta).tolist()
         hardware = self.setting.costs.hardware
         links = {
-            name: round(getattr(hardware, name) * factor)
+            name: getattr(hardware, name) * factor
             for names, factor in zip(_LINKS.values(), factors, strict=False)
             for name in names
         }
@@ -108,7 +108,8 @@ class _Fit:
             base = costs.cpu[i] if costs.unmapped >> i & 1 else costs.compute[i]
             if factor != 1.0:
                 ops[i] = replace(ops.get(i, OpCosts()), ns=round(base * factor))
-        profile = replace(old, ops=ops, constants={**old.constants, **links})
+        constants = hardware.changed(links).constants
+        profile = replace(old, ops=ops, constants={**old.constants, **{name: constants[name] for name in links}})
         return replace(self.setting, profile=profile)
 
     def with_rest(self, theta: Any) -> Setting:

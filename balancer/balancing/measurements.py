@@ -7,32 +7,33 @@ its time in milliseconds. A plan file with measured segments is taken as well.
 
 from __future__ import annotations
 
-import csv
+import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
+from balancer.balancing.recorded import COLUMNS, REFUSAL, StageTime, stage_times, time_ns
 from balancer.balancing.saving import model_bytes
 from balancer.cost.pipeline import Feeding, StageCost, inference_ns, stage_cost
 from balancer.cost.segment import SegmentCosts
+from balancer.documents import read_table
 from balancer.errors import MeasurementError
 from balancer.graph import Graph, OpSet, op_set
-from balancer.plan import load_plan, names_plan, parse_op_ranges
+from balancer.plan import check_op_count, load_plan, names_plan, parse_op_ranges
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from balancer.cost.hardware import Hardware
 
-_SIMPLE = {"plan", "stage", "measured_ms"}
 _PUBLISHED = {"family", "width", "n_layers", "input", "n_tpus", "batch", "partitioner", "layers_per_segment",
               "ms_per_inference", "timing", "off_chip_mib", "use"}  # fmt: skip
 _WEIGHTED = {"FULLY_CONNECTED", "CONV_2D"}
-_NS_PER_MS = 1e6
+_MOST_BATCH = 1 << 20
 
 
 class Measurement(Protocol):
@@ -94,94 +95,103 @@ def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
     """
     if names_plan(path):
         return _measured_segments(path)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), set(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MeasurementError(f"cannot be read ({reason})", str(path), "give a CSV file") from error
-    if columns >= _PUBLISHED:
-        return [_checked(_synthetic_row, row, path, k) for k, row in enumerate(rows, start=2) if _can_predict(row)]
-    if columns >= _SIMPLE:
-        return [_checked(_stage_row, row, path, k) for k, row in enumerate(rows, start=2)]
+    table = read_table(path, REFUSAL)
+    if table.columns >= _PUBLISHED:
+        return [_synthetic_row(row, f"{path}, line {line}") for line, row in table.rows if _can_predict(row)]
+    if table.columns >= COLUMNS:
+        return _stage_rows(stage_times(table, path))
     raise MeasurementError("has neither format's columns", str(path), "give plan,stage,measured_ms")
 
 
 def _measured_segments(path: Path) -> list[StageRow]:
     """What `balancer tune` or `bench` has measured of a plan."""
-    plan, (graph, sets) = load_plan(path), _plan_ops(path)
-    rows = [StageRow(graph, sets[s.name], float(s.measured.stage_ns)) for s in plan.segments if s.measured]
-    if not rows:
-        raise MeasurementError("has no measured segments", str(path), "run `balancer tune` on the plan first")
+    plan = load_plan(path)
+    times = [StageTime(plan, s.name, s.measured.stage_ns) for s in plan.segments if s.measured]
+    rows = _stage_rows(times)
+    if not rows or any(time.ns < 1 for time in times):
+        what = "has no measured segments, or one that took no time"
+        raise MeasurementError(what, str(path), "run `balancer tune` on the plan first")
     return rows
-
-
-_R = TypeVar("_R", SyntheticRow, StageRow)
-
-
-def _checked(make: Callable[[dict[str, str], Path], _R], row: dict[str, str], path: Path, line: int) -> _R:
-    try:
-        return make(row, path)
-    except (ValueError, TypeError, KeyError) as error:
-        raise MeasurementError(f"is not a measurement ({error})", f"{path}, line {line}", "correct the row") from error
 
 
 def _feeding(timing: str) -> Feeding | None:
     return next((f for f in Feeding if f.value == timing), None)
 
 
-def _can_predict(row: dict[str, str]) -> bool:
+def _can_predict(row: Mapping[str, str]) -> bool:
     """A row without a split, or with one that does not hold the model's layers, says nothing of a segment."""
-    layers = [int(n) for n in row["layers_per_segment"].split("-") if n.isdigit()]
+    layers = [int(n[:9]) for n in row["layers_per_segment"].split("-") if n.isdecimal()]
     split_known = str(sum(layers)) == row["n_layers"]
     return row["use"] == "1" and split_known and _feeding(row["timing"]) is not None
 
 
-def _synthetic_row(row: dict[str, str], path: Path) -> SyntheticRow:
+def _synthetic_row(row: Mapping[str, str], where: str) -> SyntheticRow:
     streamed = row["off_chip_mib"]
-    return SyntheticRow(
-        family=row["family"],
-        width=int(row["width"]),
-        layers=int(row["n_layers"]),
-        inputs=row["input"],
-        n_tpus=int(row["n_tpus"]),
-        batch=int(row["batch"]),
-        partitioner=row["partitioner"],
-        split=tuple(int(n) for n in row["layers_per_segment"].split("-")),
-        measured_ns=float(row["ms_per_inference"]) * _NS_PER_MS,
-        feeding=_feeding(row["timing"]) or Feeding.STEADY,
-        streamed_mib=tuple(float(m) for m in streamed.split(";")) if streamed else None,
-    )
+    try:
+        found = SyntheticRow(
+            family=row["family"],
+            width=int(row["width"]),
+            layers=int(row["n_layers"]),
+            inputs=row["input"],
+            n_tpus=int(row["n_tpus"]),
+            batch=int(row["batch"]),
+            partitioner=row["partitioner"],
+            split=tuple(int(n) for n in row["layers_per_segment"].split("-")),
+            measured_ns=time_ns(row["ms_per_inference"], where),
+            feeding=_feeding(row["timing"]) or Feeding.STEADY,
+            streamed_mib=tuple(float(m) for m in streamed.split(";")) if streamed else None,
+        )
+        _check_synthetic(found)
+    except ValueError as error:
+        raise MeasurementError(f"is not a measurement ({error})", where, "correct the row") from error
+    return found
 
 
-def _stage_row(row: dict[str, str], path: Path) -> StageRow:
-    graph, sets = _plan_ops(path.parent / row["plan"])
-    if row["stage"] not in sets:
-        raise ValueError(f"the plan has no segment {row['stage']!r}")
-    measured = float(row["measured_ms"]) * _NS_PER_MS
-    if not 0 < measured < float("inf"):
-        raise ValueError(f"measured_ms is {row['measured_ms']!r}")
-    return StageRow(graph, sets[row["stage"]], measured)
+def _check_synthetic(row: SyntheticRow) -> None:
+    """Raises ValueError where there is no such model, or it cannot have been run so."""
+    if not (1 <= row.n_tpus <= _MOST_BATCH and 1 <= row.batch <= _MOST_BATCH):
+        raise ValueError(f"{row.n_tpus} TPUs, a batch of {row.batch}")
+    if sum(row.split) != row.layers:
+        raise ValueError(f"{sum(row.split)} layers in the split, {row.layers} in the model")
+    if not all(0 <= mib < math.inf for mib in row.streamed_mib or ()):
+        raise ValueError("off_chip_mib is no size")
+    _sizes(row.family, row.inputs, row.width, row.layers)
 
 
-@cache
-def _plan_ops(path: Path) -> tuple[Graph, dict[str, OpSet]]:
-    plan = load_plan(path)
-    graph = read_graph(model_bytes(plan), name=plan.stem, where=str(path))
-    return graph, {s.name: op_set(parse_op_ranges(s.ops, len(graph.ops))) for s in plan.segments}
+def _stage_rows(times: Sequence[StageTime]) -> list[StageRow]:
+    graphs: dict[int, Graph] = {}
+    rows = []
+    for time in times:
+        plan = time.plan
+        if id(plan) not in graphs:
+            graphs[id(plan)] = read_graph(model_bytes(plan), name=plan.stem, where=plan.file_name)
+            check_op_count(plan, len(graphs[id(plan)].ops))
+        ops = op_set(parse_op_ranges(plan.segment(time.segment).ops, plan.model.ops))
+        rows.append(StageRow(graphs[id(plan)], ops, float(time.ns)))
+    return rows
+
+
+def _sizes(family: str, inputs: str, width: int, layers: int) -> dict[str, int]:
+    """What `synth` takes besides the width. Raises ValueError where there is no such model."""
+    if family == "fc":
+        sizes = {"layers": layers, "inputs": int(inputs)}
+        synth.check_fc(width, **sizes)
+    elif family == "conv":
+        size, _, channels = (int(n) for n in inputs.split("x"))
+        sizes = {"layers": layers, "size": size, "channels": channels}
+        synth.check_conv(width, **sizes)
+    else:
+        raise ValueError(f"family {family!r} is unknown")
+    return sizes
 
 
 @cache
 def _synthetic_graph(family: str, width: int, layers: int, inputs: str, whole: bool) -> Graph:  # noqa: FBT001 - a cache key
+    sizes = _sizes(family, inputs, width, layers)
     if family == "fc":
-        output = "float32" if whole else "int8"
-        data = synth.fc(width, layers=layers, inputs=int(inputs), output_type=output)
-    elif family == "conv":
-        size, _, channels = (int(n) for n in inputs.split("x"))
-        data = synth.conv(width, layers=layers, size=size, channels=channels)
+        data = synth.fc(width, output_type="float32" if whole else "int8", **sizes)
     else:
-        raise ValueError(f"family {family!r} is unknown")
+        data = synth.conv(width, **sizes)
     return read_graph(data, name=f"{family}_{width}")
 
 

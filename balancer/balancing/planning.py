@@ -68,6 +68,8 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     CompilerError where it cannot be compiled, ValueError for arguments out of range.
     """
     _check(n_tpus, pipelines, replicas, stages)
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"seconds must be above 0, not {seconds!r}")
     if overflow is not None and overflow not in OVERFLOW:
         raise ValueError(f"overflow must be one of {OVERFLOW}, not {overflow!r}")
     setting = _open(model, hardware, profile, keep_state=keep_state)

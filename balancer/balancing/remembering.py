@@ -12,7 +12,18 @@ from balancer.cost.hardware import Hardware
 from balancer.cost.profile import OpCosts, Profile
 from balancer.errors import PlanError
 from balancer.graph import members, op_set
-from balancer.plan import KEPT, HeldTo, KnownCosts, KnownOp, Limits, OpAtStage, Plan, op_ranges, parse_op_ranges
+from balancer.plan import (
+    KEPT,
+    HeldTo,
+    KnownCosts,
+    KnownOp,
+    Limits,
+    OpAtStage,
+    Plan,
+    check_op_count,
+    op_ranges,
+    parse_op_ranges,
+)
 from balancer.plan.remembered import LARGEST
 from balancer.solve import Constraints, Options
 from balancer.tflite.read import read_graph
@@ -36,6 +47,7 @@ def setting_of(plan: Plan) -> Setting:
     hardware = Hardware(name=plan.hardware.name, **{k: v for k, v in constants.items() if k in _CONSTANTS})
     origin = plan.origin if plan.origin is not None else data
     graph = read_graph(data, name=plan.stem)
+    check_op_count(plan, len(graph.ops))
     return Setting(data, origin, graph, hardware, _profile(plan.costs), keep_state=plan.state == KEPT)
 
 

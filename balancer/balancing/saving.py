@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from balancer.errors import OutputError, PlanError
 from balancer.graph import op_set
-from balancer.plan import Plan, Segment, file_bytes, parse_op_ranges, plan_text
-from balancer.processes.scratch import held, scratch, sweep
+from balancer.plan import Plan, Segment, check_op_count, file_bytes, parse_op_ranges, plan_text
+from balancer.processes.scratch import held, scratch, sweep, working_folder
 from balancer.tflite.cut import Cutter, boundary_names
 from balancer.tflite.read import read_model_bytes
 
@@ -140,14 +140,17 @@ def _directory(target: Path) -> Iterator[None]:
 
 def check_free(directory: Path, name: str, *, force: bool) -> None:
     """Raises OutputError where a file is in the way: before the work, not after it."""
-    _check_free(directory, [name], b"", force=force)
+    above = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise OutputError("is not a directory", str(above), "remove it, or choose another directory")
+    _check_free(directory, [name], None, force=force)
 
 
 def check_writable(path: Path, *, force: bool) -> None:
     """Raises OutputError where a file exists (without force), or where its folder does not: before the work, not
     after it.
     """
-    _check_free(path.parent, [path.name], b"", force=force)
+    _check_free(path.parent, [path.name], None, force=force)
     if not path.parent.is_dir():
         raise OutputError("its folder does not exist", str(path), "make it, or choose another place")
 
@@ -209,6 +212,25 @@ def put_file(path: Path, data: bytes, *, force: bool = False) -> None:
         ) from error
 
 
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """A folder for files that are needed for a while, and alone are written meanwhile. Raises OutputError where it, or
+    one of them, cannot be written.
+    """
+    remedy = "make room, or set TMPDIR to another folder"
+    with ExitStack() as holding:
+        try:
+            folder = holding.enter_context(working_folder(purpose))
+        except OSError as error:
+            what = f"no temporary folder can be made ({error.strerror or error})"
+            raise OutputError(what, os.environ.get("TMPDIR", "/tmp"), remedy) from error
+        try:
+            yield folder
+        except OutputError as error:
+            what, where, _ = error.args
+            raise OutputError(what, where, remedy) from error
+
+
 def model_bytes(plan: Plan) -> bytes:
     """The bytes of the plan's model. Raises PlanError where they are gone or are another model's."""
     if plan.origin is None:
@@ -223,6 +245,7 @@ def segment_files(plan: Plan, data: bytes) -> Iterator[tuple[Segment, bytes]]:
     """The segments of a plan and their files, cut one at a time."""
     cutter = Cutter(data, name=plan.stem, where=_origin(plan))
     n_ops = len(cutter.graph.ops)
+    check_op_count(plan, n_ops)
     sets = {s.name: op_set(parse_op_ranges(s.ops, n_ops)) for s in plan.segments}
     names = boundary_names(cutter.graph, sets.values())
     for segment in plan.segments:
@@ -247,7 +270,7 @@ def _is_same(path: Path, data: bytes | None) -> bool:
     return data is not None and path.is_file() and path.read_bytes() == data
 
 
-def _check_free(target: Path, names: list[str], model: bytes, *, force: bool) -> None:
+def _check_free(target: Path, names: list[str], model: bytes | None, *, force: bool) -> None:
     for name in names:
         path = target / name
         if path.is_dir():

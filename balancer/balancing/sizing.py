@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KNEE = 0.05  # another TPU that adds less is past the knee
 NS_PER_S, NS_PER_MS = 1e9, 1e6
+_LONGEST_NS = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0, not {value}")
     setting = open_setting(model, hardware)
-    limit_ns = None if max_latency_ms is None else int(max_latency_ms * NS_PER_MS)
+    limit_ns = None if max_latency_ms is None else int(min(max_latency_ms * NS_PER_MS, _LONGEST_NS))
     best = _Best(setting, max_tpus, limit_ns)
     rows: list[SizeRow] = []
     for n in range(1, max_tpus + 1):

@@ -7,18 +7,17 @@ to other ops.
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from balancer.balancing.compiling import compile_plan
-from balancer.balancing.saving import save
+from balancer.balancing.recorded import read_stage_times
+from balancer.balancing.saving import save, temporary_folder
 from balancer.balancing.simulating import report_of
 from balancer.errors import CompilerError, MeasurementError
 from balancer.graph import OpSet, op_set
 from balancer.inputs import random_items
-from balancer.plan import KEPT, Plan, SegmentMeasurement, load_plan, parse_op_ranges
-from balancer.processes.scratch import working_folder
+from balancer.plan import KEPT, Plan, SegmentMeasurement, parse_op_ranges
 from balancer.runtime.devices import device_names
 from balancer.runtime.measuring import measure, segment_measurements
 from balancer.runtime.options import RunOptions
@@ -95,20 +94,9 @@ class RecordedTimes:
     known: dict[tuple[str, OpSet], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        try:
-            with self.path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    plan = load_plan(self.path.parent / row["plan"])
-                    sets = segment_sets(plan)
-                    if row["stage"] not in sets:
-                        raise ValueError(f"{row['plan']} has no segment {row['stage']!r}")
-                    ms = float(row["measured_ms"])
-                    if not 0 < ms < 1e9:
-                        raise ValueError(f"measured_ms is {row['measured_ms']}")
-                    self.known[plan.model.sha256, sets[row["stage"]]] = round(ms * 1e6)
-        except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError) as error:
-            what = f"cannot be read ({error})"
-            raise MeasurementError(what, str(self.path), "give columns plan,stage,measured_ms") from error
+        for time in read_stage_times(self.path):
+            ops = op_set(parse_op_ranges(time.plan.segment(time.segment).ops, time.plan.model.ops))
+            self.known[time.plan.model.sha256, ops] = time.ns
 
     def __call__(self, plan: Plan) -> Seen:
         sets, segments = segment_sets(plan), []
@@ -152,7 +140,7 @@ class PipelineTimes:
             plan = self._compiled(plan, self.compiler())
         elif self.compiler is None and self.truth is not None and "sim" in devices:
             plan = replace(self.truth(plan).plan, made=plan.made)  # with what a simulated compiler reports
-        with working_folder("tune") as folder:
+        with temporary_folder("tune") as folder:
             saved = save(replace(plan, segments=tuple(replace(s, measured=None) for s in plan.segments)), folder)
             items = random_items(interface(plan_model(saved), saved.stem).inputs, _ITEMS)
             options = replace(self.options, simulation=self._simulation(saved, devices, items))

@@ -11,7 +11,16 @@ from balancer.balancing.saving import compiled_files, model_bytes, segment_files
 from balancer.errors import InputError
 from balancer.graph import op_set
 from balancer.inputs import InputSpec, Item, load_items, random_items
-from balancer.plan import KEPT, STATE_WORDS, Plan, file_bytes, parse_op_ranges, segments_with_state, state_of
+from balancer.plan import (
+    KEPT,
+    STATE_WORDS,
+    Plan,
+    check_op_count,
+    file_bytes,
+    parse_op_ranges,
+    segments_with_state,
+    state_of,
+)
 from balancer.tflite.read import read_graph
 from balancer.verification import SegmentFile, Verification, input_specs, verify_partition
 
@@ -41,6 +50,7 @@ def verify(
     data = model_bytes(plan)
     compiled_files(plan)  # are those that the plan was made with, or it raises
     graph = read_graph(data, name=plan.stem)
+    check_op_count(plan, len(graph.ops))
     state = state_of(graph.stateful, keep_state=keep_state)
     if state == KEPT:
         segments_with_state(plan, graph.stateful)  # the plan can be run so, or it raises

@@ -269,17 +269,15 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
 def demo(arguments: argparse.Namespace) -> int:
     """Solve, cut, verify and compare a synthetic model in a temporary folder."""
     from balancer import balancing
+    from balancer.balancing.saving import temporary_folder, write_file
     from balancer.cli import drawing
     from balancer.plan import load_plan
-    from balancer.processes.scratch import working_folder
     from balancer.tflite import synth
 
-    with working_folder("demo") as folder:
+    with temporary_folder("demo") as folder:
         model = folder / f"fc_{DEMO_WIDTH}.tflite"
-        model.write_bytes(synth.fc(DEMO_WIDTH, layers=DEMO_LAYERS))
-        plan = balancing.save(
-            balancing.balance(model, arguments.tpus, hardware=arguments.hardware), folder / "plan"
-        )
+        write_file(model, synth.fc(DEMO_WIDTH, layers=DEMO_LAYERS))
+        plan = balancing.save(balancing.balance(model, arguments.tpus, hardware=arguments.hardware), folder / "plan")
         with drawing.progress("verifying", quiet=arguments.quiet or arguments.json) as advance:
             result = balancing.verify(load_plan(folder / "plan" / plan.file_name), 3, progress=advance)
     if arguments.json:

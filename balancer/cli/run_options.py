@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from balancer.runtime.options import RunOptions
     from balancer.runtime.recipes import Simulation
 
+_MOST_SECONDS = 1_000_000  # as `RunOptions` has it
 NONE_FIRST, LIVE_FIRST = ("none", "live", "recorded"), ("live", "recorded")
 _OUTPUTS = {
     "none": "none: no outputs",
@@ -32,6 +33,13 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = positive(text)
+    if value > _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST_SECONDS}, not {text}")
     return value
 
 
@@ -49,7 +57,7 @@ def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None
         "--processes", action="store_true", help="every device in a process of its own, as Edge TPUs are"
     )
     parser.add_argument(
-        "--item-timeout", type=positive, default=60.0, metavar="S", help="for one inference on a TPU; default 60"
+        "--item-timeout", type=_seconds, default=60.0, metavar="S", help="for one inference on a TPU; default 60"
     )
     group = parser.add_argument_group("simulated TPUs (--devices sim)")
     group.add_argument(

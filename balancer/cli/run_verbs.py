@@ -29,13 +29,12 @@ from balancer.cli.run_options import (
     simulated_truth,
 )
 from balancer.cli.solver_options import positive
-from balancer.errors import BalancerError, DeviceError
+from balancer.errors import DeviceError, OutputError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-    from balancer.inputs import Item
     from balancer.plan import Plan
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
@@ -81,44 +80,48 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run a plan on inputs; exit code 1 if one of them failed."""
-    from balancer.balancing.saving import check_writable, result_folder
+    from balancer.balancing.saving import check_writable, put_file, result_folder
     from balancer.cli import drawing
+    from balancer.cli.run_inputs import Reading, given_inputs, outcomes
+    from balancer.inputs import npz_bytes
     from balancer.plan import load_plan
     from balancer.runtime.recipes import interface, plan_model
 
     choose_interpreter(arguments)
     plan = load_plan(arguments.plan)
     devices = chosen_devices(arguments, plan)
-    given = _Inputs(Path(arguments.inputs), interface(plan_model(plan), plan.stem).inputs)
-    folder = Path(arguments.outputs)
+    given = given_inputs(Path(arguments.inputs), interface(plan_model(plan), plan.stem).inputs)
+    folder, total = Path(arguments.outputs), len(given)
     _make_folder(folder)
-    for name in given.names:
-        check_writable(folder / f"{name}.npz", force=arguments.force)
-    recorded = list(given.items()) if arguments.sim_outputs == "recorded" else []
+    for one in given:
+        check_writable(folder / f"{one.name}.npz", force=arguments.force)
+    reading = Reading(given, going_on=arguments.on_error == "continue")
+    recorded = reading.at_once() if arguments.sim_outputs == "recorded" else []
     options = run_options(arguments, plan, recorded, on_error=arguments.on_error)
     failures: list[str] = []
     with (
         result_folder(folder),
         _runner(arguments, plan, devices, options) as runner,
-        drawing.progress_bar("running", len(given.names), quiet=arguments.quiet or arguments.json) as advance,
+        drawing.progress_bar("running", total, quiet=arguments.quiet or arguments.json) as advance,
     ):
-        for k, result in enumerate(runner.map(given.items(going_on=arguments.on_error == "continue"))):
-            failures += _write(folder / f"{given.taken[k]}.npz", result, force=arguments.force)
+        for k, outcome in enumerate(outcomes(reading, runner.map)):
+            if outcome.result is None:
+                failures.append(outcome.failure)
+            else:
+                path = folder / f"{outcome.given.name}.npz"
+                put_file(path, npz_bytes(outcome.result), force=arguments.force)
             advance(k + 1)
-    failures += given.failures
-    document = {"outputs": str(folder), "items": len(given.names), "failures": failures, "state": runner.state}
+    document = {"outputs": str(folder), "items": total, "failures": failures, "state": runner.state}
     if arguments.json:
         print_json(document)
     else:
         drawing.state(runner.state)
         print(*(f"failed: {line}" for line in failures), sep="\n", end="\n" if failures else "")
-        print(f"{len(given.names) - len(failures)} of {len(given.names)} results in {folder}")
+        print(f"{total - len(failures)} of {total} results in {folder}")
     return 1 if failures else 0
 
 
 def _make_folder(folder: Path) -> None:
-    from balancer.errors import OutputError
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -134,58 +137,6 @@ def _runner(
     if arguments.runner == "pycoral":
         return PycoralRunner(plan, devices, keep_state=arguments.keep_state)
     return Pipeline(plan, devices, options)
-
-
-def _write(path: Path, result: Any, *, force: bool) -> list[str]:
-    """Write a result; or the line that says why there is none."""
-    from balancer.balancing.saving import put_file
-    from balancer.inputs import npz_bytes
-    from balancer.workers import Failure
-
-    if isinstance(result, Failure):
-        return [str(result.error)]
-    put_file(path, npz_bytes(result), force=force)
-    return []
-
-
-class _Inputs:
-    """Arrays of a file, or pictures of a folder, one at a time. names: of what comes of each; taken: of those that were
-    read. failures: what was wrong with the others.
-    """
-
-    def __init__(self, path: Path, specs: Sequence[Any]) -> None:
-        from balancer.inputs import load_items
-        from balancer.runtime.images import image_files
-
-        self.specs = specs
-        self.arrays: list[Item] = []
-        self.pictures: list[Path] = []
-        self.taken: list[str] = []
-        self.failures: list[str] = []
-        if path.is_dir():
-            self.pictures = image_files(path)
-            self.names = [f"{k:06}_{picture.stem}" for k, picture in enumerate(self.pictures)]
-        else:
-            self.arrays = load_items(path, specs)
-            self.names = [f"{path.stem}_{k:06}" for k in range(len(self.arrays))]
-
-    def items(self, *, going_on: bool = False) -> Iterator[Item]:
-        """going_on: past pictures that cannot be read."""
-        from balancer.runtime.images import load_image
-
-        for name, item in zip(self.names, self.arrays, strict=False):
-            self.taken.append(name)
-            yield item
-        for name, picture in zip(self.names, self.pictures, strict=False):
-            try:
-                item = {self.specs[0].name: load_image(picture, self.specs[0])}
-            except BalancerError as error:
-                if not going_on:
-                    raise
-                self.failures.append(str(error))
-                continue
-            self.taken.append(name)
-            yield item
 
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:

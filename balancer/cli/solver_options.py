@@ -17,6 +17,7 @@ SOLVERS = (
     "profiling-bisection", "dfs-interval-dp", "exhaustive",
 )  # fmt: skip
 _MOST = 1 << 40
+_LEAST = 1e-9
 _MOST_OPS = 4096  # of any model; that of this one is checked when it is read
 
 
@@ -81,9 +82,9 @@ def _scaled(value: float | None, factor: float) -> Any:
 
 
 def positive(text: str) -> float:
-    """An argument above 0."""
+    """An argument above 0, of a size that times and rates can have."""
     value = float(text)
-    if not 0 < value < _MOST:
+    if not _LEAST <= value < _MOST:
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
     return value
 

@@ -45,7 +45,7 @@ class Cache:
         try:
             data, output = (folder / _FILE).read_bytes(), (folder / _OUTPUT).read_bytes()
             hashes = json.loads((folder / _HASHES).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         if hashes != _hashes(data, output):
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+from balancer.documents import Refusal, parse_json, read_json
 from balancer.errors import HardwareError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FORMAT, VERSION = "balancer-hardware", 1
 # Keeps sums over thousands of ops and tensors of 2 GiB within 64 bits.
@@ -67,6 +70,17 @@ class Hardware:
     cpu_ns_per_mib: int
     cpu_op_ns: int
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a constant that is no whole number from 0 to 10^10."""
+        for name, value in self.constants.items():
+            if not _is_constant(value):
+                raise ValueError(f"{name} must be a whole number from 0 to {_LARGEST}, not {value!r}")
+
+    def changed(self, constants: Mapping[str, float]) -> Hardware:
+        """With these constants, rounded, and no larger than one may be."""
+        fitting: dict[str, Any] = {name: round(min(value, _LARGEST)) for name, value in constants.items()}
+        return replace(self, **fitting)
+
     @property
     def constants(self) -> dict[str, int]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
@@ -81,16 +95,15 @@ def preset_names() -> tuple[str, ...]:
 def load_hardware(source: str | Path) -> Hardware:
     """A preset by its name, or a hardware file by its path. Raises HardwareError where it is neither."""
     document, where = _document(str(source))
-    return Hardware(name=str(document.get("name") or Path(where).stem), **_values(document, where))
+    name = document.get("name") or Path(where).stem
+    if not isinstance(name, str):
+        raise HardwareError("its name is no text", where, "correct it in the file")
+    return Hardware(name=name, **_values(document, where))
 
 
 def _document(source: str) -> tuple[dict[str, Any], str]:
     """The file's document with the constants of its base, if it names one, filled in."""
-    text, where = _read(source)
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise HardwareError(f"not JSON ({error})", where, "give a hardware file that balancer wrote") from error
+    document, where = _read(source)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise HardwareError(f"not a hardware file (no format '{FORMAT}')", where, "give a hardware file")
     if document.get("version") != VERSION:
@@ -100,21 +113,22 @@ def _document(source: str) -> tuple[dict[str, Any], str]:
     base = document.get("base")
     if base is None:
         return document, where
-    if base not in preset_names() or base == source:
+    if not isinstance(base, str) or base not in preset_names() or base == source:
         raise HardwareError(f"its base {base!r} is no preset", where, f"name one of: {', '.join(preset_names())}")
     inherited = _document(str(base))[0]["constants"]
     return document | {"constants": inherited | document["constants"]}, where
 
 
-def _read(source: str) -> tuple[str, str]:
-    if source in preset_names():
-        entry = resources.files(__package__).joinpath("presets", f"{source}.json")
-        return entry.read_text(encoding="utf-8"), f"preset {source}"
-    try:
-        return Path(source).read_text(encoding="utf-8"), source
-    except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(preset_names())
-        raise HardwareError("no such preset, nor a readable file", source, f"use one of: {known}, or a file") from error
+def _read(source: str) -> tuple[Any, str]:
+    known = preset_names()
+    refusal = Refusal(
+        HardwareError, "give a hardware file that balancer wrote", unread="no such preset, nor a readable file",
+        unread_remedy=f"use one of: {', '.join(known)}, or a file",
+    )  # fmt: skip
+    if source not in known:
+        return read_json(source, refusal), source
+    entry = resources.files(__package__).joinpath("presets", f"{source}.json")
+    return parse_json(entry.read_bytes(), f"preset {source}", refusal), f"preset {source}"
 
 
 def _values(document: dict[str, Any], where: str) -> dict[str, int]:
@@ -124,9 +138,13 @@ def _values(document: dict[str, Any], where: str) -> dict[str, int]:
             continue
         entry = document["constants"].get(field.name)
         value = entry.get("value") if isinstance(entry, dict) else None
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+        if not _is_constant(value):
             raise HardwareError(
                 f"constant '{field.name}' is not an integer from 0 to {_LARGEST}", where, "correct it in the file"
             )
         values[field.name] = value
     return values
+
+
+def _is_constant(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST

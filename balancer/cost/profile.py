@@ -7,12 +7,12 @@ The file (`balancer profile MODEL -o FILE`) lists each op with its parameter byt
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from balancer.cost.capacity import MILLION, UNBOUNDED
+from balancer.documents import Refusal, read_json
 from balancer.errors import ProfileError
 
 if TYPE_CHECKING:
@@ -69,12 +69,7 @@ def load_profile(path: str | Path, graph: Graph, sha256: str) -> Profile:
     Raises ProfileError where the file cannot be read, is of another model, or has other ops than it.
     """
     where = str(path)
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProfileError(f"cannot be read ({error.strerror})", where, "check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise ProfileError(f"not JSON ({error})", where, _REMEDY) from error
+    document = read_json(path, Refusal(ProfileError, _REMEDY))
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ProfileError(f"not a profile (no format '{FORMAT}')", where, _REMEDY)
     if document.get("version") != VERSION:

@@ -6,11 +6,15 @@ import json
 import types
 import typing
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from balancer.errors import PlanError
 
-_FLOAT_BITS = 53  # what a float holds exactly; far larger integers overflow it
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LARGEST = 1 << 53  # of any number in a file: what a float holds exactly, so that sums and products stay finite
 UNSAVED = {"unsaved": True}  # metadata of a field that stays out of the file
 _KEYS = {"source": "from"}  # a Python keyword in the file
 
@@ -26,7 +30,8 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any, where: str) -> Any:
-    """A value of this type from JSON, checked all the way down. A field with a default may be absent.
+    """A value of this type from JSON, checked all the way down. A field with a default may be absent; numbers are from
+    0 to 2^53.
 
     Raises PlanError naming the place.
     """
@@ -41,23 +46,39 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
         return tuple(from_json(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {k: v if arguments[1] is Any else from_json(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= _FLOAT_BITS:
-        return float(value)
     # In Python 3.10 `tuple[int, ...]` claims to be a type.
-    if (
-        origin is None
-        and isinstance(kind, type)
-        and isinstance(value, kind)
-        and not (kind is int and isinstance(value, bool))
-    ):
-        return value
+    fits = _FITS.get(kind) if origin is None else None
+    if fits is not None and fits(value):
+        return kind(value)
     raise PlanError(f"{json.dumps(value)[:40]} is not what belongs here", where, "solve again, or mend the file")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+
+def _is_text(value: Any) -> bool:
+    """Half a surrogate pair, which JSON can hold, is none: it could not be written again."""
+    return isinstance(value, str) and value == value.encode("utf-8", "ignore").decode()
+
+
+_FITS: dict[Any, Callable[[Any], bool]] = {
+    int: lambda value: isinstance(value, int) and _is_number(value),
+    float: _is_number,
+    str: _is_text,
+    bool: lambda value: isinstance(value, bool),
+}
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _record(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise PlanError("is not an object", where, "solve again, or mend the file")
-    hints, made = typing.get_type_hints(kind), {}
+    hints, made = _hints(kind), {}
     for f in fields(kind):
         key = _KEYS.get(f.name, f.name)
         if f.metadata.get("unsaved") or (key not in value and f.default is not MISSING):

@@ -11,7 +11,9 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from balancer.documents import Refusal, read_json
 from balancer.errors import PlanError
 from balancer.plan.document import from_json
 from balancer.plan.ranges import parse_op_ranges
@@ -19,7 +21,13 @@ from balancer.plan.records import FORMAT, VERSION, Pipeline, Plan, Segment
 from balancer.plan.remembered import check_remembered
 from balancer.plan.state import STATE_WORDS
 
-_MOST_OPS = 1_000_000
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MOST_OPS = 16_384  # four times what a model may have that is read here
+_MOST_TPUS = 1024
+_LARGEST_CONSTANT = 10**10  # as in hardware files: times of thousands of ops fit 64 bits
+_REFUSAL = Refusal(PlanError, "give a plan file that balancer wrote")
 _NAME = re.compile(r".+_plan_\d+\.json", re.DOTALL)  # as `Plan.file_name` makes it
 
 
@@ -36,12 +44,7 @@ def load_plan(path: str | Path) -> Plan:
     of an unknown version, or contradicts itself.
     """
     path = _plan_file(Path(path))
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except OSError as error:
-        raise PlanError(f"cannot be read ({error.strerror})", str(path), "check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise PlanError(f"not JSON ({error})", str(path), "give a plan file that balancer wrote") from error
+    document = read_json(path, _REFUSAL)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise PlanError(
             f"not a plan file (no format '{FORMAT}')", str(path), "give a *_plan_*.json that balancer wrote"
@@ -77,10 +80,6 @@ def _plan_file(path: Path) -> Path:
     return path / found[0]
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number in JSON")
-
-
 def file_bytes(plan: Plan, name: str, sha256: str | None, *, remedy: str = "solve again") -> bytes:
     """A file of the plan's directory, checked against its hash. Raises PlanError where it is absent or another."""
     if plan.directory is None:
@@ -95,16 +94,28 @@ def file_bytes(plan: Plan, name: str, sha256: str | None, *, remedy: str = "solv
     return data
 
 
+def check_op_count(plan: Plan, n_ops: int) -> None:
+    """Raises PlanError where the plan speaks of another number of ops than its model has."""
+    if plan.model.ops != n_ops:
+        raise PlanError(f"speaks of {plan.model.ops} ops, its model has {n_ops}", plan.file_name, "solve again")
+
+
 def _check(plan: Plan, where: str) -> None:
     """What the parts of a plan must be to each other."""
     names = [s.name for s in plan.segments]
     if len(set(names)) < len(names) or not plan.pipelines:
         raise PlanError("segments are named twice, or there is no pipeline", where, "solve again")
+    if not 1 <= plan.n_tpus <= _MOST_TPUS:
+        raise PlanError(f"a plan for {plan.n_tpus} TPUs is impossible", where, "solve again")
     if not 1 <= plan.model.ops <= _MOST_OPS:
         raise PlanError(f"a model of {plan.model.ops} ops is impossible", where, "solve again")
     if plan.state not in (None, *STATE_WORDS):
         raise PlanError(f"state '{plan.state}' is none of {', '.join(STATE_WORDS)}", where, "solve again")
-    for file in (plan.model.file, *(s.file for s in plan.segments)):
+    for name, value in plan.hardware.constants.items():
+        if value > _LARGEST_CONSTANT:
+            what = f"its hardware's constant '{name}' is {value}, more than {_LARGEST_CONSTANT}"
+            raise PlanError(what, where, "solve again")
+    for file in (plan.model.file, *(file for s in plan.segments for file in (s.name, s.file))):
         if file is not None and not _is_bare(file):
             raise PlanError(f"'{file}' is not a bare file name", where, "keep all files beside the plan")
     for segment in plan.segments:
@@ -117,8 +128,11 @@ def _check(plan: Plan, where: str) -> None:
     tpus = [t for p in plan.pipelines for stage in p.stages for t in stage.tpus]
     if len(set(tpus)) < len(tpus) or any(not 0 <= t < plan.n_tpus for t in tpus):
         raise PlanError(f"a TPU is used twice, or is not among the {plan.n_tpus}", where, "solve again")
+    if set(names) != {stage.segment for p in plan.pipelines for stage in p.stages}:
+        raise PlanError("a pipeline names no segment, or a segment stands in none", where, "solve again")
+    held = {s.name: _ops(s, plan.model.ops, where) for s in plan.segments}
     for pipeline in plan.pipelines:
-        _check_pipeline(plan, pipeline, where)
+        _check_pipeline(plan, pipeline, held, where)
     check_remembered(plan.costs, plan.held_to, plan.model.ops, plan.n_tpus, where)
 
 
@@ -128,14 +142,10 @@ def _is_bare(file: str) -> bool:
     return file == known == Path(file).name and file not in ("", "..") and not set(file) & {"\\", "\0"}
 
 
-def _check_pipeline(plan: Plan, pipeline: Pipeline, where: str) -> None:
-    known = {s.name: s for s in plan.segments}
-    if not pipeline.stages or any(stage.segment not in known for stage in pipeline.stages):
-        raise PlanError("a pipeline names no segment, or one that is not there", where, "solve again")
+def _check_pipeline(plan: Plan, pipeline: Pipeline, held: Mapping[str, list[int]], where: str) -> None:
     if any(stage.replicas < 1 or len(stage.tpus) != stage.replicas for stage in pipeline.stages):
         raise PlanError("a stage does not have one TPU for each replica", where, "solve again")
-    held = [i for stage in pipeline.stages for i in _ops(known[stage.segment], plan.model.ops, where)]
-    if sorted(held) != list(range(plan.model.ops)):
+    if sorted(i for stage in pipeline.stages for i in held[stage.segment]) != list(range(plan.model.ops)):
         raise PlanError("a pipeline does not hold each op once", where, "solve again")
 
 

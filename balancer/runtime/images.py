@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +17,20 @@ if TYPE_CHECKING:
     from balancer.inputs import InputSpec
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # of others some start programs (EPS), and few decoders are looked after
+_MOST_PIXELS = 128_000_000  # beyond what cameras give; takes half a GiB as RGB
 _OFFSETS = {"uint8": 0, "int8": -128}
+# What pillow's decoders raise for files that are cut short or corrupt, besides OSError: seen by mutating files.
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
+           MemoryError, RuntimeError, struct.error, zlib.error)  # fmt: skip
 
 
 def image_files(folder: Path) -> list[Path]:
     """The pictures in a folder, by name. Raises InputError where there are none."""
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", str(folder), "check its permissions") from error
     if not found:
         raise InputError("holds no pictures", str(folder), f"give a folder with {', '.join(sorted(ENDINGS))}")
     return found
@@ -27,25 +38,44 @@ def image_files(folder: Path) -> list[Path]:
 
 def load_image(path: Path, spec: InputSpec) -> Any:
     """A picture, resized to what the input takes: RGB or grey levels 0 to 255 as they are for uint8, less 128 for
-    int8, from -1 to 1 for floats.
+    int8, from -1 to 1 for floats. Grey levels of 16 bits are scaled to 0 to 255.
 
     Raises InputError where the input takes no pictures or the file is none, DependencyError without pillow.
     """
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise DependencyError("is needed to read pictures", "pillow", "pip install pillow") from error
     if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3):
         what = f"input '{spec.name}' of shape {list(spec.shape)} takes no pictures"
         raise InputError(what, str(path), "give arrays: .npy or .npz")
-    try:
-        with Image.open(path) as image:
-            levels = image.convert("RGB" if spec.shape[3] == 3 else "L").resize((spec.shape[2], spec.shape[1]))
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"is no picture that can be read ({error})", str(path), "remove it, or convert it") from error
-    array = np.asarray(levels, np.int16).reshape(spec.shape)
+    array = np.asarray(_levels(path, spec), np.int16).reshape(spec.shape)
     if spec.dtype in _OFFSETS:
         return (array + _OFFSETS[spec.dtype]).astype(spec.dtype)
     if spec.dtype == "float32":
         return (array / 127.5 - 1).astype(np.float32)
     raise InputError(f"input '{spec.name}' is {spec.dtype}", str(path), "give arrays: .npy or .npz")
+
+
+def _levels(path: Path, spec: InputSpec) -> Any:
+    """The picture in the input's size and channels. Raises as `load_image` does."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DependencyError("is needed to read pictures", "pillow", "pip install pillow") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes, transparency and metadata: nothing that changes the levels
+            with Image.open(path, formats=_FORMATS) as image:
+                if image.width * image.height > _MOST_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels")
+                return _resized(image, (spec.shape[2], spec.shape[1]), "RGB" if spec.shape[3] == 3 else "L")
+    except (*_BROKEN, Image.DecompressionBombError) as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"is no picture that can be read ({reason})", str(path), "remove it, or convert it") from error
+
+
+def _resized(image: Any, size: tuple[int, int], mode: str) -> Any:
+    """Grey levels of 16 bits, which pillow would clip at 255, are scaled. They are `I` or `I;16` to it, by its version."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image.convert(mode).resize(size)
+    levels = np.asarray(image.convert("I").resize(size)) / 257  # resized first: few levels are left to scale
+    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).convert(mode)

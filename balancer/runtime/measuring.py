@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -114,8 +115,10 @@ def measure(
     """Run an entered pipeline on these inputs, over and over, for about so many seconds.
 
     Raises StageError where an item fails, unless the pipeline goes on after errors: then failures are counted. Raises it
-    also where not one input comes through alone.
+    also where not one input comes through alone. ValueError for no time.
     """
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds must be above 0, and finite, not {seconds!r}")
     first = _one(pipeline, inputs[0])
     alone = _alone(pipeline, inputs, seconds * _LATENCY_SHARE)
     latencies = [found for found in alone if isinstance(found, int)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from balancer.runtime.recipes import Simulation
 
 STOP, CONTINUE = "stop", "continue"
+MOST_SECONDS = 1_000_000  # eleven days; the system's calls that wait take 24 at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,5 +34,5 @@ class RunOptions:
         for name, number, least in (("depth", self.depth, 1), ("restarts", self.restarts, 0)):
             if not isinstance(number, int) or number < least:
                 raise ValueError(f"{name} must be a whole number from {least}, not {number!r}")
-        if not self.seconds > 0:
-            raise ValueError(f"seconds must be above 0, not {self.seconds!r}")
+        if not 0 < self.seconds <= MOST_SECONDS:
+            raise ValueError(f"seconds must be above 0 and at most {MOST_SECONDS}, not {self.seconds!r}")

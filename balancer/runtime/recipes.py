@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import PlanError
+from balancer.graph import op_set
 from balancer.inputs import InputSpec
-from balancer.plan import file_bytes
+from balancer.plan import check_op_count, file_bytes, parse_op_ranges
 from balancer.runtime.executors import Recipe
 from balancer.runtime.simulated import Behaviour
 from balancer.runtime.tensors import TensorSpec
@@ -17,7 +18,7 @@ from balancer.tflite.read import read_graph
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from balancer.graph import OpSet
+    from balancer.graph import Graph, OpSet
     from balancer.plan import Plan, Segment
 
 _MIB = 1 << 20
@@ -61,12 +62,33 @@ class Interface:
 
 def interface(model: bytes, name: str) -> Interface:
     """Names are those of the segments' files."""
-    graph = read_graph(model, name=name)
+    return _interface_of(read_graph(model, name=name))
+
+
+def _interface_of(graph: Graph) -> Interface:
     names = boundary_names(graph, [])
     inputs = tuple(
         InputSpec(names[t], graph.tensors[t].shape or (), graph.tensors[t].dtype) for t in dict.fromkeys(graph.inputs)
     )
     return Interface(inputs, tuple(names[t] for t in dict.fromkeys(graph.outputs)), graph.stateful)
+
+
+def plan_interface(plan: Plan) -> Interface:
+    """The interface of a saved plan's model. Raises PlanError where it is not there, or where the plan's tensors are
+    not those of the model: memory is laid out by what the plan says of them.
+    """
+    data = plan_model(plan)
+    graph = read_graph(data, name=plan.stem)
+    check_op_count(plan, len(graph.ops))
+    sets = [op_set(parse_op_ranges(segment.ops, plan.model.ops)) for segment in plan.segments]
+    names = boundary_names(graph, sets)
+    for segment, ops in zip(plan.segments, sets, strict=True):
+        for said, true in zip((segment.inputs, segment.outputs), graph.interface(ops), strict=True):
+            wanted = [(names[t], graph.tensors[t].shape, graph.tensors[t].dtype, graph.tensors[t].bytes) for t in true]
+            if [(t.tensor, t.shape, t.dtype, t.bytes) for t in said] != wanted:
+                what = f"its tensors {[t.tensor for t in said]} are not as the model has them"
+                raise PlanError(what, f"{plan.file_name}: {segment.name}", "solve again")
+    return _interface_of(graph)
 
 
 def plan_model(plan: Plan) -> bytes:

@@ -6,6 +6,7 @@ ended. Programs wake up a little late; a device would not, so that what was slep
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import dataclass, field
@@ -34,6 +35,12 @@ class Behaviour:
     hanging: int = 0
     dying: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for times and shares that no device can have."""
+        for name, value in (("stage_ns", self.stage_ns), ("first_ns", self.first_ns), ("jitter", self.jitter)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be from 0 on, and finite, not {value!r}")
 
 
 class Outputs(Protocol):

@@ -9,6 +9,7 @@ The shared memory has no name (memfd): it goes with the last process that has it
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from contextlib import suppress
@@ -42,7 +43,9 @@ class Tensors(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """shape: None where it is not known before it is there; such a tensor stays out of shared memory."""
+    """shape: None where it is not known before it is there. Such a tensor stays out of shared memory, as does one of a
+    type that numpy does not have.
+    """
 
     name: str
     shape: tuple[int, ...] | None
@@ -57,6 +60,13 @@ class Life:
     spec: TensorSpec
     made: int
     read: int
+
+
+def _fits_memory(spec: TensorSpec) -> bool:
+    try:
+        return spec.shape is not None and math.prod(spec.shape) * np.dtype(spec.dtype).itemsize == spec.bytes
+    except TypeError:
+        return False
 
 
 def lives(segments: Sequence[Segment], results: Iterable[str]) -> dict[str, Life]:
@@ -89,7 +99,7 @@ class Layout:
 
 def layout(pipelines: Sequence[Mapping[str, Life]]) -> Layout:
     """One layout for the items of all pipelines."""
-    merged = {n: life for found in pipelines for n, life in found.items() if life.spec.shape is not None}
+    merged = {n: life for found in pipelines for n, life in found.items() if _fits_memory(life.spec)}
     if len(pipelines) > 1:  # their stages are no common time
         merged = {name: Life(life.spec, -1, ENDLESS) for name, life in merged.items()}
     offsets: dict[str, int] = {}

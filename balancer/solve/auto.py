@@ -1,9 +1,9 @@
 """The solver `auto`: picks a solver for the problem, and keeps the best so far whatever happens.
 
-A rate or a latency alone goes to `shortest-path`, other constraints go to `cpsat`. Where the graph's down-sets can be enumerated, `downset` starts from the best plan of the
-execution order and proves or betters it. Where they are too many for it, bounds may prove that plan; if not, `cpsat` looks
-for the pipelines that could better it, one number of devices after the other. On several kinds of devices the best
-pipeline of several orders comes first, then CP-SAT.
+A rate or a latency alone goes to `shortest-path`, other constraints go to `cpsat`. Where the graph's down-sets can be
+enumerated, `downset` starts from the best plan of the execution order and proves or betters it. Where they are too many
+for it, bounds may prove that plan; if not, `cpsat` looks for the pipelines that could better it, one number of devices
+after the other. On several kinds of devices the best pipeline of several orders comes first, then CP-SAT.
 """
 
 from __future__ import annotations

@@ -40,10 +40,9 @@ def fc(width: int, *, layers: int = 5, inputs: int = 64, outputs: int = 10, outp
 
     Raises ValueError for sizes that make no model, or one of more than 1 GiB.
     """
-    _check(width=width, inputs=inputs, outputs=outputs)
-    if layers < 2 or output_type not in OUTPUT_TYPES:
-        raise ValueError(f"fc needs 2 or more layers and an output type of {OUTPUT_TYPES}")
-    _check_size(inputs * width + (layers - 2) * width * width + width * outputs)
+    check_fc(width, layers=layers, inputs=inputs, outputs=outputs)
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"fc needs an output type of {OUTPUT_TYPES}")
     writer = _Writer(f"fc {width} {layers} {inputs} {outputs}")
     at, square, depth = writer.quantised_input((1, inputs)), _INPUT_SQUARE, inputs
     for layer in range(layers):
@@ -62,13 +61,26 @@ def conv(width: int, *, layers: int = 5, size: int = 64, channels: int = 3) -> b
 
     Raises ValueError for sizes that make no model, or one of more than 1 GiB.
     """
-    _check(width=width, layers=layers, size=size, channels=channels)
-    _check_size(9 * width * (channels + (layers - 1) * width))
+    check_conv(width, layers=layers, size=size, channels=channels)
     writer = _Writer(f"conv {width} {layers} {size} {channels}")
     at, square, depth = writer.quantised_input((1, size, size, channels)), _INPUT_SQUARE, channels
     for _ in range(layers):
         at, square, depth = writer.convolution(at, size, depth, width, square), _RELU_SQUARE, width
     return writer.file(at)
+
+
+def check_fc(width: int, *, layers: int, inputs: int, outputs: int = 10) -> None:
+    """Raises ValueError as `fc` does."""
+    _check(width=width, layers=layers, inputs=inputs, outputs=outputs)
+    if layers < 2:
+        raise ValueError("fc needs 2 or more layers")
+    _check_size(inputs * width + (layers - 2) * width * width + width * outputs)
+
+
+def check_conv(width: int, *, layers: int, size: int, channels: int) -> None:
+    """Raises ValueError as `conv` does."""
+    _check(width=width, layers=layers, size=size, channels=channels)
+    _check_size(9 * width * (channels + (layers - 1) * width))
 
 
 def _check(**sizes: int) -> None:

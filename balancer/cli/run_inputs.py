@@ -1,0 +1,115 @@
+"""What `run` is given: arrays of a file, or pictures of a folder, one at a time, each with its name to the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from balancer.errors import BalancerError, StageError
+from balancer.inputs import load_items
+from balancer.runtime.images import image_files, load_image
+from balancer.workers import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from balancer.inputs import InputSpec, Item
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One input. name: of what comes of it. where: the file that it stands in, and its place there. load: raises
+    BalancerError where it cannot be read.
+    """
+
+    name: str
+    where: str
+    load: Callable[[], Item]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one input. result: its outputs, or None and the line that says why not."""
+
+    given: Given
+    result: dict[str, Any] | None
+    failure: str = ""
+
+
+def given_inputs(path: Path, specs: Sequence[InputSpec]) -> list[Given]:
+    """Those of a file of arrays, or of a folder of pictures. Raises InputError where it is neither."""
+    if path.is_dir():
+        return [
+            Given(f"{k:06}_{picture.stem}", str(picture), partial(_picture, picture, specs[0]))
+            for k, picture in enumerate(image_files(path))
+        ]
+    return [
+        Given(f"{path.stem}_{k:06}", f"{path}, item {k}", partial(dict, item))
+        for k, item in enumerate(load_items(path, specs))
+    ]
+
+
+def _picture(path: Path, spec: InputSpec) -> Item:
+    return {spec.name: load_image(path, spec)}
+
+
+@dataclass(slots=True)
+class Reading:
+    """Inputs read one at a time. going_on: past those that cannot be read, which are then in `unread`; else the error
+    is raised.
+    """
+
+    given: Sequence[Given]
+    going_on: bool
+    unread: list[Outcome] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[tuple[Given, Item]]:
+        for one in self.given:
+            try:
+                item = one.load()
+            except BalancerError as error:
+                if not self.going_on:
+                    raise
+                self.unread.append(Outcome(one, None, str(error)))
+                continue
+            yield one, item
+
+    def at_once(self) -> list[Item]:
+        """All of them, which from now on are kept."""
+        found = list(self)
+        self.given = [replace(one, load=partial(dict, item)) for one, item in found]
+        return [item for _, item in found]
+
+
+def outcomes(reading: Reading, run: Callable[[Iterable[Item]], Iterable[Any]]) -> Iterator[Outcome]:
+    """What becomes of each input: those that are run in their order, then those that cannot be read.
+
+    run: from items to a result or Failure for each, as `Pipeline.map`. Where it raises for an input, that one's file is
+    named.
+    """
+    handed: list[Given] = []
+
+    def items() -> Iterator[Item]:
+        for one, item in reading:
+            handed.append(one)
+            yield item
+
+    done = 0
+    try:
+        for result in run(items()):
+            one, done = handed[done], done + 1
+            yield _outcome(one, result)
+    except StageError as error:
+        if done == len(handed):
+            raise
+        what, where, remedy = error.args
+        raise StageError(what, f"{handed[done].where}: {where}", remedy) from error
+    yield from reading.unread
+
+
+def _outcome(one: Given, result: Any) -> Outcome:
+    if isinstance(result, Failure):
+        return Outcome(one, None, f"{one.where}: {result.error}")
+    return Outcome(one, result)
