@@ -35,6 +35,7 @@ Devices = tuple[int, ...]
 MOST_STATES = 1 << 26  # of the table of periods: half a GiB
 _UPDATES_A_PAIR = 4  # extending a pipeline by a segment takes a fraction of the time of costing the segment
 _AHEAD = 256  # cuts whose segments are costed together
+_AT_ONCE = 1 << 18  # ways on from a cut
 
 
 def longest_ns(most_replicas: int) -> int:
@@ -198,24 +199,32 @@ class Search:
         else:
             most = most[short]
         self.used[kind].append((at, segments))
-        for s, used, period in states:
-            if s < self.stages:
-                in_use = self.vectors[used][kind]
-                room = np.minimum(most, self.highest[kind][segments.end] - in_use)
-                for more in range(int((room - fewest).max()) + 1):
-                    fits = np.nonzero(fewest + more <= room)[0]
-                    self._reach(kind, segments, fits, fewest[fits] + more, (s, used, period))
+        going_on = [state for state in states if state[0] < self.stages]
+        if going_on:
+            self._reach(kind, segments, fewest, most, going_on)
 
-    def _reach(self, kind: int, segments: Segment, fits: Any, replicas: Any, state: tuple[int, int, int]) -> None:
-        """The cuts after some of the segments, with so many replicas each."""
-        s, used, period = state
-        there = used + replicas * self.strides[kind]
-        end = segments.end[fits]
-        found = self.open[end, there]
-        end, there, replicas = end[found], there[found], replicas[found]
-        shares = segments.time_ns[fits[found]] * (self.solver.multiple // replicas)
-        periods = np.maximum(period, shares)
-        self.best[end, s + 1, there] = np.minimum(self.best[end, s + 1, there], periods)
+    def _reach(
+        self, kind: int, segments: Segment, fewest: Any, most: Any, states: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """The cuts after the segments, each with every number of replicas from its fewest to its most, from all states."""
+        counts = np.maximum(0, most - fewest + 1)
+        which = np.repeat(np.arange(len(counts)), counts)
+        replicas = fewest[which] + np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+        end, step = segments.end[which], replicas * self.strides[kind]
+        shares = segments.time_ns[which] * (self.solver.multiple // replicas)
+        before = self.highest[kind][end] - replicas  # so many devices of the kind may be in use at the state
+        stages, used, periods = (np.array(column) for column in zip(*states, strict=True))
+        in_use = np.array(self.vectors)[used, kind]
+        best = self.best.reshape(-1)
+        at_once = max(1, _AT_ONCE // max(1, len(which)))
+        for first in range(0, len(states), at_once):
+            state, way = np.nonzero(in_use[first : first + at_once, None] <= before)
+            state += first
+            there = used[state] + step[way]
+            found = self.open[end[way], there]
+            state, way, there = state[found], way[found], there[found]
+            at = (end[way] * self.best.shape[1] + stages[state] + 1) * self.best.shape[2] + there
+            np.minimum.at(best, at, np.maximum(periods[state], shares[way]))
 
     def _goals(self) -> list[Goal]:
         """The pipelines found that no other is at least as good as, with no more stages and devices."""
