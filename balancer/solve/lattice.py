@@ -167,23 +167,29 @@ class Search:
     def _run(self, budget: Budget) -> None:
         self.best[0, 0, 0] = 0
         for at in range(len(self.sets) - 1):
-            states = list(self._states(at))
+            states = self._states(at)
             if states:
-                ahead = at + np.nonzero((self.best[at : at + _AHEAD] <= self.limit).any(axis=(1, 2)))[0]
-                for kind, segments in enumerate(self.segments.after(at, ahead.tolist(), budget)):
+                for kind, segments in enumerate(self.segments.after(at, self._ahead(at), budget)):
                     budget.spend(len(states) * (len(segments.end) // _UPDATES_A_PAIR + 1))
                     self._extend(at, kind, segments, states)
 
-    def _states(self, at: int) -> Iterator[tuple[int, int, int]]:
+    def _states(self, at: int) -> list[tuple[int, int, int]]:
         """(stages, devices in use, period) of the ways to get to a cut that no other is at least as good as."""
-        reached = self.best[at]
-        kept: list[tuple[int, Devices, int]] = []
-        for s, u in zip(*(found.tolist() for found in np.nonzero(reached <= self.limit)), strict=True):
-            period, vector = int(reached[s, u]), self.vectors[u]
-            better = (v for n, v, p in kept if p <= period and (n == s or not self.within.exact_stages))
-            if not any(all(a <= b for a, b in zip(v, vector, strict=True)) for v in better):
-                kept.append((s, vector, period))
-                yield s, u, period
+        reached = self.best[at].reshape(-1, *(count + 1 for count in self.within.devices))
+        kept, least = reached <= self.limit, reached
+        axes = range(int(self.within.exact_stages), reached.ndim)
+        for axis in axes:
+            least = np.minimum.accumulate(least, axis)
+        for axis in axes:
+            fewer, more = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
+            kept[more] &= least[fewer] > reached[more]
+        stages, used = np.nonzero(kept.reshape(self.best.shape[1:]))
+        return list(zip(stages.tolist(), used.tolist(), self.best[at, stages, used].tolist(), strict=True))
+
+    def _ahead(self, at: int) -> Iterator[int]:
+        """The next cuts that are reached so far."""
+        reached = (self.best[at : at + _AHEAD] <= self.limit).any(axis=(1, 2))
+        yield from (at + np.nonzero(reached)[0]).tolist()
 
     def _extend(self, at: int, kind: int, segments: Segment, states: Sequence[tuple[int, int, int]]) -> None:
         """All stages of one kind that start at a cut, after all the ways to get there."""
