@@ -25,7 +25,7 @@ from balancer.errors import BalancerError
 from balancer.solve import Options, solve
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 SMALL = (
     "chain:125@8", "chain:250@8", "chain:500@8", "branches:75@8", "branches:150@8", "branches:300@8",
@@ -70,7 +70,7 @@ def convnext(blocks: int) -> bytes:
     return networks.convnext([(max(1, n * blocks // 18), channels, side) for n, channels, side in shares])
 
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[int], bytes]] = {
     "chain": networks.chain, "branches": networks.branches, "transformer": networks.transformer, "convnext": convnext,
 }  # fmt: skip
 

@@ -60,7 +60,7 @@ class Fillings:
         ):
             here = np.nonzero(chosen)[0]
             if len(here):
-                filling = _Filling(self.costs, self.order, sums, inners[here], outers[here], room[here])
+                filling = _Filling(self, sums, inners[here], outers[here], room[here])
                 for ranks in ways:
                     if ranks is None:
                         filling.pour(self.dense)
@@ -90,10 +90,8 @@ class _Sums:
 class _Filling:
     """Room that is given to the ops of some segments, in order."""
 
-    def __init__(
-        self, costs: SegmentCosts, order: Sequence[int], sums: _Sums, inners: Any, outers: Any, room: Any
-    ) -> None:
-        self.costs, self.order, self.sums = costs, order, sums
+    def __init__(self, fillings: Fillings, sums: _Sums, inners: Any, outers: Any, room: Any) -> None:
+        self.costs, self.order, self.sums = fillings.costs, fillings.order, sums
         self.inners, self.outers = inners * sums.width, outers * sums.width
         self.left = room.astype(np.int64)
         self.overflow_bytes, self.waiting_ns = np.zeros(len(room), np.int64), np.zeros(len(room), np.int64)

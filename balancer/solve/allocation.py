@@ -69,7 +69,8 @@ class _Speed:
 
     def within(self, host_ns_per_s: Fraction) -> Fraction:
         """The rate that so much of the host's time in each second allows."""
-        return _allowed(self.corners, [host_ns for host_ns, _ in self.rates], host_ns_per_s)
+        allowed: Fraction = _allowed(self.corners, [host_ns for host_ns, _ in self.rates], host_ns_per_s)
+        return allowed
 
     def reaches(self, other: _Speed) -> bool:
         """Whether it allows at least the other's rate with any share of the host's time; then it does so with any

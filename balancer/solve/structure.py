@@ -68,9 +68,7 @@ class Structure:
     def alone_ns(self) -> tuple[int, ...]:
         """For each op ns of any segment that holds it: what it takes, what only it reads from outside, what leaves."""
         streaming = set(self.streaming)
-        found = [
-            self.stage_ns + (ns or 0) + self.spill_start_ns * (i in streaming) for i, ns in enumerate(self.op_ns)
-        ]
+        found = [self.stage_ns + (ns or 0) + self.spill_start_ns * (i in streaming) for i, ns in enumerate(self.op_ns)]
         for t in self.transfers:
             if t.producer is None:
                 for reader in t.readers:
