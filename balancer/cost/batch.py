@@ -3,19 +3,20 @@
 A segment holds the ops of an outer set J2 that an inner one J1 does not. Sums over its ops are differences of sums over
 the two sets. What it hands on is what J2 hands on, less what J1 made of that; what it takes is what J1 hands on and
 some op of the segment reads. Which ops stay on the CPU depends on J1 alone, since J2 holds all that its ops depend on.
-Only where the parameters may not all stay on chip is the cache filled, op by op for all such segments at once.
+Only where the parameters do not all stay on chip is it worked out which do (see `filling`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from balancer.cost.timing import input_ns, output_ns
+from balancer.cost.crossings import Crossings
+from balancer.cost.filling import Fillings
+from balancer.cost.timing import input_ns
 from balancer.graph import members, op_set
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from balancer.cost.segment import SegmentCosts
     from balancer.graph import OpSet
 
-WORD = 64
 _STATUSES = 8  # sums kept for so many choices of what is on the CPU; inner sets come in order, so few are in use
 
 
@@ -38,34 +38,25 @@ class SegmentTable(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Over the ops of each set: ns of computing, starting and always streaming; bytes to keep; bytes that always stream."""
+    """Over the ops of each set: ns of computing, starting and always streaming; bytes to keep; bytes that always stream;
+    bytes that dense ops take in the tiles.
+    """
 
     time_ns: Any
     kept_bytes: Any
     always_bytes: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _Crossing:
-    """An activation that a cut may cross. made: bit of its producer, 0 for a model input. readers: as a set."""
-
-    made: OpSet
-    readers: OpSet
-    final: bool
-    input_ns: int
-    output_ns: int
-    known: bool
-    scratch: tuple[tuple[int, int], ...]  # (reader, bytes a tile where the tensor enters the reader's segment)
+    dense_bytes: Any
 
 
 class Sets(Protocol):
-    """Down-sets of the graph, by row numbers."""
-
-    words: Any  # uint64: op i is bit i % 64 of word i // 64 of a row
+    """Down-sets of the graph, by row numbers. Groups of ops are given as all their numbers and where each group begins."""
 
     def __len__(self) -> int: ...
 
     def set_of(self, row: int) -> OpSet: ...
+
+    def members(self, rows: Any) -> Any:
+        """Which ops are in which of the rows, as booleans: one op a column."""
 
     def holds_any(self, ops: OpSet, rows: Any = ...) -> Any:
         """Which of the rows hold one of the ops."""
@@ -76,6 +67,14 @@ class Sets(Protocol):
     def total(self, weights: Sequence[int]) -> Any:
         """For each set the sum of its ops' weights, int64."""
 
+    def weigh(self, groups: Any, any_weights: Any, all_weights: Any, rows: Any) -> Any:
+        """For each of the rows the sum of any_weights over the groups of which it holds an op, and of all_weights over
+        those that it holds entirely, int64.
+        """
+
+    def largest(self, weights: Any, rows: Any) -> Any:
+        """For each of the rows the largest weight of its ops, at least 0, int64."""
+
 
 class SegmentBatch:
     """Costs of the segments between down-sets of the graph."""
@@ -84,61 +83,48 @@ class SegmentBatch:
         self.costs = costs
         self.graph = costs.graph
         self.sets = sets
-        self.crossings = _crossings(costs)
+        self.crossings = Crossings(costs)
         self.sums = lru_cache(_STATUSES)(self._sums)
         self.on_tpu = lru_cache(_STATUSES)(self._on_tpu)
+        self.on_tpu_members = lru_cache(_STATUSES)(self._on_tpu_members)
+        self.fillings = lru_cache(1)(self._fillings)
         graph = self.graph
-        self.all_known = all(crossing.known for crossing in self.crossings)
         # Then a segment always gives something: the last of its ops is read outside, or final.
         given = set(graph.outputs) | set(graph.readers)
         self.all_used = all(op.folded or any(t in given for t in op.outputs) for op in graph.ops)
+        self.scratch = np.array([costs.scratch[i] * (costs.mapped >> i & 1) for i in range(len(graph.ops))], np.int64)
+        most = max(int(self.scratch.max(initial=0)), int(self.crossings.scratch.max(initial=0)))
+        self.least_room = costs.room(most)
 
     def __call__(self, inners: Any, outers: Any) -> SegmentTable:
         """inners, outers: row numbers, one inner row or as many as outer ones, ascending; each outer set contains its
         inner one.
         """
         inners, outers = (np.ravel(a) for a in np.broadcast_arrays(inners, outers))
-        time, streamed, kept, scratch = (np.zeros(len(outers), np.int64) for _ in range(4))
+        time, streamed, overflow = (np.zeros(len(outers), np.int64) for _ in range(3))
         allowed = np.zeros(len(outers), bool)
         starts = np.nonzero(np.diff(inners, prepend=-1))[0].tolist()  # none, where there are no segments
-        groups = []
+        tight: dict[OpSet, list[_Tight]] = {}
         for start, end in pairwise([*starts, len(inners)]):
             here = slice(start, end)
             row = _Inner(self, int(inners[start]), outers[here])
-            time[here], streamed[here], kept[here] = row.time_ns, row.always_bytes, row.kept_bytes
-            scratch[here], allowed[here] = row.scratch, row.allowed
-            groups.append((here, row.on_tpu))
-        overflow = np.zeros(len(outers), np.int64)
-        tight = self._tight(kept, scratch, allowed)
-        if len(tight):
-            tpu = self._on_tpu_words(groups, outers)[tight]
-            filled = _Caches(self.costs, tpu, self._room(tpu, scratch[tight]))
-            overflow[tight] = filled.overflow_bytes
-            time[tight] += filled.waiting_ns
+            time[here], streamed[here], allowed[here] = row.time_ns, row.always_bytes, row.allowed
+            found = row.tight()
+            if len(found.at):
+                tight.setdefault(row.ending, []).append(found._replace(at=found.at + start))
+        for ending, parts in tight.items():
+            at, room, dense_fit = (np.concatenate(part) for part in zip(*parts, strict=True))
+            overflow[at], waiting = self.fillings(ending).spilled(inners[at], outers[at], room, dense_fit)
+            time[at] += waiting
         streamed += overflow
         time += np.where(streamed > 0, self.costs.hardware.stream_start_ns, 0) + self.costs.hardware.invoke_ns
         return SegmentTable(time, streamed, overflow, allowed)
-
-    def _tight(self, kept: Any, scratch: Any, allowed: Any) -> Any:
-        """Numbers of the segments whose parameters may not all stay."""
-        caching, most = self.costs.caching, max(self._scratch_of_ops, default=(0, 0))[0]
-        least_room = self.costs.room(max(most, int(scratch.max(initial=0))))
-        all_dense_fit = not caching.dense or caching.dense_fit(caching.dense)
-        return np.nonzero(allowed & ((kept > least_room) | ((kept > 0) & (not all_dense_fit))))[0]
-
-    def _on_tpu_words(self, groups: Sequence[tuple[slice, OpSet]], outers: Any) -> Any:
-        """The ops of each segment on the TPU, as words."""
-        found = np.zeros((len(outers), self.sets.words.shape[1]), np.uint64)
-        for here, chip in groups:
-            for k, word in _words_of(chip):
-                found[here, k] = self.sets.words[outers[here], k] & word
-        return found
 
     @cached_property
     def handed_on(self) -> tuple[Any, Any, Any]:
         """For each set: ns to send what leaves it, how many tensors these are, and how many of no known shape."""
         time, count, unknown = (np.zeros(len(self.sets), np.int64) for _ in range(3))
-        for crossing in self.crossings:
+        for crossing in self.crossings.tensors:
             if crossing.made:
                 made = self.sets.holds_any(crossing.made)
                 read_outside = made & ~self.sets.holds_all(crossing.readers)
@@ -147,6 +133,11 @@ class SegmentBatch:
                 count += leaves
                 unknown += read_outside & (not crossing.known)
         return time, count, unknown
+
+    @cached_property
+    def computed(self) -> Any:
+        """For each set how many of its ops are computed."""
+        return self.sets.total([not op.folded for op in self.graph.ops])
 
     def _sums(self, ending: OpSet) -> _Sums:
         """Where these unmapped ops end the Edge TPU's part of a segment: they and what depends on them is on the CPU."""
@@ -158,7 +149,15 @@ class SegmentBatch:
             self.sets.total([busy[i] if on else cpu[i] for i, on in enumerate(chip)]),
             self.sets.total([costs.layout[i].cached * on for i, on in enumerate(chip)]),
             self.sets.total([costs.layout[i].always_streamed * on for i, on in enumerate(chip)]),
+            self.sets.total([costs.caching.dense_bytes.get(i, 0) * on for i, on in enumerate(chip)]),
         )
+
+    def _on_tpu_members(self, ending: OpSet) -> Any:
+        on_tpu = self.on_tpu(ending)
+        return np.array([on_tpu >> i & 1 for i in range(len(self.graph.ops))], bool)
+
+    def _fillings(self, ending: OpSet) -> Fillings:
+        return Fillings(self.costs, self.sets, self.on_tpu(ending))
 
     def _on_tpu(self, ending: OpSet) -> OpSet:
         ancestors = self.costs.ancestors
@@ -169,79 +168,62 @@ class SegmentBatch:
         ancestors, mapped = self.costs.ancestors, self.costs.mapped & ~inner
         return op_set(u for u in members(self.costs.unmapped & ~inner) if ancestors[u] & mapped)
 
-    @cached_property
-    def _scratch_of_ops(self) -> list[tuple[int, OpSet]]:
-        """(bytes a tile, the mapped ops that need so much), most first."""
-        found: dict[int, OpSet] = {}
-        for i in members(self.costs.mapped):
-            found[self.costs.scratch[i]] = found.get(self.costs.scratch[i], 0) | 1 << i
-        return sorted(found.items(), reverse=True)
 
-    def _room(self, tpu: Any, scratch: Any) -> Any:
-        """Bytes for parameters beside the largest scratch of an op, or of a tensor that enters."""
-        worst, open_rows = scratch.copy(), np.arange(len(scratch))
-        for needed, ops in self._scratch_of_ops:
-            found = _any_bit(tpu[open_rows], ops)
-            worst[open_rows[found]] = np.maximum(worst[open_rows[found]], needed)
-            open_rows = open_rows[~found]
-        return self.costs.room.each(worst)
+class _Tight(NamedTuple):
+    """Segments whose parameters may not all stay. at: which; room: bytes for parameters; dense_fit: whether the dense ops
+    fit into the tiles for sure.
+    """
+
+    at: Any
+    room: Any
+    dense_fit: Any
 
 
 class _Inner:
-    """The segments between one inner set and several outer ones, but for their caches."""
+    """The segments between one inner set and several outer ones, but for what does not stay on chip.
+
+    ending: what ends the Edge TPU's part in each of them.
+    """
 
     def __init__(self, batch: SegmentBatch, inner: int, outers: Any) -> None:
-        self.batch = batch
+        self.batch, self.outers = batch, outers
         self.inner, self.ops = inner, batch.sets.set_of(inner)
-        self.outers = outers
-        ending = batch.ending(self.ops)
-        sums = batch.sums(ending)
-        self.kept_bytes = sums.kept_bytes[outers] - sums.kept_bytes[inner]
-        self.always_bytes = sums.always_bytes[outers] - sums.always_bytes[inner]
-        chip = batch.on_tpu(ending) & ~self.ops
-        self.on_tpu = chip
-        self.scratch = np.zeros(len(outers), np.int64)
-        self.time_ns = sums.time_ns[outers] - sums.time_ns[inner]
-        self.allowed = self._together() & batch.sets.holds_any(
-            batch.graph.all_ops & ~batch.graph.folded & ~self.ops, outers
-        )
-        self._transfers(chip)
-        if not (batch.all_known and batch.all_used):
-            self._give()
+        self.held = batch.sets.members(inner)
+        self.ending = batch.ending(self.ops)
+        self.sums = batch.sums(self.ending)
+        self.always_bytes = self.sums.always_bytes[outers] - self.sums.always_bytes[inner]
+        self.time_ns = self.sums.time_ns[outers] - self.sums.time_ns[inner]
+        self.allowed = self._together() & (batch.computed[outers] > batch.computed[inner])
+        self.waiting = batch.crossings.waiting(self.held)
+        self._transfers()
+        self._give()
         self._unread_inputs()
 
-    def _transfers(self, chip: OpSet) -> None:
-        """Adds the ns of tensors in and out, and finds the room that tensors need as they enter."""
-        self.time_ns += self.batch.handed_on[0][self.outers]
-        for crossing in self.batch.crossings:
-            waiting = crossing.readers & ~self.ops
-            if waiting and (not crossing.made or crossing.made & self.ops):
-                self._enter(crossing, waiting, chip)
-            if crossing.made & self.ops and (waiting or crossing.final):
-                # Handed on by the outer set as well, unless the segment holds all its readers; made by neither.
-                still = np.True_ if crossing.final else ~self.batch.sets.holds_all(waiting, self.outers)
-                self.time_ns -= still * crossing.output_ns
+    def _weigh(self, any_weights: Any, all_weights: Any) -> Any:
+        """Weights of what enters, and of what was handed on and is no longer read outside, by tensors."""
+        tensors, groups = self.waiting
+        return self.batch.sets.weigh(groups, any_weights[tensors], all_weights[tensors], self.outers)
+
+    def _transfers(self) -> None:
+        """Adds the ns of tensors in and out."""
+        crossings = self.batch.crossings
+        # Handed on by the outer set as well, unless the segment holds all its readers; made by neither.
+        made, still = crossings.made_in(self.held), self.waiting.tensors
+        handed_on = crossings.output_ns[made & crossings.final].sum() + crossings.passed_ns[still].sum()
+        self.time_ns += self.batch.handed_on[0][self.outers] - handed_on
+        self.time_ns += self._weigh(crossings.input_ns, crossings.passed_ns)
 
     def _give(self) -> None:
-        """Where a segment gives nothing, or hands on a tensor of no known shape, it may not stand."""
-        count, unknown = (found[self.outers] for found in self.batch.handed_on[1:])
-        for crossing in self.batch.crossings:
-            waiting = crossing.readers & ~self.ops
-            if crossing.made & self.ops and (waiting or crossing.final):
-                still = ~self.batch.sets.holds_all(waiting, self.outers)
-                count = count - (still | crossing.final)
-                unknown = unknown - (still & (not crossing.known))
-        self.allowed &= (count > 0) & (unknown == 0)
-
-    def _enter(self, crossing: _Crossing, waiting: OpSet, chip: OpSet) -> None:
-        enters = self.batch.sets.holds_any(waiting, self.outers)
-        self.time_ns += enters * crossing.input_ns
-        if not crossing.known:
-            self.allowed &= ~enters
-        for reader, needed in crossing.scratch:
-            if needed and chip >> reader & 1:
-                read = self.batch.sets.holds_any(1 << reader, self.outers)
-                np.maximum(self.scratch, read * needed, out=self.scratch)
+        """Where a segment takes or hands on a tensor of no known shape, or gives nothing, it may not stand."""
+        batch, crossings = self.batch, self.batch.crossings
+        if not crossings.all_known:
+            self.allowed &= self._weigh(crossings.unknown, crossings.nothing) == 0
+        if not (crossings.all_known and batch.all_used):
+            made, still = crossings.made_in(self.held), self.waiting.tensors
+            count = batch.handed_on[1][self.outers] - (made & crossings.final).sum() - crossings.passed[still].sum()
+            unknown = batch.handed_on[2][self.outers] - crossings.unknown_made[still].sum()
+            self.allowed &= count + self._weigh(crossings.nothing, crossings.passed) > 0
+            self.allowed &= unknown + self._weigh(crossings.nothing, crossings.unknown_made) == 0
 
     def _unread_inputs(self) -> None:
         """The segment that holds every op also has the model inputs that nobody reads."""
@@ -261,82 +243,24 @@ class _Inner:
             kept &= outside if group & self.ops else outside | self.batch.sets.holds_all(group, self.outers)
         return kept
 
+    def tight(self) -> _Tight:
+        """Those of the allowed ones where room or tiles may not do."""
+        batch, sums, caching = self.batch, self.sums, self.batch.costs.caching
+        kept = sums.kept_bytes[self.outers] - sums.kept_bytes[self.inner]
+        dense_fit = sums.dense_bytes[self.outers] - sums.dense_bytes[self.inner] <= caching.dense_sure_bytes
+        at = np.nonzero(self.allowed & ((kept > batch.least_room) | ~dense_fit))[0]
+        if not len(at):
+            return _Tight(at, at, at)
+        room = batch.costs.room.each(batch.sets.largest(self._scratch(), self.outers[at]))
+        here = (kept[at] > room) | ~dense_fit[at]
+        return _Tight(at[here], room[here], dense_fit[at][here])
 
-class _Caches:
-    """What does not stay on chip, of segments given by their ops on the TPU, with so much room each."""
-
-    def __init__(self, costs: SegmentCosts, tpu: Any, room: Any) -> None:
-        self.costs = costs
-        self.columns = [np.ascontiguousarray(column) for column in tpu.T]
-        self.left = room
-        self.overflow_bytes, self.waiting_ns = np.zeros(len(room), np.int64), np.zeros(len(room), np.int64)
-        self.dense_sets: list[OpSet] = [0]
-        self.dense_number: dict[OpSet, int] = {0: 0}
-        self.dense_held = np.zeros(len(room), np.int64)
-        held = sum(int(np.bitwise_or.reduce(column)) << (WORD * k) for k, column in enumerate(self.columns))
-        for i in costs.caching.priority:
-            if held >> i & 1:
-                self._offer(i)
-
-    def _offer(self, i: int) -> None:
-        """Give the op room in the segments that hold it."""
-        size, layout = self.costs.caching.size[i], self.costs.layout[i]
-        here = np.nonzero(self.columns[i // WORD] & np.uint64(1 << i % WORD))[0]
-        fits = self.left[here] >= size
-        if self.costs.caching.dense >> i & 1:
-            fits[fits] = self._dense_fit(i, here[fits])
-        self.left[here[fits]] -= size
-        spilled = here[~fits]
-        self.overflow_bytes[spilled] += layout.streamed
-        self.waiting_ns[spilled] += self.costs.waiting[i]
-
-    def _dense_fit(self, i: int, here: Any) -> Any:
-        """Where the op finds room in the tiles; there it is added. Few different sets of dense ops occur: each is tried
-        once.
-        """
-        held = self.dense_held[here]
-        fits = np.zeros(len(here), bool)
-        for number in np.unique(held).tolist():
-            grown = self.dense_sets[number] | 1 << i
-            if self.costs.caching.dense_fit(grown):
-                if grown not in self.dense_number:
-                    self.dense_number[grown] = len(self.dense_sets)
-                    self.dense_sets.append(grown)
-                fits |= held == number
-                self.dense_held[here[held == number]] = self.dense_number[grown]
-        return fits
-
-
-def _crossings(costs: SegmentCosts) -> list[_Crossing]:
-    graph, hardware = costs.graph, costs.hardware
-    final = set(graph.outputs)
-    found = []
-    for t in sorted(set(graph.producer) | set(graph.readers)):
-        tensor, readers = graph.tensors[t], graph.readers.get(t, ())
-        made = 1 << graph.producer[t] if t in graph.producer else 0
-        if (made and t in final) or readers:
-            found.append(
-                _Crossing(
-                    made, op_set(readers), t in final, input_ns(tensor.bytes, hardware), output_ns(tensor.bytes, hardware),
-                    tensor.shape is not None, tuple((r, costs.input_scratch[t, r]) for r in readers),
-                )
-            )  # fmt: skip
-    return found
-
-
-def _words_of(ops: OpSet) -> list[tuple[int, Any]]:
-    """(number, bits) of the words of a set that are not empty."""
-    found, k = [], 0
-    while ops:
-        word = ops & ((1 << WORD) - 1)
-        if word:
-            found.append((k, np.uint64(word)))
-        ops, k = ops >> WORD, k + 1
-    return found
-
-
-def _any_bit(rows: Any, ops: OpSet) -> Any:
-    found = np.zeros(len(rows), bool)
-    for k, word in _words_of(ops):
-        found |= (rows[:, k] & word) != 0
-    return found
+    def _scratch(self) -> Any:
+        """For each op of the segments bytes a tile, its own or those of what enters."""
+        batch, crossings = self.batch, self.batch.crossings
+        chip = batch.on_tpu_members(self.ending) & ~self.held
+        scratch = batch.scratch * chip
+        entering = crossings.waiting_pairs(self.held)
+        readers = crossings.readers[entering]
+        np.maximum.at(scratch, readers, crossings.scratch[entering] * chip[readers])
+        return scratch

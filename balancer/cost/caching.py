@@ -40,6 +40,12 @@ class Caching:
         self._groups = {i: _groups(graph, i) for i in members(self.dense)}
         self._tile_bytes = dense_tile_bytes
         self._fitting: dict[OpSet, bool] = {}
+        # What each dense op takes in the tiles, and how many such bytes fit whatever the ops: a tile that takes a group
+        # is no fuller than the mean before. Groups of fewer ops fit where those of more do.
+        self.dense_bytes = {i: size * count for i, (size, count) in self._groups.items()}
+        largest = max((size for size, _ in self._groups.values()), default=0)
+        sure = max(0, TILES * dense_tile_bytes - (TILES - 1) * largest)
+        self.dense_sure_bytes = sum(self.dense_bytes.values()) if self.dense_fit(self.dense) else sure
 
     def cached(self, ops: OpSet, capacity: int) -> OpSet:
         """Those of the ops whose parameters stay on chip, where there is room for so many bytes."""

@@ -42,7 +42,7 @@ class Candidate:
         return self.settle()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Speed:
     """Rates of pipelines by their host work per inference, that with the least work first."""
 
@@ -53,32 +53,67 @@ class _Speed:
         merged[host_ns] = merged.get(host_ns, Fraction(0)) + rate
         return _Speed(tuple(sorted(merged.items())))
 
+    @cached_property
+    def corners(self) -> list[tuple[Fraction, Fraction]]:
+        """(the host's time in each second, the rate that it allows) with none, one, two ... of the rates fed in full."""
+        found = [(Fraction(0), Fraction(0))]
+        for host_ns, rate in self.rates:
+            time, total = found[-1]
+            found.append((time + rate * host_ns, total + rate))
+        return found
+
+    @cached_property
+    def near_corners(self) -> list[tuple[float, float]]:
+        """The same, rounded."""
+        return [(float(time), float(rate)) for time, rate in self.corners]
+
     def within(self, host_ns_per_s: Fraction) -> Fraction:
         """The rate that so much of the host's time in each second allows."""
-        return plan_rate([rate for _, rate in self.rates], [host_ns for host_ns, _ in self.rates], host_ns_per_s)
+        allowed: Fraction = _allowed(self.corners, [host_ns for host_ns, _ in self.rates], host_ns_per_s)
+        return allowed
 
     def reaches(self, other: _Speed) -> bool:
         """Whether it allows at least the other's rate with any share of the host's time; then it does so with any
-        pipelines added to both. Both are concave in that time, so the other's corners are enough.
+        pipelines added to both. Both are concave in that time, so the other's corners are enough. Rounded rates
+        decide where they are clearly apart.
         """
-        time, rate = Fraction(0), Fraction(0)
-        for host_ns, more in other.rates:
-            time, rate = time + more * host_ns, rate + more
-            if self.within(time) < rate:
+        hosts = [host_ns for host_ns, _ in self.rates]
+        same = 0
+        while same < min(len(self.rates), len(other.rates)) and self.rates[same] == other.rates[same]:
+            same += 1
+        close = []
+        for k in range(same + 1, len(other.corners)):
+            time, rate = other.near_corners[k]
+            allowed = _allowed(self.near_corners, hosts, time)
+            if allowed < rate * (1 - _ROUNDING):
                 return False
-        return True
+            if allowed < rate * (1 + _ROUNDING):
+                close.append(other.corners[k])
+        return all(_allowed(self.corners, hosts, time) >= rate for time, rate in close)
 
-    @property
+    @cached_property
     def rate(self) -> Fraction:
         return self.within(Fraction(NS_PER_S))
 
 
+def _allowed(corners: Sequence[tuple[Any, Any]], hosts: Sequence[int], host_ns_per_s: Any) -> Any:
+    """The rate on the line between the corners, at so much of the host's time; exact where the numbers are."""
+    last = len(hosts)
+    while corners[last][0] > host_ns_per_s:
+        last -= 1
+    time, rate = corners[last]
+    return rate if last == len(hosts) else rate + (host_ns_per_s - time) / hosts[last]
+
+
 @dataclass(frozen=True, slots=True)
 class _Partial:
+    """worth: of its pipelines, at each price of the bound."""
+
     speed: _Speed
     streamed_bytes: int
     latency_ns: int
     chosen: tuple[int, ...]  # candidates' indices, ascending
+    worth: Any = field(compare=False)
 
     def dominates(self, other: _Partial) -> bool:
         return (
@@ -112,14 +147,15 @@ def allocate(candidates: Sequence[Candidate], devices: int, max_pipelines: int |
     # Partial plans by the devices used and the pipelines still allowed, which only count where they are fewer than
     # devices.
     scarce, complete = most < devices, True
-    states: dict[tuple[int, int], list[_Partial]] = {(0, most): [_Partial(_Speed(), 0, 0, ())]}
+    states: dict[tuple[int, int], list[_Partial]] = {(0, most): [_Partial(_Speed(), 0, 0, (), bound.nothing)]}
     for index, candidate in enumerate(candidates):
         for used in range(candidate.devices, devices + 1):
             for left in range(most) if scarce else (most,):
                 for partial in states.get((used - candidate.devices, left + scarce), ()):
-                    if bound.can_win((*partial.chosen, index), used):
+                    worth = partial.worth + bound.worth[index]
+                    if bound.can_win(worth, used):
                         kept = states.setdefault((used, left), [])
-                        complete &= _keep(kept, _grown(partial, index, candidate))
+                        complete &= _keep(kept, _grown(partial, index, candidate, worth))
     plans = (
         (Value(objective_ns(p.speed.rate), used, p.streamed_bytes, p.latency_ns), p.chosen)
         for (used, _), kept in states.items()
@@ -135,13 +171,14 @@ def good_objective_ns(candidates: Sequence[Candidate], devices: int, max_pipelin
     return _Bound(candidates, devices, most).known_ns
 
 
-def _grown(partial: _Partial, index: int, candidate: Candidate) -> _Partial:
+def _grown(partial: _Partial, index: int, candidate: Candidate, worth: Any) -> _Partial:
     streamed, latency = candidate.settled
     return _Partial(
         partial.speed.plus(candidate.rate, candidate.host_ns),
         partial.streamed_bytes + streamed,
         max(partial.latency_ns, latency),
         (*partial.chosen, index),
+        worth,
     )
 
 
@@ -175,7 +212,9 @@ class _Bound:
         self.worth = [float(c.rate) * np.maximum(0, 1 - self.prices * c.host_ns) for c in candidates]
         self.filled, plans = self._fill(candidates, most)
         self.known_ns = min(self._objective(candidates, plan) for plan in plans if plan)
-        self.needed = NS_PER_S / self.known_ns
+        needed = NS_PER_S / self.known_ns * (1 - _ROUNDING)
+        # By the devices that are used: what those chosen must be worth, when the others do their utmost.
+        self.least = needed - self.filled[::-1] - self.prices * NS_PER_S
 
     def _fill(self, candidates: Sequence[Candidate], most: int) -> tuple[Any, set[tuple[int, ...]]]:
         """For each number of devices the most that pipelines on them are worth, at each price; and the plans that
@@ -183,16 +222,20 @@ class _Bound:
         """
         filled = np.zeros((self.devices + 1, len(self.prices)))
         chosen: list[list[tuple[int, ...]]] = [[()] * len(self.prices) for _ in range(self.devices + 1)]
+        sizes, worth = np.array([c.devices for c in candidates]), np.array(self.worth)
         for _ in range(most):
             grown, changed = filled.copy(), [list(row) for row in chosen]
             for used in range(1, self.devices + 1):
-                for k, c in enumerate(candidates):
-                    if c.devices > used:
-                        continue
-                    better = filled[used - c.devices] + self.worth[k]
-                    for price in np.nonzero(better > grown[used])[0].tolist():
-                        changed[used][price] = (*chosen[used - c.devices][price], k)
-                    np.maximum(grown[used], better, out=grown[used])
+                fitting = np.nonzero(sizes <= used)[0]
+                if not len(fitting):
+                    continue
+                better = filled[used - sizes[fitting]] + worth[fitting]
+                first = better.argmax(axis=0)  # the first of the best
+                most_worth = better[first, np.arange(len(self.prices))]
+                for price in np.nonzero(most_worth > grown[used])[0].tolist():
+                    k = int(fitting[first[price]])
+                    changed[used][price] = (*chosen[used - candidates[k].devices][price], k)
+                np.maximum(grown[used], most_worth, out=grown[used])
             if np.array_equal(grown, filled):
                 break
             filled, chosen = grown, changed
@@ -208,6 +251,11 @@ class _Bound:
         worth = float((self.filled[self.devices] + self.prices * NS_PER_S).min())
         return math.floor(NS_PER_S / worth * (1 - _ROUNDING))
 
-    def can_win(self, chosen: tuple[int, ...], used: int) -> bool:
-        worth = sum((self.worth[k] for k in chosen), self.filled[self.devices - used] + self.prices * NS_PER_S)
-        return float(worth.min()) >= self.needed * (1 - _ROUNDING)
+    @property
+    def nothing(self) -> Any:
+        """What no pipeline is worth."""
+        return np.zeros(len(self.prices))
+
+    def can_win(self, worth: Any, used: int) -> bool:
+        """worth: of the pipelines chosen, at each price. used: their devices."""
+        return bool((worth >= self.least[used]).all())

@@ -75,10 +75,7 @@ def spilled_ns(structure: Structure, kept_bytes: Any, streaming: Any, stages: in
     anyway. Arrays in, array out.
     """
     excess = np.asarray(kept_bytes) - stages * structure.capacity_bytes
-    cheapest = sorted((k for k in structure.kept if k.size_bytes), key=lambda k: k.spill_ns / k.size_bytes)
-    sizes = np.cumsum([0, *(k.size_bytes for k in cheapest)])
-    costs = np.cumsum([0, *(k.spill_ns for k in cheapest)])
-    ns = np.floor(np.interp(excess, sizes, costs) * (1 - 1e-12)).astype(np.int64)
+    ns = np.floor(np.interp(excess, *structure.cheapest_spills) * (1 - 1e-12)).astype(np.int64)
     return ns + ((excess > 0) | (np.asarray(streaming) > 0)) * structure.spill_start_ns
 
 
@@ -95,7 +92,7 @@ def pipeline_bound_ns(problem: Problem, stages: int, devices: int, most_replicas
     structure = problem.structures.get(kind)
     if structure is None:
         return max(1, host, max(-(-problem.lower(1 << i, kind) // replicas) for i in range(problem.n_ops)))
-    largest = max(alone_ns(structure, i) for i in range(problem.n_ops))
+    largest = max(structure.alone_ns)
     return max(1, host, -(-least_total_ns(structure, stages) // devices), -(-largest // replicas))
 
 
@@ -106,14 +103,6 @@ def least_total_ns(structure: Structure, stages: int) -> int:
     leaving = sum(t.send_ns for t in structure.transfers if t.producer is not None and t.leaves)
     spilled = int(spilled_ns(structure, kept_bytes, len(structure.streaming), stages))
     return stages * structure.stage_ns + sum(ns or 0 for ns in structure.op_ns) + outside + leaving + spilled
-
-
-def alone_ns(structure: Structure, i: int) -> int:
-    """ns of any segment that holds this op: what it takes, what only it reads from outside, what leaves."""
-    outside = sum(t.receive_ns for t in structure.transfers if t.producer is None and i in t.readers)
-    leaving = sum(t.send_ns for t in structure.transfers if t.producer == i and t.leaves)
-    start = structure.spill_start_ns * (i in structure.streaming)
-    return structure.stage_ns + (structure.op_ns[i] or 0) + start + outside + leaving
 
 
 class Reach:

@@ -35,6 +35,7 @@ Devices = tuple[int, ...]
 MOST_STATES = 1 << 26  # of the table of periods: half a GiB
 _UPDATES_A_PAIR = 4  # extending a pipeline by a segment takes a fraction of the time of costing the segment
 _AHEAD = 256  # cuts whose segments are costed together
+_AT_ONCE = 1 << 18  # ways on from a cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class CutSearch:
         self.used: list[list[tuple[int, Segment]]] = [[] for _ in within.devices]
         if self.open[-1].any():
             self._run(budget)
-        self.arrivals = list(self._states(len(self.sets) - 1))
+        self.arrivals = self._states(len(self.sets) - 1)
         del self.best, self.open
         self._drop_dead_ends()
 
@@ -166,23 +167,29 @@ class CutSearch:
     def _run(self, budget: Budget) -> None:
         self.best[0, 0, 0] = 0
         for at in range(len(self.sets) - 1):
-            states = list(self._states(at))
+            states = self._states(at)
             if states:
-                ahead = at + np.nonzero((self.best[at : at + _AHEAD] <= self.limit).any(axis=(1, 2)))[0]
-                for kind, segments in enumerate(self.segments.after(at, ahead.tolist(), budget)):
+                for kind, segments in enumerate(self.segments.after(at, self._ahead(at), budget)):
                     budget.spend(len(states) * (len(segments.end) // _UPDATES_A_PAIR + 1))
                     self._extend(at, kind, segments, states)
 
-    def _states(self, at: int) -> Iterator[tuple[int, int, float]]:
+    def _states(self, at: int) -> list[tuple[int, int, float]]:
         """(stages, devices in use, best) of the non-dominated ways to get to a cut."""
-        reached = self.best[at]
-        kept: list[tuple[int, Devices, float]] = []
-        for s, u in zip(*(found.tolist() for found in np.nonzero(reached <= self.limit)), strict=True):
-            value, vector = float(reached[s, u]), self.vectors[u]
-            better = (v for n, v, least in kept if least <= value and (n == s or not self.within.exact_stages))
-            if not any(all(a <= b for a, b in zip(v, vector, strict=True)) for v in better):
-                kept.append((s, vector, value))
-                yield s, u, value
+        reached = self.best[at].reshape(-1, *(count + 1 for count in self.within.devices))
+        kept, least = reached <= self.limit, reached
+        axes = range(int(self.within.exact_stages), reached.ndim)
+        for axis in axes:
+            least = np.minimum.accumulate(least, axis)
+        for axis in axes:
+            fewer, more = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
+            kept[more] &= least[fewer] > reached[more]
+        stages, used = np.nonzero(kept.reshape(self.best.shape[1:]))
+        return list(zip(stages.tolist(), used.tolist(), self.best[at, stages, used].tolist(), strict=True))
+
+    def _ahead(self, at: int) -> Iterator[int]:
+        """The next cuts that are reached so far."""
+        reached = (self.best[at : at + _AHEAD] <= self.limit).any(axis=(1, 2))
+        yield from (at + np.nonzero(reached)[0]).tolist()
 
     def _extend(self, at: int, kind: int, segments: Segment, states: Sequence[tuple[int, int, float]]) -> None:
         """All stages of one kind that start at a cut, after all the ways to get there."""
@@ -248,23 +255,32 @@ class PeriodSearch(CutSearch):
         else:
             most = most[short]
         self.used[kind].append((at, segments))
-        for s, used, period in states:
-            if s < self.stages:
-                in_use = self.vectors[used][kind]
-                room = np.minimum(most, self.highest[kind][segments.end] - in_use)
-                for more in range(int((room - fewest).max()) + 1):
-                    fits = np.nonzero(fewest + more <= room)[0]
-                    self._reach(kind, segments, fits, fewest[fits] + more, (s, used, period))
+        going_on = [state for state in states if state[0] < self.stages]
+        if going_on:
+            self._reach(kind, segments, fewest, most, going_on)
 
-    def _reach(self, kind: int, segments: Segment, fits: Any, replicas: Any, state: tuple[int, int, float]) -> None:
-        """The cuts after some of the segments, with so many replicas each."""
-        s, used, period = state
-        there = used + replicas * self.strides[kind]
-        end = segments.end[fits]
-        found = self.open[end, there]
-        end, there, replicas = end[found], there[found], replicas[found]
-        periods = np.maximum(period, np.maximum(segments.time_ns[fits[found]], 1) / replicas)
-        self.best[end, s + 1, there] = np.minimum(self.best[end, s + 1, there], periods)
+    def _reach(
+        self, kind: int, segments: Segment, fewest: Any, most: Any, states: Sequence[tuple[int, int, float]]
+    ) -> None:
+        """The cuts after the segments, each with every number of replicas from its fewest to its most, from all states."""
+        counts = np.maximum(0, most - fewest + 1)
+        which = np.repeat(np.arange(len(counts)), counts)
+        replicas = fewest[which] + np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+        end, step = segments.end[which], replicas * self.strides[kind]
+        shares = np.maximum(segments.time_ns[which], 1) / replicas
+        before = self.highest[kind][end] - replicas  # so many devices of the kind may be in use at the state
+        stages, used, periods = (np.array(column) for column in zip(*states, strict=True))
+        in_use = np.array(self.vectors)[used, kind]
+        best = self.best.reshape(-1)
+        at_once = max(1, _AT_ONCE // max(1, len(which)))
+        for first in range(0, len(states), at_once):
+            state, way = np.nonzero(in_use[first : first + at_once, None] <= before)
+            state += first
+            there = used[state] + step[way]
+            found = self.open[end[way], there]
+            state, way, there = state[found], way[found], there[found]
+            at = (end[way] * self.best.shape[1] + stages[state] + 1) * self.best.shape[2] + there
+            np.minimum.at(best, at, np.maximum(periods[state], shares[way]))
 
     def settle(self, goal: Goal) -> Way:
         """Of all pipelines that meet the goal with just its stages and devices, the one that the tie rules name.

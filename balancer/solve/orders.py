@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.solve.downsets import DownSets, bits, blocks_of
+from balancer.solve.downsets import NestedSets, bits, blocks_of
 from balancer.solve.problem import Costs
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from balancer.solve.downsets import OpSet
     from balancer.solve.problem import Kind, Problem
+
+_AT_ONCE = 1 << 18  # segments
 
 
 def prefixes(parts: Iterable[OpSet]) -> list[OpSet]:
@@ -32,11 +34,15 @@ def file_order(problem: Problem) -> list[OpSet]:
 def order_table(problem: Problem, cuts: Sequence[OpSet], kind: Kind) -> Costs:
     """Costs of all segments between the cuts of an order: entry [a, b] from cut a to cut b. Nothing is allowed elsewhere."""
     n = len(cuts)
-    inners, outers = np.triu_indices(n, 1)
-    costs = problem.batch(DownSets.of(cuts, problem.n_ops), kind)(inners, outers)
+    between = problem.batch(NestedSets.of(cuts, problem.n_ops), kind)
     tables = [np.zeros((n, n), dtype) for dtype in (np.int64, np.int64, bool)]
-    for table, values in zip(tables, costs, strict=True):
-        table[inners, outers] = values
+    at_once = max(1, _AT_ONCE // n)
+    for first in range(0, n - 1, at_once):
+        rows = np.arange(first, min(first + at_once, n - 1))
+        inners = np.repeat(rows, n - 1 - rows)
+        outers = np.concatenate([np.arange(row + 1, n) for row in rows.tolist()])
+        for table, values in zip(tables, between(inners, outers), strict=True):
+            table[inners, outers] = values
     return Costs(*tables)
 
 

@@ -13,6 +13,8 @@ they spill, and later ones get the room. A segment whose `op_bytes` sum to more 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +64,23 @@ class Structure:
     op_bytes: tuple[int, ...] = ()
     limit_bytes: int | None = None
     relaxed: bool = False
+
+    @cached_property
+    def alone_ns(self) -> tuple[int, ...]:
+        """For each op ns of any segment that holds it: what it takes, what only it reads from outside, what leaves."""
+        streaming = set(self.streaming)
+        found = [self.stage_ns + (ns or 0) + self.spill_start_ns * (i in streaming) for i, ns in enumerate(self.op_ns)]
+        for t in self.transfers:
+            if t.producer is None:
+                for reader in t.readers:
+                    found[reader] += t.receive_ns
+            elif t.leaves:
+                found[t.producer] += t.send_ns
+        return tuple(found)
+
+    @cached_property
+    def cheapest_spills(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Bytes that are spilled, and ns that this costs, after none, one, two ... of `kept`, the cheapest first."""
+        cheapest = sorted((k for k in self.kept if k.size_bytes), key=lambda k: k.spill_ns / k.size_bytes)
+        sizes = accumulate((k.size_bytes for k in cheapest), initial=0)
+        return tuple(sizes), tuple(accumulate((k.spill_ns for k in cheapest), initial=0))
