@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from balancer.solve.problem import Costs
 
 
+_MOST_KEPT = 1 << 23  # periods, of all numbers of replicas: 64 MiB
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """A partition into len(cuts) + 1 intervals, and the replicas of each stage. cuts: numbers of those between stages.
@@ -63,27 +66,35 @@ class ChainSolver:
         self.most_replicas = min(devices, most_replicas, MOST_REPLICAS)
         self.intervals = intervals
         self.n = len(intervals.time_ns) - 1
-        self.shares = [self._share(r, whole=r == 1 or whole_replicas) for r in range(1, self.most_replicas + 1)]
+        self.whole_replicas = whole_replicas
+        self._shares: dict[int, Any] = {}
 
-    def _share(self, replicas: int, *, whole: bool) -> Any:
+    def _share(self, replicas: int) -> Any:
+        """Periods of all intervals on so many devices each; infinite where one may not stand."""
+        if replicas not in self._shares:
+            if self.most_replicas * (self.n + 1) ** 2 > _MOST_KEPT:
+                self._shares.clear()
+            self._shares[replicas] = self._made_share(replicas)
+        return self._shares[replicas]
+
+    def _made_share(self, replicas: int) -> Any:
         share = np.where(self.intervals.allowed, np.maximum(self.intervals.time_ns, 1) / replicas, math.inf)
-        if not whole:
+        if replicas > 1 and not self.whole_replicas:
             share[0, -1] = math.inf
         return share
 
     @cached_property
     def _rows(self) -> dict[tuple[int, int], Any]:
         """(stages, devices) -> the shortest period of the positions before b, for all b."""
-        rows = {(1, r): self.shares[r - 1][0] for r in range(1, self.most_replicas + 1)}
+        rows = {(1, r): self._share(r)[0] for r in range(1, self.most_replicas + 1)}
         for stages in range(2, min(self.devices, self.n) + 1):
-            for devices in range(stages, self.devices + 1):
-                found = [
-                    np.maximum(rows[stages - 1, devices - r][:, None], self.shares[r - 1]).min(axis=0)
-                    for r in range(1, self.most_replicas + 1)
-                    if (stages - 1, devices - r) in rows
-                ]
-                if found:
-                    rows[stages, devices] = np.minimum.reduce(found)
+            for r in range(1, self.most_replicas + 1):
+                share = self._share(r)
+                for devices in range(stages - 1 + r, self.devices + 1):
+                    if (stages - 1, devices - r) in rows:
+                        found = np.maximum(rows[stages - 1, devices - r][:, None], share).min(axis=0)
+                        known = rows.get((stages, devices))
+                        rows[stages, devices] = found if known is None else np.minimum(known, found)
         return rows
 
     def reached(self) -> Iterator[Reached]:
@@ -123,7 +134,7 @@ class ChainSolver:
         period = float(goal.period)
         need = np.full((self.n + 1, self.n + 1), self.most_replicas + 1)
         for r in range(self.most_replicas, 0, -1):
-            need[self.shares[r - 1] <= period] = r
+            need[self._share(r) <= period] = r
         return [self._choice(r, *np.nonzero(need == r)) for r in range(1, self.most_replicas + 1)]
 
     def _choice(self, replicas: int, start: Any, end: Any) -> Choice:

@@ -7,6 +7,7 @@ most follows from the cost's structure at first, then from what was found.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
@@ -18,7 +19,7 @@ from balancer.solve.folding import folded
 from balancer.solve.intervals import chain_offers, infeasible, most_pipelines, most_replicas, whole_replicas
 from balancer.solve.lattice import LatticeSolver, Within
 from balancer.solve.offers import alone_ns, best_plan, good_objective_ns, lattice_offer
-from balancer.solve.orders import file_order, prefixes
+from balancer.solve.orders import file_order, prefixes, thinned
 from balancer.solve.periods import longest_ns
 from balancer.solve.problem import Solution, evaluate
 from balancer.solve.prospects import Prospects
@@ -36,6 +37,7 @@ OVER = "all down-sets"
 MOST_DOWN_SETS = 1 << 19
 MOST_PAIRS = 1 << 26
 MOST_SAMPLED = 1 << 12  # where there are more than MOST_DOWN_SETS
+MOST_STARTING_CUTS = 320  # of the order that a search starts from
 _SLACK_TENTHS = (1, 4, 10)
 
 
@@ -50,6 +52,7 @@ class Search:
         self.counts = tuple(count for _, count in problem.devices)
         self.most_pipelines = most_pipelines(problem, options)
         self.offers = list(offers)
+        self._valued = (0, 0)
         self.complete = False
         self.statistics: dict[str, int] = {}
 
@@ -70,7 +73,10 @@ class Search:
         """What a plan of what is known is worth; a very long time where there is none yet."""
         if not self.offers:
             return longest_ns(most_replicas(self.options))
-        return good_objective_ns(self.problem, self.offers, sum(self.counts), self.most_pipelines)
+        if self._valued[0] != len(self.offers):  # it takes long, and offers only come
+            worth = good_objective_ns(self.problem, self.offers, sum(self.counts), self.most_pipelines)
+            self._valued = len(self.offers), worth
+        return self._valued[1]
 
     def solution(self, solver: str) -> Solution:
         """The best plan, with the best bound. Raises InfeasibleError where nothing is known."""
@@ -179,16 +185,32 @@ class DownSetSearch(Search):
         return alone_ns(self.problem, found.stages, found.period)
 
     def _several(self) -> None:
-        """For each number of devices the pipelines that could make the best plan known better."""
-        best = self.objective_ns()
-        for devices in range(1, self.counts[0] + 1):
-            within = self.prospects.worth_finding(devices, best)
-            if within is not None:
-                search = self.lattice.search(within, self.budget)
-                goals = [goal for goal in search.goals if goal.used == devices]
-                self.prospects.found(within, goals)
-                self.offers += [lattice_offer(self.problem, search, goal) for goal in goals]
-                best = self.objective_ns() if goals else best
+        """For each number of devices the pipelines that could make the best plan known better.
+
+        A plan that is better than the best known has a pipeline with more than an equal share of the rate for each of its
+        devices. Such pipelines are fast, so that there is little to look at, and they come first. Where there are none,
+        that bounds all plans; else those at least as fast as the best known on so many devices come next, then all that are
+        still worth it.
+        """
+        count = self.counts[0]
+        for devices in range(1, count + 1):
+            self._improve(devices, Fraction((self.objective_ns() - 1) * count, devices))
+        for devices in range(1, count + 1):
+            self._improve(devices, min((o.period for o in self.offers if o.devices <= devices), default=None))
+        for devices in range(1, count + 1):
+            self._improve(devices, None)
+
+    def _improve(self, devices: int, longest: Fraction | None) -> None:
+        """Pipelines on just so many devices that could make the best plan better, with at most this period in ns."""
+        within = self.prospects.worth_finding(devices, self.objective_ns())
+        if within is None:
+            return
+        if longest is not None:
+            within = replace(within, most_ns=min(within.most_ns, math.ceil(longest)))
+        search = self.lattice.search(within, self.budget)
+        goals = [goal for goal in search.goals if goal.used == devices]
+        self.prospects.found(within, goals)
+        self.offers += [lattice_offer(self.problem, search, goal) for goal in goals]
 
 
 def solve_downset(problem: Problem, options: Options) -> Solution:
@@ -209,7 +231,7 @@ def search_among(problem: Problem, options: Options, sets: DownSets | None) -> S
     cuts = prefixes(file_order(problem))
     order = DownSets.of(cuts, problem.n_ops)
     if len(problem.devices) == 1:
-        offers = chain_offers(problem, options, cuts)
+        offers = chain_offers(problem, options, cuts if sets is None else thinned(problem, cuts, MOST_STARTING_CUTS))
     else:
         options = replace(options, max_pipelines=1)
         chain = DownSetSearch(problem, options, [], order, budget)

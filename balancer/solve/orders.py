@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,22 @@ def prefixes(parts: Iterable[OpSet]) -> list[OpSet]:
     for ops in parts:
         found.append(found[-1] | ops)
     return found
+
+
+def thinned(problem: Problem, cuts: Sequence[OpSet], most: int) -> Sequence[OpSet]:
+    """At most so many of the cuts of an order, the first and the last among them, with about as much work between any two.
+
+    The best pipelines between these are a good start for a search among all.
+    """
+    if len(cuts) <= most:
+        return cuts
+    structure = problem.structures.get(problem.devices[0][0])
+    op_ns = [ns or 0 for ns in structure.op_ns] if structure else [1] * problem.n_ops
+    done = np.cumsum([0, *(sum(op_ns[i] for i in bits(b & ~a)) for a, b in pairwise(cuts))])
+    # Half by work and half by number, so that cuts among ops that take no time are there as well.
+    by_work = np.searchsorted(done, np.linspace(0, done[-1], most // 2))
+    by_number = np.linspace(0, len(cuts) - 1, most // 2).astype(np.int64)
+    return [cuts[k] for k in np.union1d(np.minimum(by_work, len(cuts) - 1), by_number).tolist()]
 
 
 def file_order(problem: Problem) -> list[OpSet]:
