@@ -108,9 +108,9 @@ class Constraints:
         """What they leave to choose from, in words."""
         words = []
         if self.max_objective_ns is not None:
-            words.append("at the rate asked for")
+            words.append("at that rate")
         if self.max_latency_ns is not None:
-            words.append("within the latency asked for")
+            words.append("within that latency")
         return words + ["the constraints"] * (bool(self) and not self.only_times)
 
 
