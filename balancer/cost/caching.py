@@ -25,17 +25,23 @@ if TYPE_CHECKING:
     from balancer.graph import Graph, OpSet
 
 _CLASS = {"DEPTHWISE_CONV_2D": 0, "FULLY_CONNECTED": 1}
+_OTHERS = len(_CLASS)
 _DENSE = "FULLY_CONNECTED"
 
 
 class Caching:
-    """The rule, for the ops of one graph. priority: the ops with parameters, in the order in which they get room."""
+    """The rule, for the ops of one graph. priority: the ops with parameters, in the order in which they get room. classes:
+    the same as sets, those that get room first before the others.
+    """
 
     def __init__(self, graph: Graph, layouts: list[Layout], dense_tile_bytes: int) -> None:
         self.size = [layout.cached for layout in layouts]
         ops = graph.ops
         sized = (i for i, size in enumerate(self.size) if size)
-        self.priority = sorted(sized, key=lambda i: (_CLASS.get(ops[i].type, 2), -self.size[i], i))
+        self.priority = sorted(sized, key=lambda i: (_CLASS.get(ops[i].type, _OTHERS), -self.size[i], i))
+        self.classes = tuple(
+            op_set(i for i in self.priority if _CLASS.get(ops[i].type, _OTHERS) == c) for c in range(_OTHERS + 1)
+        )
         self.dense = op_set(i for i in self.priority if ops[i].type == _DENSE)
         self._groups = {i: _groups(graph, i) for i in members(self.dense)}
         self._tile_bytes = dense_tile_bytes

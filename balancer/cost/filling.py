@@ -8,6 +8,7 @@ into the tiles are tried one by one.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,9 +30,9 @@ class Fillings:
     def __init__(self, costs: SegmentCosts, sets: Sets, on_tpu: OpSet) -> None:
         self.costs, self.sets = costs, sets
         self.order = [i for i in costs.caching.priority if on_tpu >> i & 1]
-        dense = [k for k, i in enumerate(self.order) if costs.caching.dense >> i & 1]
-        # Ranks of the ops before, among and after the dense ones.
-        self.dense = range(dense[0], dense[-1] + 1) if dense else range(0)
+        # Ranks of each class's ops; within a class they come by size, as `_Filling.run` needs it.
+        counts = [(ops & on_tpu).bit_count() for ops in costs.caching.classes]
+        self.classes = [range(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
         self.all: _Sums | None = None
         if len(sets) * len(self.order) <= MOST_CELLS:
             self.all = self._sums(np.arange(len(sets)))
@@ -53,19 +54,15 @@ class Fillings:
 
     def _spilled(self, sums: _Sums, inners: Any, outers: Any, room: Any, dense_fit: Any) -> tuple[Any, Any]:
         overflow, waiting = np.zeros(len(inners), np.int64), np.zeros(len(inners), np.int64)
-        last = len(self.order)
-        for chosen, ways in (
-            (dense_fit, [range(self.dense.start), self.dense, range(self.dense.stop, last)]),
-            (~dense_fit, [range(self.dense.start), None, range(self.dense.stop, last)]),
-        ):
-            here = np.nonzero(chosen)[0]
+        for fit in (True, False):
+            here = np.nonzero(dense_fit == fit)[0]
             if len(here):
                 filling = _Filling(self, sums, inners[here], outers[here], room[here])
-                for ranks in ways:
-                    if ranks is None:
-                        filling.pour(self.dense)
-                    else:
+                for ops, ranks in zip(self.costs.caching.classes, self.classes, strict=True):
+                    if fit or not ops & self.costs.caching.dense:
                         filling.run(ranks)
+                    else:
+                        filling.pour(ranks)
                 overflow[here], waiting[here] = filling.overflow_bytes, filling.waiting_ns
         return overflow, waiting
 
