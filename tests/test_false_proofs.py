@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.errors import InfeasibleError
-from balancer.solve import Cost, Options, Problem, Solution, solve
+from balancer.solve import Cost, Options, Problem, Solution, evaluate, solve
 from balancer.solve.periods import MOST_REPLICAS, exact_period, longest_ns
 from tests.check import check
-from tests.dags import best_value, dag_problems
+from tests.dags import all_pipelines, best_value, dag_problems
 from tests.shared import ZOO
 from tests.strategies import all_plans, chain_problems, interval_problem
 from tests.test_cpsat import structured
@@ -84,3 +85,13 @@ def test_one_pipeline_of_a_model_that_fits_is_its_copies() -> None:
     one, restricted = (balance(path, 4, pipelines=1, replicas=r) for r in (None, 4))
     assert one.solver.objective_ns == restricted.solver.objective_ns
     assert [[stage.replicas for stage in p.stages] for p in one.pipelines] == [[4]]
+
+
+@given(dag_problems(most_ops=4, most_devices=4), st.integers(1, 3), st.integers(1, 30))
+def test_forced_stages_under_a_slow_host_are_the_best_of_them(problem: Problem, stages: int, host_ns: int) -> None:
+    slow = replace(problem, host_ns=host_ns)
+    values = [v for p in all_pipelines(slow, 4) if len(p.stages) == stages and (v := evaluate(slow, [p])) is not None]
+    solution = _solved(slow, stages=stages)
+    assert (solution is None) == (not values)
+    if solution is not None:
+        assert solution.value == min(values)

@@ -11,7 +11,7 @@ from balancer.solve.baselines import BASELINES, interval_set, solve_baseline
 from balancer.solve.cpsat import solve_cpsat
 from balancer.solve.downsets import DownSets, OpSet
 from balancer.solve.exact import solve_downset
-from balancer.solve.intervals import solve_chain
+from balancer.solve.intervals import infeasible, solve_chain
 from balancer.solve.problem import (
     Between,
     Constraints,
@@ -94,4 +94,6 @@ def solve(problem: Problem, options: Options | None = None) -> Solution:
         raise ValueError(f"there is no solver {options.solver!r}, only {', '.join(SOLVERS)}")
     if options.constraints and options.solver not in _CONSTRAINED:
         raise ConstraintError("takes no constraints", f"solver {options.solver}", "use the solver cpsat")
+    if options.stages is not None and options.stages > sum(count for _, count in problem.devices):
+        raise infeasible(problem, options)
     return SOLVERS[options.solver](problem, options)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from balancer.solve.cpsat import PipelineSearch, cpsat_budget, solve_cpsat
+from balancer.solve.constraining import keeps
+from balancer.solve.cpsat import OVER, PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downsets import all_downsets, blocks_of
 from balancer.solve.exact import MOST_DOWN_SETS, Search, search_among
 from balancer.solve.folding import folded
@@ -37,7 +38,7 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
     if options.constraints.only_times:
         return _timed(problem, options)
     if options.constraints:
-        return solve_cpsat(problem, options)
+        return _constrained(problem, options)
     problem = folded(problem, options)
     structured = _structured(problem)
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
@@ -62,6 +63,23 @@ def _timed(problem: Problem, options: Options) -> Solution:
     if search.too_many and not search.stopped and _structured(problem):
         return solve_cpsat(problem, options)
     return search.solution()
+
+
+def _constrained(problem: Problem, options: Options) -> Solution:
+    """CP-SAT, with what the rate and the latency alone allow at best as another bound; and that plan, where it keeps all."""
+    times = options.constraints.times
+    if not times:
+        return solve_cpsat(problem, options)
+    free = search_shortest(problem, replace(options, constraints=times)).solution()
+    scope = replace(options, max_pipelines=1).scope
+    if free.status == "optimal" and keeps(problem, free.pipelines[0], options.constraints):
+        return replace(free, over=f"{OVER}, {scope}")
+    found = solve_cpsat(problem, options)
+    bound = min(found.value.objective_ns, max(found.bound_ns, free.bound_ns if free.latency_bound_ns is None else 0))
+    if found.latency_bound_ns is None or free.latency_bound_ns is None:
+        return replace(found, bound_ns=bound)
+    least = min(found.value.latency_ns, max(found.latency_bound_ns, free.latency_bound_ns))
+    return replace(found, bound_ns=bound, latency_bound_ns=least)
 
 
 def _structured(problem: Problem) -> bool:

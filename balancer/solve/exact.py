@@ -141,13 +141,17 @@ class DownSetSearch(Search):
         if not goals:
             return
         fastest = min(self._alone_ns(goal) for goal in goals)
-        fewest = min(goal.used for goal in goals if self._alone_ns(goal) <= fastest)
+        most = min(goal.used for goal in goals if self._alone_ns(goal) <= fastest)
         # Plans are compared by whole ns, and the host may be slower than the pipeline: both leave room for slower
-        # partitions, which may stream less.
-        counts = self.counts if len(self.counts) > 1 else (fewest,)
-        search = self._searched(counts, fastest, exact_stages=True)
-        ties = [g for g in search.goals if g.used == fewest and forced in (None, g.stages)]
-        self.offers = [lattice_offer(self.problem, search, replace(goal, period=Fraction(fastest))) for goal in ties]
+        # partitions, which may take fewer devices or stream less.
+        search = self._searched(self.counts if len(self.counts) > 1 else (most,), fastest, exact_stages=True)
+        ties = [g for g in search.goals if forced in (None, g.stages) and self._alone_ns(g) <= fastest]
+        fewest = min(goal.used for goal in ties)
+        self.offers = [
+            lattice_offer(self.problem, search, replace(goal, period=Fraction(fastest)))
+            for goal in ties
+            if goal.used == fewest
+        ]
 
     def _fastest(self) -> list[Goal]:
         """Pipelines at least as fast as the best known, the fastest among them, on the fewest devices.

@@ -8,7 +8,7 @@ plan is several pipelines side by side.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,8 +100,12 @@ class Constraints:
     @property
     def only_times(self) -> bool:
         """Whether a rate or a latency, or both, are all that is asked for."""
-        others = replace(self, max_latency_ns=None, max_objective_ns=None)
-        return bool(self) and not others
+        return bool(self) and self == self.times
+
+    @property
+    def times(self) -> Constraints:
+        """The rate and the latency alone."""
+        return Constraints(max_latency_ns=self.max_latency_ns, max_objective_ns=self.max_objective_ns)
 
     @property
     def scope(self) -> list[str]:
