@@ -83,7 +83,11 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
         return Refinement(setting, n_tpus, options, overflow, compiler, on_round).run()
     solution = solve_setting(setting, n_tpus, options, overflow or "stream")
     asked = Asked(options, overflow or "stream")
-    rows = comparison(setting, n_tpus, solution.pipelines, asked=asked)
+    try:
+        rows = comparison(setting, n_tpus, solution.pipelines, asked=asked)
+    except KeyboardInterrupt:
+        _LOG.warning("interrupted: the plan is kept, and stands without a comparison")
+        rows = ()
     return assemble(setting, solution, n_tpus, rows, held_to(options, overflow))
 
 

@@ -139,11 +139,25 @@ def _directory(target: Path) -> Iterator[None]:
 
 
 def check_free(directory: Path, name: str, *, force: bool) -> None:
-    """Raises OutputError where a file is in the way: before the work, not after it."""
-    above = next(p for p in (directory, *directory.absolute().parents) if p.exists())
-    if not above.is_dir():
-        raise OutputError("is not a directory", str(above), "remove it, or choose another directory")
+    """Raises OutputError where a file is in the way, or nothing can be written there: before the work, not after it."""
+    _check_takes_files(directory)
     _check_free(directory, [name], None, force=force)
+
+
+def _check_takes_files(target: Path) -> None:
+    """Raises OutputError where a directory is none, or could not be made or written.
+
+    It is tried with a file, which goes at once: permissions alone say too little of what root, or a network, may do.
+    """
+    try:
+        there = next(p for p in (target, *target.absolute().parents) if p.exists() or p.is_symlink())
+        if not there.is_dir():
+            raise OutputError("is no directory", str(there), "choose another directory")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        what = f"cannot be written ({error.strerror or error})"
+        raise OutputError(what, str(target), "choose another directory") from error
 
 
 def check_writable(path: Path, *, force: bool) -> None:
@@ -159,17 +173,9 @@ def check_folder(target: Path, *, force: bool) -> None:
     """Raises OutputError where a plan's directory could not be written, or holds files (without force): before the
     work, not after it.
     """
-    try:
-        there = next(p for p in (target, *target.absolute().parents) if p.exists() or p.is_symlink())
-        if not there.is_dir():
-            raise OutputError("is no directory", str(there), "choose another directory")
-        if there == target and not force and any(target.iterdir()):
-            raise OutputError("is there already", str(target), "use --force to replace it, or choose another directory")
-    except OSError as error:
-        what = f"cannot be looked at ({error.strerror})"
-        raise OutputError(what, str(target), "choose another directory") from error
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputError("cannot be written to", str(there), "choose another directory")
+    _check_takes_files(target)
+    if target.is_dir() and not force and any(target.iterdir()):
+        raise OutputError("is there already", str(target), "use --force to replace it, or choose another directory")
 
 
 @contextmanager

@@ -19,4 +19,5 @@ def solve_setting(setting: Setting, n_tpus: int, options: Options, overflow: str
         return solve(problem, options)
     # The whole plan is restricted: a stage that holds state needs all items, in their order; see `plan.state`.
     solution = solve(problem, replace(options, max_pipelines=1, max_replicas=1))
-    return replace(solution, over=f"{solution.over}, as kept state needs")
+    claims = bool(solution.bound_ns)  # a baseline claims nothing
+    return replace(solution, over=f"{solution.over}, as kept state needs") if claims else solution

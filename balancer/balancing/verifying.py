@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from balancer.tflite.read import read_graph
 from balancer.verification import SegmentFile, Verification, input_specs, verify_partition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 
 _LOG = logging.getLogger(__name__)
@@ -75,9 +76,14 @@ def _items(inputs: str | Path | int | Sequence[Item], specs: Sequence[InputSpec]
         return random_items(specs, inputs)
     if isinstance(inputs, (str, Path)):
         return load_items(Path(inputs), specs)
+    if isinstance(inputs, str) or not isinstance(inputs, Sequence) or not all(isinstance(item, Mapping) for item in inputs):
+        raise InputError("are no list of inputs by tensor name", "inputs", "give a file, a number, or such a list")
     if not inputs:
         raise InputError("are none", "inputs", "give at least one: nothing compared is nothing shown")
-    return inputs
+    missing = next((spec.name for item in inputs for spec in specs if spec.name not in item), None)
+    if missing is not None:
+        raise InputError(f"there is no array '{missing}'", "inputs", "give one for each of the model's inputs")
+    return list(inputs)
 
 
 def _partitions(plan: Plan, data: bytes) -> list[list[SegmentFile]]:

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING, format="balancer: %(message)s")
         remove_left_over()
         code: int = parsed.run(parsed)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as where a shell has closed it
+            sys.stdout.flush()
     except _Usage as error:
         return _fail(error, 2, str(error), as_json=as_json)
     except BalancerError as error:
@@ -71,14 +72,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader has gone, as in `balancer inspect m.tflite | head`; keep the interpreter's own flush from failing
         # too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+        return 1
+    except OSError as error:
+        _drop_output()
+        where, what = error.filename or "standard output", f"cannot be written ({error.strerror or error})"
+        print(f"balancer: {where}: {what}; make room, or write elsewhere", file=sys.stderr)
         return 1
     return code
+
+
+def _drop_output() -> None:
+    """What is still to be printed goes nowhere: the interpreter's own flush at its end would fail, too."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: BaseException, code: int, line: str, *, as_json: bool) -> int:
     if as_json:
         kind = "UsageError" if isinstance(error, _Usage) else type(error).__name__
-        print(json.dumps({"error": {"type": kind, "message": line.removeprefix("balancer: ")}}))
+        try:
+            print(json.dumps({"error": {"type": kind, "message": line.removeprefix("balancer: ")}}), flush=True)
+        except OSError:
+            _drop_output()  # the line on stderr says what there is to say
     print(line, file=sys.stderr)
     return code

@@ -63,7 +63,7 @@ def solve(arguments: argparse.Namespace) -> int:
     from balancer.balancing.saving import check_free
     from balancer.cli import drawing
 
-    if arguments.output:
+    if arguments.output is not None:
         check_free(
             Path(arguments.output), f"{Path(arguments.model).stem}_plan_{arguments.tpus}.json", force=arguments.force
         )
@@ -76,7 +76,7 @@ def solve(arguments: argparse.Namespace) -> int:
             seconds=arguments.time_limit, keep_state=arguments.keep_state, compile=arguments.compile and compiler(arguments),
             on_round=compile_verb.teller(arguments),
         )  # fmt: skip
-    if arguments.output:
+    if arguments.output is not None:
         plan = balancing.save(plan, arguments.output, force=arguments.force)
     if arguments.json:
         print_json(plan.to_json())

@@ -85,7 +85,7 @@ def positive(text: str) -> float:
     """An argument above 0, of a size that times and rates can have."""
     value = float(text)
     if not _LEAST <= value < _MOST:
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+        raise argparse.ArgumentTypeError(f"must be from {_LEAST} to {_MOST}, not {text}")
     return value
 
 

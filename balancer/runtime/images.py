@@ -45,6 +45,8 @@ def load_image(path: Path, spec: InputSpec) -> Any:
     if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3):
         what = f"input '{spec.name}' of shape {list(spec.shape)} takes no pictures"
         raise InputError(what, str(path), "give arrays: .npy or .npz")
+    if path.exists() and not path.is_file():
+        raise InputError("is no file", str(path), "give a folder of pictures alone")  # a pipe may never end
     array = np.asarray(_levels(path, spec), np.int16).reshape(spec.shape)
     if spec.dtype in _OFFSETS:
         return (array + _OFFSETS[spec.dtype]).astype(spec.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,10 @@ def load_graph(model: str | Path | bytes) -> Graph:
 def read_model_bytes(path: Path) -> bytes:
     """The file's bytes. Raises ModelError where it cannot be read."""
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
+        found = path.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise ModelError("is no file", str(path), "give a .tflite model")  # a pipe or a device may never end
+        if found.st_size > _MAX_FILE_BYTES:
             raise ModelError("larger than 2 GiB, which no flatbuffer can be", str(path), "give a .tflite model")
         return path.read_bytes()
     except OSError as error:
