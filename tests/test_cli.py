@@ -225,7 +225,7 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )
-    while not list(tmp_path.iterdir()) and process.poll() is None:
+    while not any(path.is_dir() for path in tmp_path.iterdir()) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)

@@ -336,15 +336,14 @@ def test_a_signals_handler_may_close_what_it_interrupts(plan: Plan, where: str, 
             signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("what", ["socketpair", "Popen", "memfd_create"])
+@pytest.mark.parametrize("what", ["socket.socketpair", "balancer.runtime.remote.Child", "os.memfd_create"])
 def test_a_process_that_cannot_be_started_is_one_line_and_leaks_nothing(
     plan: Plan, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise OSError(24, "Too many open files")
 
-    where = {"socketpair": "socket", "Popen": "subprocess", "memfd_create": "os"}[what]
-    monkeypatch.setattr(f"{where}.{what}", refuse)
+    monkeypatch.setattr(what, refuse)
     options = RunOptions(processes=True)
     with pytest.raises(balancer.BalancerError, match="Too many open files"), Pipeline(plan, "cpu", options):
         pass
@@ -363,6 +362,6 @@ def test_a_process_that_cannot_be_started_anew_loses_its_worker_alone(
         def refuse(*_: Any, **__: Any) -> Any:
             raise OSError(11, "Resource temporarily unavailable")
 
-        monkeypatch.setattr("subprocess.Popen", refuse)
+        monkeypatch.setattr("balancer.runtime.remote.Child", refuse)
         failure = pipeline.run([item])[0]
         assert "cannot be started (Resource temporarily unavailable)" in str(failure.error)  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import balancer
-from balancer.balancing.sources import PipelineTimes
+from balancer.balancing.sources import PipelineTimes, behaviours
 from balancer.balancing.tuning import truth_of, tune
 from balancer.cli.main import main
 from balancer.errors import StageError
@@ -179,13 +179,13 @@ def test_simulated_errors_are_those_of_the_model_whatever_its_file_is_called(pla
     for name in ("a.tflite", "b.tflite"):
         shutil.copy(model, tmp_path / name)
         made = balancer.balance(tmp_path / name, 3, stages=3)
-        found.append([b.stage_ns for b in truth_of(made, 5).behaviours(made).values()])
+        found.append([b.stage_ns for b in behaviours(made, truth_of(made, 5), 0.0).values()])
     assert found[0] == found[1]
     other = tmp_path / "other" / "a.tflite"
     other.parent.mkdir()
     other.write_bytes(synth.fc(301, layers=6))
     made = balancer.balance(other, 3, stages=3)
-    assert [b.stage_ns for b in truth_of(made, 5).behaviours(made).values()] != found[0]
+    assert [b.stage_ns for b in behaviours(made, truth_of(made, 5), 0.0).values()] != found[0]
 
 
 def test_tuning_on_simulated_tpus_computes_nothing(plan: Plan) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from balancer.compiler import Compiler
     from balancer.cost.hardware import Hardware
     from balancer.plan import ComparisonRow, Plan
+    from balancer.solve import Solution
 
 
 _LOG = logging.getLogger(__name__)
@@ -68,10 +69,7 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     CompilerError where it cannot be compiled, ValueError for arguments out of range.
     """
     _check(n_tpus, pipelines, replicas, stages)
-    if seconds is not None and not seconds > 0:
-        raise ValueError(f"seconds must be above 0, not {seconds!r}")
-    if overflow is not None and overflow not in OVERFLOW:
-        raise ValueError(f"overflow must be one of {OVERFLOW}, not {overflow!r}")
+    _check_words(seconds, overflow)
     setting = _open(model, hardware, profile, keep_state=keep_state)
     held = constraints or Constraints()
     check_constraints(held, len(setting.graph.ops), n_tpus)
@@ -82,13 +80,24 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
         compiler = find_compiler() if compile is True else compile
         return Refinement(setting, n_tpus, options, overflow, compiler, on_round).run()
     solution = solve_setting(setting, n_tpus, options, overflow or "stream")
-    asked = Asked(options, overflow or "stream")
+    rows = _compared(setting, n_tpus, solution, Asked(options, overflow or "stream"))
+    return assemble(setting, solution, n_tpus, rows, held_to(options, overflow))
+
+
+def _compared(setting: Setting, n_tpus: int, solution: Solution, asked: Asked) -> tuple[ComparisonRow, ...]:
+    """The plan beside others; none of them after Ctrl-C, which must not cost the plan."""
     try:
-        rows = comparison(setting, n_tpus, solution.pipelines, asked=asked)
+        return comparison(setting, n_tpus, solution.pipelines, asked=asked)
     except KeyboardInterrupt:
         _LOG.warning("interrupted: the plan is kept, and stands without a comparison")
-        rows = ()
-    return assemble(setting, solution, n_tpus, rows, held_to(options, overflow))
+        return ()
+
+
+def _check_words(seconds: float | None, overflow: str | None) -> None:
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"seconds must be above 0, not {seconds!r}")
+    if overflow is not None and overflow not in OVERFLOW:
+        raise ValueError(f"overflow must be one of {OVERFLOW}, not {overflow!r}")
 
 
 def _open(

@@ -76,14 +76,15 @@ def _items(inputs: str | Path | int | Sequence[Item], specs: Sequence[InputSpec]
         return random_items(specs, inputs)
     if isinstance(inputs, (str, Path)):
         return load_items(Path(inputs), specs)
-    if isinstance(inputs, str) or not isinstance(inputs, Sequence) or not all(isinstance(item, Mapping) for item in inputs):
+    given = [dict(item) for item in inputs if isinstance(item, Mapping)] if isinstance(inputs, Sequence) else None
+    if given is None or len(given) < len(inputs):
         raise InputError("are no list of inputs by tensor name", "inputs", "give a file, a number, or such a list")
-    if not inputs:
+    if not given:
         raise InputError("are none", "inputs", "give at least one: nothing compared is nothing shown")
-    missing = next((spec.name for item in inputs for spec in specs if spec.name not in item), None)
+    missing = next((spec.name for item in given for spec in specs if spec.name not in item), None)
     if missing is not None:
         raise InputError(f"there is no array '{missing}'", "inputs", "give one for each of the model's inputs")
-    return list(inputs)
+    return given
 
 
 def _partitions(plan: Plan, data: bytes) -> list[list[SegmentFile]]:
