@@ -147,7 +147,7 @@ def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
 def _mark(row: ComparisonRow) -> str:
     """No wider than the widest name, so that the table fits."""
     if row.stand_in:
-        return " *+" if row.breaks_limits else " (*)"
+        return " (*)+" if row.breaks_limits else " (*)"
     return "+" if row.breaks_limits else ""
 
 

@@ -179,6 +179,15 @@ def predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _whole_numbers(text: str) -> list[int]:
+    """Raises ValueError, which says what is none."""
+    numbers = text.split(",")
+    wrong = next((number for number in numbers if not number.strip().isdecimal()), None)
+    if wrong is not None:
+        raise ValueError(f"'{wrong}' is no whole number")
+    return [int(number) for number in numbers]
+
+
 def _segments(arguments: argparse.Namespace) -> list[list[int]]:
     from balancer.balancing.predicting import cut_segments
     from balancer.plan import load_plan, parse_op_ranges
@@ -187,7 +196,7 @@ def _segments(arguments: argparse.Namespace) -> list[list[int]]:
     n_ops = len(load_graph(arguments.model).ops)
     try:
         if arguments.cuts is not None:
-            return [list(s) for s in cut_segments([int(c) for c in arguments.cuts.split(",")], n_ops)]
+            return [list(s) for s in cut_segments(_whole_numbers(arguments.cuts), n_ops)]
         if arguments.segments is not None:
             return [parse_op_ranges(part, n_ops) for part in arguments.segments.split(";")]
     except ValueError as error:

@@ -69,7 +69,9 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--inputs", required=True, metavar="FILE|DIR", help=".npy, .npz by tensor name, or a folder of pictures"
     )
-    parser.add_argument("--outputs", required=True, metavar="DIR", help="gets a .npz for each input, by tensor name")
+    parser.add_argument(
+        "-o", "--outputs", required=True, metavar="DIR", help="gets a .npz for each input, by tensor name"
+    )
     parser.add_argument("--on-error", choices=("stop", "continue"), default="stop", help="when an input fails")
     parser.add_argument("--runner", choices=("balancer", "pycoral"), default="balancer", help="pycoral: Google's own")
     add_keep_state(parser)

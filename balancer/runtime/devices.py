@@ -146,8 +146,8 @@ def device_names(wanted: str | Sequence[str] | None, count: int, root: str | Pat
     if len(set(real)) < len(real):
         raise DeviceError("a device is named twice", ",".join(names), "name each Edge TPU once")
     if len(names) < count:
-        what = f"{count} devices are needed, {len(names)} are named"
-        raise DeviceError(what, ",".join(names), f"name {count}, or solve for {len(names)} TPUs")
+        what, fewer = f"{count} devices are needed, {len(names)} are named", f", or solve for {len(names)} TPUs"
+        raise DeviceError(what, ",".join(names) or "devices", f"name {count}{fewer if names else ''}")
     return names[:count]
 
 
