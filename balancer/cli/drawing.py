@@ -138,7 +138,7 @@ def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
     table.print()
     notes = [f"{row.name}: {row.note}" for row in rows if row.note]
     if any(row.stand_in for row in rows):
-        print("(*) a stand-in: the compiler's parameter-count rule, not a run of the compiler")
+        print("*   a stand-in: the compiler's parameter-count rule, not a run of the compiler")
     if any(row.breaks_limits for row in rows):
         print("+   does not keep to the limits and constraints that were asked for")
     print(*notes, sep="\n")
@@ -147,7 +147,7 @@ def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
 def _mark(row: ComparisonRow) -> str:
     """No wider than the widest name, so that the table fits."""
     if row.stand_in:
-        return " (*)+" if row.breaks_limits else " (*)"
+        return " *+" if row.breaks_limits else " *"
     return "+" if row.breaks_limits else ""
 
 
