@@ -152,7 +152,7 @@ def _check_takes_files(target: Path) -> None:
     try:
         there = next(p for p in (target, *target.absolute().parents) if p.exists() or p.is_symlink())
         if not there.is_dir():
-            raise OutputError("is no directory", str(there), "choose another directory")
+            raise OutputError("is not a directory", str(there), "choose another directory")
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
