@@ -16,7 +16,7 @@ from balancer.errors import InfeasibleError
 from balancer.solve.bounds import least_total_ns, pipeline_bound_ns
 from balancer.solve.budget import Budget, BudgetSpent
 from balancer.solve.constraining import keeps, starts
-from balancer.solve.cpsat_model import LONGEST_NS, Aim, StageModel
+from balancer.solve.cpsat_model import LONGEST_NS, Measure, StageModel
 from balancer.solve.folding import folded
 from balancer.solve.periods import MOST_REPLICAS
 from balancer.solve.problem import Pipeline, Solution, Stage, evaluate
@@ -106,9 +106,9 @@ class PipelineSearch:
         self.most_replicas = min(options.max_replicas or MOST_REPLICAS, MOST_REPLICAS)
         self.whole_replicas = whole_replicas
         self.least_latency = self.constraints.max_objective_ns is not None
-        self.aims = (Aim.RATE, Aim.DEVICES, Aim.STREAMED, Aim.LATENCY)
+        self.aims = (Measure.RATE, Measure.DEVICES, Measure.STREAMED, Measure.LATENCY)
         if self.least_latency:
-            self.aims = (Aim.LATENCY, Aim.RATE, Aim.DEVICES, Aim.STREAMED)
+            self.aims = (Measure.LATENCY, Measure.RATE, Measure.DEVICES, Measure.STREAMED)
         self.fastest_ns = min(
             pipeline_bound_ns(problem, stages, self.devices, self.most_replicas) for stages in self.stages()
         )
@@ -167,10 +167,10 @@ class PipelineSearch:
         """
         most = min(self.most_replicas, self.devices - stages + 1) if stages > 1 or self.whole_replicas else 1
         least = pipeline_bound_ns(self.problem, stages, self.devices if most > 1 else stages, max(1, most))
-        limit = min(most_ns, self._most(Aim.RATE, rank))
-        if most < 1 or least > limit or self._least_latency_ns(stages) > self._most(Aim.LATENCY, rank):
+        limit = min(most_ns, self._most(Measure.RATE, rank))
+        if most < 1 or least > limit or self._least_latency_ns(stages) > self._most(Measure.LATENCY, rank):
             return None
-        floor = {Aim.RATE: least, Aim.LATENCY: self._least_latency_ns(stages)}.get(self.aims[rank], 0)
+        floor = {Measure.RATE: least, Measure.LATENCY: self._least_latency_ns(stages)}.get(self.aims[rank], 0)
         try:
             self.budget.spend(int(stages * self.problem.n_ops * _BUILDING * _WORK_UNIT))
         except BudgetSpent:
@@ -202,10 +202,10 @@ class PipelineSearch:
             model.hint(self.best[0])
         return model
 
-    def _most(self, aim: Aim, rank: int) -> int:
+    def _most(self, aim: Measure, rank: int) -> int:
         """As much as there may be of an aim in a pipeline that is better than the best in the aim of this rank."""
         held = self.constraints
-        most = {Aim.RATE: held.max_objective_ns, Aim.LATENCY: held.max_latency_ns}.get(aim)
+        most = {Measure.RATE: held.max_objective_ns, Measure.LATENCY: held.max_latency_ns}.get(aim)
         most = LONGEST_NS if most is None else min(most, LONGEST_NS)
         at = self.aims.index(aim)
         if self.best is not None and at <= rank:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LONGEST_NS = 1 << 42  # of a stage: over an hour
 
 
-class Aim(Enum):
+class Measure(Enum):
     """What a pipeline is to have little of; the values are the fields of a plan's worth."""
 
     RATE = "objective_ns"
@@ -252,13 +252,13 @@ class StageModel:
         if constraints.max_objective_ns is not None:
             self.model.add(self.period <= constraints.max_objective_ns)
 
-    def measure(self, aim: Aim) -> Any:
+    def measure(self, aim: Measure) -> Any:
         """What there is to be little of, as an expression. Streamed bytes are those of all replicas."""
-        if aim is Aim.RATE:
+        if aim is Measure.RATE:
             return self.period
-        if aim is Aim.LATENCY:
+        if aim is Measure.LATENCY:
             return self.latency
-        if aim is Aim.DEVICES:
+        if aim is Measure.DEVICES:
             return sum(r * literal for found in self.choices for _, r, literal in found)
         most = sum(kept.size_bytes for structure in self.structures for kept in structure.kept)
         streamed = [self.model.new_int_var(0, most * len(self.choices[j]), f"streamed{j}") for j in range(self.stages)]

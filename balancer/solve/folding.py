@@ -41,13 +41,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.solve.downsets import bits, blocks_of
+from balancer.solve.structured import TensorSets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from balancer.solve.downsets import OpSet
     from balancer.solve.problem import Options, Problem
-    from balancer.solve.structure import Structure, Transfer
+    from balancer.solve.structure import Structure
 
 
 def folded(problem: Problem, options: Options) -> Problem:
@@ -128,9 +129,9 @@ class _Kind:
         sized = sum(1 << i for i, size in enumerate(structure.op_bytes) if size)
         roomy = limit is None or sum(structure.op_bytes) <= limit
         self.bound = kept | barred | (0 if roomy else sized)
-        self.touching: list[list[_Tensor]] = [[] for _ in structure.op_ns]
+        self.touching: list[list[TensorSets]] = [[] for _ in structure.op_ns]
         for transfer in structure.transfers:
-            tensor = _Tensor(transfer)
+            tensor = TensorSets(transfer)
             for i in bits(tensor.made | tensor.readers):
                 self.touching[i].append(tensor)
 
@@ -168,18 +169,7 @@ class _Kind:
                 left += tensor.send_ns * (tensor.made != 0 and not tensor.leaves)
         return joined <= 0 and left <= 0
 
-    def _tensors(self, ops: OpSet) -> list[_Tensor]:
+    def _tensors(self, ops: OpSet) -> list[TensorSets]:
         """Those that the ops make or read, once each."""
         found = {id(tensor): tensor for i in bits(ops) for tensor in self.touching[i]}
         return list(found.values())
-
-
-class _Tensor:
-    """A transfer with its ops as sets. made: 0 where it comes from outside."""
-
-    __slots__ = ("leaves", "made", "readers", "receive_ns", "send_ns")
-
-    def __init__(self, transfer: Transfer) -> None:
-        self.made = 0 if transfer.producer is None else 1 << transfer.producer
-        self.readers = sum(1 << r for r in transfer.readers)
-        self.leaves, self.receive_ns, self.send_ns = transfer.leaves, transfer.receive_ns, transfer.send_ns

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Arrival(NamedTuple):
-    """The lowest latency in ns of a pipeline with just so many stages and devices of each kind."""
+    """The lowest latency, in ns, of a pipeline with exactly this many stages and devices of each kind."""
 
     stages: int
     devices: Devices

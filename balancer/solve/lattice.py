@@ -10,6 +10,7 @@ interval DP of that order.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,7 @@ class LatticeSolver:
         return PeriodSearch(self, within, budget)
 
 
-class CutSearch:
+class CutSearch(ABC):
     """One run of a dynamic program over cuts. used: the segments from which ties are settled, for each kind by the cut
     before them.
 
@@ -191,9 +192,9 @@ class CutSearch:
         reached = (self.best[at : at + _AHEAD] <= self.limit).any(axis=(1, 2))
         yield from (at + np.nonzero(reached)[0]).tolist()
 
+    @abstractmethod
     def _extend(self, at: int, kind: int, segments: Segment, states: Sequence[tuple[int, int, float]]) -> None:
         """All stages of one kind that start at a cut, after all the ways to get there."""
-        raise NotImplementedError
 
     def _drop_dead_ends(self) -> None:
         """Keep the segments from which others lead on to the last cut: what ties are settled from."""

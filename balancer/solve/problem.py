@@ -1,6 +1,6 @@
 """The problem and its answers as values, and the one place that says which of two plans is better.
 
-Knows ops as numbers and costs as functions: nothing of files, bytes or silicon. Words as in DESIGN: a *partition* is
+Knows ops as numbers and costs as functions: nothing of files, bytes or silicon. Words: a *partition* is
 an ordered list of op sets whose prefixes are down-sets; a *pipeline* is a partition with replicas for each stage; a
 plan is several pipelines side by side.
 """

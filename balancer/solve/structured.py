@@ -46,7 +46,7 @@ class StructuredCosts:
     def __init__(self, structure: Structure, n_ops: int) -> None:
         self.structure = structure
         self.n_ops = n_ops
-        self.tensors = [_Tensor(transfer) for transfer in structure.transfers]
+        self.tensors = [TensorSets(transfer) for transfer in structure.transfers]
         self.work = [ns or 0 for ns in structure.op_ns]
         self.barred = sum(1 << i for i, ns in enumerate(structure.op_ns) if ns is None)
         self.streaming = sum(1 << i for i in structure.streaming)
@@ -84,7 +84,7 @@ class StructuredCosts:
         return _Batch(self, sets)
 
 
-class _Tensor:
+class TensorSets:
     """A transfer with its ops as sets. made: 0 where it comes from outside."""
 
     __slots__ = ("leaves", "made", "readers", "receive_ns", "send_ns")
