@@ -170,7 +170,9 @@ def _readers(folder: Path) -> dict[str, Reader]:
 
     preset = (ROOT / "balancer/cost/presets/pcie.json").read_bytes()
     document = plan_text(compiled).encode()
-    measured = document.replace(b'"measured": null', b'"measured": {"stage_ns": 9, "runs": 1, "device": "x", "from": "cpu"}')
+    measured = document.replace(
+        b'"measured": null', b'"measured": {"stage_ns": 9, "runs": 1, "device": "x", "from": "cpu"}'
+    )
     return {
         "models": Reader(made, [mutate_tables], _model, ".tflite"),
         "packages": Reader(packages, [mutate_tables], _package, ".tflite"),

@@ -161,7 +161,9 @@ def mutate_npz(data: bytes, dice: random.Random) -> bytes:
     if dice.random() < 0.02:
         members[name] = _bomb(members[name])
     made = io.BytesIO()
-    packing = dice.choice([zipfile.ZIP_DEFLATED] * 20 + [zipfile.ZIP_STORED] * 10 + [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    packing = dice.choice(
+        [zipfile.ZIP_DEFLATED] * 20 + [zipfile.ZIP_STORED] * 10 + [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+    )
     with zipfile.ZipFile(made, "w", packing) as archive:
         for name, content in members.items():
             archive.writestr(name, content)

@@ -142,7 +142,9 @@ class _Episode:
         )  # fmt: skip
         pipeline = Pipeline(with_replicas(self.plan, lines), "sim", options)
         actors = [self._push, self._corrupt, self._map_beside, self._kill, self._kill]
-        enders = dice.choice([[], [pipeline.stop], [pipeline.close] * 3, [pipeline.stop, pipeline.close, pipeline.close]])
+        enders = dice.choice(
+            [[], [pipeline.stop], [pipeline.close] * 3, [pipeline.stop, pipeline.close, pipeline.close]]
+        )
         delay = dice.choice([0.02, 0.2, 0.6, 1.0])
         with suppress(StageError), pipeline:  # it may be closed while it opens
             self.kinds.clear()
@@ -305,7 +307,13 @@ def test_scripts_that_just_end(plan: Plan) -> None:
         ending = next(endings)
         command = [sys.executable, "-c", SCRIPT, str(path), str(seed), ending]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[1], env=environment
+            command,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=Path(__file__).parents[1],
+            env=environment,
         )
         assert done.returncode in (0, 1, 3, -9, -15), f"seed {seed}, {ending!r}: {done.stderr}"
         gone = time.monotonic() + 10

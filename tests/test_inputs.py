@@ -194,7 +194,9 @@ def test_pictures_that_cannot_be_read_are_passed_over_and_the_others_keep_their_
     assert main([*arguments, "--on-error", "continue"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["items"] == 6
-    assert sorted(path.name for path in out.iterdir()) == [f"{k:06}_{n}.npz" for k, n in enumerate("abcdef") if n not in "bd"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"{k:06}_{n}.npz" for k, n in enumerate("abcdef") if n not in "bd"
+    ]
     for k, name in ((0, "a"), (2, "c"), (4, "e"), (5, "f")):
         with np.load(out / f"{k:06}_{name}.npz") as found:
             assert set(found["out"].ravel().tolist()) == {k * 20 + 140 - 128}
@@ -279,5 +281,14 @@ def test_absurd_times_are_usage_errors(tmp_path: Path, arguments: list[str]) -> 
 
 def test_an_absurd_item_timeout_is_a_usage_error(saved: str, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((1, 1, 4, 4, 3), np.int8))
-    arguments = ["run", saved, "--inputs", str(tmp_path / "x.npy"), "--outputs", str(tmp_path / "out"), "--devices", "sim"]
+    arguments = [
+        "run",
+        saved,
+        "--inputs",
+        str(tmp_path / "x.npy"),
+        "--outputs",
+        str(tmp_path / "out"),
+        "--devices",
+        "sim",
+    ]
     assert main([*arguments, "--item-timeout", "1e11"]) == 2

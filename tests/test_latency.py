@@ -36,7 +36,12 @@ def asked(problem: Problem, solver: str = "auto", **held: int) -> Solution | Non
 def some(values: Sequence[int]) -> list[int]:
     """A few of them, the extremes among them, and one that is out of reach."""
     ordered = sorted(set(values))
-    return [*ordered[:2], *ordered[len(ordered) // 2 : len(ordered) // 2 + 2], *ordered[-1:], *(v - 1 for v in ordered[:1])]
+    return [
+        *ordered[:2],
+        *ordered[len(ordered) // 2 : len(ordered) // 2 + 2],
+        *ordered[-1:],
+        *(v - 1 for v in ordered[:1]),
+    ]
 
 
 def check_lowest_latency(problem: Problem, values: list[Value], most_ns: int) -> None:

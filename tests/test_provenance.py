@@ -142,9 +142,7 @@ def test_kinds_that_are_others(plan: Plan, hardware: str, devices: list[str], ot
 
 
 @pytest.mark.parametrize("devices", ["none", "none,none,none", "sim,none,sim"])
-def test_none_is_no_device(
-    plan: Plan, devices: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_none_is_no_device(plan: Plan, devices: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["bench", _path(plan), "--devices", devices]) == 1
     assert "is no device" in capsys.readouterr().err

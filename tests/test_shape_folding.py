@@ -102,7 +102,9 @@ OPTIONS: dict[str, Callable[[Chain], int]] = {
     "STRIDED_SLICE, offset": lambda c: _slice(c, 1, [1], [2], offset=1),
     "STRIDED_SLICE, new_axis_mask": lambda c: _slice(c, 1, [0, 1], [0, 3], new_axis_mask=1),
     "STRIDED_SLICE, ellipsis_mask": lambda c: _slice(c, 2, [0, 1], [0, 2], ellipsis_mask=1),
-    "STRIDED_SLICE, begin_mask and shrink_axis_mask": lambda c: _slice(c, 1, [2], [3], begin_mask=1, shrink_axis_mask=1),
+    "STRIDED_SLICE, begin_mask and shrink_axis_mask": lambda c: _slice(
+        c, 1, [2], [3], begin_mask=1, shrink_axis_mask=1
+    ),
     "STRIDED_SLICE, fewer axes than dimensions": lambda c: _slice(c, 2, [1], [2]),
     "CAST to BOOL": _cast_to_bool,
     "SQUEEZE, squeeze_dims": _squeeze,

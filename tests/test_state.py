@@ -56,7 +56,12 @@ def _svdf(b: handmade.Builder, source: int, name: str) -> int:
 
 def _dense(b: handmade.Builder, source: int, name: str) -> int:
     made = b.tensor(name, (1, UNITS))
-    b.op("FULLY_CONNECTED", [source, b.weights(f"{name}/w", (UNITS, UNITS)), -1], [made], Table("FullyConnectedOptions", {}))
+    b.op(
+        "FULLY_CONNECTED",
+        [source, b.weights(f"{name}/w", (UNITS, UNITS)), -1],
+        [made],
+        Table("FullyConnectedOptions", {}),
+    )
     return made
 
 
@@ -103,7 +108,9 @@ def test_keeping_state_differs_from_resetting_it() -> None:
 
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("processes", [False, True])
-def test_results_over_a_sequence_are_those_of_the_plain_interpreter(tmp_path: Path, *, kept: bool, processes: bool) -> None:
+def test_results_over_a_sequence_are_those_of_the_plain_interpreter(
+    tmp_path: Path, *, kept: bool, processes: bool
+) -> None:
     data = remembering()
     items = _items(data)
     plan = _saved(data, tmp_path, stages=3, keep_state=kept)

@@ -128,9 +128,7 @@ def _predict(rows: Sequence[Measurement], hardware: Hardware) -> Any:
 
 def _scaled(start: Hardware, names: Sequence[str], logs: Any) -> Hardware:
     limited = np.clip(logs, -5, 5)
-    return start.changed(
-        {name: getattr(start, name) * math.exp(x) for name, x in zip(names, limited, strict=True)}
-    )
+    return start.changed({name: getattr(start, name) * math.exp(x) for name, x in zip(names, limited, strict=True)})
 
 
 def _free(rows: Sequence[Measurement], start: Hardware) -> list[str]:

@@ -192,7 +192,9 @@ def result_folder(folder: Path) -> Iterator[None]:
             reason = error.strerror or str(error)
             raise OutputError(f"cannot be written ({reason})", str(folder), "choose another folder") from error
         if not is_ours:
-            raise OutputError("gets the results of another run", str(folder), "wait for its end, or choose another folder")
+            raise OutputError(
+                "gets the results of another run", str(folder), "wait for its end, or choose another folder"
+            )
         yield
 
 

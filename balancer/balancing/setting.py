@@ -161,7 +161,13 @@ def check_constraints(constraints: Constraints, n_ops: int, n_tpus: int) -> None
     """Raises ConstraintError where they name an op or a stage that cannot be, or leave an op no stage at all; ValueError
     for a limit that is none.
     """
-    for name in ("max_boundary_tensors", "max_boundary_bytes", "max_segment_bytes", "max_latency_ns", "max_objective_ns"):
+    for name in (
+        "max_boundary_tensors",
+        "max_boundary_bytes",
+        "max_segment_bytes",
+        "max_latency_ns",
+        "max_objective_ns",
+    ):
         limit = getattr(constraints, name)
         if limit is not None and not (isinstance(limit, int) and 0 <= limit <= _LARGEST_LIMIT):
             raise ValueError(f"{name} must be a whole number from 0 to {_LARGEST_LIMIT}, not {limit!r}")

@@ -96,9 +96,7 @@ def run_options(
     )  # fmt: skip
 
 
-def _simulation(
-    arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item], *, keep_state: bool
-) -> Simulation:
+def _simulation(arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item], *, keep_state: bool) -> Simulation:
     from balancer.runtime.recipes import Simulation, promised
     from balancer.runtime.recording import recorded_outputs
 

@@ -24,7 +24,9 @@ _MOST_OPS = 4096  # of any model; that of this one is checked when it is read
 def add_solver(parser: argparse.ArgumentParser) -> None:
     """Arguments of the solver and of constraints."""
     parser.add_argument("--solver", choices=SOLVERS, default="auto", metavar="NAME", help=", ".join(SOLVERS))
-    parser.add_argument("--time-limit", type=positive, metavar="S", help="seconds of solving; then the best so far is taken")
+    parser.add_argument(
+        "--time-limit", type=positive, metavar="S", help="seconds of solving; then the best so far is taken"
+    )
     group = parser.add_argument_group("constraints on one pipeline")
     group.add_argument(
         "--pin", type=_pair, action="append", metavar="OP:STAGE", help="an op stands in this stage (from 0)"

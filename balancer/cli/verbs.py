@@ -44,6 +44,11 @@ VERBS = (
         hardware_verbs.calibrate_arguments,
         hardware_verbs.calibrate,
     ),
-    Verb("synth", "write a synthetic model of the papers' kind, of any size", model_verbs.synth_arguments, model_verbs.synth),
+    Verb(
+        "synth",
+        "write a synthetic model of the papers' kind, of any size",
+        model_verbs.synth_arguments,
+        model_verbs.synth,
+    ),
     Verb("demo", "the whole job on a synthetic model, without hardware", plan_verbs.demo_arguments, plan_verbs.demo),
 )

@@ -107,7 +107,9 @@ def _says_that_nothing_was_mapped(report: ModelReport) -> bool:
     """
     counts = (report.subgraphs, report.tpu_ops)
     none_said_to_be = 0 in counts and not any(counts)
-    return none_said_to_be and not (report.cached_bytes or report.streamed_bytes or any(s.mapped for s in report.statuses))
+    return none_said_to_be and not (
+        report.cached_bytes or report.streamed_bytes or any(s.mapped for s in report.statuses)
+    )
 
 
 def _not_mapped(report: ModelReport, made: FileOps, given: FileOps | None) -> tuple[NotMapped, ...]:

@@ -88,9 +88,7 @@ class ProcessRunner:
             if self._stopped:
                 raise Stopped
             try:
-                process = Child(
-                    arguments, cwd=folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
-                )
+                process = Child(arguments, cwd=folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT)
             except OSError as error:
                 reason = error.strerror or str(error)
                 remedy = "on another machine than x86-64, compile elsewhere or give a wrapper that emulates it"

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from balancer.inputs import InputSpec
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # of others some start programs (EPS), and few decoders are looked after
+_FORMATS = (
+    "BMP",
+    "GIF",
+    "JPEG",
+    "PNG",
+    "WEBP",
+)  # of others some start programs (EPS), and few decoders are looked after
 _MOST_PIXELS = 128_000_000  # beyond what cameras give; takes half a GiB as RGB
 _OFFSETS = {"uint8": 0, "int8": -128}
 # What pillow's decoders raise for files that are cut short or corrupt, besides OSError: seen by mutating files.

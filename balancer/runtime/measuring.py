@@ -170,7 +170,9 @@ def _notes(pipeline: Pipeline, stages: Sequence[StageMeasurement]) -> tuple[str,
         notes.append("simulated TPUs computed their outputs on this CPU: no time is shorter than it takes")
     handover = _handover_ns(pipeline.plan)
     if handover and any(SIMULATED in s.source for s in stages):
-        notes.append(f"{handover / 1e6:.3f} ms of the predicted latency are hand-over between stages, which is not simulated")
+        notes.append(
+            f"{handover / 1e6:.3f} ms of the predicted latency are hand-over between stages, which is not simulated"
+        )
     return tuple(note for note in notes if note)
 
 

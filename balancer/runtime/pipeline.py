@@ -112,7 +112,9 @@ class Pipeline:
             self._open(flat)
             self._workers = Workers(self._lines(), depth=self.options.depth, most=self._most)
         except RuntimeError as error:
-            raise StageError(f"cannot be started ({error})", "pipeline", "raise the limit of threads: ulimit -u") from error
+            raise StageError(
+                f"cannot be started ({error})", "pipeline", "raise the limit of threads: ulimit -u"
+            ) from error
         # After the workers' own: `atexit` calls the last one first, and this one ends processes that hang, too.
         self._process = os.getpid()
         atexit.register(self._end)
@@ -395,4 +397,3 @@ class Pipeline:
         for name, value in inputs.items():
             tensors[name] = value
         return _Item(number, tensors)
-

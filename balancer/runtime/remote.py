@@ -167,7 +167,9 @@ class RemoteExecutor:
             return make()
         except OSError as error:
             what = f"its process cannot be started ({error.strerror or error})"
-            raise StageError(what, self._where, "end other programs, or raise the limits (ulimit -n, ulimit -u)") from error
+            raise StageError(
+                what, self._where, "end other programs, or raise the limits (ulimit -n, ulimit -u)"
+            ) from error
 
     @property
     def _where(self) -> str:

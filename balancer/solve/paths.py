@@ -180,7 +180,9 @@ class _Ways:
         for (k, u, c), kept in self.kept.items():
             if (k, u) == (stage, used):
                 here = kept[self.choices[c].start[kept] == at]
-                yield from ((c, n, end) for n, end in zip(here.tolist(), self.choices[c].end[here].tolist(), strict=True))
+                yield from (
+                    (c, n, end) for n, end in zip(here.tolist(), self.choices[c].end[here].tolist(), strict=True)
+                )
 
     def _table(self) -> Any:
         return np.full((self.stages + 1, len(self.vectors), self.cuts), NEVER, np.int64)

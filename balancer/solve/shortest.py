@@ -173,7 +173,9 @@ class QuickestSearch:
 
     def _searched(self, period: int, latency: int) -> LatencySearch:
         host = self.problem.host_ns
-        stages = min(self.most_stages(), period // host if host else sum(self.counts), self.options.stages or MOST_REPLICAS)
+        stages = min(
+            self.most_stages(), period // host if host else sum(self.counts), self.options.stages or MOST_REPLICAS
+        )
         within = Within(self.counts, period, stages, exact_stages=True)
         return LatencySearch(self.lattice, within, self.budget, latency)
 
@@ -242,7 +244,9 @@ def with_spare_devices(problem: Problem, pipeline: Pipeline, most_replicas: int)
         counts[stage.kind] -= stage.replicas
     costs = [problem.exact(stage.ops, stage.kind) for stage in pipeline.stages]
     replicas = [stage.replicas for stage in pipeline.stages]
-    slowest = [(-Fraction(cost.time_ns if cost else 0, r), j) for j, (cost, r) in enumerate(zip(costs, replicas, strict=True))]
+    slowest = [
+        (-Fraction(cost.time_ns if cost else 0, r), j) for j, (cost, r) in enumerate(zip(costs, replicas, strict=True))
+    ]
     heapq.heapify(slowest)
     while True:
         _, j = slowest[0]
