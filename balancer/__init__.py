@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from balancer.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from balancer.balancing import balance, compare, compile_plan, predict, save, size, tune, verify
     from balancer.compiler import find_compiler
     from balancer.cost.hardware import Hardware, load_hardware
+    from balancer.directory import compile_plan, save, verify
     from balancer.errors import BalancerError, InfeasibleError, ModelError, PlanError
     from balancer.graph import Graph
+    from balancer.loops import tune
     from balancer.plan import Plan, load_plan
+    from balancer.planning import balance, compare, predict, size
     from balancer.runtime.options import RunOptions
     from balancer.runtime.pipeline import Pipeline
     from balancer.solve import Constraints, Problem, Solution
@@ -27,9 +29,9 @@ _HOME = {
     "BalancerError": "errors", "Constraints": "solve", "Graph": "graph", "Hardware": "cost.hardware",
     "InfeasibleError": "errors", "ModelError": "errors", "Pipeline": "runtime.pipeline", "Plan": "plan",
     "PlanError": "errors", "Problem": "solve", "RunOptions": "runtime.options", "Solution": "solve",
-    "balance": "balancing", "compare": "balancing", "compile_plan": "balancing", "find_compiler": "compiler",
-    "load_graph": "tflite.read", "load_hardware": "cost.hardware", "load_plan": "plan", "predict": "balancing",
-    "save": "balancing", "size": "balancing", "tune": "balancing", "verify": "balancing",
+    "balance": "planning", "compare": "planning", "compile_plan": "directory", "find_compiler": "compiler",
+    "load_graph": "tflite.read", "load_hardware": "cost.hardware", "load_plan": "plan", "predict": "planning",
+    "save": "directory", "size": "planning", "tune": "loops", "verify": "directory",
 }  # fmt: skip
 
 __all__ = [

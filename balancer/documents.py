@@ -37,7 +37,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class CsvTable:
     """A CSV file: its columns, and for each row the line in the file where it ends and its fields by column."""
 
     columns: frozenset[str]
@@ -64,7 +64,7 @@ def parse_json(data: bytes, where: str, refusal: Refusal) -> Any:
     return value
 
 
-def read_table(path: str | Path, refusal: Refusal) -> Table:
+def read_table(path: str | Path, refusal: Refusal) -> CsvTable:
     """The rows of a CSV file, whose first line names its columns. Blank lines are none.
 
     Raises the refusal's error where the file cannot be read, is no CSV, names a column twice, or a row has not as many
@@ -83,7 +83,7 @@ def read_table(path: str | Path, refusal: Refusal) -> Table:
         if len(fields) != len(columns):
             what = f"has {len(fields)} fields, the first line {len(columns)}"
             raise refusal.error(what, f"{where}, line {line}", "correct the row")
-    return Table(
+    return CsvTable(
         frozenset(columns), tuple((line, dict(zip(columns, fields, strict=True))) for line, fields in lines[1:])
     )
 

@@ -10,33 +10,21 @@ folded op   an op that only computes shapes (SHAPE, STRIDED_SLICE, PACK ... of a
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from balancer.ground.opsets import members, op_set
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     import networkx
 
-OpSet = int
+    from balancer.ground.opsets import OpSet
+
 _STATE = {"resource", "variant"}
-
-
-def op_set(ops: Iterable[int]) -> OpSet:
-    """The set that holds these op indices."""
-    bits = 0
-    for i in ops:
-        bits |= 1 << i
-    return bits
-
-
-def members(ops: OpSet) -> Iterator[int]:
-    """The indices in the set, ascending."""
-    while ops:
-        low = ops & -ops
-        yield low.bit_length() - 1
-        ops ^= low
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,3 +189,23 @@ class Graph:
                     drawn.add_edge(*edge, tensors=[])
                 drawn.edges[edge]["tensors"].append(tensor)
         return drawn
+
+
+def boundary_names(graph: Graph, segments: Iterable[OpSet]) -> dict[int, str]:
+    """Tensor -> its name in the segments' files, for each tensor that enters or leaves one, or the model.
+
+    Names are unique and not empty. Deterministic: they depend on the model and on nothing else but which tensors cross.
+    """
+    crossing = sorted({t for ops in (graph.all_ops, *segments) for side in graph.interface(ops) for t in side})
+    uses = Counter(tensor.name for tensor in graph.tensors)
+    taken = set(uses)
+    names = {}
+    for t in crossing:
+        name = graph.tensors[t].name
+        if not name or uses[name] > 1:
+            name = f"{name}_t{t}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        names[t] = name
+    return names

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.errors import BalancerError, InterpreterError, ModelError
-from balancer.graph import Graph, OpSet, members, op_set
+from balancer.graph import Graph, boundary_names
+from balancer.ground.opsets import OpSet, members, op_set
 from balancer.inputs import InputSpec, Item
 from balancer.interpreter import Interpreter, open_interpreter, open_keeping_all, runtime_label
 from balancer.plan import state_of
-from balancer.tflite.cut import Cutter, boundary_names
+from balancer.tflite.cut import Cutter
 from balancer.workers import Failure, run_all
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def verify_partition(
     names = boundary_names(cutter.graph, [s.ops for s in segments])
     infer = Interpreter.run_next if keep_state else Interpreter.run
     reference = _Reference(model, cutter, names, infer)
-    runners = [_Runner(s, infer) for s in segments]
+    runners = [_SegmentRunner(s, infer) for s in segments]
     _check_interfaces(cutter.graph, segments, runners, names)
     equal: Counter[str] = Counter()
     mismatch: Mismatch | None = None
@@ -165,7 +166,7 @@ class _Reference:
         return _Run({name: self.interpreter.tensor(t) for name, t in self.index.items()}, dict(item))
 
 
-class _Runner:
+class _SegmentRunner:
     """One segment's file, or what of it the interpreter can run. gives: the outputs that it computes."""
 
     def __init__(self, segment: SegmentFile, infer: Infer) -> None:
@@ -193,7 +194,7 @@ def _names(graph: Graph, ops: OpSet) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(graph.tensors[t].name for t in inputs), tuple(graph.tensors[t].name for t in outputs)
 
 
-def _compare(run: _Run, runners: Sequence[_Runner], item: int) -> tuple[Mismatch | None, Counter[str]]:
+def _compare(run: _Run, runners: Sequence[_SegmentRunner], item: int) -> tuple[Mismatch | None, Counter[str]]:
     """The first mismatch of an item, and how many tensors of each segment were compared and equal."""
     equal: Counter[str] = Counter()
     for runner in runners:
@@ -215,7 +216,7 @@ def _mismatch(segment: str, tensor: str, item: int, expected: Any, found: Any) -
 
 
 def _check_interfaces(
-    graph: Graph, segments: Sequence[SegmentFile], runners: Sequence[_Runner], names: Mapping[int, str]
+    graph: Graph, segments: Sequence[SegmentFile], runners: Sequence[_SegmentRunner], names: Mapping[int, str]
 ) -> None:
     """Each file must take and give what its place in the partition says."""
     for segment, runner in zip(segments, runners, strict=True):

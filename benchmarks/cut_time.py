@@ -14,9 +14,10 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from balancer.graph import op_set
+from balancer.graph import boundary_names
+from balancer.ground.opsets import op_set
 from balancer.tflite import synth
-from balancer.tflite.cut import Cutter, boundary_names
+from balancer.tflite.cut import Cutter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

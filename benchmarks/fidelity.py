@@ -20,21 +20,23 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.balancing.comparing import default_cuts
-from balancer.balancing.measurements import SyntheticRow, read_measurements
-from balancer.balancing.setting import Setting, open_setting
+from balancer.cost.feeding import StageCost, latency_ns, period_ns, stage_cost
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.layout import layout
-from balancer.cost.pipeline import StageCost, latency_ns, period_ns, stage_cost
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import BalancerError, MeasurementError
-from balancer.graph import Graph, op_set
-from balancer.solve import pipeline_rate, plan_rate
+from balancer.ground.opsets import op_set
+from balancer.ground.rates import pipeline_rate, plan_rate
+from balancer.learning.measurements import SyntheticRow, read_measurements
+from balancer.planning.comparing import default_cuts
+from balancer.planning.setting import Setting, open_setting
 from balancer.tflite.package import load_package
 from balancer.tflite.read import load_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from balancer.graph import Graph
 
 MIB = 1 << 20
 NOT_COUNTED = {"UNIDIRECTIONAL_SEQUENCE_LSTM"}  # its layout on the chip is not known

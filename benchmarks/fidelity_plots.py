@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from fidelity import BATCHED, default_stages
 
-from balancer.balancing.measurements import SyntheticRow, read_measurements
-from balancer.balancing.setting import open_setting
 from balancer.cost.hardware import load_hardware
+from balancer.learning.measurements import SyntheticRow, read_measurements
+from balancer.planning.setting import open_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -92,7 +92,7 @@ def resnet_figure(folder: Path, model: Path) -> Any:
     """Throughput and latency of the compiler's split over N."""
     from matplotlib.figure import Figure
 
-    from balancer.cost.pipeline import latency_ns, period_ns
+    from balancer.cost.feeding import latency_ns, period_ns
 
     setting = open_setting(model, "pcie")
     with (folder / "imagenet_pipeline_pcie_resnet101.csv").open(newline="", encoding="utf-8") as file:

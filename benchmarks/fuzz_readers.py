@@ -39,11 +39,6 @@ from mutations import (
 )
 
 import balancer
-from balancer.balancing.measurements import SyntheticRow, read_measurements
-from balancer.balancing.profiling import profile_document
-from balancer.balancing.remembering import setting_of
-from balancer.balancing.sources import RecordedTimes, segment_sets
-from balancer.balancing.tuning import measured_rate, plan_pipelines
 from balancer.compiler.report import parse_report
 from balancer.cost.batch import SegmentBatch
 from balancer.cost.hardware import load_hardware
@@ -51,13 +46,18 @@ from balancer.cost.profile import load_profile
 from balancer.cost.segment import SegmentCosts
 from balancer.documents import Refusal, read_json
 from balancer.errors import BalancerError
+from balancer.ground.downsets import DownSets
 from balancer.inputs import InputSpec, load_items, npz_bytes
+from balancer.learning.measurements import SyntheticRow, read_measurements
+from balancer.learning.profiling import profile_document
+from balancer.loops.sources import RecordedTimes, segment_sets
+from balancer.loops.tuning import measured_rate, plan_pipelines
 from balancer.plan import load_plan, plan_text, pycoral_obstacle
+from balancer.planning.remembering import setting_of
 from balancer.runtime.images import load_image
 from balancer.runtime.limits import mapping_entries
 from balancer.runtime.recipes import plan_interface, promised
 from balancer.runtime.tensors import layout, lives
-from balancer.solve import DownSets
 from balancer.tflite import synth
 from balancer.tflite.cut import Cutter
 from balancer.tflite.package import describe, is_compiled, read_package
@@ -121,7 +121,7 @@ def _plan(path: Path) -> None:
         promised(plan, segment)
         setting.costs.terms(segment_sets(plan)[segment.name])
     if pipelines and all(s.measured and s.measured.stage_ns for s in plan.segments):
-        measured_rate(balancer.balancing.sources.Seen(plan), setting.hardware.host_ns_per_stage)
+        measured_rate(balancer.loops.sources.Seen(plan), setting.hardware.host_ns_per_stage)
 
 
 def _report(path: Path) -> None:

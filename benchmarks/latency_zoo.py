@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.balancing.setting import open_setting
 from balancer.errors import InfeasibleError
-from balancer.solve import Constraints, Options, solve
+from balancer.planning.setting import open_setting
+from balancer.solve import Constraints, SolverOptions, solve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balancer.balancing.setting import Setting
+    from balancer.planning.setting import Setting
 
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "models" / "zoo"
 ROW = "{:28} {:>4} {:>7} {:>9} {:>11} {:>8} {:>8}"
@@ -46,7 +46,7 @@ def row(setting: Setting, n_tpus: int, count: int) -> tuple[int, int, int, float
         begun = time.process_time(), time.perf_counter()
         try:
             held = Constraints(max_objective_ns=most_ns)
-            solution = solve(setting.problem(n_tpus), Options(constraints=held))
+            solution = solve(setting.problem(n_tpus), SolverOptions(constraints=held))
             proven, unproven = proven + (solution.status == "optimal"), unproven + (solution.status != "optimal")
         except InfeasibleError:
             impossible += 1

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import BalancerError
-from balancer.solve import Options, Structure, Transfer, solve, structured_problem
+from balancer.solve import SolverOptions, Structure, Transfer, solve, structured_problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,7 +184,7 @@ def solved(row: Row, solver: str) -> tuple[Instance, Solution, float, float]:
     """The instance, its solution, seconds and the process's peak in MiB. Raises BalancerError or ValueError."""
     instance = row.instance
     start = time.perf_counter()
-    solution = solve(instance.problem, Options(solver=solver, max_pipelines=1, max_replicas=1))
+    solution = solve(instance.problem, SolverOptions(solver=solver, max_pipelines=1, max_replicas=1))
     seconds = time.perf_counter() - start
     return instance, solution, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

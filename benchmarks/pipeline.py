@@ -19,9 +19,9 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import balancer
-from balancer.balancing.predicting import predict
 from balancer.inputs import random_items
 from balancer.interpreter import open_interpreter
+from balancer.planning.predicting import predict
 from balancer.runtime.measuring import measure
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 import networks
 
-from balancer.balancing.setting import open_setting
 from balancer.errors import BalancerError
-from balancer.solve import Options, solve
+from balancer.planning.setting import open_setting
+from balancer.solve import SolverOptions, solve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +81,7 @@ def run(case: Case) -> tuple[int, float, float, int, int, float]:
     start = time.process_time()
     setting = open_setting(data, case.hardware)
     read = time.process_time()
-    solution = solve(setting.problem(case.tpus), Options())
+    solution = solve(setting.problem(case.tpus), SolverOptions())
     solved = time.process_time()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     objective, gap = solution.value.objective_ns, solution.gap

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.balancing.comparing import COPIES, DEFAULT, comparison
-from balancer.balancing.setting import Setting, open_setting
-from balancer.balancing.simulating import perturbed
 from balancer.errors import BalancerError, InfeasibleError
-from balancer.solve import Options, Pipeline, solve, steady_rate
+from balancer.loops.simulating import perturbed
+from balancer.planning.comparing import COPIES, DEFAULT, comparison
+from balancer.planning.setting import Setting, open_setting
+from balancer.solve import PipelineSpec, SolverOptions, solve, steady_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ COLUMNS = (
 )  # fmt: skip
 SHORT = ("one TPU", "copies", "default", "equal", "depth", "bisect", "DFS+DP")
 ROW = "{:22} {:>2}" + " {:>7}" * 11
-SINGLE = Options(max_pipelines=1, max_replicas=1)
+SINGLE = SolverOptions(max_pipelines=1, max_replicas=1)
 # Ways to plan that are compared with each other: the wider in what, the narrower.
 CHAIN, DOWNSETS, REPLICAS, OURS = "chain", "down-sets", "replicas", "pipelines"
 WAYS = {DOWNSETS: "down-sets", REPLICAS: "with replicas", OURS: "with pipelines side by side"}
@@ -71,7 +71,7 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def timed(setting: Setting, n_tpus: int, options: Options) -> tuple[Solution, float]:
+def timed(setting: Setting, n_tpus: int, options: SolverOptions) -> tuple[Solution, float]:
     """A solution, and the seconds that it took from the graph on, without any cached costs."""
     fresh = Setting(setting.data, setting.origin, setting.graph, setting.hardware)
     start = time.perf_counter()
@@ -79,16 +79,16 @@ def timed(setting: Setting, n_tpus: int, options: Options) -> tuple[Solution, fl
     return solution, time.perf_counter() - start
 
 
-def rate(setting: Setting, n_tpus: int, plan: Sequence[Pipeline]) -> float | None:
+def rate(setting: Setting, n_tpus: int, plan: Sequence[PipelineSpec]) -> float | None:
     found = steady_rate(setting.problem(n_tpus), plan)
     return float(found) if found else None
 
 
-def plans(setting: Setting, n_tpus: int) -> Iterator[tuple[str, Sequence[Pipeline]]]:
+def plans(setting: Setting, n_tpus: int) -> Iterator[tuple[str, Sequence[PipelineSpec]]]:
     """The plans that gains and robustness are told of, by name; those that exist."""
     wanted = {
-        CHAIN: replace(SINGLE, solver="chain"), DOWNSETS: SINGLE, REPLICAS: Options(max_pipelines=1), OURS: Options(),
-        "default": Options(solver="parameter-count"), "depth balanced": Options(solver="depth-balanced"),
+        CHAIN: replace(SINGLE, solver="chain"), DOWNSETS: SINGLE, REPLICAS: SolverOptions(max_pipelines=1), OURS: SolverOptions(),
+        "default": SolverOptions(solver="parameter-count"), "depth balanced": SolverOptions(solver="depth-balanced"),
     }  # fmt: skip
     for name, options in wanted.items():
         try:
@@ -109,7 +109,7 @@ class Run:
     def case(self, setting: Setting, n_tpus: int) -> None:
         """One row, and its share of the tallies."""
         single, single_seconds = timed(setting, n_tpus, SINGLE)
-        best, best_seconds = timed(setting, n_tpus, Options())
+        best, best_seconds = timed(setting, n_tpus, SolverOptions())
         rows = {row.name: row for row in comparison(setting, n_tpus, best.pipelines)}
         self.slowest["one pipeline"] = max(self.slowest["one pipeline"], single_seconds)
         self.slowest["any"] = max(self.slowest["any"], best_seconds)

@@ -18,10 +18,10 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import balancer
-from balancer.balancing.remembering import setting_of
-from balancer.balancing.simulating import perturbed
-from balancer.balancing.sources import TrueCosts
-from balancer.balancing.tuning import ROUNDS, bisected, tune
+from balancer.loops.simulating import perturbed
+from balancer.loops.sources import TrueCosts
+from balancer.loops.tuning import ROUNDS, bisected, tune
+from balancer.planning.remembering import setting_of
 from balancer.solve import solve
 
 if TYPE_CHECKING:

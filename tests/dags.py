@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from balancer.solve import Cost, Kept, Kind, Pipeline, Problem, Stage, Structure, Transfer, Value, evaluate
+from balancer.solve import Cost, Kept, Kind, PipelineSpec, Problem, StageSpec, Structure, Transfer, Value, evaluate
 from tests.strategies import looped_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from balancer.solve.downsets import OpSet
+    from balancer.ground.opsets import OpSet
 
 
 def ops_of(ops: OpSet) -> list[int]:
@@ -148,21 +148,21 @@ def chains(before: tuple[OpSet, ...], most: int) -> Iterator[list[OpSet]]:
     yield from extend(0, most)
 
 
-def all_pipelines(problem: Problem, most_replicas: int = 1) -> list[Pipeline]:
+def all_pipelines(problem: Problem, most_replicas: int = 1) -> list[PipelineSpec]:
     """Every partition with every choice of kinds and replicas that the devices suffice for."""
     counts = dict(problem.devices)
     found = []
 
-    def assign(sets: list[OpSet], stages: list[Stage]) -> None:
+    def assign(sets: list[OpSet], stages: list[StageSpec]) -> None:
         if len(stages) == len(sets):
-            found.append(Pipeline(tuple(stages)))
+            found.append(PipelineSpec(tuple(stages)))
             return
         ops = sets[len(stages)]
         for kind, count in counts.items():
             free = count - sum(s.replicas for s in stages if s.kind == kind)
             if problem.exact(ops, kind) is not None:
                 for r in range(1, min(free, most_replicas) + 1):
-                    assign(sets, [*stages, Stage(ops, kind, r)])
+                    assign(sets, [*stages, StageSpec(ops, kind, r)])
 
     for sets in chains(problem.before, sum(counts.values())):
         assign(sets, [])

@@ -25,7 +25,7 @@ from balancer.compiler.report import MAPPED
 from balancer.cost.hardware import load_hardware
 from balancer.cost.profile import OpCosts, Profile
 from balancer.cost.segment import SegmentCosts
-from balancer.graph import members
+from balancer.ground.opsets import members
 from balancer.tflite import flatbuffer
 from balancer.tflite.cut import Cutter
 from balancer.tflite.flatbuffer import Table
@@ -113,8 +113,8 @@ def main(arguments: list[str]) -> int:
 
 def segment(behaviour: Behaviour, options: Namespace, source: Path) -> int:
     """`--num_segments`, by the parameter-count rule."""
-    from balancer.balancing.comparing import default_cuts
-    from balancer.balancing.setting import open_setting
+    from balancer.planning.comparing import default_cuts
+    from balancer.planning.setting import open_setting
 
     setting = open_setting(source, "pcie")
     cutter, n = Cutter(setting.data), len(setting.graph.ops)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hypothesis import strategies as st
 
-from balancer.solve import Between, Cost, Costs, DownSets, Kind, Pipeline, Problem, Stage, Value, evaluate, interval_set
+from balancer.ground.opsets import interval_set
+from balancer.solve import Between, Cost, CostColumns, Kind, PipelineSpec, Problem, StageSpec, Value, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from balancer.solve.downsets import OpSet
+    from balancer.ground.downsets import DownSets
+    from balancer.ground.opsets import OpSet
 
 KIND = "tpu"
 
@@ -24,12 +26,12 @@ def looped_batch(exact: Callable[[OpSet, Kind], Cost | None]) -> Callable[[DownS
     def batch(sets: DownSets, kind: Kind) -> Between:
         ops = [sets.set_of(row) for row in range(len(sets))]
 
-        def between(inners: Any, outers: Any) -> Costs:
+        def between(inners: Any, outers: Any) -> CostColumns:
             pairs = zip(*(a.tolist() for a in np.broadcast_arrays(inners, outers)), strict=True)
             found = [exact(ops[outer] & ~ops[inner], kind) for inner, outer in pairs]
             known = [cost or Cost(0, 0) for cost in found]
             time, streamed = (np.array([c[k] for c in known], np.int64) for k in (0, 1))
-            return Costs(time, streamed, np.array([cost is not None for cost in found], bool))
+            return CostColumns(time, streamed, np.array([cost is not None for cost in found], bool))
 
         return between
 
@@ -69,7 +71,7 @@ def chain_problems(draw: Callable[[Any], Any], most_ops: int = 7, most_devices: 
     return interval_problem(before, costs, draw(st.integers(1, most_devices)), draw(st.sampled_from([0, 0, 1, 3])))
 
 
-def all_partitions(problem: Problem, most_replicas: int = 1) -> list[Pipeline]:
+def all_partitions(problem: Problem, most_replicas: int = 1) -> list[PipelineSpec]:
     """Every partition into allowed intervals with every choice of replicas, as a pipeline."""
     n, found = problem.n_ops, []
     for cuts in product([False, True], repeat=n - 1):
@@ -79,13 +81,13 @@ def all_partitions(problem: Problem, most_replicas: int = 1) -> list[Pipeline]:
             continue
         choices = product(range(1, most_replicas + 1), repeat=len(sets))
         affordable = (replicas for replicas in choices if sum(replicas) <= problem.devices[0][1])
-        found += [Pipeline(tuple(map(Stage, sets, [KIND] * len(sets), replicas))) for replicas in affordable]
+        found += [PipelineSpec(tuple(map(StageSpec, sets, [KIND] * len(sets), replicas))) for replicas in affordable]
     return found
 
 
 def all_plans(
     problem: Problem, most_pipelines: int | None = None, most_replicas: int = 1
-) -> list[tuple[Value, tuple[Pipeline, ...]]]:
+) -> list[tuple[Value, tuple[PipelineSpec, ...]]]:
     """Every multiset of partitions on at most the devices there are, with its worth."""
     devices = problem.devices[0][1]
     partitions = all_partitions(problem, most_replicas)

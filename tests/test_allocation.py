@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from balancer.ground.rates import objective_ns, plan_rate
+from balancer.ground.units import NS_PER_S
 from balancer.solve.allocation import Candidate, allocate
 from balancer.solve.baselines import equal_op_counts, parameter_count
-from balancer.solve.problem import NS_PER_S, Value, objective_ns, plan_rate
+from balancer.solve.problem import Value
 
 CANDIDATES = st.lists(
     st.builds(

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import balancer
-from balancer.balancing.calibrating import calibrate, hardware_document
-from balancer.balancing.measurements import StageRow, read_measurements
-from balancer.balancing.predicting import cut_segments
-from balancer.balancing.profiling import profile_document
 from balancer.cost.hardware import load_hardware
 from balancer.errors import BalancerError, InfeasibleError, MeasurementError, PlanError, ProfileError
-from balancer.plan import parse_op_ranges
+from balancer.ground.opsets import parse_op_ranges
+from balancer.learning.calibrating import calibrate, hardware_document
+from balancer.learning.measurements import StageRow, read_measurements
+from balancer.learning.profiling import profile_document
+from balancer.planning.predicting import cut_segments
 from balancer.tflite import synth
 from tests import handmade
 from tests.shared import MODELS, SHARED, ZOO

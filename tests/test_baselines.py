@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.errors import BalancerError
-from balancer.solve import Options, Problem, Structure, evaluate, interval_set, solve, structured_problem
+from balancer.ground.opsets import interval_set
+from balancer.solve import Problem, SolverOptions, Structure, evaluate, solve, structured_problem
 from balancer.solve.baselines import BASELINES
 from balancer.solve.bisection import bisect_cuts
 from balancer.solve.depth_balanced import balanced_cuts, depth_balanced
@@ -19,21 +20,21 @@ from tests.check import check
 from tests.dags import dag_problems, graphs, ops_of
 
 if TYPE_CHECKING:
+    from balancer.ground.opsets import OpSet
     from balancer.solve import Value
-    from balancer.solve.downsets import OpSet
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
 @given(problem=dag_problems(most_ops=6))
 def test_a_baseline_is_a_valid_pipeline_and_never_better_than_the_best(name: str, problem: Problem) -> None:
     try:
-        solution = solve(problem, Options(solver=name))
+        solution = solve(problem, SolverOptions(solver=name))
     except BalancerError:
         return
     assert solution.value == evaluate(problem, solution.pipelines)
     check(problem, solution)
     assert [stage.replicas for stage in solution.pipelines[0].stages] == [1] * len(solution.pipelines[0].stages)
-    best = solve(problem, Options(solver="downset", max_pipelines=1, max_replicas=1))
+    best = solve(problem, SolverOptions(solver="downset", max_pipelines=1, max_replicas=1))
     assert best.value.objective_ns <= solution.value.objective_ns
 
 
@@ -44,7 +45,7 @@ def test_exhaustive_is_what_the_chain_finds(problem: Problem) -> None:
 
 def _value(problem: Problem, solver: str) -> Value | None:
     try:
-        return solve(problem, Options(solver=solver, max_pipelines=1, max_replicas=1)).value
+        return solve(problem, SolverOptions(solver=solver, max_pipelines=1, max_replicas=1)).value
     except BalancerError:
         return None
 
@@ -125,5 +126,5 @@ def test_too_many_partitions_are_refused_by_name() -> None:
     before = tuple((1 << i) >> 1 for i in range(60))
     problem = structured_problem(before, [("tpu", 8)], {"tpu": Structure(stage_ns=0, op_ns=(1,) * 60)})
     with pytest.raises(BalancerError, match="use the solver chain"):
-        solve(problem, Options(solver="exhaustive"))
+        solve(problem, SolverOptions(solver="exhaustive"))
     assert interval_set(0, 2) == 3

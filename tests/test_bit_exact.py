@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 import balancer
+from balancer.graph import boundary_names
 from balancer.inputs import random_items
-from balancer.tflite.cut import Cutter, boundary_names
+from balancer.tflite.cut import Cutter
 from balancer.verification import SegmentFile, input_specs, verify_partition
 from tests.shared import RUNNABLE, ZOO, stem
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from balancer.graph import Graph, OpSet
+    from balancer.graph import Graph
+    from balancer.ground.opsets import OpSet
 
 pytestmark = pytest.mark.shared
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.errors import InfeasibleError
-from balancer.solve import Cost, Options, Problem, solve
+from balancer.solve import Cost, Problem, SolverOptions, solve
 from tests.check import check
 from tests.strategies import all_partitions, all_plans, chain_problems, interval_problem
 
@@ -20,7 +20,7 @@ def _key(pipeline: object) -> list[int]:
 
 @given(chain_problems())
 def test_the_best_plan_is_as_good_as_brute_force_over_all_plans(problem: Problem) -> None:
-    solution = solve(problem, Options(max_replicas=1))
+    solution = solve(problem, SolverOptions(max_replicas=1))
     check(problem, solution)
     best = min(value for value, _ in all_plans(problem))
     assert solution.value.objective_ns == best.objective_ns
@@ -32,7 +32,7 @@ def test_the_best_plan_is_as_good_as_brute_force_over_all_plans(problem: Problem
 @settings(max_examples=5 * settings().max_examples)
 @given(chain_problems(most_ops=7, most_devices=4))
 def test_one_pipeline_meets_brute_force_in_every_tie(problem: Problem) -> None:
-    solution = solve(problem, Options(max_pipelines=1, max_replicas=1))
+    solution = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1))
     check(problem, solution)
     plans = all_plans(problem, most_pipelines=1)
     best = min(value for value, _ in plans)
@@ -45,15 +45,15 @@ def test_one_pipeline_meets_brute_force_in_every_tie(problem: Problem) -> None:
 
 def test_of_equally_fast_partitions_the_one_that_streams_least_wins_and_only_then_the_one_of_least_latency() -> None:
     costs = {1: Cost(9, 5), 0b110: Cost(2, 0), 0b011: Cost(9, 1), 0b100: Cost(7, 0), 0b111: Cost(30, 0)}
-    solution = solve(interval_problem((0, 1, 2), costs, 2), Options(max_pipelines=1))
+    solution = solve(interval_problem((0, 1, 2), costs, 2), SolverOptions(max_pipelines=1))
     assert _key(solution.pipelines[0]) == [0b011, 0b100]
     less = interval_problem((0, 1, 2), costs | {1: Cost(9, 1)}, 2)
-    assert _key(solve(less, Options(max_pipelines=1)).pipelines[0]) == [1, 0b110]
+    assert _key(solve(less, SolverOptions(max_pipelines=1)).pipelines[0]) == [1, 0b110]
 
 
 def test_of_partitions_equal_in_all_respects_the_one_cut_earliest_wins() -> None:
     costs = dict.fromkeys([1, 0b110, 0b011, 0b100], Cost(9, 1)) | {0b111: Cost(30, 0)}
-    solution = solve(interval_problem((0, 1, 2), costs, 2), Options(max_pipelines=1))
+    solution = solve(interval_problem((0, 1, 2), costs, 2), SolverOptions(max_pipelines=1))
     assert _key(solution.pipelines[0]) == [1, 0b110]
 
 
@@ -63,9 +63,9 @@ def test_forced_stages_are_exactly_so_many_and_the_best_of_them(problem: Problem
     partitions = [p for p in all_partitions(roomy) if len(p.stages) == stages]
     if not partitions:
         with pytest.raises(InfeasibleError):
-            solve(roomy, Options(stages=stages, max_replicas=1))
+            solve(roomy, SolverOptions(stages=stages, max_replicas=1))
         return
-    solution = solve(roomy, Options(stages=stages, max_replicas=1))
+    solution = solve(roomy, SolverOptions(stages=stages, max_replicas=1))
     check(roomy, solution)
     assert [len(p.stages) for p in solution.pipelines] == [stages]
     plans = [v for v, plan in all_plans(roomy, 1) if len(plan[0].stages) == stages]
@@ -81,7 +81,7 @@ def test_one_more_device_never_lowers_the_rate(problem: Problem) -> None:
 
 @given(chain_problems(), st.integers(1, 3))
 def test_a_limit_on_pipelines_is_kept_and_used_well(problem: Problem, most: int) -> None:
-    solution = solve(problem, Options(max_pipelines=most, max_replicas=1))
+    solution = solve(problem, SolverOptions(max_pipelines=most, max_replicas=1))
     check(problem, solution)
     assert len(solution.pipelines) <= most
     assert solution.value.objective_ns == min(v for v, _ in all_plans(problem, most)).objective_ns
@@ -101,7 +101,7 @@ def test_a_problem_without_allowed_segments_is_infeasible() -> None:
 def test_replicas_and_pipelines_are_as_good_as_brute_force_over_all_allocations(
     problem: Problem, replicas: int, pipelines: int | None
 ) -> None:
-    solution = solve(problem, Options(max_replicas=replicas, max_pipelines=pipelines))
+    solution = solve(problem, SolverOptions(max_replicas=replicas, max_pipelines=pipelines))
     check(problem, solution)
     assert all(stage.replicas <= replicas for p in solution.pipelines for stage in p.stages)
     best = min(value for value, _ in all_plans(problem, pipelines, replicas))
@@ -113,7 +113,7 @@ def test_replicas_and_pipelines_are_as_good_as_brute_force_over_all_allocations(
 
 @given(chain_problems(most_ops=5, most_devices=6))
 def test_one_replicated_pipeline_meets_brute_force_in_every_tie(problem: Problem) -> None:
-    solution = solve(problem, Options(max_pipelines=1, max_replicas=6))
+    solution = solve(problem, SolverOptions(max_pipelines=1, max_replicas=6))
     check(problem, solution)
     assert solution.value == min(value for value, _ in all_plans(problem, 1, 6))
 

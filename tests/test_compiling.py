@@ -19,7 +19,7 @@ import pytest
 
 import balancer
 from balancer.cli.main import main
-from balancer.compiler import Compiled, Compiler, Options, Refused, find_compiler
+from balancer.compiler import Compiled, Compiler, CompilerOptions, Refused, find_compiler
 from balancer.compiler.report import parse_report, rounding_bytes
 from balancer.errors import CompilerError, OutputError, PlanError
 from balancer.tflite import synth
@@ -52,7 +52,7 @@ def plan(solved: Path, tmp_path: Path) -> Path:
 
 
 def _compiler(folder: Path, seconds: int = 60, **behaviour: Any) -> Compiler:
-    options = Options(seconds=seconds, search_delegate=behaviour.pop("search_delegate", False))
+    options = CompilerOptions(seconds=seconds, search_delegate=behaviour.pop("search_delegate", False))
     return find_compiler(edgetpu_compiler.install(folder / "bin", **behaviour), options, cache=folder / "cache")
 
 
@@ -319,7 +319,7 @@ def _script(folder: Path, body: str) -> Path:
 @pytest.mark.parametrize("search", [False, True])
 def test_one_that_never_stops_printing_is_ended(plan: Path, tmp_path: Path, search: bool) -> None:
     program = _script(tmp_path / "bin", 'yes "WARNING spam"')
-    options = Options(seconds=60, search_delegate=search)
+    options = CompilerOptions(seconds=60, search_delegate=search)
     found = balancer.compile_plan(plan, find_compiler(program, options, cache=tmp_path / "cache"))
     assert len(found.refused) == 3
     assert all("after printing" in r.reason for r in found.refused)

@@ -7,6 +7,7 @@ import random
 import re
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,12 +21,15 @@ from balancer.cost.layout import layout
 from balancer.cost.profile import OpCosts, Profile
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import HardwareError
-from balancer.graph import Graph, OpSet, op_set
-from balancer.solve import DownSets
+from balancer.ground.downsets import DownSets
+from balancer.ground.opsets import OpSet, op_set
 from balancer.tflite import synth
 from balancer.tflite.read import load_graph, read_graph
 from tests import handmade
 from tests.shared import MODELS, SOURCES, stem
+
+if TYPE_CHECKING:
+    from balancer.graph import Graph
 
 PCIE = load_hardware("pcie")
 

@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 from balancer.errors import InfeasibleError
 from balancer.solve import (
     Constraints,
-    Options,
-    Pipeline,
+    PipelineSpec,
     Problem,
     Solution,
+    SolverOptions,
     Structure,
     Transfer,
     evaluate,
     solve,
     structured_problem,
 )
-from balancer.solve.downsets import all_downsets, blocks_of
+from balancer.solve.blocks import blocks_of
+from balancer.solve.enumeration import all_downsets
 from tests.check import check
 from tests.dags import all_pipelines, dag_problems, graphs, ops_of, structured_ns, structures
 from tests.strategies import looped_batch
@@ -64,7 +65,7 @@ def constraints(draw: Callable[[Any], Any], n: int, stages: int) -> Constraints:
     )
 
 
-def keeps(problem: Problem, pipeline: Pipeline, held: Constraints) -> bool:
+def keeps(problem: Problem, pipeline: PipelineSpec, held: Constraints) -> bool:
     """The constraints by their words."""
     sets = [stage.ops for stage in pipeline.stages]
     at = {i: j for j, ops in enumerate(sets) for i in ops_of(ops)}
@@ -91,7 +92,7 @@ def keeps(problem: Problem, pipeline: Pipeline, held: Constraints) -> bool:
 
 def cpsat(problem: Problem, **options: Any) -> Solution | None:
     try:
-        return solve(problem, Options(solver="cpsat", **options))
+        return solve(problem, SolverOptions(solver="cpsat", **options))
     except InfeasibleError:
         return None
 
@@ -106,7 +107,7 @@ def test_without_constraints_it_meets_brute_force_and_the_search_over_downsets(p
         check(problem, solution)
         assert solution.value == min(values)
         assert solution.bound_ns == min(values).objective_ns
-        downset = solve(problem, Options(solver="downset", max_pipelines=1, max_replicas=1))
+        downset = solve(problem, SolverOptions(solver="downset", max_pipelines=1, max_replicas=1))
         assert downset.value.objective_ns == solution.value.objective_ns
 
 
@@ -202,7 +203,7 @@ def test_a_graph_too_large_to_enumerate_is_solved_and_proven_all_the_same() -> N
     before = tuple(1 << (i - pairs) if i >= pairs else 0 for i in range(2 * pairs))
     problem = structured_problem(before, [("tpu", 3)], {"tpu": structure})
     for pipelines in (1, None):
-        options = Options(max_pipelines=pipelines, max_replicas=1)
+        options = SolverOptions(max_pipelines=pipelines, max_replicas=1)
         solution = solve(problem, options)
         check(problem, solution)
         assert solution.status == "optimal"
@@ -211,5 +212,5 @@ def test_a_graph_too_large_to_enumerate_is_solved_and_proven_all_the_same() -> N
         limited = solve(problem, replace(options, solver="downset"))
         assert limited.statistics["down_sets_left_out"] == 1
         assert limited.bound_ns <= solution.value.objective_ns <= limited.value.objective_ns
-    alone = solve(problem, Options(max_pipelines=1, max_replicas=1))
+    alone = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1))
     assert (alone.solver, alone.value.objective_ns) == ("cpsat", 10 + 14 * 100)

@@ -13,9 +13,10 @@ from ai_edge_litert.schema_py_generated import ModelT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.graph import Graph, OpSet, op_set
+from balancer.graph import Graph, boundary_names
+from balancer.ground.opsets import OpSet, op_set
 from balancer.inputs import random_items
-from balancer.tflite.cut import Cutter, boundary_names
+from balancer.tflite.cut import Cutter
 from balancer.tflite.flatbuffer import Table
 from balancer.tflite.read import load_graph
 from balancer.verification import SegmentFile, input_specs, verify_partition

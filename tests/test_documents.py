@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import balancer
-from balancer.balancing.measurements import read_measurements
-from balancer.balancing.sources import RecordedTimes
-from balancer.balancing.tuning import setting_of
 from balancer.compiler.cache import Cache, Entry
 from balancer.cost.hardware import load_hardware
 from balancer.cost.profile import load_profile
 from balancer.documents import Refusal, read_json, read_table
 from balancer.errors import BalancerError, HardwareError, MeasurementError, PlanError
+from balancer.learning.measurements import read_measurements
+from balancer.loops.sources import RecordedTimes
+from balancer.loops.tuning import setting_of
 from balancer.plan import load_plan, plan_text
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline

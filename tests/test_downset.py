@@ -12,19 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.errors import InfeasibleError
-from balancer.solve import DownSets, Options, Problem, Solution, evaluate, solve
+from balancer.ground.downsets import DownSets
+from balancer.solve import Problem, Solution, SolverOptions, evaluate, solve
+from balancer.solve.blocks import blocks_of
 from balancer.solve.bounds import Least
-from balancer.solve.downsets import all_downsets, blocks_of
+from balancer.solve.enumeration import all_downsets
 from tests.check import check
 from tests.dags import all_pipelines, best_value, chains, cheapest_ns, dag_problems, graphs, ops_of, structures
 
 if TYPE_CHECKING:
-    from balancer.solve.downsets import OpSet
+    from balancer.ground.opsets import OpSet
 
 
 def downset(problem: Problem, **options: object) -> Solution | None:
     try:
-        return solve(problem, Options(solver="downset", **options))  # type: ignore[arg-type]
+        return solve(problem, SolverOptions(solver="downset", **options))  # type: ignore[arg-type]
     except InfeasibleError:
         return None
 
@@ -89,7 +91,7 @@ def test_it_is_never_worse_than_the_chain_nor_with_one_more_device(problem: Prob
     here = downset(problem)
     more = downset(replace(problem, devices=((kind, count + 1),)))
     try:
-        chain = solve(problem, Options(solver="chain"))
+        chain = solve(problem, SolverOptions(solver="chain"))
     except InfeasibleError:
         chain = None
     if chain is not None:
@@ -162,7 +164,7 @@ def test_a_spent_budget_leaves_a_valid_plan_and_an_honest_bound(problem: Problem
     best = best_value(problem, 1, 1)
     for work in (0, 5, 20):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("balancer.solve.exact.MOST_PAIRS", work)
+            patch.setattr("balancer.solve.downset.MOST_PAIRS", work)
             solution = downset(problem, max_pipelines=1, max_replicas=1)
         if solution is not None and best is not None:
             check(problem, solution)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.errors import InfeasibleError
-from balancer.solve import Cost, Options, Problem, Solution, evaluate, solve
+from balancer.solve import Cost, Problem, Solution, SolverOptions, evaluate, solve
 from balancer.solve.periods import MOST_REPLICAS, exact_period, longest_ns
 from tests.check import check
 from tests.dags import all_pipelines, best_value, dag_problems
@@ -21,7 +21,7 @@ from tests.test_cpsat import structured
 
 def _solved(problem: Problem, **options: object) -> Solution | None:
     try:
-        return solve(problem, Options(**options))  # type: ignore[arg-type]
+        return solve(problem, SolverOptions(**options))  # type: ignore[arg-type]
     except InfeasibleError:
         return None
 
@@ -43,7 +43,7 @@ def test_with_any_replicas_and_few_pipelines_the_optimum_is_that_of_brute_force(
 
 @given(chain_problems(most_ops=5, most_devices=4), st.integers(1, 3))
 def test_the_chain_counts_one_stage_with_replicas_as_one_pipeline(problem: Problem, pipelines: int) -> None:
-    solution = solve(problem, Options(solver="chain", max_pipelines=pipelines))
+    solution = solve(problem, SolverOptions(solver="chain", max_pipelines=pipelines))
     check(problem, solution)
     best = min(value for value, _ in all_plans(problem, pipelines, 4))
     assert solution.value.objective_ns == best.objective_ns == solution.bound_ns
@@ -64,7 +64,7 @@ def test_cpsat_counts_one_stage_with_replicas_as_one_pipeline(problem: Problem) 
 def test_any_replicas_are_any_number_of_them(solver: str) -> None:
     """Two ops of 100 and 3,100 ns on 32 devices: 31 replicas of the second keep up with the first."""
     costs = {1: Cost(100, 0), 2: Cost(3100, 0), 3: Cost(6400, 0)}
-    solution = solve(interval_problem((0, 1), costs, 32), Options(solver=solver, max_pipelines=1))
+    solution = solve(interval_problem((0, 1), costs, 32), SolverOptions(solver=solver, max_pipelines=1))
     assert (solution.value.objective_ns, solution.bound_ns) == (100, 100)
     assert [stage.replicas for stage in solution.pipelines[0].stages] == [1, 31]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from balancer.cost.feeding import Feeding, StageCost, inference_ns, latency_ns, load_ns, period_ns
 from balancer.cost.hardware import load_hardware
-from balancer.cost.pipeline import Feeding, StageCost, inference_ns, latency_ns, load_ns, period_ns
 from tests.shared import MODELS, SHARED, ZOO
 
 ROOT = Path(__file__).resolve().parents[1]

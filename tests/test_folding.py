@@ -12,15 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.solve import Cost, Kept, Kind, Options, Problem, Structure, Transfer, Value, structured_problem
-from balancer.solve.downsets import all_downsets, blocks_of
-from balancer.solve.folding import folded
+from balancer.solve import Cost, Kept, Kind, Problem, SolverOptions, Structure, Transfer, Value, structured_problem
+from balancer.solve.block_folding import folded
+from balancer.solve.blocks import blocks_of
+from balancer.solve.enumeration import all_downsets
 from tests.dags import best_value, chains, graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from balancer.solve.downsets import OpSet
+    from balancer.ground.opsets import OpSet
 
 _FREE = st.sampled_from([0, 0, 0, 1, 2])
 
@@ -83,21 +84,21 @@ def best(problem: Problem, most_pipelines: int, most_replicas: int) -> Value | N
 
 @given(cheap_problems(most_ops=7))
 def test_folding_keeps_the_best_pipeline_in_every_tie(problem: Problem) -> None:
-    smaller = folded(problem, Options())
+    smaller = folded(problem, SolverOptions())
     assert downset_count(smaller) <= downset_count(problem)
     assert best(smaller, 1, 1) == best(problem, 1, 1)
 
 
 @given(cheap_problems(most_ops=5, most_devices=2, kinds=2))
 def test_folding_keeps_the_best_pipeline_on_two_kinds(problem: Problem) -> None:
-    assert best(folded(problem, Options()), 1, 1) == best(problem, 1, 1)
+    assert best(folded(problem, SolverOptions()), 1, 1) == best(problem, 1, 1)
 
 
 @given(cheap_problems(most_ops=4, most_devices=4), st.integers(1, 2), st.integers(1, 3))
 def test_folding_keeps_the_best_plan_of_several_pipelines_and_replicas(
     problem: Problem, pipelines: int, replicas: int
 ) -> None:
-    found = folded(problem, Options())
+    found = folded(problem, SolverOptions())
     assert best(found, pipelines, replicas) == best(problem, pipelines, replicas)
 
 
@@ -152,6 +153,6 @@ def test_folding_keeps_the_best_pipeline_of_many_small_problems(seed: int) -> No
     chance = random.Random(seed)
     for _ in range(250):
         problem = small_problem(chance)
-        groups = folded(problem, Options()).together
+        groups = folded(problem, SolverOptions()).together
         if groups:
             assert best_of(problem, groups) == best_of(problem, ()), problem

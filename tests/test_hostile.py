@@ -19,7 +19,7 @@ from balancer.cost.batch import SegmentBatch
 from balancer.cost.hardware import load_hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import BalancerError
-from balancer.solve import DownSets
+from balancer.ground.downsets import DownSets
 from balancer.tflite.cut import Cutter
 from balancer.tflite.package import read_package
 from tests import handmade

@@ -22,9 +22,9 @@ from PIL import Image
 
 import balancer
 from balancer.arrays import load_arrays
-from balancer.balancing.saving import check_free
 from balancer.cli.main import main
 from balancer.cli.run_inputs import Reading, given_inputs, outcomes
+from balancer.directory.saving import check_free
 from balancer.errors import InputError, OutputError, StageError
 from balancer.inputs import InputSpec, load_items
 from balancer.runtime.images import load_image

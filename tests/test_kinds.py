@@ -9,16 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.errors import InfeasibleError
-from balancer.solve import (
-    Constraints,
-    Options,
-    Problem,
-    Solution,
-    Value,
-    evaluate,
-    solve,
-    structured_problem,
-)
+from balancer.solve import Constraints, Problem, Solution, SolverOptions, Value, evaluate, solve, structured_problem
 from balancer.solve.bounds import pipeline_bound_ns
 from tests.dags import all_pipelines, dag_problems, graphs, structures
 from tests.test_folding import cheap_structures
@@ -50,7 +41,7 @@ def mixed_problems(draw: Callable[[Any], Any], most_ops: int = 5, most_devices: 
 
 def solved(problem: Problem, solver: str, **options: Any) -> Solution | None:
     try:
-        return solve(problem, Options(solver=solver, max_pipelines=1, **options))
+        return solve(problem, SolverOptions(solver=solver, max_pipelines=1, **options))
     except InfeasibleError:
         return None
 

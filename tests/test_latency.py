@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from balancer import balance
 from balancer.errors import ConstraintError, InfeasibleError
-from balancer.solve import Constraints, Cost, Options, Problem, Solution, Value, evaluate, solve
+from balancer.solve import Constraints, Cost, Problem, Solution, SolverOptions, Value, evaluate, solve
 from tests.dags import all_pipelines, dag_problems
 from tests.shared import ZOO
 from tests.strategies import interval_problem
@@ -28,7 +28,7 @@ def worths(problem: Problem, replicas: int = MOST_REPLICAS) -> list[Value]:
 
 def asked(problem: Problem, solver: str = "auto", **held: int) -> Solution | None:
     try:
-        return solve(problem, Options(solver=solver, constraints=Constraints(**held)))
+        return solve(problem, SolverOptions(solver=solver, constraints=Constraints(**held)))
     except InfeasibleError:
         return None
 
@@ -112,7 +112,7 @@ def test_cpsat_agrees_with_the_shortest_path(problem: Problem, data: st.DataObje
 def test_other_constraints_go_to_another_solver() -> None:
     problem = interval_problem((0, 1), {1: Cost(2, 0), 2: Cost(2, 0), 3: Cost(5, 0)}, 2)
     with pytest.raises(ConstraintError, match="no other constraint"):
-        solve(problem, Options(solver="shortest-path", constraints=Constraints(pinned={0: 0})))
+        solve(problem, SolverOptions(solver="shortest-path", constraints=Constraints(pinned={0: 0})))
 
 
 @pytest.mark.shared

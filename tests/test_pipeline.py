@@ -19,12 +19,12 @@ import psutil
 import pytest
 
 import balancer
-from balancer.balancing.sources import PipelineTimes
-from balancer.balancing.tuning import tune
 from balancer.compiler import find_compiler
 from balancer.errors import InputError, PlanError, StageError
 from balancer.inputs import random_items
 from balancer.interpreter import open_interpreter
+from balancer.loops.sources import PipelineTimes
+from balancer.loops.tuning import tune
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.pycoral_runner import PycoralRunner

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import balancer
 from balancer.errors import BalancerError, OutputError, PlanError
-from balancer.plan import load_plan, op_ranges, parse_op_ranges, plan_text
+from balancer.ground.opsets import op_ranges, parse_op_ranges
+from balancer.plan import load_plan, plan_text
 from balancer.tflite import synth
 from balancer.tflite.cut import Cutter
 from tests import handmade
@@ -270,13 +271,15 @@ def test_a_model_that_changed_since_is_refused(tmp_path: Path) -> None:
 
 
 def test_pipelines_that_cut_differently_into_as_many_segments_have_names_of_their_own() -> None:
-    from balancer.balancing.assembling import assemble
-    from balancer.balancing.setting import open_setting
-    from balancer.solve import Pipeline, Solution, Stage, Value, interval_set
+    from balancer.ground.opsets import interval_set
+    from balancer.planning.assembling import assemble
+    from balancer.planning.setting import open_setting
+    from balancer.solve import PipelineSpec, Solution, StageSpec, Value
 
     setting = open_setting(handmade.conv_chain(3), "pcie")
     pipelines = tuple(
-        Pipeline((Stage(interval_set(0, cut), "pcie"), Stage(interval_set(cut, 3), "pcie"))) for cut in (1, 2, 1)
+        PipelineSpec((StageSpec(interval_set(0, cut), "pcie"), StageSpec(interval_set(cut, 3), "pcie")))
+        for cut in (1, 2, 1)
     )
     solution = Solution(solver="given", pipelines=pipelines, value=Value(1, 6, 0, 1), bound_ns=0, over="nothing")
     found = assemble(setting, solution, 6, ())

@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 import balancer
-from balancer.balancing.saving import result_folder, write_file
 from balancer.cli.main import main
-from balancer.compiler import Compiled, Options, Refused, find_compiler
+from balancer.compiler import Compiled, CompilerOptions, Refused, find_compiler
+from balancer.directory.saving import result_folder, write_file
 from balancer.errors import CompilerError, DeviceError
 from balancer.processes.children import Child, python_command, python_environment
 from balancer.processes.scratch import held, scratch, sweep
@@ -334,7 +334,7 @@ def test_a_compiler_that_hangs_on_its_version_has_no_more_than_its_time_limit(tm
     program.write_text("#!/bin/sh\nsleep 3600\n")
     program.chmod(0o755)
     with pytest.raises(CompilerError, match="does not answer --version: ended after 4 s"):
-        find_compiler(program, Options(seconds=3))
+        find_compiler(program, CompilerOptions(seconds=3))
     assert not _named(program)
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import balancer
-from balancer.balancing.sources import PipelineTimes, behaviours
-from balancer.balancing.tuning import truth_of, tune
 from balancer.cli.main import main
 from balancer.errors import StageError
 from balancer.inputs import random_items
 from balancer.interpreter import open_interpreter
+from balancer.loops.sources import PipelineTimes, behaviours
+from balancer.loops.tuning import truth_of, tune
 from balancer.runtime.measuring import measure, segment_measurements
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline

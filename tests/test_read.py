@@ -12,7 +12,7 @@ import pytest
 from balancer.cost.hardware import load_hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import ModelError
-from balancer.graph import Graph, op_set
+from balancer.ground.opsets import op_set
 from balancer.tflite.package import load_package
 from balancer.tflite.read import load_graph, read_graph
 from tests import handmade
@@ -20,6 +20,8 @@ from tests.shared import COMPILED, MODELS, SOURCES, ZOO, stem
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from balancer.graph import Graph
 
 
 def _graph(data: bytes) -> Graph:

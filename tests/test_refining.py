@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import balancer
-from balancer.balancing.correcting import Evidence, contradicts, corrected, overruns
-from balancer.balancing.refining import ROUNDS, Round
-from balancer.balancing.setting import Setting, open_setting
 from balancer.cli.main import main
 from balancer.compiler import Compiler, find_compiler
 from balancer.cost.profile import OpCosts, Profile
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import CompilerError, InfeasibleError
-from balancer.graph import members
+from balancer.ground.opsets import members
+from balancer.learning.correcting import Evidence, contradicts, corrected, overruns
+from balancer.loops.refining import ROUNDS, Round
 from balancer.plan import OpOnCpu, SegmentReport
+from balancer.planning.setting import Setting, open_setting
 from balancer.solve import solve
 from balancer.tflite import synth
 from tests import edgetpu_compiler

@@ -12,22 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import balancer
-from balancer.balancing.assembling import assemble
-from balancer.balancing.correcting import Evidence, corrected, overruns
-from balancer.balancing.predicting import partition_plan
-from balancer.balancing.profiling import profile_document
-from balancer.balancing.remembering import setting_of
-from balancer.balancing.setting import Setting, open_setting
-from balancer.balancing.simulating import perturbed, report_of
-from balancer.balancing.solving import solve_setting
-from balancer.balancing.sources import TrueCosts, segment_sets
-from balancer.balancing.tuning import truth_of, tune
 from balancer.cost.hardware import load_hardware
 from balancer.cost.profile import OpCosts, Profile
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import PlanError
+from balancer.learning.correcting import Evidence, corrected, overruns
+from balancer.learning.profiling import profile_document
+from balancer.loops.simulating import perturbed, report_of
+from balancer.loops.sources import TrueCosts, segment_sets
+from balancer.loops.tuning import truth_of, tune
 from balancer.plan import load_plan, plan_text
-from balancer.solve import Options
+from balancer.planning.assembling import assemble
+from balancer.planning.predicting import partition_plan
+from balancer.planning.remembering import setting_of
+from balancer.planning.setting import Setting, open_setting
+from balancer.planning.solving import solve_setting
+from balancer.solve import SolverOptions
 from balancer.tflite import synth
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def test_a_loaded_plan_costs_every_segment_as_it_was_costed(
         constants=data.draw(st.sampled_from([{}, {"stream_ns_per_mib": 1234, "input_ns_per_mib": 77}])),
     )
     setting = replace(plain, profile=profile)
-    solution = solve_setting(setting, 3, Options(), "stream")
+    solution = solve_setting(setting, 3, SolverOptions(), "stream")
     loaded = _again(assemble(setting, solution, 3, ()), tmp_path_factory.mktemp("plan"))
     again = setting_of(loaded)
     assert (again.hardware, again.profile) == (setting.hardware, profile)

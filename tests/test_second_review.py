@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import balancer
-from balancer.balancing import planning
 from balancer.cli.main import main
 from balancer.errors import InputError, ModelError
+from balancer.planning import balancing
 from balancer.solve import Constraints
 from balancer.tflite import synth
 
@@ -57,7 +57,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_solving(
     """Also for root, whom permissions do not stop; an empty name is this folder, in which the model is in the way of none."""
     monkeypatch.chdir(tmp_path)
     if where:
-        monkeypatch.setattr(planning, "solve_setting", lambda *_: pytest.fail("it was solved"))
+        monkeypatch.setattr(balancing, "solve_setting", lambda *_: pytest.fail("it was solved"))
         assert main(["solve", str(model), "-n", "2", "-o", where]) == 1
         assert "cannot be written" in capsys.readouterr().err
     else:
@@ -75,7 +75,7 @@ def test_ctrl_c_while_others_are_compared_keeps_the_plan(model: Path, monkeypatc
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(planning, "comparison", interrupted)
+    monkeypatch.setattr(balancing, "comparison", interrupted)
     plan = balancer.balance(model, 2)
     assert plan.solver.status == "optimal"
     assert plan.comparison == ()

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from balancer.cost.filling import Fillings
 from balancer.cost.hardware import load_hardware
 from balancer.cost.segment import SegmentCosts
-from balancer.graph import members
-from balancer.solve import DownSets
+from balancer.ground.downsets import DownSets, NestedSets, OpGroups
+from balancer.ground.opsets import members
 from balancer.solve.allocation import _Speed
-from balancer.solve.downsets import Groups, NestedSets
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 from tests import handmade
@@ -40,7 +39,7 @@ def test_nested_sets_answer_as_any_sets_do(cuts: tuple[list[int], int], data: st
     ops = st.integers(0, n - 1)
     parts = data.draw(st.lists(st.lists(ops, min_size=1, max_size=4, unique=True), min_size=1, max_size=6))
     lengths = np.cumsum([0, *(len(part) for part in parts)])[:-1]
-    groups = Groups(np.array([i for part in parts for i in part]), lengths)
+    groups = OpGroups(np.array([i for part in parts for i in part]), lengths)
     first = np.array(data.draw(st.lists(st.integers(0, 99), min_size=len(parts), max_size=len(parts))), np.int64)
     weights = np.array(data.draw(st.lists(st.integers(0, 99), min_size=n, max_size=n)), np.int64)
     chosen = np.arange(data.draw(st.integers(0, len(rows) - 1)), len(rows))

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import balancer
-from balancer.balancing.setting import open_setting
 from balancer.cli.main import main
 from balancer.cli.solver_options import SOLVERS as NAMES
 from balancer.errors import ConstraintError, InfeasibleError
-from balancer.graph import members
-from balancer.plan import parse_op_ranges
-from balancer.solve import SOLVERS, Options, Problem, Structure, solve, structured_problem
+from balancer.ground.opsets import members, parse_op_ranges
+from balancer.planning.setting import open_setting
+from balancer.solve import SOLVERS, Problem, SolverOptions, Structure, solve, structured_problem
 from balancer.solve.cpsat import PipelineSearch
-from balancer.solve.lattice import CutSearch
+from balancer.solve.downset_dp import CutSearch
 from balancer.solve.structured import StructuredCosts
 from balancer.tflite import synth
 from tests import handmade
@@ -162,8 +161,8 @@ def _hard() -> Problem:
 
 def test_a_clock_leaves_the_best_so_far_and_an_honest_bound() -> None:
     problem = _hard()
-    chain = solve(problem, Options(solver="chain", max_pipelines=1, max_replicas=1))
-    solution = solve(problem, Options(max_pipelines=1, max_replicas=1, seconds=0.3))
+    chain = solve(problem, SolverOptions(solver="chain", max_pipelines=1, max_replicas=1))
+    solution = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1, seconds=0.3))
     check(problem, solution)
     assert solution.value.objective_ns <= chain.value.objective_ns
     assert (
@@ -179,9 +178,9 @@ def test_an_interrupted_search_gives_the_best_so_far(where: tuple[type, str], mo
         raise KeyboardInterrupt
 
     problem = _hard() if where[0] is PipelineSearch else open_setting(handmade.conv_chain(6), "pcie").problem(3)
-    chain = solve(problem, Options(solver="chain", max_pipelines=1, max_replicas=1))
+    chain = solve(problem, SolverOptions(solver="chain", max_pipelines=1, max_replicas=1))
     monkeypatch.setattr(*where, interrupted)
-    solution = solve(problem, Options(max_pipelines=1, max_replicas=1))
+    solution = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1))
     assert solution.statistics["interrupted"] == 1
     assert solution.value == chain.value
     assert solution.bound_ns <= solution.value.objective_ns

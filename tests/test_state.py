@@ -23,7 +23,7 @@ from balancer.plan import STATE_WORDS
 from balancer.runtime.options import RunOptions
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.remote import RemoteExecutor
-from balancer.solve import Options
+from balancer.solve import SolverOptions
 from balancer.tflite.flatbuffer import Table
 from balancer.verification import input_specs
 from balancer.workers import Failure
@@ -260,11 +260,11 @@ def test_the_api_says_what_happens_to_state_in_its_log(tmp_path: Path, caplog: p
 
 
 def test_tuning_a_plan_that_keeps_state_gives_one_that_does(tmp_path: Path) -> None:
-    from balancer.balancing.sources import TrueCosts
-    from balancer.balancing.tuning import setting_of, tune
+    from balancer.loops.sources import TrueCosts
+    from balancer.loops.tuning import setting_of, tune
 
     plan = _saved(remembering(), tmp_path, n=4, keep_state=True)
-    found = tune(plan, TrueCosts(setting_of(plan)), rounds=2, options=Options())
+    found = tune(plan, TrueCosts(setting_of(plan)), rounds=2, options=SolverOptions())
     assert found.plan.state == "kept"
     assert len(found.plan.pipelines) == 1
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import balancer
-from balancer.balancing.predicting import partition_plan
-from balancer.balancing.remembering import setting_of
-from balancer.balancing.simulating import perturbed
-from balancer.balancing.sources import PipelineTimes, RecordedTimes, TrueCosts, behaviours, segment_sets
 from balancer.cli import run_verbs
 from balancer.cli.main import build_parser, main
 from balancer.errors import DeviceError, MeasurementError
+from balancer.loops.simulating import perturbed
+from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts, behaviours, segment_sets
+from balancer.planning.predicting import partition_plan
+from balancer.planning.remembering import setting_of
 from balancer.runtime.options import RunOptions
 from balancer.runtime.recipes import Simulation
 from balancer.tflite import synth
@@ -62,7 +62,7 @@ class _Caught(Exception):
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Plan], tuple[Plan, Simulation]]:
     """What a source tells simulated TPUs of a plan, and the plan that it saved for them; they do not run."""
-    from balancer.balancing import sources
+    from balancer.loops import sources
 
     caught: list[tuple[Plan, Simulation]] = []
 
@@ -171,7 +171,7 @@ def test_simulated_tpus_never_compute_while_they_are_measured(
     outputs: str, plans: tuple[Plan, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside devices that need true inputs they replay."""
-    from balancer.balancing import sources
+    from balancer.loops import sources
 
     seen: list[str] = []
     real = sources.Pipeline

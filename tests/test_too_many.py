@@ -13,10 +13,12 @@ from balancer.cost.batch import SegmentBatch
 from balancer.cost.hardware import load_hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import InfeasibleError
-from balancer.solve import Options, Problem, Solution, Structure, Transfer, evaluate, solve, structured_problem
-from balancer.solve.downsets import DownSets, all_downsets, blocks_of
-from balancer.solve.folding import folded
-from balancer.solve.sampling import sampled_downsets
+from balancer.ground.downsets import DownSets
+from balancer.solve import Problem, Solution, SolverOptions, Structure, Transfer, evaluate, solve, structured_problem
+from balancer.solve.block_folding import folded
+from balancer.solve.blocks import blocks_of
+from balancer.solve.downset_sampling import sampled_downsets
+from balancer.solve.enumeration import all_downsets
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 from tests.check import check
@@ -24,12 +26,12 @@ from tests.dags import best_value, dag_problems, graphs, ops_of
 from tests.test_kinds import FEWER, mixed_problems, values
 
 
-def with_few_allowed(problem: Problem, options: Options) -> Solution | None:
+def with_few_allowed(problem: Problem, options: SolverOptions) -> Solution | None:
     """Solved as if more than three down-sets were too many to enumerate."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("balancer.solve.exact.MOST_DOWN_SETS", 3)
+        patch.setattr("balancer.solve.downset.MOST_DOWN_SETS", 3)
         patch.setattr("balancer.solve.auto.MOST_DOWN_SETS", 3)
-        patch.setattr("balancer.solve.exact.MOST_SAMPLED", 4)
+        patch.setattr("balancer.solve.downset.MOST_SAMPLED", 4)
         try:
             return solve(problem, options)
         except InfeasibleError:
@@ -38,7 +40,7 @@ def with_few_allowed(problem: Problem, options: Options) -> Solution | None:
 
 @given(dag_problems(most_ops=4, most_devices=4), st.integers(1, 3))
 def test_the_bound_of_a_search_that_left_down_sets_out_is_honest(problem: Problem, pipelines: int) -> None:
-    options = Options(solver="downset", max_pipelines=pipelines, max_replicas=1)
+    options = SolverOptions(solver="downset", max_pipelines=pipelines, max_replicas=1)
     solution, best = with_few_allowed(problem, options), best_value(problem, pipelines, 1)
     if solution is not None and best is not None:
         check(problem, solution)
@@ -48,7 +50,7 @@ def test_the_bound_of_a_search_that_left_down_sets_out_is_honest(problem: Proble
 @FEWER
 @given(mixed_problems())
 def test_on_two_kinds_auto_proves_the_best_all_the_same(problem: Problem) -> None:
-    solution, found = with_few_allowed(problem, Options(max_replicas=1)), values(problem)
+    solution, found = with_few_allowed(problem, SolverOptions(max_replicas=1)), values(problem)
     assert (solution is None) == (not found)
     if solution is not None:
         assert solution.value == evaluate(problem, solution.pipelines)
@@ -107,15 +109,15 @@ def test_a_graph_with_more_than_two_million_down_sets_folds_to_few_and_is_proven
     problem = decoder(12)
     count = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, 2_000_000)
     assert count is None
-    smaller = folded(problem, Options())
+    smaller = folded(problem, SolverOptions())
     few = all_downsets(blocks_of(smaller.before, smaller.together), problem.n_ops, 17_914)
     assert few is not None
-    by_downsets = solve(problem, Options(max_pipelines=1, max_replicas=1))
+    by_downsets = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1))
     # Each on its own: what is folded is enumerated, what is not goes to CP-SAT.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("balancer.solve.auto.folded", lambda problem, options: problem)
         patch.setattr("balancer.solve.cpsat.folded", lambda problem, options: problem)
-        by_cpsat = solve(problem, Options(max_pipelines=1, max_replicas=1))
+        by_cpsat = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1))
     assert (by_downsets.solver, by_cpsat.solver) == ("downset", "cpsat")
     assert by_downsets.status == by_cpsat.status == "optimal"
     assert by_downsets.value.objective_ns == by_cpsat.value.objective_ns
@@ -129,7 +131,7 @@ def test_what_is_left_open_has_a_bound_that_means_something() -> None:
     cpu = Structure(stage_ns=0, op_ns=(1000,) * (2 * pairs))
     before = tuple(1 << (i - pairs) if i >= pairs else 0 for i in range(2 * pairs))
     problem = structured_problem(before, [("accelerator", 3), ("cpu", 1)], {"accelerator": accelerator, "cpu": cpu})
-    options = Options(max_pipelines=1, max_replicas=1)
+    options = SolverOptions(max_pipelines=1, max_replicas=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("balancer.solve.cpsat.MOST_WORK", 0.0)
         stopped = solve(problem, options)

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import balancer
-from balancer.balancing.calibrating import calibrate
-from balancer.balancing.fitting import Observed, fitted
-from balancer.balancing.measurements import read_measurements
-from balancer.balancing.remembering import setting_of
-from balancer.balancing.setting import Setting, open_setting
-from balancer.balancing.simulating import perturbed
-from balancer.balancing.sources import PipelineTimes, RecordedTimes, TrueCosts
-from balancer.balancing.tuning import ROUNDS, TuneRound, bisected, truth_of, tune
 from balancer.cli.main import main
 from balancer.cost.hardware import load_hardware
 from balancer.cost.profile import OpCosts, Profile
 from balancer.errors import MeasurementError
+from balancer.learning.calibrating import calibrate
+from balancer.learning.fitting import Observed, fitted
+from balancer.learning.measurements import read_measurements
+from balancer.loops.simulating import perturbed
+from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
+from balancer.loops.tuning import ROUNDS, TuneRound, bisected, truth_of, tune
+from balancer.planning.remembering import setting_of
+from balancer.planning.setting import Setting, open_setting
 from balancer.solve import solve
 from balancer.tflite import synth
 from tests.shared import ZOO

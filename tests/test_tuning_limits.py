@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 import balancer
-from balancer.balancing.aiming import Aim, Measured
-from balancer.balancing.compiling import compile_plan
-from balancer.balancing.remembering import held_to, options_of, setting_of
-from balancer.balancing.simulating import perturbed
-from balancer.balancing.sources import Seen, TrueCosts, segment_sets
-from balancer.balancing.tuning import Tuned, tune
 from balancer.cli.main import main
 from balancer.compiler import find_compiler
+from balancer.directory.compiling import compile_plan
 from balancer.errors import ConstraintError, InfeasibleError
+from balancer.loops.aiming import Aim, Measured
+from balancer.loops.simulating import perturbed
+from balancer.loops.sources import Seen, TrueCosts, segment_sets
+from balancer.loops.tuning import Tuned, tune
 from balancer.plan.remembered import check_remembered
-from balancer.solve import Constraints, Options
+from balancer.planning.remembering import held_to, options_of, setting_of
+from balancer.solve import Constraints, SolverOptions
 from balancer.tflite import synth
 from tests import edgetpu_compiler
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from balancer.balancing.tuning import TuneRound
+    from balancer.loops.tuning import TuneRound
     from balancer.plan import Plan
 
 SMALL = synth.conv(96, layers=8, size=32)  # fits one TPU: copies are the best plan
@@ -73,10 +73,10 @@ def test_constraints_come_back_from_a_plan_as_they_were() -> None:
         max_boundary_bytes=10**6, max_segment_bytes=10**7, max_latency_ns=10**8, max_objective_ns=10**9,
     )  # fmt: skip
     assert all(getattr(constraints, f.name) != getattr(Constraints(), f.name) for f in fields(Constraints))
-    options = Options(max_pipelines=2, max_replicas=3, constraints=constraints)
+    options = SolverOptions(max_pipelines=2, max_replicas=3, constraints=constraints)
     assert options_of(held_to(options, "error"), 5) == options
-    assert options_of(held_to(Options(stages=3), None), 5) == Options(stages=3)
-    endless = held_to(Options(constraints=Constraints(max_latency_ns=10**20)), None)
+    assert options_of(held_to(SolverOptions(stages=3), None), 5) == SolverOptions(stages=3)
+    endless = held_to(SolverOptions(constraints=Constraints(max_latency_ns=10**20)), None)
     check_remembered(None, endless, 5, 2, "plan")
     assert (options_of(endless, 5).constraints.max_latency_ns or 0) > 10**15
 
@@ -119,7 +119,7 @@ def test_a_plan_that_must_not_stream_never_does() -> None:
 
 
 def test_no_plan_within_the_limits_any_more_leaves_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from balancer.balancing import tuning
+    from balancer.loops import tuning
 
     def none(*_: object) -> None:
         raise InfeasibleError("there is no partition", "4 TPUs", "allow more TPUs")
@@ -155,7 +155,7 @@ def test_a_rate_that_must_be_met_is_met_before_latency_counts() -> None:
 )
 def test_the_best_keeps_the_limits_first(constraints: Constraints, best: int) -> None:
     found = [Measured(90.0, 9), Measured(101.0, 10), Measured(110.0, 20), Measured(200.0, 30)]
-    aim = Aim(Options(constraints=constraints), None)
+    aim = Aim(SolverOptions(constraints=constraints), None)
     assert min(range(4), key=lambda k: aim.key(found[k])) == best
     assert not aim.broken(found[best])
 
@@ -174,13 +174,13 @@ def test_a_latency_that_must_be_kept_is_kept() -> None:
 @pytest.mark.parametrize(
     ("asked", "what"),
     [
-        (Options(max_pipelines=2), "held to at most 1"),
-        (Options(max_replicas=2), "held to at most 1"),
-        (Options(stages=2), "2 stages"),
-        (Options(constraints=Constraints(max_boundary_tensors=1)), "held to others"),
+        (SolverOptions(max_pipelines=2), "held to at most 1"),
+        (SolverOptions(max_replicas=2), "held to at most 1"),
+        (SolverOptions(stages=2), "2 stages"),
+        (SolverOptions(constraints=Constraints(max_boundary_tensors=1)), "held to others"),
     ],
 )
-def test_dropping_or_changing_a_limit_is_refused(asked: Options, what: str) -> None:
+def test_dropping_or_changing_a_limit_is_refused(asked: SolverOptions, what: str) -> None:
     plan = balancer.balance(SMALL, 3, pipelines=1, replicas=1)
     source = _watched(plan)
     with pytest.raises(ConstraintError, match=what):
@@ -192,14 +192,14 @@ def test_a_limit_that_the_plan_does_not_keep_is_refused() -> None:
     plan = balancer.balance(SMALL, 3)
     assert len(plan.pipelines) == 3
     with pytest.raises(ConstraintError, match="the plan has 3"):
-        tune(plan, _watched(plan), options=Options(max_pipelines=1))
+        tune(plan, _watched(plan), options=SolverOptions(max_pipelines=1))
 
 
 def test_a_limit_that_the_plan_keeps_anyway_may_come_on_top() -> None:
     plan = balancer.balance(LARGE, 3)
     most = max(s.replicas for p in plan.pipelines for s in p.stages)
     source = _watched(plan)
-    found = tune(plan, source, options=Options(max_pipelines=len(plan.pipelines), max_replicas=most))
+    found = tune(plan, source, options=SolverOptions(max_pipelines=len(plan.pipelines), max_replicas=most))
     assert found.plan.held_to is not None
     assert (found.plan.held_to.pipelines, found.plan.held_to.replicas) == (len(plan.pipelines), most)
     assert all(len(p.pipelines) <= len(plan.pipelines) for p in source.asked)
@@ -298,7 +298,7 @@ def test_a_compiled_plan_that_stays_the_best_keeps_its_compiled_files(tmp_path: 
 
 def test_ctrl_c_while_solving_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Solvers take Ctrl-C for themselves, and say so in what they give back."""
-    from balancer.balancing import tuning
+    from balancer.loops import tuning
 
     plan, source = _moving()
     solve = tuning.solve_setting
@@ -317,7 +317,7 @@ def test_ctrl_c_while_solving_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_was_measured_before_ctrl_c_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from balancer.balancing import sources
+    from balancer.loops import sources
 
     path = _saved(tmp_path, LARGE, 4)
     plan = balancer.load_plan(path)

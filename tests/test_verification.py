@@ -9,9 +9,10 @@ import pytest
 
 import balancer
 from balancer.errors import InputError, ModelError
+from balancer.graph import boundary_names
 from balancer.inputs import InputSpec, load_items, random_items
 from balancer.interpreter import open_interpreter
-from balancer.tflite.cut import Cutter, boundary_names
+from balancer.tflite.cut import Cutter
 from balancer.verification import SegmentFile, input_specs, verify_partition
 from tests import handmade
 from tests.shared import MODELS, POSENET

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import balancer
-from balancer.balancing.comparing import row_of
-from balancer.balancing.refining import Round
-from balancer.balancing.sizing import SizeRow, Sizing, _no_worse
 from balancer.cli import drawing, drawing_runs
 from balancer.cli.main import main
 from balancer.cli.plan_verbs import _say_verified
 from balancer.cli.solver_options import SOLVERS
 from balancer.errors import ConstraintError, InputError
+from balancer.loops.refining import Round
 from balancer.plan import SegmentReport, pycoral_obstacle
+from balancer.planning.comparing import row_of
+from balancer.planning.sizing import SizeRow, Sizing, _no_worse
 from balancer.runtime.devices import Device
 from balancer.solve import Constraints
 from balancer.solve.baselines import BASELINES

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from balancer.balancing.compiling import Compilation
-    from balancer.balancing.refining import Round
+    from balancer.directory.compiling import Compilation
+    from balancer.loops.refining import Round
     from balancer.plan import Plan
 
 
@@ -26,14 +26,14 @@ def compile_arguments(parser: argparse.ArgumentParser) -> None:
 
 def compile_segments(arguments: argparse.Namespace) -> int:
     """Compile a plan's segments into its directory; exit code 1 unless all were compiled."""
-    from balancer import balancing
+    import balancer
     from balancer.cli import drawing
     from balancer.plan import load_plan
 
     plan, chosen = load_plan(arguments.plan), compiler(arguments)
     quiet = arguments.quiet or arguments.json
     with drawing.progress_bar("compiling", len(plan.segments), quiet=quiet) as advance:
-        found = balancing.compile_plan(plan, chosen, progress=advance)
+        found = balancer.compile_plan(plan, chosen, progress=advance)
     if arguments.json:
         print_json(_document(found))
     else:

@@ -50,9 +50,9 @@ def add_compiler(parser: argparse.ArgumentParser) -> None:
 
 def compiler(arguments: argparse.Namespace) -> Compiler:
     """The compiler that the arguments name. Raises CompilerError."""
-    from balancer.compiler import Options, find_compiler
+    from balancer.compiler import CompilerOptions, find_compiler
 
-    options = Options(
+    options = CompilerOptions(
         seconds=arguments.timeout_sec, search_delegate=arguments.search_delegate,
         search_step=arguments.delegate_search_step, runtime_version=arguments.min_runtime_version,
     )  # fmt: skip

@@ -11,17 +11,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from balancer.plan import STATE_WORDS, op_ranges, pycoral_obstacle
+from balancer.ground.opsets import op_ranges
+from balancer.plan import STATE_WORDS, pycoral_obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from balancer.balancing.calibrating import Calibration
-    from balancer.balancing.refining import Round
-    from balancer.balancing.sizing import Sizing
     from balancer.compiler.report import Report
     from balancer.graph import Graph
-    from balancer.plan import ComparisonRow, Pipeline, Plan
+    from balancer.learning.calibrating import Calibration
+    from balancer.loops.refining import Round
+    from balancer.plan import ComparisonRow, Plan, PlanPipeline
+    from balancer.planning.sizing import Sizing
     from balancer.tflite.package import Package
 
 _WIDTH = 80
@@ -84,7 +85,7 @@ def stages(plan: Plan) -> None:
         f"{plan.stem}: {plan.model.ops} ops, {size(plan.model.parameter_bytes)} of parameters, "
         f"{plan.model.macs / 1e6:.0f} million MACs"
     )
-    shown: dict[tuple[str, ...], list[Pipeline]] = {}
+    shown: dict[tuple[str, ...], list[PlanPipeline]] = {}
     for pipeline in plan.pipelines:
         shown.setdefault(tuple(s.segment for s in pipeline.stages), []).append(pipeline)
     for alike in shown.values():
@@ -97,7 +98,7 @@ def stages(plan: Plan) -> None:
     )
 
 
-def _stage_table(plan: Plan, alike: list[Pipeline]) -> None:
+def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     pipeline = alike[0]
     times = f"{len(alike)} pipelines, each of " if len(alike) > 1 else "1 pipeline of "
     count = len(pipeline.stages)

@@ -9,9 +9,9 @@ from balancer.cli.drawing import Listing, milliseconds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balancer.balancing.tuning import Tuned, TuneRound
+    from balancer.loops.tuning import Tuned, TuneRound
     from balancer.runtime.devices import Device
-    from balancer.runtime.measuring import Measurement
+    from balancer.runtime.measuring import PipelineMeasurement
     from balancer.solve.bisection import Bisection
 
 
@@ -28,7 +28,7 @@ def devices(found: Sequence[Device], sound: str) -> None:
             print(f"    {device.remedy}")
 
 
-def measurement(found: Measurement) -> None:
+def measurement(found: PipelineMeasurement) -> None:
     """The table of stages, and the rates."""
     table = Listing(
         f"measured ({found.source}), {found.items} items in {found.seconds:.1f} s",

@@ -28,11 +28,11 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def calibrate(arguments: argparse.Namespace) -> int:
     """Fit, print, and write the hardware file with -o."""
-    from balancer.balancing import calibrating
-    from balancer.balancing.measurements import read_measurements
-    from balancer.balancing.saving import check_writable, write_file
     from balancer.cli import drawing
     from balancer.cost.hardware import load_hardware
+    from balancer.directory.saving import check_writable, write_file
+    from balancer.learning import calibrating
+    from balancer.learning.measurements import read_measurements
 
     data = Path(arguments.data)
     if arguments.output:

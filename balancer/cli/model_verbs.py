@@ -86,7 +86,7 @@ def synth_arguments(parser: argparse.ArgumentParser) -> None:
 
 def synth(arguments: argparse.Namespace) -> int:
     """Write a synthetic model."""
-    from balancer.balancing.saving import write_file
+    from balancer.directory.saving import write_file
     from balancer.tflite.synth import conv, fc
 
     try:
@@ -114,8 +114,8 @@ def profile_arguments(parser: argparse.ArgumentParser) -> None:
 
 def profile(arguments: argparse.Namespace) -> int:
     """Write the profile of a model."""
-    from balancer.balancing.profiling import profile_document
-    from balancer.balancing.saving import write_file
+    from balancer.directory.saving import write_file
+    from balancer.learning.profiling import profile_document
 
     document = profile_document(arguments.model, hardware=arguments.hardware)
     path = Path(arguments.output or f"{document['model']['name']}_profile.json")

@@ -59,16 +59,16 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
 
 def solve(arguments: argparse.Namespace) -> int:
     """Print the plan, and write it with -o."""
-    from balancer import balancing
-    from balancer.balancing.saving import check_free
+    import balancer
     from balancer.cli import drawing
+    from balancer.directory.saving import check_free
 
     if arguments.output is not None:
         check_free(
             Path(arguments.output), f"{Path(arguments.model).stem}_plan_{arguments.tpus}.json", force=arguments.force
         )
     with drawing.progress("solving; Ctrl-C takes the best so far", quiet=arguments.quiet or arguments.json):
-        plan = balancing.balance(
+        plan = balancer.balance(
             arguments.model, arguments.tpus, hardware=arguments.hardware, pipelines=arguments.pipelines,
             replicas=arguments.replicas,
             overflow=arguments.overflow,
@@ -77,7 +77,7 @@ def solve(arguments: argparse.Namespace) -> int:
             on_round=compile_verb.teller(arguments),
         )  # fmt: skip
     if arguments.output is not None:
-        plan = balancing.save(plan, arguments.output, force=arguments.force)
+        plan = balancer.save(plan, arguments.output, force=arguments.force)
     if arguments.json:
         print_json(plan.to_json())
         return 0
@@ -108,11 +108,11 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print the comparison alone."""
-    from balancer import balancing
+    import balancer
     from balancer.cli import drawing
 
     with drawing.progress("solving", quiet=arguments.quiet or arguments.json):
-        rows = balancing.compare(
+        rows = balancer.compare(
             arguments.model, arguments.tpus, hardware=arguments.hardware, compile=arguments.compile and compiler(arguments),
             on_round=compile_verb.teller(arguments),
         )  # fmt: skip
@@ -138,13 +138,13 @@ def size_arguments(parser: argparse.ArgumentParser) -> None:
 
 def size(arguments: argparse.Namespace) -> int:
     """Print what ever more TPUs give; exit code 3 where none of them give what was asked for."""
-    from balancer import balancing
+    import balancer
     from balancer.cli import drawing
 
     targets = ((arguments.target_fps, "{:g} inferences/s"), (arguments.max_latency, "a latency of {:g} ms"))
     asked = [words.format(value) for value, words in targets if value is not None]
     with drawing.progress("sizing, numbers of TPUs", quiet=arguments.quiet or arguments.json) as advance:
-        found = balancing.size(
+        found = balancer.size(
             arguments.model, hardware=arguments.hardware, max_tpus=arguments.max_tpus, target_fps=arguments.target_fps,
             max_latency_ms=arguments.max_latency, progress=advance,
         )  # fmt: skip
@@ -167,10 +167,10 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 def predict(arguments: argparse.Namespace) -> int:
     """Print what the given segments cost."""
-    from balancer import balancing
+    import balancer
     from balancer.cli import drawing
 
-    plan = balancing.predict(arguments.model, _segments(arguments), hardware=arguments.hardware)
+    plan = balancer.predict(arguments.model, _segments(arguments), hardware=arguments.hardware)
     if arguments.json:
         document = plan.to_json()
         print_json({"segments": document["segments"], "pipelines": document["pipelines"]})
@@ -189,8 +189,9 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 def _segments(arguments: argparse.Namespace) -> list[list[int]]:
-    from balancer.balancing.predicting import cut_segments
-    from balancer.plan import load_plan, parse_op_ranges
+    from balancer.ground.opsets import parse_op_ranges
+    from balancer.plan import load_plan
+    from balancer.planning.predicting import cut_segments
     from balancer.tflite.read import load_graph
 
     n_ops = len(load_graph(arguments.model).ops)
@@ -235,14 +236,14 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Print whether the segments compute the model; exit code 1 if not."""
-    from balancer import balancing
+    import balancer
     from balancer.cli import drawing
     from balancer.plan import load_plan
 
     choose_interpreter(arguments)
     plan = load_plan(arguments.plan)
     with drawing.progress("verifying", quiet=arguments.quiet or arguments.json) as advance:
-        result = balancing.verify(
+        result = balancer.verify(
             plan, arguments.inputs or arguments.random, keep_state=arguments.keep_state, progress=advance
         )
     if arguments.json:
@@ -277,18 +278,18 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Solve, cut, verify and compare a synthetic model in a temporary folder."""
-    from balancer import balancing
-    from balancer.balancing.saving import temporary_folder, write_file
+    import balancer
     from balancer.cli import drawing
+    from balancer.directory.saving import temporary_folder, write_file
     from balancer.plan import load_plan
     from balancer.tflite import synth
 
     with temporary_folder("demo") as folder:
         model = folder / f"fc_{DEMO_WIDTH}.tflite"
         write_file(model, synth.fc(DEMO_WIDTH, layers=DEMO_LAYERS))
-        plan = balancing.save(balancing.balance(model, arguments.tpus, hardware=arguments.hardware), folder / "plan")
+        plan = balancer.save(balancer.balance(model, arguments.tpus, hardware=arguments.hardware), folder / "plan")
         with drawing.progress("verifying", quiet=arguments.quiet or arguments.json) as advance:
-            result = balancing.verify(load_plan(folder / "plan" / plan.file_name), 3, progress=advance)
+            result = balancer.verify(load_plan(folder / "plan" / plan.file_name), 3, progress=advance)
     if arguments.json:
         print_json({"plan": plan.to_json(), "verification": {"bit_exact": result.bit_exact, **asdict(result)}})
     else:

@@ -14,8 +14,8 @@ from balancer.errors import DeviceError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balancer.balancing.sources import Source
     from balancer.inputs import Item
+    from balancer.loops.sources import Source
     from balancer.plan import Plan
     from balancer.runtime.options import RunOptions
     from balancer.runtime.recipes import Simulation
@@ -106,7 +106,7 @@ def _simulation(arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item
     if truth is None:
         known = {s.name: replace(promised(plan, s), jitter=arguments.sim_jitter) for s in plan.segments}
     else:
-        from balancer.balancing.sources import behaviours
+        from balancer.loops.sources import behaviours
 
         known = behaviours(plan, truth, arguments.sim_jitter)
     recordings = recorded_outputs(plan, inputs, keep_state=keep_state) if arguments.sim_outputs == "recorded" else None
@@ -123,11 +123,11 @@ def simulated_truth(arguments: argparse.Namespace, plan: Plan) -> Source | None:
             raise DeviceError("none is simulated", "--sim-errors, --sim-times, --sim-jitter", "use --devices sim")
         return None
     if arguments.sim_times:
-        from balancer.balancing.sources import RecordedTimes
+        from balancer.loops.sources import RecordedTimes
 
         return RecordedTimes(Path(arguments.sim_times))
     if arguments.sim_errors is not None:
-        from balancer.balancing.tuning import truth_of
+        from balancer.loops.tuning import truth_of
 
         return truth_of(plan, arguments.sim_errors)
     return None

@@ -82,9 +82,9 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run a plan on inputs; exit code 1 if one of them failed."""
-    from balancer.balancing.saving import check_writable, put_file, result_folder
     from balancer.cli import drawing
     from balancer.cli.run_inputs import Reading, given_inputs, outcomes
+    from balancer.directory.saving import check_writable, put_file, result_folder
     from balancer.inputs import npz_bytes
     from balancer.plan import load_plan
     from balancer.runtime.recipes import interface, plan_model
@@ -204,21 +204,21 @@ def tune_arguments(parser: argparse.ArgumentParser) -> None:
 
 def tune(arguments: argparse.Namespace) -> int:
     """Measure, correct, solve again; write the best plan as measured."""
-    from balancer import balancing
-    from balancer.balancing import tuning
-    from balancer.balancing.saving import check_folder
+    import balancer
     from balancer.cli import drawing, drawing_runs
+    from balancer.directory.saving import check_folder
+    from balancer.loops import tuning
     from balancer.plan import load_plan
-    from balancer.solve import Options
+    from balancer.solve import SolverOptions
 
     choose_interpreter(arguments)
     plan = load_plan(arguments.plan)
     folder = Path(arguments.output or f"{(plan.directory or Path()).resolve()}_tuned")
     check_folder(folder, force=arguments.force)
     source = _source(arguments, plan)
-    options = Options(max_pipelines=arguments.pipelines, max_replicas=arguments.replicas)
+    options = SolverOptions(max_pipelines=arguments.pipelines, max_replicas=arguments.replicas)
     found = tuning.tune(plan, source, rounds=arguments.rounds, options=options, on_round=_teller(arguments))
-    saved = balancing.save(found.plan, folder, force=arguments.force)
+    saved = balancer.save(found.plan, folder, force=arguments.force)
     if not arguments.json:
         drawing_runs.tuned(found)
         drawing.state(found.plan.state)
@@ -244,8 +244,8 @@ def tune(arguments: argparse.Namespace) -> int:
 
 def _bisect(arguments: argparse.Namespace, plan: Plan, source: Any) -> Bisection:
     """Many more segments are measured than by tuning: that is what is to be seen."""
-    from balancer.balancing import tuning
     from balancer.cli import drawing
+    from balancer.loops import tuning
 
     with drawing.progress("bisecting, segments measured", quiet=arguments.quiet or arguments.json) as advance:
         count = itertools.count(1)
@@ -271,8 +271,8 @@ def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
 
 def _source(arguments: argparse.Namespace, plan: Plan) -> Any:
     """Where the times come from, as the arguments say."""
-    from balancer.balancing.remembering import setting_of
-    from balancer.balancing.sources import PipelineTimes, RecordedTimes, TrueCosts
+    from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
+    from balancer.planning.remembering import setting_of
     from balancer.runtime.options import RunOptions
 
     if arguments.sim_outputs == "live":

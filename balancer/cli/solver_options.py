@@ -49,7 +49,7 @@ def constraints(arguments: argparse.Namespace) -> Constraints:
     is pinned to two stages.
     """
     from balancer.errors import PlanError
-    from balancer.plan import parse_op_ranges
+    from balancer.ground.opsets import parse_op_ranges
     from balancer.solve import Constraints
 
     try:

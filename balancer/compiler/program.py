@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from balancer.compiler.cache import Cache, Entry, default_folder
 from balancer.compiler.checking import Compiled, Refused, examine
-from balancer.compiler.failures import Failure
+from balancer.compiler.failures import KnownFailure
 from balancer.compiler.report import parse_report, without_duration
-from balancer.compiler.running import Finished, ProcessRunner
+from balancer.compiler.running import FinishedRun, ProcessRunner
 from balancer.errors import CompilerError, OutputError
 from balancer.processes.scratch import working_folder
 from balancer.tflite.package import describe
@@ -46,7 +46,7 @@ Outcome = Compiled | Refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class CompilerOptions:
     """What the compiler is told. seconds: its limit for one try, and for saying its version. search_delegate: where a
     model can't be compiled as a whole, let the Edge TPU's part end earlier, by search_step ops at a time.
     runtime_version: the oldest runtime that must be able to run the file.
@@ -89,7 +89,7 @@ class Compiler:
 
     program: Path
     version: str
-    options: Options
+    options: CompilerOptions
     identity: tuple[str | int, ...]
     runner: Runner
     cache: Cache
@@ -153,7 +153,7 @@ class Compiler:
                 return self._refused(name, finished, folder, made=made.is_file())
             return examine(name, data, made.read_bytes(), finished.output)
 
-    def _run(self, name: str, data: bytes, folder: Path, *more: str) -> Finished:
+    def _run(self, name: str, data: bytes, folder: Path, *more: str) -> FinishedRun:
         source = f"{name}.tflite"
         (folder / source).write_bytes(data)
         arguments = (
@@ -163,12 +163,12 @@ class Compiler:
         # Each try of a search, and each segment, has a limit of its own.
         several = self.options.search_delegate or bool(more)
         finished = self.runner(arguments, folder, self.options.patience_s, each_try=several)
-        return Finished(finished.exit_code, without_duration(finished.output), finished.ended)
+        return FinishedRun(finished.exit_code, without_duration(finished.output), finished.ended)
 
-    def _refused(self, name: str, finished: Finished, folder: Path, *, made: bool) -> Refused:
+    def _refused(self, name: str, finished: FinishedRun, folder: Path, *, made: bool) -> Refused:
         failure = _failure(finished, made=made)
         if shutil.disk_usage(folder).free < 1 << 20:
-            failure = Failure("the disk is full", f"make room in {folder.parent}, and call again")
+            failure = KnownFailure("the disk is full", f"make room in {folder.parent}, and call again")
         return Refused(name, failure.reason, failure.remedy, finished.output, passing=failure.passing)
 
     def _key(self, name: str, data: bytes) -> str:
@@ -177,7 +177,7 @@ class Compiler:
 
 
 def find_compiler(
-    binary: str | Path | None = None, options: Options | None = None, *, runner: Runner | None = None,
+    binary: str | Path | None = None, options: CompilerOptions | None = None, *, runner: Runner | None = None,
     cache: str | Path | None = None, jobs: int | None = None,
 ) -> Compiler:  # fmt: skip
     """The compiler: the program named, else `edgetpu_compiler` on the PATH.
@@ -193,7 +193,7 @@ def find_compiler(
     if found is None:
         raise CompilerError(*_missing(binary))
     program = Path(found).resolve()
-    runner, chosen = runner or ProcessRunner(), options or Options()
+    runner, chosen = runner or ProcessRunner(), options or CompilerOptions()
     with _working_folder() as folder:
         finished = runner([str(program), "--version"], folder, min(_VERSION_SECONDS, chosen.patience_s))
     version = parse_report(finished.output).version
@@ -222,20 +222,22 @@ def _missing(binary: str | Path | None) -> tuple[str, str, str]:
     return "is not installed", where, _INSTALL
 
 
-def _failure(finished: Finished, *, made: bool) -> Failure:
+def _failure(finished: FinishedRun, *, made: bool) -> KnownFailure:
     """The first thing that the output says of it; else what the exit code tells."""
     report = parse_report(finished.output)
     if finished.ended:
-        return Failure(f"it was ended {finished.ended}", "raise --timeout_sec, or use --search_delegate")
+        return KnownFailure(f"it was ended {finished.ended}", "raise --timeout_sec, or use --search_delegate")
     if report.failures:
         return report.failures[0]
     killed_by = -finished.exit_code if finished.exit_code < 0 else finished.exit_code - _SHELL_SIGNAL
     if killed_by > 0:
-        return Failure(f"the compiler was ended by signal {killed_by}", "compile again, or cut elsewhere", passing=True)
+        return KnownFailure(
+            f"the compiler was ended by signal {killed_by}", "compile again, or cut elsewhere", passing=True
+        )
     what = "fails" if report.succeeded is False else f"ends with exit code {finished.exit_code}"
     what += "" if made else " and no file"
     last = next((line.strip() for line in reversed(finished.output.splitlines()) if line.strip()), "nothing")[:100]
-    return Failure(
+    return KnownFailure(
         f"the compiler {what}; its last line: {last}", "try --search_delegate, or cut elsewhere", passing=True
     )
 

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from balancer.compiler.failures import Failure, failures_in
+from balancer.compiler.failures import KnownFailure, failures_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,7 +118,7 @@ class Report:
 
     version: str | None
     models: tuple[ModelReport, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[KnownFailure, ...]
     succeeded: bool | None
 
     def about(self, output_file: str) -> ModelReport | None:

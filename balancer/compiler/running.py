@@ -28,7 +28,7 @@ _OUTPUT = ".output"  # of the program, in its own working folder
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedRun:
     """exit_code: negative for the signal that ended it. output: stdout and stderr as they came. ended: why we ended it,
     if we did.
     """
@@ -41,7 +41,9 @@ class Finished:
 class Runner(Protocol):
     """How programs are run; tests put others in its place."""
 
-    def __call__(self, arguments: Sequence[str], folder: Path, seconds: float, *, each_try: bool = False) -> Finished:
+    def __call__(
+        self, arguments: Sequence[str], folder: Path, seconds: float, *, each_try: bool = False
+    ) -> FinishedRun:
         """Run to the end, in this working folder, for at most so many seconds (each_try: that the output speaks of).
 
         Raises CompilerError where it cannot be started, Stopped after `stop`.
@@ -51,7 +53,7 @@ class Runner(Protocol):
         """End everything that runs, and start nothing more."""
 
 
-class Stopped(Exception):
+class RunStopped(Exception):
     """The runner was told to stop; the user has interrupted."""
 
 
@@ -65,7 +67,9 @@ class ProcessRunner:
         self._running: set[int] = set()
         self._stopped = False
 
-    def __call__(self, arguments: Sequence[str], folder: Path, seconds: float, *, each_try: bool = False) -> Finished:
+    def __call__(
+        self, arguments: Sequence[str], folder: Path, seconds: float, *, each_try: bool = False
+    ) -> FinishedRun:
         output = folder / _OUTPUT
         with output.open("wb") as sink:
             process = self._start(arguments, folder, sink.fileno())
@@ -74,8 +78,8 @@ class ProcessRunner:
         finally:
             self._end(process)
         if self._stopped:
-            raise Stopped
-        return Finished(process.returncode, _text(output), ended)
+            raise RunStopped
+        return FinishedRun(process.returncode, _text(output), ended)
 
     def stop(self) -> None:
         with self._lock:
@@ -86,7 +90,7 @@ class ProcessRunner:
     def _start(self, arguments: Sequence[str], folder: Path, sink: int) -> subprocess.Popen[bytes]:
         with self._lock:
             if self._stopped:
-                raise Stopped
+                raise RunStopped
             try:
                 process = Child(arguments, cwd=folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT)
             except OSError as error:

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from balancer.cost.crossings import Crossings
 from balancer.cost.filling import Fillings
 from balancer.cost.timing import input_ns
-from balancer.graph import members, op_set
+from balancer.ground.opsets import members, op_set
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from balancer.cost.segment import SegmentCosts
-    from balancer.graph import OpSet
+    from balancer.ground.downsets import DownSets
+    from balancer.ground.opsets import OpSet
 
 _STATUSES = 8  # sums kept for so many choices of what is on the CPU; inner sets come in order, so few are in use
 
@@ -37,7 +36,7 @@ class SegmentTable(NamedTuple):
     allowed: Any
 
 
-class _Sums(NamedTuple):
+class _SetSums(NamedTuple):
     """Over the ops of each set: ns of computing, starting and always streaming; bytes to keep; bytes that always stream;
     bytes that dense ops take in the tiles.
     """
@@ -48,38 +47,10 @@ class _Sums(NamedTuple):
     dense_bytes: Any
 
 
-class Sets(Protocol):
-    """Down-sets of the graph, by row numbers. Groups of ops are given as all their numbers and where each group begins."""
-
-    def __len__(self) -> int: ...
-
-    def set_of(self, row: int) -> OpSet: ...
-
-    def members(self, rows: Any) -> Any:
-        """Which ops are in which of the rows, as booleans: one op a column."""
-
-    def holds_any(self, ops: OpSet, rows: Any = ...) -> Any:
-        """Which of the rows hold one of the ops."""
-
-    def holds_all(self, ops: OpSet, rows: Any = ...) -> Any:
-        """Which of the rows hold all the ops."""
-
-    def total(self, weights: Sequence[int]) -> Any:
-        """For each set the sum of its ops' weights, int64."""
-
-    def weigh(self, groups: Any, any_weights: Any, all_weights: Any, rows: Any) -> Any:
-        """For each of the rows the sum of any_weights over the groups of which it holds an op, and of all_weights over
-        those that it holds entirely, int64.
-        """
-
-    def largest(self, weights: Any, rows: Any) -> Any:
-        """For each of the rows the largest weight of its ops, at least 0, int64."""
-
-
 class SegmentBatch:
     """Costs of the segments between down-sets of the graph."""
 
-    def __init__(self, costs: SegmentCosts, sets: Sets) -> None:
+    def __init__(self, costs: SegmentCosts, sets: DownSets) -> None:
         self.costs = costs
         self.graph = costs.graph
         self.sets = sets
@@ -139,13 +110,13 @@ class SegmentBatch:
         """For each set how many of its ops are computed."""
         return self.sets.total([not op.folded for op in self.graph.ops])
 
-    def _sums(self, ending: OpSet) -> _Sums:
+    def _sums(self, ending: OpSet) -> _SetSums:
         """Where these unmapped ops end the Edge TPU's part of a segment: they and what depends on them is on the CPU."""
         costs, on_tpu = self.costs, self.on_tpu(ending)
         chip = [on_tpu >> i & 1 for i in range(len(self.graph.ops))]
         busy = [costs.compute[i] + costs.start[i] + costs.always[i] for i in range(len(chip))]
         cpu = [0 if op.folded else costs.cpu[op.index] for op in self.graph.ops]
-        return _Sums(
+        return _SetSums(
             self.sets.total([busy[i] if on else cpu[i] for i, on in enumerate(chip)]),
             self.sets.total([costs.layout[i].cached * on for i, on in enumerate(chip)]),
             self.sets.total([costs.layout[i].always_streamed * on for i, on in enumerate(chip)]),

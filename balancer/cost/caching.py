@@ -15,14 +15,16 @@ import heapq
 from typing import TYPE_CHECKING
 
 from balancer.cost.capacity import TILES
-from balancer.cost.geometry import ARRAY_INPUTS, ARRAY_OUTPUTS, ceil_div, ceil_to
-from balancer.graph import members, op_set
+from balancer.cost.geometry import ARRAY_INPUTS, ARRAY_OUTPUTS
+from balancer.ground.opsets import members, op_set
+from balancer.ground.units import ceil_div, ceil_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from balancer.cost.layout import Layout
-    from balancer.graph import Graph, OpSet
+    from balancer.cost.layout import ParameterLayout
+    from balancer.graph import Graph
+    from balancer.ground.opsets import OpSet
 
 _CLASS = {"DEPTHWISE_CONV_2D": 0, "FULLY_CONNECTED": 1}
 _OTHERS = len(_CLASS)
@@ -34,7 +36,7 @@ class Caching:
     the same as sets, those that get room first before the others.
     """
 
-    def __init__(self, graph: Graph, layouts: list[Layout], dense_tile_bytes: int) -> None:
+    def __init__(self, graph: Graph, layouts: list[ParameterLayout], dense_tile_bytes: int) -> None:
         self.size = [layout.cached for layout in layouts]
         ops = graph.ops
         sized = (i for i, size in enumerate(self.size) if size)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.cost.geometry import ARRAY_INPUTS, TILE_SIDE, Picture, Window, ceil_div, ceil_to, picture, window
+from balancer.cost.geometry import ARRAY_INPUTS, TILE_SIDE, Picture, Window, picture, window
+from balancer.ground.units import ceil_div, ceil_to
 
 if TYPE_CHECKING:
-    from balancer.cost.layout import Layout
+    from balancer.cost.layout import ParameterLayout
     from balancer.graph import Graph, Op
 
 TILES = 16
@@ -83,7 +84,7 @@ class Room:
         return max(0, self.wide_bytes_per_tile - _BASE_BYTES - whole // TILES)
 
 
-def op_scratch(graph: Graph, op: Op, layout: Layout) -> int:
+def op_scratch(graph: Graph, op: Op, layout: ParameterLayout) -> int:
     """Wide memory, in bytes a tile, that the op needs while it runs, wherever its inputs come from."""
     if op.type == "FULLY_CONNECTED":
         return _DENSE_BYTES if layout.has_headers else 0

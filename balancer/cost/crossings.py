@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from balancer.cost.timing import input_ns, output_ns
-from balancer.graph import op_set
+from balancer.ground.downsets import OpGroups
+from balancer.ground.opsets import op_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from balancer.cost.segment import SegmentCosts
-    from balancer.graph import OpSet
+    from balancer.ground.opsets import OpSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +32,11 @@ class Crossing:
     known: bool
 
 
-class Groups(NamedTuple):
-    """Groups of ops, one after the other. starts: where each begins; none is empty."""
-
-    ops: Any
-    starts: Any
-
-
 class Waiting(NamedTuple):
     """Activations at hand that ops outside a set read: their numbers, and those ops of each."""
 
     tensors: Any
-    groups: Groups
+    groups: OpGroups
 
 
 class Crossings:
@@ -92,7 +86,7 @@ class Crossings:
         pairs = self.waiting_pairs(held)
         tensors = self.tensor[pairs]
         starts = np.nonzero(np.diff(tensors, prepend=-1))[0]
-        return Waiting(tensors[starts], Groups(self.readers[pairs], starts))
+        return Waiting(tensors[starts], OpGroups(self.readers[pairs], starts))
 
 
 def _crossings(costs: SegmentCosts) -> Iterator[Crossing]:

@@ -16,9 +16,9 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balancer.cost.batch import Sets
     from balancer.cost.segment import SegmentCosts
-    from balancer.graph import OpSet
+    from balancer.ground.downsets import DownSets
+    from balancer.ground.opsets import OpSet
 
 MOST_CELLS = 1 << 25  # of a table of sums: more sets than that are taken a part at a time
 _PART = 1 << 14
@@ -27,18 +27,18 @@ _PART = 1 << 14
 class Fillings:
     """Segments between down-sets that are filled with the parameters of these ops. Sums are kept if there are few sets."""
 
-    def __init__(self, costs: SegmentCosts, sets: Sets, on_tpu: OpSet) -> None:
+    def __init__(self, costs: SegmentCosts, sets: DownSets, on_tpu: OpSet) -> None:
         self.costs, self.sets = costs, sets
         self.order = [i for i in costs.caching.priority if on_tpu >> i & 1]
         # Ranks of each class's ops; within a class they come by size, as `_Filling.run` needs it.
         counts = [(ops & on_tpu).bit_count() for ops in costs.caching.classes]
         self.classes = [range(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
-        self.all: _Sums | None = None
+        self.all: _PrefixSums | None = None
         if len(sets) * len(self.order) <= MOST_CELLS:
             self.all = self._sums(np.arange(len(sets)))
 
-    def _sums(self, rows: Any) -> _Sums:
-        return _Sums(self.costs, self.sets, self.order, rows)
+    def _sums(self, rows: Any) -> _PrefixSums:
+        return _PrefixSums(self.costs, self.sets, self.order, rows)
 
     def spilled(self, inners: Any, outers: Any, room: Any, dense_fit: Any) -> tuple[Any, Any]:
         """Overflow bytes, and ns of waiting for them. room: bytes; dense_fit: whether dense ops fit the tiles for sure."""
@@ -52,7 +52,7 @@ class Fillings:
             found.append(self._spilled(self._sums(rows), here[0], here[1], room[part], dense_fit[part]))
         return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
 
-    def _spilled(self, sums: _Sums, inners: Any, outers: Any, room: Any, dense_fit: Any) -> tuple[Any, Any]:
+    def _spilled(self, sums: _PrefixSums, inners: Any, outers: Any, room: Any, dense_fit: Any) -> tuple[Any, Any]:
         overflow, waiting = np.zeros(len(inners), np.int64), np.zeros(len(inners), np.int64)
         for fit in (True, False):
             here = np.nonzero(dense_fit == fit)[0]
@@ -67,10 +67,10 @@ class Fillings:
         return overflow, waiting
 
 
-class _Sums:
+class _PrefixSums:
     """Over the ops of each set, in the order in which they get room: sums before each rank, as flat tables."""
 
-    def __init__(self, costs: SegmentCosts, sets: Sets, order: Sequence[int], rows: Any) -> None:
+    def __init__(self, costs: SegmentCosts, sets: DownSets, order: Sequence[int], rows: Any) -> None:
         self.width = len(order) + 1
         held = sets.members(rows)[:, order]
         self.cached = self._before(held, [costs.caching.size[i] for i in order])
@@ -87,7 +87,7 @@ class _Sums:
 class _Filling:
     """Room that is given to the ops of some segments, in order."""
 
-    def __init__(self, fillings: Fillings, sums: _Sums, inners: Any, outers: Any, room: Any) -> None:
+    def __init__(self, fillings: Fillings, sums: _PrefixSums, inners: Any, outers: Any, room: Any) -> None:
         self.costs, self.order, self.sums = fillings.costs, fillings.order, sums
         self.inners, self.outers = inners * sums.width, outers * sums.width
         self.left = room.astype(np.int64)

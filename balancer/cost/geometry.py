@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 # The array is 64 output channels wide and takes 4 input channels a step; pictures are dealt out to 4 x 4 tiles.
 ARRAY_OUTPUTS, ARRAY_INPUTS, TILE_SIDE = 64, 4, 4
-MIB = 1 << 20
 
 _KIND = {
     "CONV_2D": "conv",
@@ -20,14 +19,6 @@ _KIND = {
     "MAX_POOL_2D": "pool",
     "AVERAGE_POOL_2D": "pool",
 }
-
-
-def ceil_div(value: int, by: int) -> int:
-    return -(-value // by)
-
-
-def ceil_to(value: int, step: int) -> int:
-    return -(-value // step) * step
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from balancer.cost.geometry import ARRAY_OUTPUTS, ceil_to, operand
+from balancer.cost.geometry import ARRAY_OUTPUTS, operand
+from balancer.ground.units import ceil_to
 
 if TYPE_CHECKING:
     from balancer.graph import Graph, Op, Tensor
@@ -19,7 +20,7 @@ _ELEMENTWISE = {"ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE"}
 _LSTM_WEIGHTS = range(1, 9)
 
 
-class Layout(NamedTuple):
+class ParameterLayout(NamedTuple):
     """Bytes of one op's parameters.
 
     cached: what they take on chip, where rows are counted in whole groups of 64. streamed: what is sent where they do
@@ -33,10 +34,10 @@ class Layout(NamedTuple):
     has_headers: bool = False
 
 
-def layout(graph: Graph, op: Op) -> Layout:
+def layout(graph: Graph, op: Op) -> ParameterLayout:
     """Layout of one op; zeros where it has no parameters that count."""
     if op.folded:
-        return Layout()
+        return ParameterLayout()
     weights = operand(graph, op, 1)
     if op.type in ("CONV_2D", "FULLY_CONNECTED"):
         return _matrix(weights, operand(graph, op, 2))
@@ -46,7 +47,7 @@ def layout(graph: Graph, op: Op) -> Layout:
         return _depthwise(weights, operand(graph, op, 2))
     if op.type == "UNIDIRECTIONAL_SEQUENCE_LSTM":
         gates = [_matrix(operand(graph, op, k), None) for k in _LSTM_WEIGHTS]
-        return Layout(sum(gate.cached for gate in gates), sum(gate.streamed for gate in gates))
+        return ParameterLayout(sum(gate.cached for gate in gates), sum(gate.streamed for gate in gates))
     source, made = operand(graph, op, 0), graph.tensors[op.outputs[0]] if op.outputs else None
     if op.type == "PAD" and source and made:
         return _channel_pad(source, made)
@@ -54,8 +55,8 @@ def layout(graph: Graph, op: Op) -> Layout:
         return _softmax(source.shape[-1])
     if op.type in _ELEMENTWISE and made:
         operands = (operand(graph, op, k) for k in (0, 1))
-        return Layout(always_streamed=sum(_operand(t, made) for t in operands if t and t.is_parameter))
-    return Layout()
+        return ParameterLayout(always_streamed=sum(_operand(t, made) for t in operands if t and t.is_parameter))
+    return ParameterLayout()
 
 
 def _header(weights: Tensor, bias: Tensor | None) -> int:
@@ -66,41 +67,41 @@ def _header(weights: Tensor, bias: Tensor | None) -> int:
     return 4 if biased else 0
 
 
-def _matrix(weights: Tensor | None, bias: Tensor | None) -> Layout:
+def _matrix(weights: Tensor | None, bias: Tensor | None) -> ParameterLayout:
     """Convolution or dense: [out, (kh, kw,) in] with `out` rows in groups of 64, or of 16 where 64 or fewer."""
     if weights is None or not weights.is_parameter or not weights.shape:
-        return Layout()
+        return ParameterLayout()
     out, *taps, depth = weights.shape if len(weights.shape) > 1 else (weights.shape[0], 1)
     row = math.prod(taps) * ceil_to(depth, 4) + _header(weights, bias)
     wide = ceil_to(out, ARRAY_OUTPUTS)
     narrow = wide if out > ARRAY_OUTPUTS else ceil_to(out, _NARROW_ROWS)
-    return Layout(ceil_to(wide * row, 64), ceil_to(narrow * row, 64), has_headers=_header(weights, bias) > 0)
+    return ParameterLayout(ceil_to(wide * row, 64), ceil_to(narrow * row, 64), has_headers=_header(weights, bias) > 0)
 
 
-def _depthwise(weights: Tensor | None, bias: Tensor | None) -> Layout:
+def _depthwise(weights: Tensor | None, bias: Tensor | None) -> ParameterLayout:
     """Depthwise: each weight takes four bytes; channels are padded to 4, and to at least 16."""
     if weights is None or not weights.is_parameter or not weights.shape or len(weights.shape) != 4:
-        return Layout()
+        return ParameterLayout()
     _, height, width, channels = weights.shape
     rows = max(ceil_to(channels, 4), _NARROW_ROWS)
     size = ceil_to(4 * height * width * rows + _header(weights, bias) * ceil_to(channels, 4), 64)
-    return Layout(cached=size, streamed=size)
+    return ParameterLayout(cached=size, streamed=size)
 
 
-def _channel_pad(source: Tensor, output: Tensor) -> Layout:
+def _channel_pad(source: Tensor, output: Tensor) -> ParameterLayout:
     """A PAD that widens the channel axis is laid out as a 1x1 convolution; a spatial one takes nothing."""
     if not source.shape or not output.shape or source.shape[-1] == output.shape[-1]:
-        return Layout()
+        return ParameterLayout()
     out = output.shape[-1]
     rows = ceil_to(out, ARRAY_OUTPUTS) if out > ARRAY_OUTPUTS else ceil_to(out, _NARROW_ROWS)
     row = ceil_to(source.shape[-1], 4) + 4
-    return Layout(cached=ceil_to(ceil_to(out, ARRAY_OUTPUTS) * row, 64), streamed=ceil_to(rows * row, 64))
+    return ParameterLayout(cached=ceil_to(ceil_to(out, ARRAY_OUTPUTS) * row, 64), streamed=ceil_to(rows * row, 64))
 
 
-def _softmax(classes: int) -> Layout:
+def _softmax(classes: int) -> ParameterLayout:
     """A table that newer compilers lay out for uint8 classes; int8 ones need none."""
     size = 3 * _NARROW_ROWS * ceil_to(classes, 4) + 64
-    return Layout(cached=size, streamed=size)
+    return ParameterLayout(cached=size, streamed=size)
 
 
 def _operand(constant: Tensor, output: Tensor) -> int:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 from balancer.cost import timing
 from balancer.cost.caching import Caching
 from balancer.cost.capacity import Room, input_scratch, op_scratch
-from balancer.cost.geometry import MIB
-from balancer.cost.layout import Layout, layout
+from balancer.cost.layout import ParameterLayout, layout
 from balancer.cost.profile import OpCosts
-from balancer.graph import Graph, OpSet, members, op_set
+from balancer.ground.opsets import OpSet, members, op_set
+from balancer.ground.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from balancer.cost.hardware import Hardware
     from balancer.cost.profile import Profile
-    from balancer.graph import Op
+    from balancer.graph import Graph, Op
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +190,7 @@ class SegmentCosts:
 _AS_PREDICTED = OpCosts()
 
 
-def _layout(graph: Graph, op: Op, known: OpCosts) -> Layout:
+def _layout(graph: Graph, op: Op, known: OpCosts) -> ParameterLayout:
     """The op's layout, with the known parameter bytes where they differ from what the rules give."""
     found = layout(graph, op)
     if known.parameter_bytes is None or known.parameter_bytes == found.cached:

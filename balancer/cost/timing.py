@@ -13,21 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.cost.geometry import (
-    ARRAY_INPUTS,
-    ARRAY_OUTPUTS,
-    MIB,
-    TILE_SIDE,
-    Picture,
-    Window,
-    ceil_div,
-    ceil_to,
-    window,
-)
+from balancer.cost.geometry import ARRAY_INPUTS, ARRAY_OUTPUTS, TILE_SIDE, Picture, Window, window
+from balancer.ground.units import MIB, ceil_div, ceil_to
 
 if TYPE_CHECKING:
     from balancer.cost.hardware import Hardware
-    from balancer.cost.layout import Layout
+    from balancer.cost.layout import ParameterLayout
     from balancer.graph import Graph, Op
 
 _GMAC = 10**9
@@ -41,7 +32,7 @@ def start_ns(op: Op, hardware: Hardware) -> int:
     return 0 if op.type in _ON_THE_WAY else hardware.op_ns
 
 
-def busy_ns(graph: Graph, op: Op, layout: Layout, hardware: Hardware) -> int:
+def busy_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:
     """Time on the array with all parameters at hand, gathering apart.
 
     Convolutions: multiply-accumulates with the array's rounding. Dense ops move their weights past the array once.
@@ -109,14 +100,14 @@ def gather_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
     return hardware.gather_ns + ceil_div(found.source.pixels * found.source.channels * hardware.gather_ns_per_mib, MIB)
 
 
-def stream_ns(graph: Graph, op: Op, layout: Layout, hardware: Hardware) -> int:
+def stream_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:
     """Time on the link for the op's parameters if they are not cached: once per band."""
     found = window(graph, op)
     times = bands(found, hardware) if found else 1
     return ceil_div(times * layout.streamed * hardware.stream_ns_per_mib, MIB)
 
 
-def always_stream_ns(layout: Layout, hardware: Hardware) -> int:
+def always_stream_ns(layout: ParameterLayout, hardware: Hardware) -> int:
     """Time on the link for constant operands that are never cached."""
     return ceil_div(layout.always_streamed * hardware.stream_ns_per_mib, MIB)
 

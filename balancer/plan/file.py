@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from balancer.documents import Refusal, read_json
 from balancer.errors import PlanError
+from balancer.ground.opsets import parse_op_ranges
 from balancer.plan.document import from_json
-from balancer.plan.ranges import parse_op_ranges
-from balancer.plan.records import FORMAT, VERSION, Pipeline, Plan, Segment
+from balancer.plan.records import FORMAT, VERSION, Plan, PlanPipeline, Segment
 from balancer.plan.remembered import check_remembered
 from balancer.plan.state import STATE_WORDS
 
@@ -142,7 +142,7 @@ def _is_bare(file: str) -> bool:
     return file == known == Path(file).name and file not in ("", "..") and not set(file) & {"\\", "\0"}
 
 
-def _check_pipeline(plan: Plan, pipeline: Pipeline, held: Mapping[str, list[int]], where: str) -> None:
+def _check_pipeline(plan: Plan, pipeline: PlanPipeline, held: Mapping[str, list[int]], where: str) -> None:
     if any(stage.replicas < 1 or len(stage.tpus) != stage.replicas for stage in pipeline.stages):
         raise PlanError("a stage does not have one TPU for each replica", where, "solve again")
     if sorted(i for stage in pipeline.stages for i in held[stage.segment]) != list(range(plan.model.ops)):

@@ -135,7 +135,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class PlanStage:
     segment: str
     replicas: int
     tpus: tuple[int, ...]
@@ -150,8 +150,8 @@ class PipelinePrediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pipeline:
-    stages: tuple[Stage, ...]
+class PlanPipeline:
+    stages: tuple[PlanStage, ...]
     predicted: PipelinePrediction
 
 
@@ -213,7 +213,7 @@ class Plan:
     n_tpus: int
     held_to: HeldTo | None = None
     segments: tuple[Segment, ...]
-    pipelines: tuple[Pipeline, ...]
+    pipelines: tuple[PlanPipeline, ...]
     predicted: PlanPrediction
     solver: SolverReport
     comparison: tuple[ComparisonRow, ...]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from balancer.errors import PlanError
-from balancer.plan.ranges import parse_op_ranges
+from balancer.ground.opsets import parse_op_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.errors import PlanError
-from balancer.plan.ranges import parse_op_ranges
+from balancer.ground.opsets import parse_op_ranges
 
 if TYPE_CHECKING:
     from balancer.plan.records import Plan

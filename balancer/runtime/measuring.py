@@ -64,7 +64,7 @@ class StageMeasurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
+class PipelineMeasurement:
     """A benchmark's result. source: of all stages, "device", "simulated", "simulated, computed live", "cpu", or "mixed:
     ..." with each of them. latency_ns: median of one input alone; latency: all of it. predicted_handover_ns: the part of
     predicted_latency_ns that is none of the stages' own. first_inference_ns: with the parameters being loaded; None
@@ -111,7 +111,7 @@ def measure(
     *,
     seconds: float = 5.0,
     progress: Callable[[int], None] = lambda done: None,
-) -> Measurement:
+) -> PipelineMeasurement:
     """Run an entered pipeline on these inputs, over and over, for about so many seconds.
 
     Raises StageError where an item fails, unless the pipeline goes on after errors: then failures are counted. Raises it
@@ -130,7 +130,7 @@ def measure(
     slowest = max((s.stage_ns / len(s.devices) for s in found.stages), default=0) or 1
     live = pipeline.simulation.outputs == LIVE
     stages = tuple(_stage(plan, s, slowest, source_of(s.devices, live=live)) for s in found.stages)
-    return Measurement(
+    return PipelineMeasurement(
         plan=plan.file_name,
         source=mixture(s.source for s in stages),
         throughput_per_s=round((rate.items - rate.failures) / rate.seconds, 6),
@@ -239,7 +239,7 @@ def _stage(plan: Plan, found: StageStatistics, slowest: float, source: str) -> S
     )  # fmt: skip
 
 
-def segment_measurements(found: Measurement) -> dict[str, SegmentMeasurement]:
+def segment_measurements(found: PipelineMeasurement) -> dict[str, SegmentMeasurement]:
     """What the plan file says of each segment; of one that several pipelines share, the median of their medians."""
     by_segment: dict[str, list[StageMeasurement]] = {}
     for stage in found.stages:

@@ -27,7 +27,7 @@ from balancer.runtime.executors import Executor, Recipe, make_executor
 from balancer.runtime.limits import warn_of_mappings, warn_of_other_kinds
 from balancer.runtime.mapping import Feeder, Turns
 from balancer.runtime.options import CONTINUE, RunOptions
-from balancer.runtime.recipes import NONE, Interface, keeping_state, plan_interface, recipes
+from balancer.runtime.recipes import NONE, ModelInterface, keeping_state, plan_interface, recipes
 from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
 from balancer.runtime.tensors import FrameTensors, SharedFrames, Tensors, dead_after, layout, lives
@@ -66,7 +66,7 @@ class Pipeline:
         count = 1 + max(t for p in self.plan.pipelines for stage in p.stages for t in stage.tpus)
         none = devices == "none"
         self.devices = ["none"] * count if none else device_names(devices, count)
-        self.interface: Interface = plan_interface(self.plan)
+        self.interface: ModelInterface = plan_interface(self.plan)
         self.simulation = self.options.simulation.beside(self.devices)
         self._recipes = recipes(self.plan, self.devices, self.simulation)
         self.state = state_of(self.interface.stateful, keep_state=self.options.keep_state)

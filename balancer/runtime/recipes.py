@@ -6,19 +6,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import PlanError
-from balancer.graph import op_set
+from balancer.graph import boundary_names
+from balancer.ground.opsets import op_set, parse_op_ranges
 from balancer.inputs import InputSpec
-from balancer.plan import check_op_count, file_bytes, parse_op_ranges
+from balancer.plan import check_op_count, file_bytes
 from balancer.runtime.executors import Recipe
 from balancer.runtime.simulated import Behaviour
 from balancer.runtime.tensors import TensorSpec
-from balancer.tflite.cut import boundary_names
 from balancer.tflite.read import read_graph
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from balancer.graph import Graph, OpSet
+    from balancer.graph import Graph
+    from balancer.ground.opsets import OpSet
     from balancer.plan import Plan, Segment
 
 _MIB = 1 << 20
@@ -52,7 +53,7 @@ class Simulation:
 
 
 @dataclass(frozen=True, slots=True)
-class Interface:
+class ModelInterface:
     """A model's inputs, and the names of its outputs, in the model's order. stateful: its ops that hold state."""
 
     inputs: tuple[InputSpec, ...]
@@ -60,20 +61,20 @@ class Interface:
     stateful: OpSet = 0
 
 
-def interface(model: bytes, name: str) -> Interface:
+def interface(model: bytes, name: str) -> ModelInterface:
     """Names are those of the segments' files."""
     return _interface_of(read_graph(model, name=name))
 
 
-def _interface_of(graph: Graph) -> Interface:
+def _interface_of(graph: Graph) -> ModelInterface:
     names = boundary_names(graph, [])
     inputs = tuple(
         InputSpec(names[t], graph.tensors[t].shape or (), graph.tensors[t].dtype) for t in dict.fromkeys(graph.inputs)
     )
-    return Interface(inputs, tuple(names[t] for t in dict.fromkeys(graph.outputs)), graph.stateful)
+    return ModelInterface(inputs, tuple(names[t] for t in dict.fromkeys(graph.outputs)), graph.stateful)
 
 
-def plan_interface(plan: Plan) -> Interface:
+def plan_interface(plan: Plan) -> ModelInterface:
     """The interface of a saved plan's model. Raises PlanError where it is not there, or where the plan's tensors are
     not those of the model: memory is laid out by what the plan says of them.
     """

@@ -89,7 +89,7 @@ def dead_after(found: Mapping[str, Life], stage: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FrameLayout:
     """Where each tensor lies in a frame. spec by name; offset in bytes; size of a frame, in whole pages."""
 
     specs: dict[str, TensorSpec]
@@ -97,7 +97,7 @@ class Layout:
     frame_bytes: int
 
 
-def layout(pipelines: Sequence[Mapping[str, Life]]) -> Layout:
+def layout(pipelines: Sequence[Mapping[str, Life]]) -> FrameLayout:
     """One layout for the items of all pipelines."""
     merged = {n: life for found in pipelines for n, life in found.items() if _fits_memory(life.spec)}
     if len(pipelines) > 1:  # their stages are no common time
@@ -109,7 +109,7 @@ def layout(pipelines: Sequence[Mapping[str, Life]]) -> Layout:
         offsets[name] = offset
         placed.append((offset, offset + max(1, life.spec.bytes), life))
     size = max((end for _, end, _ in placed), default=1)
-    return Layout({n: life.spec for n, life in merged.items()}, offsets, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+    return FrameLayout({n: life.spec for n, life in merged.items()}, offsets, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
 
 
 def _free_offset(life: Life, placed: Sequence[tuple[int, int, Life]]) -> int:
@@ -126,7 +126,7 @@ def _free_offset(life: Life, placed: Sequence[tuple[int, int, Life]]) -> int:
 class SharedFrames:
     """Frames in shared memory. fd: for a child that is to map them, too."""
 
-    def __init__(self, plan: Layout, count: int, fd: int | None = None) -> None:
+    def __init__(self, plan: FrameLayout, count: int, fd: int | None = None) -> None:
         self.layout, self.count = plan, count
         size = plan.frame_bytes * count
         self.fd = -1 if fd is None else fd

@@ -7,31 +7,27 @@ from typing import TYPE_CHECKING
 
 from balancer.errors import ConstraintError
 from balancer.solve.auto import solve_auto
-from balancer.solve.baselines import BASELINES, interval_set, solve_baseline
+from balancer.solve.baselines import BASELINES, solve_baseline
+from balancer.solve.chain import solve_chain
 from balancer.solve.cpsat import solve_cpsat
-from balancer.solve.downsets import DownSets, OpSet
-from balancer.solve.exact import solve_downset
-from balancer.solve.intervals import infeasible, solve_chain
+from balancer.solve.downset import solve_downset
+from balancer.solve.limits import infeasible
 from balancer.solve.problem import (
     Between,
     Constraints,
     Cost,
-    Costs,
+    CostColumns,
     Kind,
-    Options,
-    Pipeline,
+    PipelineSpec,
     Problem,
     Solution,
-    Stage,
+    SolverOptions,
+    StageSpec,
     Value,
     evaluate,
-    objective_ns,
-    pipeline_rate,
-    plan_rate,
-    shared_rates,
     steady_rate,
 )
-from balancer.solve.shortest import solve_shortest
+from balancer.solve.shortest_path import solve_shortest
 from balancer.solve.structure import Kept, Structure, Transfer
 from balancer.solve.structured import structured_problem
 
@@ -43,32 +39,25 @@ __all__ = [
     "Between",
     "Constraints",
     "Cost",
-    "Costs",
-    "DownSets",
+    "CostColumns",
     "Kept",
     "Kind",
-    "OpSet",
-    "Options",
-    "Pipeline",
+    "PipelineSpec",
     "Problem",
     "Solution",
-    "Stage",
+    "SolverOptions",
+    "StageSpec",
     "Structure",
     "Transfer",
     "Value",
     "evaluate",
-    "interval_set",
-    "objective_ns",
-    "pipeline_rate",
-    "plan_rate",
-    "shared_rates",
     "solve",
     "steady_rate",
     "structured_problem",
 ]  # fmt: skip
 
 
-SOLVERS: dict[str, Callable[[Problem, Options], Solution]] = {
+SOLVERS: dict[str, Callable[[Problem, SolverOptions], Solution]] = {
     "auto": solve_auto,
     "chain": solve_chain,
     "downset": solve_downset,
@@ -81,13 +70,13 @@ SOLVERS: dict[str, Callable[[Problem, Options], Solution]] = {
 _CONSTRAINED = ("auto", "cpsat", "shortest-path")
 
 
-def solve(problem: Problem, options: Options | None = None) -> Solution:
+def solve(problem: Problem, options: SolverOptions | None = None) -> Solution:
     """The best plan by the solver that the options name.
 
     Raises InfeasibleError where there is none, ConstraintError where the solver takes no constraints,
     ValueError where there are no devices or no such solver.
     """
-    options = options or Options()
+    options = options or SolverOptions()
     if any(count < 1 for _, count in problem.devices) or (options.stages is not None and options.stages < 1):
         raise ValueError("at least one device and one stage are needed")
     if options.solver not in SOLVERS:

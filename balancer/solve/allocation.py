@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.solve.problem import NS_PER_S, Value, objective_ns, plan_rate
+from balancer.ground.rates import objective_ns, plan_rate
+from balancer.ground.units import NS_PER_S
+from balancer.solve.problem import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,26 +11,28 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from balancer.solve.block_folding import folded
+from balancer.solve.blocks import blocks_of
+from balancer.solve.chain import chain_offers
 from balancer.solve.constraining import keeps
 from balancer.solve.cpsat import OVER, PipelineSearch, cpsat_budget, solve_cpsat
-from balancer.solve.downsets import all_downsets, blocks_of
-from balancer.solve.exact import MOST_DOWN_SETS, Search, search_among
-from balancer.solve.folding import folded
-from balancer.solve.intervals import chain_offers, whole_replicas
+from balancer.solve.downset import MOST_DOWN_SETS, PlanSearch, search_among
+from balancer.solve.enumeration import all_downsets
+from balancer.solve.limits import whole_replicas
 from balancer.solve.offers import pipeline_offer
 from balancer.solve.orders import file_order, prefixes
-from balancer.solve.shortest import search_shortest
+from balancer.solve.shortest_path import search_shortest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from balancer.solve.budget import Budget
-    from balancer.solve.lattice import Within
+    from balancer.solve.downset_dp import Within
     from balancer.solve.offers import Offer
-    from balancer.solve.problem import Options, Problem, Solution
+    from balancer.solve.problem import Problem, Solution, SolverOptions
 
 
-def solve_auto(problem: Problem, options: Options) -> Solution:
+def solve_auto(problem: Problem, options: SolverOptions) -> Solution:
     """The best plan; the solution names the solver that had the last word.
 
     Raises InfeasibleError where there is none, ValueError where constraints meet a cost of no known structure.
@@ -57,7 +59,7 @@ def solve_auto(problem: Problem, options: Options) -> Solution:
     return search.solution("cpsat" if search.statistics else "chain")
 
 
-def _timed(problem: Problem, options: Options) -> Solution:
+def _timed(problem: Problem, options: SolverOptions) -> Solution:
     """Where a rate or a latency is all that is asked for: shortest paths, and CP-SAT where there are too many down-sets."""
     search = search_shortest(problem, options)
     if search.too_many and not search.stopped and _structured(problem):
@@ -65,7 +67,7 @@ def _timed(problem: Problem, options: Options) -> Solution:
     return search.solution()
 
 
-def _constrained(problem: Problem, options: Options) -> Solution:
+def _constrained(problem: Problem, options: SolverOptions) -> Solution:
     """CP-SAT, with what the rate and the latency alone allow at best as another bound; and that plan, where it keeps all."""
     times = options.constraints.times
     if not times:
@@ -86,7 +88,7 @@ def _structured(problem: Problem) -> bool:
     return all(kind in problem.structures for kind, _ in problem.devices)
 
 
-def _on_several_kinds(problem: Problem, options: Options, among: Search, budget: Budget) -> Solution:
+def _on_several_kinds(problem: Problem, options: SolverOptions, among: PlanSearch, budget: Budget) -> Solution:
     """The best pipeline that CP-SAT finds, from the best that is known on; with the better of two bounds."""
     known = [offer.settled.pipeline for offer in among.offers]
     found = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
@@ -96,10 +98,10 @@ def _on_several_kinds(problem: Problem, options: Options, among: Search, budget:
     return replace(found, bound_ns=bound)
 
 
-class LargeSearch(Search):
+class LargeSearch(PlanSearch):
     """Among all down-sets of a graph that has too many: CP-SAT, where bounds leave room."""
 
-    def __init__(self, problem: Problem, options: Options, offers: Sequence[Offer], budget: Budget) -> None:
+    def __init__(self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], budget: Budget) -> None:
         super().__init__(problem, options, offers)
         self.budget = budget
 

@@ -10,26 +10,22 @@ from math import comb
 from typing import TYPE_CHECKING
 
 from balancer.errors import BalancerError, InfeasibleError
+from balancer.ground.opsets import interval_set
 from balancer.solve.bisection import bisect_cuts
-from balancer.solve.chain import ChainSolver
 from balancer.solve.depth_balanced import depth_balanced
+from balancer.solve.interval_dp import ChainSolver
 from balancer.solve.offers import chain_offer
 from balancer.solve.orders import depth_first_order, file_order, order_table, parts_in_order, prefixes
-from balancer.solve.problem import Pipeline, Solution, Stage, evaluate
+from balancer.solve.problem import PipelineSpec, Solution, StageSpec, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from balancer.solve.downsets import OpSet
-    from balancer.solve.problem import Options, Problem
+    from balancer.ground.opsets import OpSet
+    from balancer.solve.problem import Problem, SolverOptions
 
 MOST_PARTITIONS = 200_000
 OVER = "nothing"
-
-
-def interval_set(start: int, end: int) -> OpSet:
-    """The ops from start to end - 1."""
-    return (1 << end) - (1 << start)
 
 
 def equal_op_counts(n_ops: int, segments: int) -> tuple[int, ...]:
@@ -66,20 +62,20 @@ def _sizes(problem: Problem) -> Sequence[int]:
     return problem.op_bytes or [1] * problem.n_ops
 
 
-def _cut(problem: Problem, cuts: Sequence[int]) -> Pipeline:
+def _cut(problem: Problem, cuts: Sequence[int]) -> PipelineSpec:
     kind = problem.devices[0][0]
-    return Pipeline(tuple(Stage(interval_set(a, b), kind) for a, b in pairwise([0, *cuts, problem.n_ops])))
+    return PipelineSpec(tuple(StageSpec(interval_set(a, b), kind) for a, b in pairwise([0, *cuts, problem.n_ops])))
 
 
-def _equal(problem: Problem) -> Pipeline:
+def _equal(problem: Problem) -> PipelineSpec:
     return _cut(problem, equal_op_counts(problem.n_ops, _segments(problem)))
 
 
-def _by_parameters(problem: Problem) -> Pipeline:
+def _by_parameters(problem: Problem) -> PipelineSpec:
     return _cut(problem, parameter_count(_sizes(problem), _segments(problem)))
 
 
-def _by_depth(problem: Problem) -> Pipeline:
+def _by_depth(problem: Problem) -> PipelineSpec:
     kind = problem.devices[0][0]
 
     def streams(ops: OpSet) -> bool:
@@ -87,10 +83,10 @@ def _by_depth(problem: Problem) -> Pipeline:
         return cost is not None and cost.streamed_bytes > 0
 
     sets = depth_balanced(problem.before, _sizes(problem), problem.devices[0][1], streams)
-    return Pipeline(tuple(Stage(ops, kind) for ops in sets))
+    return PipelineSpec(tuple(StageSpec(ops, kind) for ops in sets))
 
 
-def _bisected(problem: Problem) -> Pipeline:
+def _bisected(problem: Problem) -> PipelineSpec:
     """Google's profiling partitioner with `exact` as the devices."""
     table = order_table(problem, prefixes(1 << i for i in range(problem.n_ops)), problem.devices[0][0])
 
@@ -101,7 +97,7 @@ def _bisected(problem: Problem) -> Pipeline:
     return _cut(problem, bisect_cuts(problem.n_ops, _segments(problem), latency, initial).cuts)
 
 
-def _interval_dp(problem: Problem) -> Pipeline:
+def _interval_dp(problem: Problem) -> PipelineSpec:
     """DPL of Tarnawski, Phanishayee, Devanur, Mahajan, Nina Paravecino, *Efficient algorithms for device placement of
     DNN graph operators* (NeurIPS 2020): one depth-first order, then the exact dynamic program over its intervals.
     """
@@ -114,7 +110,7 @@ def _interval_dp(problem: Problem) -> Pipeline:
     return chain_offer(problem, solver, reached, cuts).settled.pipeline
 
 
-def _exhaustive(problem: Problem) -> Pipeline:
+def _exhaustive(problem: Problem) -> PipelineSpec:
     """All cuts of the execution order tried, as in Villarrubia, Costero, Igual, Olcoz, *Improving inference time in
     multi-TPU systems with profiled model segmentation* (2023).
     """
@@ -142,10 +138,10 @@ def _exhaustive(problem: Problem) -> Pipeline:
                     best = rank, edges
     if best is None:
         raise InfeasibleError("has no allowed intervals", "the execution order", "use another solver")
-    return Pipeline(tuple(Stage(cuts[b] & ~cuts[a], kind) for a, b in best[1]))
+    return PipelineSpec(tuple(StageSpec(cuts[b] & ~cuts[a], kind) for a, b in best[1]))
 
 
-BASELINES: dict[str, Callable[[Problem], Pipeline]] = {
+BASELINES: dict[str, Callable[[Problem], PipelineSpec]] = {
     "equal-op-counts": _equal,
     "parameter-count": _by_parameters,
     "depth-balanced": _by_depth,
@@ -155,7 +151,7 @@ BASELINES: dict[str, Callable[[Problem], Pipeline]] = {
 }
 
 
-def solve_baseline(name: str, problem: Problem, options: Options) -> Solution:
+def solve_baseline(name: str, problem: Problem, options: SolverOptions) -> Solution:
     """A baseline's pipeline as a solution, without any claim.
 
     Raises InfeasibleError where a segment of it may not stand, BalancerError where it would take too long.

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.solve.mixed import mixed_bound_ns
+from balancer.solve.kinds_bound import mixed_bound_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from balancer.solve.downsets import DownSets
+    from balancer.ground.downsets import DownSets
     from balancer.solve.problem import Problem
     from balancer.solve.structure import Structure
 

@@ -1,143 +1,72 @@
-"""Exact interval dynamic programming: the best cuts of one execution order and the best replicas of their stages, for
-each number of stages and devices.
-
-A stage of time t with r replicas takes an input every t / r; `shares` are these periods, as floats that compare exactly
-(see `periods`).
-
-best[s][u][b], the shortest period of the positions before b in s stages on u devices, is the minimum over the last
-stage, [a, b) on r devices, of max(best[s - 1][u - r][a], share[r][a, b]): a whole row at once, since a cost that
-grows by one op can fall, so that neither two pointers nor a greedy fill would be exact. Ties are settled in further
-passes over the partitions that meet the optimum (see `paths`).
-"""
+"""The solver `chain`: the best plan whose segments are intervals of one execution order. Exact, and fast."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from balancer.solve.paths import Choice, best_way
-from balancer.solve.periods import MOST_REPLICAS, exact_period
+from balancer.solve.interval_dp import ChainSolver
+from balancer.solve.limits import infeasible, most_pipelines, most_replicas, whole_replicas
+from balancer.solve.offers import Offer, alone_ns, best_plan, chain_offer
+from balancer.solve.orders import file_order, order_table, prefixes
+from balancer.solve.problem import Solution, evaluate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
-    from balancer.solve.problem import Costs
+    from balancer.ground.opsets import OpSet
+    from balancer.solve.interval_dp import Reached
+    from balancer.solve.problem import Problem, SolverOptions
+
+OVER = "intervals of the execution order"
 
 
-_MOST_KEPT = 1 << 23  # periods, of all numbers of replicas: 64 MiB
+def solve_chain(problem: Problem, options: SolverOptions) -> Solution:
+    """Optimal over intervals of the order in which the ops are numbered.
 
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A partition into len(cuts) + 1 intervals, and the replicas of each stage. cuts: numbers of those between stages.
-
-    streamed_bytes: each replica's. latency_ns: the sum of the stages' times.
+    Raises InfeasibleError where no partition into allowed intervals exists, ValueError for several kinds of devices.
     """
+    if len(problem.devices) != 1:
+        raise ValueError("the solver 'chain' takes one kind of device")
+    offers = chain_offers(problem, options, prefixes(file_order(problem)))
+    if not offers:
+        raise infeasible(problem, options)
+    count = problem.devices[0][1]
+    plan = best_plan(problem, offers, count, most_pipelines(problem, options))
+    value = evaluate(problem, plan.pipelines)
+    if value is None:
+        raise ValueError("the batch form of the cost allows a segment that `exact` does not")
+    return Solution(
+        solver="chain",
+        pipelines=plan.pipelines,
+        value=value,
+        bound_ns=value.objective_ns if plan.bound_ns is None else plan.bound_ns,
+        over=f"{OVER}, {options.scope}",
+        statistics={"intervals": problem.n_ops * (problem.n_ops + 1) // 2, "pipelines": len(offers)},
+    )
 
-    cuts: tuple[int, ...]
-    replicas: tuple[int, ...]
-    streamed_bytes: int
-    latency_ns: int
+
+def chain_offers(problem: Problem, options: SolverOptions, cuts: Sequence[OpSet]) -> list[Offer]:
+    """The pipelines between the cuts of an order that are worth having; none where there are none."""
+    kind, count = problem.devices[0]
+    solver = ChainSolver(
+        order_table(problem, cuts, kind),
+        count,
+        most_replicas=most_replicas(options),
+        whole_replicas=whole_replicas(problem, options),
+    )
+    reached = solver.reached_with(options.stages) if options.stages else list(solver.reached())
+    if reached and most_pipelines(problem, options) == 1:
+        reached = _tied(solver, problem, reached, options.stages)
+    return [chain_offer(problem, solver, goal, cuts) for goal in reached]
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """The shortest period, in ns, of any partition into so many stages on so many devices."""
+def _tied(solver: ChainSolver, problem: Problem, reached: Sequence[Reached], stages: int | None) -> list[Reached]:
+    """What meets the best objective with the fewest devices, where one pipeline is all there is.
 
-    stages: int
-    devices: int
-    period: Fraction
-
-
-class ChainSolver:
-    """All pipelines of one order on up to `devices` devices. whole_replicas: whether a pipeline of one stage may have
-    several.
-
-    most_replicas: of a stage, at most MOST_REPLICAS.
+    Plans are compared by whole ns, and the host may be slower than the pipeline: both leave room for slower
+    partitions, which may stream less.
     """
-
-    def __init__(self, intervals: Costs, devices: int, *, most_replicas: int = 1, whole_replicas: bool = False) -> None:
-        self.devices = devices
-        self.most_replicas = min(devices, most_replicas, MOST_REPLICAS)
-        self.intervals = intervals
-        self.n = len(intervals.time_ns) - 1
-        self.whole_replicas = whole_replicas
-        self._shares: dict[int, Any] = {}
-
-    def _share(self, replicas: int) -> Any:
-        """Periods of all intervals on so many devices each; infinite where one may not stand."""
-        if replicas not in self._shares:
-            if self.most_replicas * (self.n + 1) ** 2 > _MOST_KEPT:
-                self._shares.clear()
-            self._shares[replicas] = self._made_share(replicas)
-        return self._shares[replicas]
-
-    def _made_share(self, replicas: int) -> Any:
-        share = np.where(self.intervals.allowed, np.maximum(self.intervals.time_ns, 1) / replicas, math.inf)
-        if replicas > 1 and not self.whole_replicas:
-            share[0, -1] = math.inf
-        return share
-
-    @cached_property
-    def _rows(self) -> dict[tuple[int, int], Any]:
-        """(stages, devices) -> the shortest period of the positions before b, for all b."""
-        rows = {(1, r): self._share(r)[0] for r in range(1, self.most_replicas + 1)}
-        for stages in range(2, min(self.devices, self.n) + 1):
-            for r in range(1, self.most_replicas + 1):
-                share = self._share(r)
-                for devices in range(stages - 1 + r, self.devices + 1):
-                    if (stages - 1, devices - r) in rows:
-                        found = np.maximum(rows[stages - 1, devices - r][:, None], share).min(axis=0)
-                        known = rows.get((stages, devices))
-                        rows[stages, devices] = found if known is None else np.minimum(known, found)
-        return rows
-
-    def reached(self) -> Iterator[Reached]:
-        """What can be reached with each number of stages and devices, fewest devices and stages first, where nothing with
-        no more of both is as fast.
-        """
-        best: dict[tuple[int, int], float] = {}
-        for stages, devices in sorted(self._rows, key=lambda key: (key[1], key[0])):
-            period = float(self._rows[stages, devices][-1])
-            smaller = (p for (s, u), p in best.items() if s <= stages and u <= devices)
-            if period < min(smaller, default=math.inf):
-                best[stages, devices] = period
-                yield Reached(stages, devices, exact_period(period, self.most_replicas))
-
-    def reached_with(self, stages: int) -> list[Reached]:
-        """The same for exactly so many stages."""
-        found: list[Reached] = []
-        for devices in range(stages, self.devices + 1):
-            period = float(self._rows[stages, devices][-1]) if (stages, devices) in self._rows else math.inf
-            if period < min((float(r.period) for r in found), default=math.inf):
-                found.append(Reached(stages, devices, exact_period(period, self.most_replicas)))
-        return found
-
-    def meeting(self, period: int) -> list[Reached]:
-        """All numbers of stages and devices with which some partition has a period of at most so many ns; with just
-        that period as the goal.
-        """
-        return [Reached(s, u, Fraction(period)) for (s, u), row in self._rows.items() if row[-1] <= period]
-
-    def settle(self, goal: Reached) -> Chain:
-        """Of all partitions that meet the goal's period with its stages and devices, the one that the tie rules name."""
-        way = best_way(self.n + 1, goal.stages, (goal.devices,), self._choices(goal), key=lambda start, end: end)
-        return Chain(way.ends[:-1], tuple(r for _, r in way.stages), way.streamed_bytes, way.latency_ns)
-
-    def _choices(self, goal: Reached) -> list[Choice]:
-        """The intervals by the fewest replicas with which they meet the goal's period; more would only take devices."""
-        period = float(goal.period)
-        need = np.full((self.n + 1, self.n + 1), self.most_replicas + 1)
-        for r in range(self.most_replicas, 0, -1):
-            need[self._share(r) <= period] = r
-        return [self._choice(r, *np.nonzero(need == r)) for r in range(1, self.most_replicas + 1)]
-
-    def _choice(self, replicas: int, start: Any, end: Any) -> Choice:
-        table = self.intervals
-        streamed = table.streamed_bytes[start, end] * replicas
-        return Choice(0, replicas, start, end, streamed, table.time_ns[start, end])
+    best = min(alone_ns(problem, r.stages, r.period) for r in reached)
+    meeting = [r for r in solver.meeting(best) if problem.host_ns * r.stages <= best and stages in (None, r.stages)]
+    fewest = min(r.devices for r in meeting)
+    return [r for r in meeting if r.devices == fewest]

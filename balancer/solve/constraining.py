@@ -5,36 +5,36 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from balancer.solve.downsets import bits
-from balancer.solve.intervals import chain_offers
+from balancer.ground.opsets import members
+from balancer.solve.chain import chain_offers
 from balancer.solve.orders import file_order, prefixes
 from balancer.solve.problem import Constraints, evaluate
-from balancer.solve.shortest import quickest_in_order
+from balancer.solve.shortest_path import quickest_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from balancer.solve.downsets import OpSet
-    from balancer.solve.problem import Options, Pipeline, Problem
+    from balancer.ground.opsets import OpSet
+    from balancer.solve.problem import PipelineSpec, Problem, SolverOptions
 
 _MOST_STARTS = 12
 
 
-def keeps(problem: Problem, pipeline: Pipeline, constraints: Constraints) -> bool:
+def keeps(problem: Problem, pipeline: PipelineSpec, constraints: Constraints) -> bool:
     """By exact costs. False where a segment may not stand."""
     value = evaluate(problem, [pipeline])
     if value is None:
         return False
     latency, objective, held = constraints.max_latency_ns, constraints.max_objective_ns, constraints.max_segment_bytes
     sets = [stage.ops for stage in pipeline.stages]
-    at = {i: j for j, ops in enumerate(sets) for i in bits(ops)}
+    at = {i: j for j, ops in enumerate(sets) for i in members(ops)}
     return (
         (latency is None or value.latency_ns <= latency)
         and (objective is None or value.objective_ns <= objective)
         and all(at[i] == j for i, j in constraints.pinned.items())
         and all(at[i] != j for i, j in constraints.kept_from)
         and all(ops & group in (0, group) for group in constraints.together for ops in sets)
-        and (held is None or all(sum(problem.op_bytes[i] for i in bits(ops)) <= held for ops in sets))
+        and (held is None or all(sum(problem.op_bytes[i] for i in members(ops)) <= held for ops in sets))
         and _crosses_little(problem, pipeline.stages[0].kind, sets, constraints)
     )
 
@@ -56,7 +56,7 @@ def _crosses_little(problem: Problem, kind: str, sets: Sequence[OpSet], constrai
     return True
 
 
-def starts(problem: Problem, options: Options) -> Iterator[Pipeline]:
+def starts(problem: Problem, options: SolverOptions) -> Iterator[PipelineSpec]:
     """Pipelines of intervals of the execution order that keep the constraints, if any of its best ones do."""
     held = options.constraints
     together = replace(problem, together=(*problem.together, *held.together))

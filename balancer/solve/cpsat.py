@@ -13,19 +13,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import InfeasibleError
+from balancer.solve.block_folding import folded
 from balancer.solve.bounds import least_total_ns, pipeline_bound_ns
 from balancer.solve.budget import Budget, BudgetSpent
 from balancer.solve.constraining import keeps, starts
 from balancer.solve.cpsat_model import LONGEST_NS, Measure, StageModel
-from balancer.solve.folding import folded
 from balancer.solve.periods import MOST_REPLICAS
-from balancer.solve.problem import Pipeline, Solution, Stage, evaluate
+from balancer.solve.problem import PipelineSpec, Solution, StageSpec, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from balancer.solve.downsets import OpSet
-    from balancer.solve.problem import Options, Problem, Value
+    from balancer.ground.opsets import OpSet
+    from balancer.solve.problem import Problem, SolverOptions, Value
 
 MOST_WORK = 10.0  # in CP-SAT's deterministic time: one to three times as many seconds
 MOST_ROUNDS = 20
@@ -38,7 +38,7 @@ _POLL_SECONDS = 0.2
 
 
 def solve_cpsat(
-    problem: Problem, options: Options, known: Iterable[Pipeline] = (), budget: Budget | None = None
+    problem: Problem, options: SolverOptions, known: Iterable[PipelineSpec] = (), budget: Budget | None = None
 ) -> Solution:
     """The best pipeline under the constraints of the options; proven, as far as limits of work go.
 
@@ -78,7 +78,7 @@ def solve_cpsat(
     )  # fmt: skip
 
 
-def cpsat_budget(options: Options) -> Budget:
+def cpsat_budget(options: SolverOptions) -> Budget:
     """What the models of one problem may take together."""
     return Budget(int(MOST_WORK * _WORK_UNIT), options.seconds)
 
@@ -92,7 +92,7 @@ class PipelineSearch:
     """
 
     def __init__(
-        self, problem: Problem, options: Options, budget: Budget | None = None, *, whole_replicas: bool = True
+        self, problem: Problem, options: SolverOptions, budget: Budget | None = None, *, whole_replicas: bool = True
     ) -> None:
         """budget: shared with other searches; None for one of its own. whole_replicas: whether a pipeline of one stage
         may have several.
@@ -113,10 +113,10 @@ class PipelineSearch:
             pipeline_bound_ns(problem, stages, self.devices, self.most_replicas) for stages in self.stages()
         )
         self.budget = budget or cpsat_budget(options)
-        self.best: tuple[Pipeline, Value] | None = None
+        self.best: tuple[PipelineSpec, Value] | None = None
         self.bounds: list[int] = []
         self.waiting = 1
-        self._found: list[Pipeline] = []
+        self._found: list[PipelineSpec] = []
         self.statistics = {"models": 0, "rounds": 0, "branches": 0, "conflicts": 0}
 
     def stages(self) -> Sequence[int]:
@@ -124,7 +124,7 @@ class PipelineSearch:
             return [self.options.stages]
         return range(1, min(self.devices, self.problem.n_ops) + 1)
 
-    def consider(self, pipeline: Pipeline) -> None:
+    def consider(self, pipeline: PipelineSpec) -> None:
         """Take a pipeline if it keeps the constraints, by exact costs, and is the best."""
         value = evaluate(self.problem, [pipeline])
         if value is None or not keeps(self.problem, pipeline, self.constraints):
@@ -133,7 +133,7 @@ class PipelineSearch:
         if self.best is None or self._rank(value) < self._rank(self.best[1]):
             self.best = pipeline, value
 
-    def take_found(self) -> list[Pipeline]:
+    def take_found(self) -> list[PipelineSpec]:
         """The pipelines found since this was last asked for, the best and others."""
         found, self._found = self._found, []
         return found
@@ -233,7 +233,7 @@ class PipelineSearch:
         surprised = False
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             found = model.partition(solver)
-            self.consider(Pipeline(tuple(Stage(ops, self.kinds[k], r) for ops, k, r in found)))
+            self.consider(PipelineSpec(tuple(StageSpec(ops, self.kinds[k], r) for ops, k, r in found)))
             surprised = self._learn(model, found, solver)
         try:
             self.budget.spend(int(spent * _WORK_UNIT))

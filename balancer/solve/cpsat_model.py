@@ -11,13 +11,14 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from balancer.solve.downsets import bits, blocks_of
+from balancer.ground.opsets import members
+from balancer.solve.blocks import blocks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from balancer.solve.downsets import OpSet
-    from balancer.solve.problem import Constraints, Pipeline, Problem, Value
+    from balancer.ground.opsets import OpSet
+    from balancer.solve.problem import Constraints, PipelineSpec, Problem, Value
     from balancer.solve.structure import Structure, Transfer
 
 
@@ -58,7 +59,7 @@ class StageModel:
         self.model = cp_model.CpModel()
         self.problem, self.structures, self.stages = problem, structures, stages
         self.blocks = blocks_of(problem.before, [*problem.together, *constraints.together])
-        self.block_of = {i: b for b, block in enumerate(self.blocks) for i in bits(block.ops)}
+        self.block_of = {i: b for b, block in enumerate(self.blocks) for i in members(block.ops)}
         self.x = [[self.model.new_bool_var(f"x{b}_{j}") for j in range(stages - 1)] for b in range(len(self.blocks))]
         self._order()
         self._devices(devices, most_replicas)
@@ -86,7 +87,9 @@ class StageModel:
         for b, block in enumerate(self.blocks):
             for j in range(self.stages - 2):
                 self.model.add_implication(self.x[b][j], self.x[b][j + 1])
-            for earlier in {self.block_of[i] for op in bits(block.ops) for i in bits(self.problem.before[op])} - {b}:
+            for earlier in {self.block_of[i] for op in members(block.ops) for i in members(self.problem.before[op])} - {
+                b
+            }:
                 for j in range(self.stages - 1):
                     self.model.add_implication(self.x[b][j], self.x[earlier][j])
         for j in range(self.stages):
@@ -133,8 +136,8 @@ class StageModel:
         """What each stage takes if it stands on one kind; and what may not stand there."""
         terms: list[list[Any]] = [[structure.stage_ns, self.surplus[j]] for j in range(self.stages)]
         for b, block in enumerate(self.blocks):
-            work = sum(structure.op_ns[i] or 0 for i in bits(block.ops))
-            barred = any(structure.op_ns[i] is None for i in bits(block.ops))
+            work = sum(structure.op_ns[i] or 0 for i in members(block.ops))
+            barred = any(structure.op_ns[i] is None for i in members(block.ops))
             for j in range(self.stages):
                 inside = self.by(b, j) - self.by(b, j - 1)
                 if work:
@@ -307,7 +310,7 @@ class StageModel:
             else:
                 yield value if inside else value.negated()
 
-    def hint(self, pipeline: Pipeline) -> None:
+    def hint(self, pipeline: PipelineSpec) -> None:
         """Start from this pipeline, of as many stages."""
         done: OpSet = 0
         kinds = [kind for kind, _ in self.problem.devices]

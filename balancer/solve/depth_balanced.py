@@ -17,7 +17,7 @@ from balancer.solve.orders import levels
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from balancer.solve.downsets import OpSet
+    from balancer.ground.opsets import OpSet
 
 
 def depth_balanced(

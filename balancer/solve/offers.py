@@ -9,23 +9,24 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from balancer.ground.units import NS_PER_S
 from balancer.solve import allocation
 from balancer.solve.allocation import Candidate, allocate
-from balancer.solve.problem import NS_PER_S, Pipeline, Stage
+from balancer.solve.problem import PipelineSpec, StageSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from balancer.solve.chain import Chain, ChainSolver, Reached
-    from balancer.solve.downsets import OpSet
-    from balancer.solve.lattice import Goal, PeriodSearch
+    from balancer.ground.opsets import OpSet
+    from balancer.solve.downset_dp import Goal, PeriodSearch
+    from balancer.solve.interval_dp import Chain, ChainSolver, Reached
     from balancer.solve.problem import Problem
 
 
 class Settled(NamedTuple):
     """streamed_bytes: of all replicas. latency_ns: the sum of the stages' times."""
 
-    pipeline: Pipeline
+    pipeline: PipelineSpec
     streamed_bytes: int
     latency_ns: int
 
@@ -46,23 +47,23 @@ class Offer:
         return self.settle()
 
 
-class Plan(NamedTuple):
+class BestOffers(NamedTuple):
     """pipelines of the best plan of some offers; bound_ns: no plan of these has a smaller objective, None where this
     one is best.
     """
 
-    pipelines: tuple[Pipeline, ...]
+    pipelines: tuple[PipelineSpec, ...]
     bound_ns: int | None
 
 
-def best_plan(problem: Problem, offers: Sequence[Offer], devices: int, most_pipelines: int) -> Plan:
+def best_plan(problem: Problem, offers: Sequence[Offer], devices: int, most_pipelines: int) -> BestOffers:
     """Ties go to pipelines without replicas, deep before shallow."""
     ranked = sorted(
         offers, key=lambda offer: (offer.devices > offer.stages, -offer.stages, offer.devices, offer.period)
     )
     candidates = [_candidate(problem, offer) for offer in ranked]
     allocation = allocate(candidates, devices, most_pipelines)
-    return Plan(tuple(ranked[c].settled.pipeline for c in allocation.chosen), allocation.bound_ns)
+    return BestOffers(tuple(ranked[c].settled.pipeline for c in allocation.chosen), allocation.bound_ns)
 
 
 def good_objective_ns(problem: Problem, offers: Sequence[Offer], devices: int, most_pipelines: int) -> int:
@@ -86,8 +87,8 @@ def chain_offer(problem: Problem, solver: ChainSolver, goal: Reached, cuts: Sequ
 def _settled(problem: Problem, chain: Chain, cuts: Sequence[OpSet]) -> Settled:
     kind = problem.devices[0][0]
     ops = (cuts[b] & ~cuts[a] for a, b in pairwise([0, *chain.cuts, len(cuts) - 1]))
-    stages = tuple(Stage(s, kind, r) for s, r in zip(ops, chain.replicas, strict=True))
-    return Settled(Pipeline(stages), chain.streamed_bytes, chain.latency_ns)
+    stages = tuple(StageSpec(s, kind, r) for s, r in zip(ops, chain.replicas, strict=True))
+    return Settled(PipelineSpec(stages), chain.streamed_bytes, chain.latency_ns)
 
 
 def lattice_offer(problem: Problem, search: PeriodSearch, goal: Goal) -> Offer:
@@ -99,13 +100,13 @@ def lattice_offer(problem: Problem, search: PeriodSearch, goal: Goal) -> Offer:
         kinds = [problem.devices[kind][0] for kind, _ in way.stages]
         segments = (after & ~before for before, after in pairwise(sets))
         replicas = (r for _, r in way.stages)
-        stages = tuple(Stage(ops, kind, r) for ops, kind, r in zip(segments, kinds, replicas, strict=True))
-        return Settled(Pipeline(stages), way.streamed_bytes, way.latency_ns)
+        stages = tuple(StageSpec(ops, kind, r) for ops, kind, r in zip(segments, kinds, replicas, strict=True))
+        return Settled(PipelineSpec(stages), way.streamed_bytes, way.latency_ns)
 
     return Offer(goal.stages, sum(goal.devices), goal.period, settle)
 
 
-def pipeline_offer(problem: Problem, pipeline: Pipeline) -> Offer | None:
+def pipeline_offer(problem: Problem, pipeline: PipelineSpec) -> Offer | None:
     """A pipeline as it is; None where a segment of it may not stand."""
     costs = [problem.exact(stage.ops, stage.kind) for stage in pipeline.stages]
     known = [(cost, stage.replicas) for cost, stage in zip(costs, pipeline.stages, strict=True) if cost is not None]

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.solve.downsets import NestedSets, bits, blocks_of
-from balancer.solve.problem import Costs
+from balancer.ground.downsets import NestedSets
+from balancer.ground.opsets import members
+from balancer.solve.blocks import blocks_of
+from balancer.solve.problem import CostColumns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from balancer.solve.downsets import OpSet
+    from balancer.ground.opsets import OpSet
     from balancer.solve.problem import Kind, Problem
 
 _AT_ONCE = 1 << 18  # segments
@@ -36,7 +38,7 @@ def thinned(problem: Problem, cuts: Sequence[OpSet], most: int) -> Sequence[OpSe
         return cuts
     structure = problem.structures.get(problem.devices[0][0])
     op_ns = [ns or 0 for ns in structure.op_ns] if structure else [1] * problem.n_ops
-    done = np.cumsum([0, *(sum(op_ns[i] for i in bits(b & ~a)) for a, b in pairwise(cuts))])
+    done = np.cumsum([0, *(sum(op_ns[i] for i in members(b & ~a)) for a, b in pairwise(cuts))])
     # Half by work and half by number, so that cuts among ops that take no time are there as well.
     by_work = np.searchsorted(done, np.linspace(0, done[-1], most // 2))
     by_number = np.linspace(0, len(cuts) - 1, most // 2).astype(np.int64)
@@ -48,7 +50,7 @@ def file_order(problem: Problem) -> list[OpSet]:
     return [block.ops for block in blocks_of(problem.before, problem.together)]
 
 
-def order_table(problem: Problem, cuts: Sequence[OpSet], kind: Kind) -> Costs:
+def order_table(problem: Problem, cuts: Sequence[OpSet], kind: Kind) -> CostColumns:
     """Costs of all segments between the cuts of an order: entry [a, b] from cut a to cut b. Nothing is allowed elsewhere."""
     n = len(cuts)
     between = problem.batch(NestedSets.of(cuts, problem.n_ops), kind)
@@ -60,7 +62,7 @@ def order_table(problem: Problem, cuts: Sequence[OpSet], kind: Kind) -> Costs:
         outers = np.concatenate([np.arange(row + 1, n) for row in rows.tolist()])
         for table, values in zip(tables, between(inners, outers), strict=True):
             table[inners, outers] = values
-    return Costs(*tables)
+    return CostColumns(*tables)
 
 
 def depth_first_order(before: Sequence[OpSet]) -> list[int]:
@@ -87,7 +89,7 @@ def parts_in_order(problem: Problem, order: Sequence[int]) -> list[OpSet]:
     """The problem's blocks, as an order reaches the first op of each, none before what it depends on."""
     waiting = blocks_of(problem.before, problem.together)
     at = {i: k for k, i in enumerate(order)}
-    waiting.sort(key=lambda block: min(at[i] for i in bits(block.ops)))
+    waiting.sort(key=lambda block: min(at[i] for i in members(block.ops)))
     done, parts = 0, []
     while waiting:
         ready = next(k for k, block in enumerate(waiting) if not block.before & ~done)
@@ -101,7 +103,7 @@ def levels(before: Sequence[OpSet]) -> list[OpSet]:
     """The ops by depth: the number of ops on the longest path that leads to each."""
     depth = [0] * len(before)
     for i, ops in enumerate(before):
-        depth[i] = max((depth[j] + 1 for j in bits(ops)), default=0)
+        depth[i] = max((depth[j] + 1 for j in members(ops)), default=0)
     found = [0] * (max(depth, default=-1) + 1)
     for i, d in enumerate(depth):
         found[d] |= 1 << i

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from balancer.ground.rates import objective_ns, pipeline_rate, plan_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from fractions import Fraction
 
-    from balancer.solve.downsets import DownSets, OpSet
+    from balancer.ground.downsets import DownSets
+    from balancer.ground.opsets import OpSet
     from balancer.solve.structure import Structure
 
 Kind = str
-NS_PER_S = 1_000_000_000
 
 
 class Cost(NamedTuple):
@@ -29,7 +31,7 @@ class Cost(NamedTuple):
     streamed_bytes: int
 
 
-class Costs(NamedTuple):
+class CostColumns(NamedTuple):
     """`exact` for many segments: arrays of one shape, int64, int64 and bool. Numbers where not allowed mean nothing."""
 
     time_ns: Any
@@ -39,7 +41,7 @@ class Costs(NamedTuple):
 
 # (inners, outers) -> the costs of the segments that hold what is in each outer set and not in its inner one. Sets by
 # their row numbers; one inner set for all, or one for each outer set, which contains it, ascending.
-Between = Callable[[Any, Any], Costs]
+Between = Callable[[Any, Any], CostColumns]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ class Constraints:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class SolverOptions:
     """What to hold a solution to. max_pipelines, max_replicas (of a stage): None for any number. stages: exactly so
     many segments, in one pipeline. solver: a name of `SOLVERS`. seconds: of wall time after which the best so far is
     returned; None leaves it to limits that count work, so that the answer is the same at every run.
@@ -147,15 +149,15 @@ def _at_most(count: int, what: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StageSpec:
     ops: OpSet
     kind: Kind
     replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Pipeline:
-    stages: tuple[Stage, ...]
+class PipelineSpec:
+    stages: tuple[StageSpec, ...]
 
     @property
     def devices(self) -> int:
@@ -181,7 +183,7 @@ class Solution:
     """
 
     solver: str
-    pipelines: tuple[Pipeline, ...]
+    pipelines: tuple[PipelineSpec, ...]
     value: Value
     bound_ns: int
     over: str
@@ -200,40 +202,7 @@ class Solution:
         return (reached - bound) / reached if reached else 0.0
 
 
-def pipeline_rate(stage_ns: Sequence[int], replicas: Sequence[int]) -> Fraction:
-    """Inferences per second of a pipeline in steady state: that of its slowest stage. Times are at least 1 ns."""
-    return min(Fraction(NS_PER_S * r, max(t, 1)) for t, r in zip(stage_ns, replicas, strict=True))
-
-
-def shared_rates(
-    rates: Sequence[Fraction], host_ns: Sequence[int], host_ns_per_s: Fraction = Fraction(NS_PER_S)
-) -> list[Fraction]:
-    """Inferences per second of pipelines side by side under one host, which serves those that cost it least first.
-
-    rates: of each pipeline alone. host_ns: its host work per inference. host_ns_per_s: the host's time in each
-    second. Where the host has more to do than there is time, the dearest pipelines wait. So a faster pipeline never
-    makes a plan slower.
-    """
-    left, shared = host_ns_per_s, [Fraction(0)] * len(rates)
-    for k in sorted(range(len(rates)), key=lambda k: host_ns[k]):
-        shared[k] = min(rates[k], left / host_ns[k]) if host_ns[k] else rates[k]
-        left -= shared[k] * host_ns[k]
-    return shared
-
-
-def plan_rate(
-    rates: Sequence[Fraction], host_ns: Sequence[int], host_ns_per_s: Fraction = Fraction(NS_PER_S)
-) -> Fraction:
-    """Inferences per second of all pipelines together, see `shared_rates`."""
-    return sum(shared_rates(rates, host_ns, host_ns_per_s), Fraction(0))
-
-
-def objective_ns(rate: Fraction) -> int:
-    """Nanoseconds per inference in steady state, rounded up: what plans are compared by."""
-    return -(-NS_PER_S * rate.denominator // rate.numerator)
-
-
-def steady_rate(problem: Problem, pipelines: Sequence[Pipeline]) -> Fraction | None:
+def steady_rate(problem: Problem, pipelines: Sequence[PipelineSpec]) -> Fraction | None:
     """Inferences per second of a plan in steady state, from `exact` alone; None where a segment may not stand."""
     rates, hosts = [], []
     for pipeline in pipelines:
@@ -245,7 +214,7 @@ def steady_rate(problem: Problem, pipelines: Sequence[Pipeline]) -> Fraction | N
     return plan_rate(rates, hosts)
 
 
-def evaluate(problem: Problem, pipelines: Sequence[Pipeline]) -> Value | None:
+def evaluate(problem: Problem, pipelines: Sequence[PipelineSpec]) -> Value | None:
     """The worth of a plan, from `exact` alone; None where a segment may not stand."""
     rate = steady_rate(problem, pipelines)
     if rate is None:
@@ -258,7 +227,7 @@ def evaluate(problem: Problem, pipelines: Sequence[Pipeline]) -> Value | None:
     return Value(objective_ns(rate), sum(pipeline.devices for pipeline in pipelines), streamed, latency)
 
 
-def _costs(problem: Problem, pipeline: Pipeline) -> list[Cost] | None:
+def _costs(problem: Problem, pipeline: PipelineSpec) -> list[Cost] | None:
     costs = [problem.exact(stage.ops, stage.kind) for stage in pipeline.stages]
     known = [cost for cost in costs if cost is not None]
     return known if len(known) == len(costs) else None

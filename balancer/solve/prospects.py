@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from balancer.ground.units import NS_PER_S
 from balancer.solve.bounds import pipeline_bound_ns
-from balancer.solve.lattice import Within
+from balancer.solve.downset_dp import Within
 from balancer.solve.periods import longest_ns
-from balancer.solve.problem import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balancer.solve.lattice import Goal
+    from balancer.solve.downset_dp import Goal
     from balancer.solve.problem import Problem
 
 _ROUNDING = 1e-9

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.solve.downsets import bits
-from balancer.solve.problem import Cost, Costs, Problem
+from balancer.ground.opsets import members
+from balancer.solve.problem import Cost, CostColumns, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from balancer.solve.downsets import DownSets, OpSet
+    from balancer.ground.downsets import DownSets
+    from balancer.ground.opsets import OpSet
     from balancer.solve.problem import Between, Kind
     from balancer.solve.structure import Structure, Transfer
 
@@ -58,9 +59,9 @@ class StructuredCosts:
 
     def exact(self, ops: OpSet) -> Cost | None:
         """Time and spilled bytes; None where an op cannot run or memory does not suffice."""
-        if ops & self.barred or sum(self.sizes[i] for i in bits(ops)) > self.limit:
+        if ops & self.barred or sum(self.sizes[i] for i in members(ops)) > self.limit:
             return None
-        time = self.structure.stage_ns + sum(self.work[i] for i in bits(ops))
+        time = self.structure.stage_ns + sum(self.work[i] for i in members(ops))
         for tensor in self.tensors:
             if tensor.made & ops:
                 time += tensor.send_ns * bool(tensor.leaves or tensor.readers & ~ops)
@@ -78,7 +79,7 @@ class StructuredCosts:
 
     def lower(self, ops: OpSet) -> int:
         """ns: the ops alone. Transfers can go as ops come, and spilling is left out."""
-        return self.structure.stage_ns + sum(self.work[i] for i in bits(ops))
+        return self.structure.stage_ns + sum(self.work[i] for i in members(ops))
 
     def batch(self, sets: DownSets) -> Between:
         return _Batch(self, sets)
@@ -110,7 +111,7 @@ class _Batch:
                 made = sets.holds_any(tensor.made)
                 self.sent += tensor.send_ns * (made if tensor.leaves else made & ~sets.holds_all(tensor.readers))
 
-    def __call__(self, inners: Any, outers: Any) -> Costs:
+    def __call__(self, inners: Any, outers: Any) -> CostColumns:
         inners, outers = (np.ravel(a) for a in np.broadcast_arrays(inners, outers))
         costs = self.costs
         time = costs.structure.stage_ns + self.work[outers] - self.work[inners] + self.sent[outers]
@@ -119,7 +120,7 @@ class _Batch:
         for start, end in pairwise([*starts, len(inners)]):
             here = slice(start, end)
             self._cross(self.sets.set_of(int(inners[start])), outers[here], time[here], allowed[here])
-        return Costs(time, self._spill(inners, outers, time), allowed)
+        return CostColumns(time, self._spill(inners, outers, time), allowed)
 
     def _cross(self, inner: OpSet, outers: Any, time: Any, allowed: Any) -> None:
         """What the inner set hands on or leaves unread, for all segments that start there."""

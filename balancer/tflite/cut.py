@@ -14,12 +14,12 @@ the rest    `min_runtime_version`, description, subgraph name. Signatures and ot
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.graph import Graph, Interface, OpSet, members
+from balancer.graph import Interface
+from balancer.ground.opsets import OpSet, members
 from balancer.tflite import flatbuffer
 from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import IDENTIFIER, Model
@@ -31,26 +31,6 @@ if TYPE_CHECKING:
 
 _ALWAYS_KEPT = "min_runtime_version"
 _BYTES_PER_PART = 512  # of structure, generously: only to size the first allocation
-
-
-def boundary_names(graph: Graph, segments: Iterable[OpSet]) -> dict[int, str]:
-    """Tensor -> its name in the segments' files, for each tensor that enters or leaves one, or the model.
-
-    Names are unique and not empty. Deterministic: they depend on the model and on nothing else but which tensors cross.
-    """
-    crossing = sorted({t for ops in (graph.all_ops, *segments) for side in graph.interface(ops) for t in side})
-    uses = Counter(tensor.name for tensor in graph.tensors)
-    taken = set(uses)
-    names = {}
-    for t in crossing:
-        name = graph.tensors[t].name
-        if not name or uses[name] > 1:
-            name = f"{name}_t{t}"
-            while name in taken:
-                name += "_"
-            taken.add(name)
-        names[t] = name
-    return names
 
 
 class Cutter:
@@ -71,10 +51,10 @@ class Cutter:
             raise ValueError("a segment needs at least one op that computes more than shapes")
         interface = self.graph.interface(ops)
         whole = interface == Interface(self.graph.inputs, self.graph.outputs)
-        return _SegmentFile(self._model, self._shapes, names or {}).build(kept, interface, whole=whole)
+        return _SegmentWriter(self._model, self._shapes, names or {}).build(kept, interface, whole=whole)
 
 
-class _SegmentFile:
+class _SegmentWriter:
     """Renumbers tensors, buffers and operator codes for one segment."""
 
     def __init__(self, model: Model, shapes: Shapes, names: Mapping[int, str]) -> None:

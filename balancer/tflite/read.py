@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import ModelError
-from balancer.graph import Graph, Op, OpSet, Tensor, op_set
+from balancer.graph import Graph, Op, Tensor
+from balancer.ground.opsets import OpSet, op_set
 from balancer.tflite.model import Model, byte_size, element_bits, refuse_compiled
 from balancer.tflite.schema import schema
 from balancer.tflite.shapes import Shapes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.tflite.folding import expanded, sized_slice, sliced, squeezed, target_shape
+from balancer.tflite.constant_folding import expanded, sized_slice, sliced, squeezed, target_shape
 from balancer.tflite.schema import schema
 
 if TYPE_CHECKING:

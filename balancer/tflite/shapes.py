@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.errors import ModelError
-from balancer.tflite import folding
+from balancer.tflite import constant_folding
 from balancer.tflite.schema import schema
 from balancer.tflite.shape_rules import Shape, shapes_of_outputs
 
@@ -106,11 +106,13 @@ class Shapes:
         if len(outputs) != 1 or not read or min(read) < 0 or outputs[0] in self.final:
             return False
         type_name = self.model.type_of(self.model.tensors[outputs[0]])
-        if type_name not in folding.DTYPES or any(self._is_quantised(t) for t in (*outputs, *read) if kind != "SHAPE"):
+        if type_name not in constant_folding.DTYPES or any(
+            self._is_quantised(t) for t in (*outputs, *read) if kind != "SHAPE"
+        ):
             return False
         value = self._shape_value(operator, read[0], type_name) if kind == "SHAPE" else None
-        if any(t in self.value for t in read) and folding.is_foldable(kind):
-            value = self._folded(operator, kind, read, folding.DTYPES[type_name])
+        if any(t in self.value for t in read) and constant_folding.is_foldable(kind):
+            value = self._folded(operator, kind, read, constant_folding.DTYPES[type_name])
         if value is None:
             return False
         self._check_shape(outputs[0], value.shape, f"op {i} {kind}")
@@ -126,17 +128,19 @@ class Shapes:
         types = schema().enums["TensorType"]
         if not 0 <= options["out_type"] < len(types) or types[options["out_type"]] != type_name:
             return None
-        return np.array(shape, folding.DTYPES[type_name])
+        return np.array(shape, constant_folding.DTYPES[type_name])
 
     def _folded(self, operator: Table, kind: str, read: list[int], dtype: Any) -> Any:
-        if not all(self._known(t) and self.model.type_of(self.model.tensors[t]) in folding.DTYPES for t in read):
+        if not all(
+            self._known(t) and self.model.type_of(self.model.tensors[t]) in constant_folding.DTYPES for t in read
+        ):
             return None
-        if sum(self._known_bytes(t) for t in read) > 4 * folding.MOST_ELEMENTS:
+        if sum(self._known_bytes(t) for t in read) > 4 * constant_folding.MOST_ELEMENTS:
             return None
         values = [self.constant(t) for t in read]
         if any(value is None for value in values):
             return None
-        return folding.folded(kind, values, operator["builtin_options"], dtype)
+        return constant_folding.folded(kind, values, operator["builtin_options"], dtype)
 
     def _is_quantised(self, t: int) -> bool:
         quantisation = self.model.tensors[t]["quantization"]

@@ -1,0 +1,74 @@
+"""Sets of ops as the bits of an integer: bit i is the op with index i in the execution order.
+
+Python's integers have as many bits as a model has ops, compare at once, and serve as keys. In files an op set is text:
+closed ranges of indices, "0-11,14".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+OpSet = int
+
+
+def op_set(ops: Iterable[int]) -> OpSet:
+    """The set that holds these op indices.
+
+    >>> bin(op_set([0, 3]))
+    '0b1001'
+    """
+    bits = 0
+    for i in ops:
+        bits |= 1 << i
+    return bits
+
+
+def interval_set(start: int, end: int) -> OpSet:
+    """The set of the ops from start to end - 1.
+
+    >>> bin(interval_set(1, 4))
+    '0b1110'
+    """
+    return (1 << end) - (1 << start)
+
+
+def members(ops: OpSet) -> Iterator[int]:
+    """The indices in the set, ascending.
+
+    >>> list(members(0b1001))
+    [0, 3]
+    """
+    while ops:
+        low = ops & -ops
+        yield low.bit_length() - 1
+        ops ^= low
+
+
+def op_ranges(ops: Iterable[int]) -> str:
+    """Ascending op indices as closed ranges: "0-11,14"."""
+    ranges: list[list[int]] = []
+    for i in ops:
+        if ranges and i == ranges[-1][1] + 1:
+            ranges[-1][1] = i
+        else:
+            ranges.append([i, i])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+
+
+def parse_op_ranges(text: str, n_ops: int) -> list[int]:
+    """The indices of "0-11,14", in that order. Raises ValueError with what is wrong."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isascii() and first.isdigit() and (not dash or (last.isascii() and last.isdigit()))):
+            raise ValueError(f"'{part.strip()}' is neither an op index nor a range like 3-7")
+        a, b = int(first[:9]), int((last if dash else first)[:9])
+        if b < a or b >= n_ops:
+            raise ValueError(f"'{part.strip()}' is not within ops 0 to {n_ops - 1}")
+        if len(found) + b - a + 1 > n_ops:
+            raise ValueError(f"'{part.strip()}' lists ops a second time")
+        found.extend(range(a, b + 1))
+    return found

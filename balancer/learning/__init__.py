@@ -1,0 +1,1 @@
+"""Learning costs: from profiles, from the compiler's reports, from measured stages."""

@@ -1,0 +1,149 @@
+"""`balancer calibrate`: the hardware's constants that agree best with measured times.
+
+Constants are fitted as factors on those of a preset, on a logarithmic scale, by robust least squares of the relative
+errors. Those that no row depends on stay as they are. A weak pull towards the preset (a factor of 3 weighs as much as
+one row that is 10 % off) keeps constants that the rows hardly tell apart from wandering.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from balancer.cost.hardware import FORMAT, VERSION
+from balancer.errors import DependencyError, MeasurementError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from balancer.cost.hardware import Hardware
+    from balancer.learning.measurements import MeasuredTime
+
+FREE = (
+    "mac_ns_per_gmac", "dense_ns_per_mib", "written_ns_per_mib", "op_ns", "gather_ns", "gather_ns_per_mib", "stream_ns_per_mib",
+    "stream_start_ns", "load_ns_per_mib", "load_ns", "invoke_ns", "input_ns_per_mib", "output_ns_per_mib",
+    "large_input_ns_per_mib", "large_output_ns_per_mib", "handover_ns", "host_ns_per_stage", "thread_ns", "wake_ns",
+    "upstream_permille_2", "upstream_permille_3", "upstream_permille_4", "cpu_ns_per_gmac", "cpu_ns_per_mib", "cpu_op_ns",
+)  # fmt: skip
+_STEP = 0.02  # of a constant, to see what depends on it: well above the rounding to whole ns
+_LEAST_EFFECT = 1e-6
+_ROBUST_AT = 0.05  # relative errors beyond this count linearly
+_PULL = 0.1 / math.log(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A fitted constant. error: one standard deviation as a share of the value."""
+
+    name: str
+    before: int
+    value: int
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The fitted hardware, what was fitted, and the mean absolute relative error before and after."""
+
+    hardware: Hardware
+    constants: tuple[Constant, ...]
+    rows: int
+    error_before: float
+    error_after: float
+
+
+def calibrate(
+    rows: Sequence[MeasuredTime], start: Hardware, *, progress: Callable[[int], None] = lambda done: None
+) -> Calibration:
+    """Fit the constants of `start` to measured times. progress: called with the number of predictions of all rows made.
+
+    Raises MeasurementError where there is nothing to fit, DependencyError without scipy.
+    """
+    try:
+        from scipy.optimize import least_squares
+    except ImportError as error:
+        raise DependencyError(
+            "scipy is not installed", "calibrate", "pip install 'edgetpu-balancer[calibrate]'"
+        ) from error
+    if not rows:
+        raise MeasurementError("no row can be predicted", "calibrate", "give rows with a known split and use = 1")
+    measured = np.array([row.measured_ns for row in rows])
+    free = _free(rows, start)
+    if not free:
+        raise MeasurementError("no constant matters to these rows", "calibrate", "give other measurements")
+    made = 0
+
+    def errors(logs: Any) -> Any:
+        nonlocal made
+        made += 1
+        progress(made)
+        return _predict(rows, _scaled(start, free, logs)) / measured - 1
+
+    def residuals(point: Any) -> Any:
+        return np.concatenate([errors(point - 1), _PULL * (point - 1)])
+
+    # From 1, not 0: scipy's steps are relative to the point.
+    zero = np.zeros(len(free))
+    found = least_squares(residuals, zero + 1, loss="soft_l1", f_scale=_ROBUST_AT, diff_step=_STEP, max_nfev=30)
+    after = found.x - 1
+    deviations = _deviations(found.jac, found.fun, len(rows))
+    hardware = _scaled(start, free, after)
+    constants = tuple(
+        Constant(name, getattr(start, name), getattr(hardware, name), float(deviation))
+        for name, deviation in zip(free, deviations, strict=True)
+    )
+    return Calibration(
+        hardware, constants, len(rows), float(np.abs(errors(zero)).mean()), float(np.abs(errors(after)).mean())
+    )
+
+
+def hardware_document(calibration: Calibration, name: str, source: str) -> dict[str, Any]:
+    """The hardware file of a calibration. source: what the constants were fitted to, for the reader of the file."""
+    fitted = {c.name: c for c in calibration.constants}
+    constants: dict[str, Any] = {}
+    for key, value in calibration.hardware.constants.items():
+        constants[key] = {"value": value, "known": "kept", "source": calibration.hardware.name}
+        if key in fitted:
+            error = f"{100 * fitted[key].error:.1f} % of one standard deviation"
+            constants[key] = {
+                "value": value,
+                "known": "fitted",
+                "source": f"{calibration.rows} rows of {source}, {error}",
+            }
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name,
+        "description": f"fitted to {source}",
+        "constants": constants,
+    }
+
+
+def _predict(rows: Sequence[MeasuredTime], hardware: Hardware) -> Any:
+    return np.array([row.predicted_ns(hardware) for row in rows])
+
+
+def _scaled(start: Hardware, names: Sequence[str], logs: Any) -> Hardware:
+    limited = np.clip(logs, -5, 5)
+    return start.changed({name: getattr(start, name) * math.exp(x) for name, x in zip(names, limited, strict=True)})
+
+
+def _free(rows: Sequence[MeasuredTime], start: Hardware) -> list[str]:
+    """The constants that some row's prediction depends on."""
+    base = _predict(rows, start)
+    found = []
+    for name in FREE:
+        if getattr(start, name):
+            moved = _predict(rows, _scaled(start, [name], [_STEP]))
+            if np.abs(moved / base - 1).max() > _LEAST_EFFECT:
+                found.append(name)
+    return found
+
+
+def _deviations(jacobian: Any, residuals: Any, rows: int) -> Any:
+    variance = float(residuals @ residuals) / max(1, rows)
+    covariance = np.linalg.pinv(jacobian.T @ jacobian) * variance
+    return np.sqrt(np.maximum(0, np.diag(covariance)))

@@ -1,0 +1,244 @@
+"""Files of measured times, and what the cost model predicts for each of their rows.
+
+Two formats. The published one: synthetic models by family and width, with the layers of each segment and how inputs
+were fed. The simple one, `plan,stage,measured_ms`: a plan file beside the CSV, the name of one of its segments, and
+its time in milliseconds. A plan file with measured segments is taken as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Protocol
+
+from balancer.cost.feeding import Feeding, StageCost, inference_ns, stage_cost
+from balancer.cost.segment import SegmentCosts
+from balancer.directory.saving import model_bytes
+from balancer.documents import read_table
+from balancer.errors import MeasurementError
+from balancer.ground.opsets import OpSet, op_set, parse_op_ranges
+from balancer.learning.recorded import COLUMNS, REFUSAL, StageTime, stage_times, time_ns
+from balancer.plan import check_op_count, load_plan, names_plan
+from balancer.tflite import synth
+from balancer.tflite.read import read_graph
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from balancer.cost.hardware import Hardware
+    from balancer.graph import Graph
+
+_PUBLISHED = {"family", "width", "n_layers", "input", "n_tpus", "batch", "partitioner", "layers_per_segment",
+              "ms_per_inference", "timing", "off_chip_mib", "use"}  # fmt: skip
+_WEIGHTED = {"FULLY_CONNECTED", "CONV_2D"}
+_MOST_BATCH = 1 << 20
+
+
+class MeasuredTime(Protocol):
+    """One measured time."""
+
+    @property
+    def measured_ns(self) -> float: ...
+
+    def predicted_ns(self, hardware: Hardware) -> float: ...
+
+
+@dataclass(frozen=True)
+class SyntheticRow:
+    """One published configuration. split: weight layers of each segment. streamed_mib: of each segment, as reported.
+
+    partitioner: how the split was found; google_profiling lists its segments in no fixed order.
+    """
+
+    family: str
+    width: int
+    layers: int
+    inputs: str
+    n_tpus: int
+    batch: int
+    partitioner: str
+    split: tuple[int, ...]
+    measured_ns: float
+    feeding: Feeding
+    streamed_mib: tuple[float, ...] | None
+
+    def graph(self) -> Graph:
+        """Whole dense models give float32, segmented ones int8, as they were measured."""
+        return _synthetic_graph(self.family, self.width, self.layers, self.inputs, self.n_tpus == 1)
+
+    def stages(self, hardware: Hardware) -> tuple[StageCost, ...]:
+        return _stages(self.graph(), hardware, self.split)
+
+    def predicted_ns(self, hardware: Hardware) -> float:
+        return inference_ns(self.stages(hardware), hardware, self.batch, self.feeding)
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of a plan."""
+
+    graph: Graph
+    ops: OpSet
+    measured_ns: float
+
+    def predicted_ns(self, hardware: Hardware) -> float:
+        return float(_costs(self.graph, hardware).terms(self.ops).stage_ns)
+
+
+def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
+    """The rows of a file that can be predicted: of the published CSV format those with `use` = 1, a known split and
+    feeding; of a plan (its file, or its directory) the measured segments.
+
+    Raises MeasurementError where the file cannot be read, has neither format, or a row is not what it should be.
+    """
+    if names_plan(path):
+        return _measured_segments(path)
+    table = read_table(path, REFUSAL)
+    if table.columns >= _PUBLISHED:
+        return [_synthetic_row(row, f"{path}, line {line}") for line, row in table.rows if _can_predict(row)]
+    if table.columns >= COLUMNS:
+        return _stage_rows(stage_times(table, path))
+    raise MeasurementError("has neither format's columns", str(path), "give plan,stage,measured_ms")
+
+
+def _measured_segments(path: Path) -> list[StageRow]:
+    """What `balancer tune` or `bench` has measured of a plan."""
+    plan = load_plan(path)
+    times = [StageTime(plan, s.name, s.measured.stage_ns) for s in plan.segments if s.measured]
+    rows = _stage_rows(times)
+    if not rows or any(time.ns < 1 for time in times):
+        what = "has no measured segments, or one that took no time"
+        raise MeasurementError(what, str(path), "run `balancer tune` on the plan first")
+    return rows
+
+
+def _feeding(timing: str) -> Feeding | None:
+    return next((f for f in Feeding if f.value == timing), None)
+
+
+def _can_predict(row: Mapping[str, str]) -> bool:
+    """A row without a split, or with one that does not hold the model's layers, says nothing of a segment."""
+    layers = [int(n[:9]) for n in row["layers_per_segment"].split("-") if n.isdecimal()]
+    split_known = str(sum(layers)) == row["n_layers"]
+    return row["use"] == "1" and split_known and _feeding(row["timing"]) is not None
+
+
+def _synthetic_row(row: Mapping[str, str], where: str) -> SyntheticRow:
+    streamed = row["off_chip_mib"]
+    try:
+        found = SyntheticRow(
+            family=row["family"],
+            width=int(row["width"]),
+            layers=int(row["n_layers"]),
+            inputs=row["input"],
+            n_tpus=int(row["n_tpus"]),
+            batch=int(row["batch"]),
+            partitioner=row["partitioner"],
+            split=tuple(int(n) for n in row["layers_per_segment"].split("-")),
+            measured_ns=time_ns(row["ms_per_inference"], where),
+            feeding=_feeding(row["timing"]) or Feeding.STEADY,
+            streamed_mib=tuple(float(m) for m in streamed.split(";")) if streamed else None,
+        )
+        _check_synthetic(found)
+    except ValueError as error:
+        raise MeasurementError(f"is not a measurement ({error})", where, "correct the row") from error
+    return found
+
+
+def _check_synthetic(row: SyntheticRow) -> None:
+    """Raises ValueError where there is no such model, or it cannot have been run so."""
+    if not (1 <= row.n_tpus <= _MOST_BATCH and 1 <= row.batch <= _MOST_BATCH):
+        raise ValueError(f"{row.n_tpus} TPUs, a batch of {row.batch}")
+    if sum(row.split) != row.layers:
+        raise ValueError(f"{sum(row.split)} layers in the split, {row.layers} in the model")
+    if not all(0 <= mib < math.inf for mib in row.streamed_mib or ()):
+        raise ValueError("off_chip_mib is no size")
+    _sizes(row.family, row.inputs, row.width, row.layers)
+
+
+def _stage_rows(times: Sequence[StageTime]) -> list[StageRow]:
+    graphs: dict[int, Graph] = {}
+    rows = []
+    for time in times:
+        plan = time.plan
+        if id(plan) not in graphs:
+            graphs[id(plan)] = read_graph(model_bytes(plan), name=plan.stem, where=plan.file_name)
+            check_op_count(plan, len(graphs[id(plan)].ops))
+        ops = op_set(parse_op_ranges(plan.segment(time.segment).ops, plan.model.ops))
+        rows.append(StageRow(graphs[id(plan)], ops, float(time.ns)))
+    return rows
+
+
+def _sizes(family: str, inputs: str, width: int, layers: int) -> dict[str, int]:
+    """What `synth` takes besides the width. Raises ValueError where there is no such model."""
+    if family == "fc":
+        sizes = {"layers": layers, "inputs": int(inputs)}
+        synth.check_fc(width, **sizes)
+    elif family == "conv":
+        size, _, channels = (int(n) for n in inputs.split("x"))
+        sizes = {"layers": layers, "size": size, "channels": channels}
+        synth.check_conv(width, **sizes)
+    else:
+        raise ValueError(f"family {family!r} is unknown")
+    return sizes
+
+
+@cache
+def _synthetic_graph(family: str, width: int, layers: int, inputs: str, whole: bool) -> Graph:  # noqa: FBT001 - a cache key
+    sizes = _sizes(family, inputs, width, layers)
+    if family == "fc":
+        data = synth.fc(width, output_type="float32" if whole else "int8", **sizes)
+    else:
+        data = synth.conv(width, **sizes)
+    return read_graph(data, name=f"{family}_{width}")
+
+
+class _ByIdentity:
+    """A graph as a key: graphs are large, and never equal unless they are the same."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def __hash__(self) -> int:
+        return id(self.graph)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and other.graph is self.graph
+
+
+# Enough for all models of the published measurements on one hardware.
+@lru_cache(maxsize=2048)
+def _cached_costs(key: _ByIdentity, hardware: Hardware) -> SegmentCosts:
+    return SegmentCosts(key.graph, hardware)
+
+
+def _costs(graph: Graph, hardware: Hardware) -> SegmentCosts:
+    return _cached_costs(_ByIdentity(graph), hardware)
+
+
+def _stages(graph: Graph, hardware: Hardware, split: tuple[int, ...]) -> tuple[StageCost, ...]:
+    return _cached_stages(_ByIdentity(graph), hardware, split)
+
+
+@lru_cache(maxsize=8192)
+def _cached_stages(key: _ByIdentity, hardware: Hardware, split: tuple[int, ...]) -> tuple[StageCost, ...]:
+    costs = _cached_costs(key, hardware)
+    return tuple(stage_cost(costs.terms(ops)) for ops in layer_segments(key.graph, split))
+
+
+def layer_segments(graph: Graph, split: tuple[int, ...]) -> list[OpSet]:
+    """Op sets for so many weight layers each, a layer with its activation; the op that quantises the input goes
+    first.
+    """
+    starts = [op.index for op in graph.ops if op.type in _WEIGHTED]
+    if sum(split) != len(starts):
+        raise ValueError(f"{sum(split)} layers in the split, {len(starts)} in the model")
+    starts.append(len(graph.ops))
+    edges, taken = [0], 0
+    for count in split[:-1]:
+        taken += count
+        edges.append(starts[taken])
+    return [op_set(range(a, b)) for a, b in pairwise([*edges, len(graph.ops)])]

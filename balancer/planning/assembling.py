@@ -1,0 +1,192 @@
+"""From a solver's solution to a plan: names, boundary tensors, TPU numbers, predictions."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from balancer import plan as plans
+from balancer.graph import Graph, boundary_names
+from balancer.ground.opsets import OpSet, members, op_ranges
+from balancer.ground.rates import pipeline_rate, shared_rates
+from balancer.ground.units import MIB, ceil_div
+from balancer.plan import (
+    BoundaryTensor,
+    HardwareInfo,
+    HeldTo,
+    ModelInfo,
+    PipelinePrediction,
+    Plan,
+    PlanPrediction,
+    Segment,
+    SegmentInput,
+    SegmentPrediction,
+    SolverReport,
+)
+from balancer.planning.remembering import known_costs
+from balancer.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from balancer.planning.setting import Setting
+    from balancer.solve import PipelineSpec, Solution
+
+Partition = tuple[OpSet, ...]
+DECIMALS = 6  # of rates and ratios in files: far below what any prediction is good for
+
+
+def assemble(
+    setting: Setting,
+    solution: Solution,
+    n_tpus: int,
+    comparison: Sequence[plans.ComparisonRow],
+    held: HeldTo | None = None,
+) -> Plan:
+    """The plan that a solution describes. held: what the solution was held to, None where nobody knows."""
+    partitions = list(dict.fromkeys(_partition(p) for p in solution.pipelines))
+    named = dict(zip(partitions, _segments(setting, partitions), strict=True))
+    graph, hardware, value = setting.graph, setting.hardware, solution.value
+    return Plan(
+        model=ModelInfo(
+            file=None, sha256=setting.sha256, ops=len(graph.ops), parameter_bytes=graph.parameter_bytes, macs=graph.macs
+        ),
+        hardware=HardwareInfo(name=hardware.name, constants=hardware.constants),
+        costs=known_costs(setting.profile),
+        n_tpus=n_tpus,
+        held_to=held,
+        segments=tuple(segment for segments in named.values() for segment in segments),
+        pipelines=_pipelines(setting, solution.pipelines, named),
+        predicted=_plan_prediction(setting, solution.pipelines, named),
+        solver=SolverReport(
+            name=solution.solver,
+            over=solution.over,
+            status=solution.status,
+            objective_ns=value.objective_ns,
+            bound_ns=solution.bound_ns,
+            gap=round(solution.gap, DECIMALS),
+            statistics=solution.statistics,
+            latency_bound_ns=solution.latency_bound_ns,
+        ),
+        comparison=tuple(comparison),
+        versions={"balancer": VERSION},
+        state=setting.state,
+        origin=setting.origin,
+    )
+
+
+def _partition(pipeline: PipelineSpec) -> Partition:
+    return tuple(stage.ops for stage in pipeline.stages)
+
+
+def _segments(setting: Setting, partitions: Sequence[Partition]) -> list[list[Segment]]:
+    """The segments of each partition. Partitions into equally many segments are told apart by -b, -c in the stem."""
+    names = boundary_names(setting.graph, (ops for p in partitions for ops in p))
+    uses: Counter[int] = Counter()
+    found = []
+    for partition in partitions:
+        alike = uses[len(partition)]
+        uses[len(partition)] += 1
+        stem = setting.graph.name + (f"-{_suffix(alike)}" if alike else "")
+        found.append(_named_segments(setting, partition, stem, names))
+    return found
+
+
+def _suffix(alike: int) -> str:
+    return chr(ord("a") + alike) if alike < 26 else str(alike + 1)
+
+
+def _named_segments(setting: Setting, partition: Partition, stem: str, names: Mapping[int, str]) -> list[Segment]:
+    graph, made_in, segments = setting.graph, dict[int, str](), []
+    for k, ops in enumerate(partition):
+        name = f"{stem}_segment_{k}_of_{len(partition)}"
+        inputs, outputs = graph.interface(ops)
+        terms = setting.costs.terms(ops)
+        segments.append(
+            Segment(
+                name=name,
+                ops=op_ranges(members(ops)),
+                file=None,
+                sha256=None,
+                inputs=tuple(SegmentInput(**_boundary(graph, t, names), source=made_in.get(t)) for t in inputs),
+                outputs=tuple(BoundaryTensor(**_boundary(graph, t, names)) for t in outputs),
+                predicted=SegmentPrediction(**asdict(terms), stage_ns=terms.stage_ns),
+            )
+        )
+        made_in |= dict.fromkeys(outputs, name)
+    return segments
+
+
+def _boundary(graph: Graph, t: int, names: Mapping[int, str]) -> dict[str, Any]:
+    tensor = graph.tensors[t]
+    return {"tensor": names[t], "shape": tensor.shape, "dtype": tensor.dtype, "bytes": tensor.bytes}
+
+
+def _pipelines(
+    setting: Setting, pipelines: Sequence[PipelineSpec], named: Mapping[Partition, list[Segment]]
+) -> tuple[plans.PlanPipeline, ...]:
+    """With TPUs numbered from 0 over pipelines, stages, replicas."""
+    tpu, found = 0, []
+    for pipeline in pipelines:
+        segments, stages = named[_partition(pipeline)], []
+        for stage, segment in zip(pipeline.stages, segments, strict=True):
+            tpus = tuple(range(tpu, tpu + stage.replicas))
+            stages.append(plans.PlanStage(segment=segment.name, replicas=stage.replicas, tpus=tpus))
+            tpu += stage.replicas
+        found.append(
+            plans.PlanPipeline(stages=tuple(stages), predicted=_pipeline_prediction(setting, pipeline, segments))
+        )
+    return tuple(found)
+
+
+def _stage_ns(segments: Sequence[Segment]) -> list[int]:
+    return [s.predicted.stage_ns for s in segments]
+
+
+def _latency_ns(setting: Setting, segments: Sequence[Segment]) -> int:
+    return sum(_stage_ns(segments)) + setting.hardware.handover_ns * len(segments)
+
+
+def _first_inference_ns(setting: Setting, segments: Sequence[Segment]) -> int:
+    """The first inference also sends the parameters that stay on chip, one segment after the other."""
+    hardware = setting.hardware
+    loads = (ceil_div(s.predicted.cached_bytes * hardware.load_ns_per_mib, MIB) + hardware.load_ns for s in segments)
+    return _latency_ns(setting, segments) + sum(loads)
+
+
+def _rate(pipeline: PipelineSpec, segments: Sequence[Segment]) -> Fraction:
+    return pipeline_rate(_stage_ns(segments), [stage.replicas for stage in pipeline.stages])
+
+
+def _pipeline_prediction(setting: Setting, pipeline: PipelineSpec, segments: Sequence[Segment]) -> PipelinePrediction:
+    stages = zip(segments, pipeline.stages, strict=True)
+    slowest = max(stages, key=lambda pair: Fraction(pair[0].predicted.stage_ns, pair[1].replicas))
+    return PipelinePrediction(
+        throughput_per_s=round(float(_rate(pipeline, segments)), DECIMALS),
+        latency_ns=_latency_ns(setting, segments),
+        host_ns=setting.hardware.host_ns_per_stage * len(segments),
+        bottleneck=slowest[0].name,
+    )
+
+
+def _plan_prediction(
+    setting: Setting, pipelines: Sequence[PipelineSpec], named: Mapping[Partition, list[Segment]]
+) -> PlanPrediction:
+    """Over all pipelines: the rate under one host, the longest latency, host work per inference averaged over the
+    rates.
+    """
+    segments = [named[_partition(p)] for p in pipelines]
+    rates = [_rate(p, s) for p, s in zip(pipelines, segments, strict=True)]
+    hosts = [setting.hardware.host_ns_per_stage * len(s) for s in segments]
+    shared = shared_rates(rates, hosts)
+    mean_host = sum((r * h for r, h in zip(shared, hosts, strict=True)), Fraction(0)) / sum(shared, Fraction(0))
+    return PlanPrediction(
+        throughput_per_s=round(float(sum(shared)), DECIMALS),
+        latency_ns=max(_latency_ns(setting, s) for s in segments),
+        host_ns=math.ceil(mean_host),
+        first_inference_ns=max(_first_inference_ns(setting, s) for s in segments),
+        tpus_used=sum(p.devices for p in pipelines),
+    )

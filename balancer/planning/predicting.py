@@ -1,0 +1,89 @@
+"""`predict`: what a partition of the user's own would cost."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from balancer.errors import PlanError
+from balancer.ground.opsets import OpSet, interval_set, op_set
+from balancer.planning.assembling import assemble
+from balancer.planning.setting import open_setting
+from balancer.solve import PipelineSpec, Solution, StageSpec, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from balancer.cost.hardware import Hardware
+    from balancer.graph import Graph
+    from balancer.plan import Plan
+    from balancer.planning.setting import Setting
+
+_REMEDY = "give each op once, in segments that read only from earlier ones"
+
+
+def predict(
+    model: str | Path | bytes, segments: Sequence[Iterable[int]], *, hardware: str | Path | Hardware = "pcie"
+) -> Plan:
+    """The plan of one pipeline with these segments. segments: op indices of each; see `cut_segments` for cuts.
+
+    Raises PlanError where they are no partition of the model, ModelError or HardwareError as `balance` does.
+    """
+    setting = open_setting(model, hardware)
+    partition = [op_set(ops) for ops in _checked(setting.graph, segments)]
+    for k, ops in enumerate(partition):
+        if not setting.costs.allowed(ops):
+            raise PlanError(
+                "computes or gives nothing, tears state apart, or cuts a tensor of unknown shape",
+                f"segment {k}",
+                "move its cuts",
+            )
+    plan = partition_plan(setting, partition)
+    if plan is None:
+        raise PlanError("cannot be costed", "the partition", "move its cuts")
+    return plan
+
+
+def partition_plan(setting: Setting, partition: Sequence[OpSet]) -> Plan | None:
+    """The plan of one pipeline of single TPUs with these segments; None where one of them may not stand."""
+    pipeline = PipelineSpec(tuple(StageSpec(ops, setting.hardware.name) for ops in partition))
+    value = evaluate(setting.problem(len(partition)), [pipeline])
+    if value is None:
+        return None
+    given = Solution(solver="given", pipelines=(pipeline,), value=value, bound_ns=0, over="nothing")
+    return assemble(setting, given, len(partition), ())
+
+
+def cut_segments(cuts: Sequence[int], n_ops: int) -> list[range]:
+    """The segments between cuts: [12, 57] of 100 ops gives 0-11, 12-56, 57-99. Raises PlanError where they are no
+    cuts.
+    """
+    edges = [0, *cuts, n_ops]
+    if any(a >= b for a, b in pairwise(edges)):
+        raise PlanError(
+            f"cuts {','.join(map(str, cuts))} do not ascend within 1 to {n_ops - 1}", "cuts",
+            "give the first op of each segment but the first",
+        )  # fmt: skip
+    return [range(a, b) for a, b in pairwise(edges)]
+
+
+def _checked(graph: Graph, segments: Sequence[Iterable[int]]) -> list[list[int]]:
+    lists = [list(ops) for ops in segments]
+    seen: OpSet = 0
+    for k, ops in enumerate(lists):
+        for i in ops:
+            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(graph.ops):
+                raise PlanError(f"op {i!r} does not exist", f"segment {k}", _REMEDY)
+            if seen >> i & 1:
+                raise PlanError(f"op {i} stands in the segments twice", f"segment {k}", _REMEDY)
+            seen |= 1 << i
+        for i in ops:
+            late = graph.before[i] & ~seen
+            if late:
+                first = (late & -late).bit_length() - 1
+                raise PlanError(f"op {i} reads from op {first} of a later segment", f"segment {k}", _REMEDY)
+    if seen != interval_set(0, len(graph.ops)):
+        missing = ~seen & interval_set(0, len(graph.ops))
+        raise PlanError(f"op {(missing & -missing).bit_length() - 1} is in no segment", "segments", _REMEDY)
+    return lists

@@ -1,0 +1,42 @@
+"""Costs of segments whose memory the compiler has reported: predicted times, reported bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from balancer.ground.units import MIB, ceil_div
+from balancer.solve import Cost
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from balancer.cost.segment import SegmentCosts
+    from balancer.ground.opsets import OpSet
+    from balancer.plan import SegmentReport
+    from balancer.planning.setting import Setting
+    from balancer.solve import Kind, Problem
+
+
+def reported_cost(costs: SegmentCosts, ops: OpSet, reported: SegmentReport) -> Cost:
+    """What a compiled segment costs: as predicted, but that just the reported bytes are streamed."""
+    terms, streamed = costs.terms(ops, reported.capacity_bytes), reported.streamed_bytes
+    if not streamed:
+        streaming_ns = 0
+    elif terms.streamed_bytes:
+        streaming_ns = terms.streaming_ns * streamed // terms.streamed_bytes
+    else:
+        hardware = costs.hardware
+        streaming_ns = hardware.stream_start_ns + ceil_div(streamed * hardware.stream_ns_per_mib, MIB)
+    return Cost(terms.stage_ns - terms.streaming_ns + streaming_ns, streamed)
+
+
+def reported_problem(setting: Setting, n_tpus: int, reports: Mapping[OpSet, SegmentReport]) -> Problem:
+    """The setting's problem for judging plans, not for solving: segments with a report cost what it says."""
+    problem = setting.problem(n_tpus)
+
+    def exact(ops: OpSet, kind: Kind) -> Cost | None:
+        found = problem.exact(ops, kind)
+        return reported_cost(setting.costs, ops, reports[ops]) if found and ops in reports else found
+
+    return replace(problem, exact=exact)

@@ -1,0 +1,152 @@
+"""`size`: how many TPUs a model is worth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from balancer.errors import InfeasibleError
+from balancer.planning.setting import check_tpus, open_setting
+from balancer.solve import Constraints, SolverOptions, evaluate, solve
+from balancer.solve.offers import best_plan, pipeline_offer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from balancer.cost.hardware import Hardware
+    from balancer.planning.setting import Setting
+    from balancer.solve import PipelineSpec, Problem
+    from balancer.solve.offers import Offer
+
+KNEE = 0.05  # another TPU that adds less is past the knee
+NS_PER_S, NS_PER_MS = 1e9, 1e6
+_LONGEST_NS = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRow:
+    """The best plan on n_tpus TPUs, predicted; None where none keeps the limit on latency. overflow_bytes: streamed for
+    want of room, over its segments.
+    """
+
+    n_tpus: int
+    throughput_per_s: float | None
+    latency_ns: int | None
+    overflow_bytes: int | None
+    tpus_used: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """rows: of the fastest plans. fits_at_n: the fewest TPUs on which some plan streams nothing for want of room; the
+    fastest one may. knee_n: from there on, up to the last row, another TPU adds less than 5 %. target_n: the fewest for
+    the rate (and the latency) asked for. None where there is none.
+    """
+
+    rows: tuple[SizeRow, ...]
+    fits_at_n: int | None
+    knee_n: int | None
+    target_n: int | None
+
+
+def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a user decides
+    model: str | Path | bytes,
+    *,
+    hardware: str | Path | Hardware = "pcie",
+    max_tpus: int = 16,
+    target_fps: float | None = None,
+    max_latency_ms: float | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Sizing:
+    """What 1 to max_tpus Edge TPUs give for a model, and how many are worth having.
+
+    target_fps: inferences per second that are wanted. max_latency_ms: of one input alone; plans that take longer do not
+    count. progress: called with the number of TPUs that are done. Raises ModelError, HardwareError, or ValueError for
+    arguments out of range.
+    """
+    check_tpus(max_tpus)
+    for name, value in (("target_fps", target_fps), ("max_latency_ms", max_latency_ms)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be above 0, not {value}")
+    setting = open_setting(model, hardware)
+    limit_ns = None if max_latency_ms is None else int(min(max_latency_ms * NS_PER_MS, _LONGEST_NS))
+    best = _Best(setting, max_tpus, limit_ns)
+    rows: list[SizeRow] = []
+    for n in range(1, max_tpus + 1):
+        rows.append(_no_worse(best.row(n), rows))
+        progress(n)
+    fits = next((n for n in range(1, max_tpus + 1) if _fits(setting, n)), None)
+    return Sizing(tuple(rows), fits, _knee(rows), _target(rows, target_fps, asked=target_fps or max_latency_ms))
+
+
+class _Best:
+    """The best plans on ever more TPUs, with the pipelines that keep a limit on latency."""
+
+    def __init__(self, setting: Setting, max_tpus: int, limit_ns: int | None) -> None:
+        self.setting, self.max_tpus, self.limit_ns = setting, max_tpus, limit_ns
+        self.offers: list[Offer] = []
+        self.offered = 0
+
+    def row(self, n: int) -> SizeRow:
+        """What n TPUs give."""
+        problem = self.setting.problem(n)
+        try:
+            solution = solve(problem)
+        except InfeasibleError:
+            return SizeRow(n, None, None, None, None)
+        pipelines: Sequence[PipelineSpec] = solution.pipelines
+        if self.limit_ns is not None and solution.value.latency_ns > self.limit_ns:
+            pipelines = self._within_limit(problem, n)
+        value = evaluate(problem, pipelines) if pipelines else None
+        if value is None:
+            return SizeRow(n, None, None, None, None)
+        sets = {stage.ops for pipeline in pipelines for stage in pipeline.stages}
+        overflow = sum(self.setting.costs.terms(ops).overflow_bytes for ops in sets)
+        return SizeRow(n, round(NS_PER_S / value.objective_ns, 6), value.latency_ns, overflow, value.devices)
+
+    def _within_limit(self, problem: Problem, n: int) -> Sequence[PipelineSpec]:
+        """The best plan of pipelines that each keep the limit: the fastest on each number of devices, side by side."""
+        options = SolverOptions(constraints=Constraints(max_latency_ns=self.limit_ns))
+        for devices in range(self.offered + 1, n + 1):
+            try:
+                solution = solve(self.setting.problem(devices), options)
+            except InfeasibleError:
+                continue
+            offer = pipeline_offer(problem, solution.pipelines[0])
+            self.offers += [offer] if offer else []
+        self.offered = n
+        return best_plan(problem, self.offers, n, n).pipelines if self.offers else ()
+
+
+def _no_worse(row: SizeRow, before: Sequence[SizeRow]) -> SizeRow:
+    """The row, or that of one TPU less: a plan for fewer TPUs is one for more, some of them idle."""
+    if not before or (row.throughput_per_s or 0.0) >= (before[-1].throughput_per_s or 0.0):
+        return row
+    return replace(before[-1], n_tpus=row.n_tpus)
+
+
+def _fits(setting: Setting, n: int) -> bool:
+    """Whether some plan streams nothing for want of room."""
+    try:
+        solve(setting.problem(n, overflow="error"), SolverOptions(max_pipelines=1, max_replicas=1))
+    except InfeasibleError:
+        return False
+    return True
+
+
+def _knee(rows: list[SizeRow]) -> int | None:
+    """The first number of TPUs from which on each further one adds less than KNEE."""
+    rates = [row.throughput_per_s or 0.0 for row in rows]
+    gains = [after / before - 1 if before else math.inf for before, after in pairwise(rates)]
+    knee = next((k for k in range(len(gains)) if all(gain < KNEE for gain in gains[k:])), None)
+    return None if knee is None else rows[knee].n_tpus
+
+
+def _target(rows: list[SizeRow], target_fps: float | None, *, asked: float | None) -> int | None:
+    if asked is None:
+        return None
+    enough = (row.n_tpus for row in rows if row.throughput_per_s and row.throughput_per_s >= (target_fps or 0.0))
+    return next(enough, None)

@@ -1,0 +1,268 @@
+"""The solver `shortest-path`: one pipeline of the lowest latency at a rate, or of the highest rate within a latency.
+
+At a rate, it finds the lowest latency at the period of that rate (see `latency`); of the pipelines with that latency it takes
+the one with the highest rate. Within a latency, it takes the highest rate. Both end with the same question: the shortest
+period at which a latency can be kept. A longer period allows every pipeline that a shorter one does, so that bisection over
+whole ns, which plans are compared by, answers it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from balancer.errors import ConstraintError, InfeasibleError
+from balancer.ground.downsets import DownSets
+from balancer.ground.opsets import members
+from balancer.solve.blocks import blocks_of
+from balancer.solve.bounds import least_total_ns, pipeline_bound_ns
+from balancer.solve.budget import Budget, BudgetSpent
+from balancer.solve.downset_dp import LatticeSolver, Within
+from balancer.solve.enumeration import all_downsets
+from balancer.solve.latency_dp import LatencySearch
+from balancer.solve.orders import file_order, prefixes
+from balancer.solve.periods import MOST_REPLICAS, longest_ns
+from balancer.solve.problem import PipelineSpec, Solution, StageSpec, evaluate
+
+if TYPE_CHECKING:
+    from balancer.solve.latency_dp import Arrival
+    from balancer.solve.problem import Problem, SolverOptions, Value
+
+OVER = "all down-sets"
+MOST_DOWN_SETS = 1 << 22  # bounds leave few of them, unlike in a search for the shortest period
+MOST_PAIRS = 1 << 26
+_LONGEST_LATENCY_NS = 1 << 52  # sums of floats are exact up to here
+
+
+def solve_shortest(problem: Problem, options: SolverOptions) -> Solution:
+    """The best pipeline by latency and rate, proven as far as limits of work and memory go.
+
+    Where there are too many down-sets, those of the execution order alone are searched, and the statistics say so
+    ("down_sets_left_out"). Raises InfeasibleError where nothing keeps the constraints, or nothing was found in the limits;
+    ConstraintError where neither a rate nor a latency is asked for, or more than these.
+    """
+    if not options.constraints.only_times:
+        raise ConstraintError(
+            "takes a rate, a latency, or both, and no other constraint", "solver shortest-path", "use the solver auto"
+        )
+    return search_shortest(problem, options).solution()
+
+
+def search_shortest(problem: Problem, options: SolverOptions) -> QuickestSearch:
+    """The same as a search that has run: first among the cuts of the execution order, then among all down-sets."""
+    budget = Budget(MOST_PAIRS, options.seconds)
+    search = QuickestSearch(problem, options, budget)
+    if search.out_of_reach():
+        search.complete = True
+        return search
+    search.run(DownSets.of(prefixes(file_order(problem)), problem.n_ops))
+    if search.best is not None and search.most_stages() == 1:
+        search.complete = not search.stopped  # all ops in one segment are a cut in every order
+    if search.stopped or search.complete:
+        return search
+    sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
+    if sets is None:
+        search.too_many = True
+        search.statistics["down_sets_left_out"] = 1
+    else:
+        search.run(sets)
+        search.statistics["down_sets"] = len(sets)
+        search.complete = not search.stopped
+    search.statistics["pairs"] = budget.spent
+    return search
+
+
+def quickest_in_order(problem: Problem, options: SolverOptions) -> list[PipelineSpec]:
+    """The best pipeline by the latency and the rate asked for among intervals of the execution order; none if there is none."""
+    search = QuickestSearch(problem, options, Budget(MOST_PAIRS, options.seconds))
+    search.run(DownSets.of(prefixes(file_order(problem)), problem.n_ops))
+    return [search.best] if search.best else []
+
+
+class QuickestSearch:
+    """Searches in one family of cuts after the other, each starting from the best that is known.
+
+    best: the best pipeline known. complete: whether the last family held all down-sets and was searched to the end.
+    too_many: whether there are too many down-sets for that. stopped: whether a limit of work, the clock or Ctrl-C ended a
+    search.
+    """
+
+    def __init__(self, problem: Problem, options: SolverOptions, budget: Budget) -> None:
+        self.problem, self.options, self.budget = problem, options, budget
+        self.most_replicas = min(options.max_replicas or MOST_REPLICAS, MOST_REPLICAS)
+        self.counts = tuple(count for _, count in problem.devices)
+        held = options.constraints
+        self.at_rate = held.max_objective_ns is not None
+        longest = longest_ns(self.most_replicas)
+        self.most_ns = longest if held.max_objective_ns is None else min(held.max_objective_ns, longest)
+        self.most_latency_ns = _LONGEST_LATENCY_NS if held.max_latency_ns is None else held.max_latency_ns
+        self.best: PipelineSpec | None = None
+        self.complete = self.too_many = self.stopped = False
+        self.statistics: dict[str, int] = {}
+
+    def run(self, sets: DownSets) -> None:
+        """Search among these cuts, to the end if limits allow."""
+        if self.out_of_reach():
+            return
+        self.lattice = LatticeSolver(self.problem, sets, most_replicas=self.most_replicas, whole_replicas=True)
+        try:
+            self._search()
+        except BudgetSpent:
+            self.statistics["limit_reached"] = 1
+            self.stopped = True
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            self.statistics["interrupted"] = 1
+            self.stopped = True
+
+    def out_of_reach(self) -> bool:
+        """Whether bounds alone rule out the rate or the latency asked for."""
+        return self._least_ns() > self.most_ns or self.most_stages() == 0
+
+    def most_stages(self) -> int:
+        """Pipelines of more stages are slower than the latency asked for, or than the best one's where it is to be lowest."""
+        latency = self.most_latency_ns
+        if self.at_rate and self.best is not None:
+            latency = self._latency_ns(self.best)
+        stages = range(1, min(sum(self.counts), self.problem.n_ops) + 1)
+        return max((s for s in stages if self._least_latency_ns(s) <= latency), default=0)
+
+    def _search(self) -> None:
+        """The lowest latency, where a rate is asked for; then the shortest period with that latency; then ties."""
+        latency = self.most_latency_ns
+        if self.at_rate or self.best is None:
+            known = latency if self.best is None else min(latency, self._latency_ns(self.best))
+            if not self._improve(self.most_ns, known):
+                return
+        if self.at_rate and self.best is not None:
+            latency = self._latency_ns(self.best)
+        period = self._shortest_ns(latency)
+        self.best = self._settled(period, latency)
+
+    def _shortest_ns(self, latency: int) -> int:
+        """The shortest period in whole ns at which some pipeline has at most this latency; the best known has one."""
+        low, high = self._least_ns(), self._objective_ns()
+        # Most often the first pipeline found cannot be bettered, which one search shows.
+        period = high - 1
+        while low < high:
+            if self._improve(period, latency):
+                high = self._objective_ns()
+            else:
+                low = period + 1
+            period = (low + high) // 2
+        return high
+
+    def _improve(self, period: int, latency: int) -> bool:
+        """Whether there is a pipeline with at most this period and latency; the best is then the quickest of them."""
+        arrivals = self._arrivals(search := self._searched(period, latency)) if period > 0 else []
+        if not arrivals:
+            return False
+        quickest = min(arrivals, key=lambda found: (found.latency_ns, sum(found.devices), found))
+        pipeline = self._pipeline(search, quickest, quickest.latency_ns)
+        self.best = with_spare_devices(self.problem, pipeline, self.most_replicas)
+        return True
+
+    def _settled(self, period: int, latency: int) -> PipelineSpec:
+        """Of the pipelines with at most this period and latency, the one that the tie rules name."""
+        search = self._searched(period, latency)
+        arrivals = self._arrivals(search)
+        fewest = min(sum(found.devices) for found in arrivals)
+        pipelines = [self._pipeline(search, found, latency) for found in arrivals if sum(found.devices) == fewest]
+        return min(pipelines, key=lambda pipeline: (evaluate(self.problem, [pipeline]), _ops_key(pipeline)))
+
+    def _searched(self, period: int, latency: int) -> LatencySearch:
+        host = self.problem.host_ns
+        stages = min(
+            self.most_stages(), period // host if host else sum(self.counts), self.options.stages or MOST_REPLICAS
+        )
+        within = Within(self.counts, period, stages, exact_stages=True)
+        return LatencySearch(self.lattice, within, self.budget, latency)
+
+    def _arrivals(self, search: LatencySearch) -> list[Arrival]:
+        return [found for found in search.reached() if self.options.stages in (None, found.stages)]
+
+    def _pipeline(self, search: LatencySearch, arrival: Arrival, latency: int) -> PipelineSpec:
+        way = search.settle(arrival, latency)
+        sets = [0, *(search.sets.set_of(row) for row in way.ends)]
+        parts = (after & ~before for before, after in pairwise(sets))
+        kinds = [kind for kind, _ in self.problem.devices]
+        return PipelineSpec(
+            tuple(StageSpec(ops, kinds[kind], r) for ops, (kind, r) in zip(parts, way.stages, strict=True))
+        )
+
+    def _latency_ns(self, pipeline: PipelineSpec) -> int:
+        return self._value(pipeline).latency_ns
+
+    def _objective_ns(self) -> int:
+        return longest_ns(1) if self.best is None else self._value(self.best).objective_ns
+
+    def _value(self, pipeline: PipelineSpec) -> Value:
+        value = evaluate(self.problem, [pipeline])
+        if value is None:
+            raise ValueError("the batch form of the cost allows a segment that `exact` does not")
+        return value
+
+    def _least_ns(self) -> int:
+        """No pipeline has fewer ns per inference."""
+        devices = sum(self.counts)
+        stages = range(1, min(devices, self.problem.n_ops) + 1)
+        return min(pipeline_bound_ns(self.problem, s, devices, self.most_replicas) for s in stages)
+
+    def _least_latency_ns(self, stages: int) -> int:
+        """No pipeline of so many stages has a lower latency."""
+        structure = self.problem.structures.get(self.problem.devices[0][0])
+        if structure is None or len(self.counts) > 1:
+            return 0
+        return least_total_ns(structure, stages) + stages * self.problem.handover_ns
+
+    def solution(self) -> Solution:
+        """The best pipeline, with bounds. Raises InfeasibleError where none is known."""
+        if self.best is None:
+            known = "there is no pipeline" if self.complete else "no pipeline was found within the limits"
+            raise InfeasibleError(
+                f"{known} with the rate or the latency asked for",
+                f"{self.problem.n_ops} ops on {sum(self.counts)} TPUs",
+                "ask for a lower rate or a higher latency, or allow more TPUs",
+            )
+        value = self._value(self.best)
+        stages = range(1, min(sum(self.counts), self.problem.n_ops) + 1)
+        least = value.latency_ns if self.complete else min(value.latency_ns, *map(self._least_latency_ns, stages))
+        return Solution(
+            solver="shortest-path",
+            pipelines=(self.best,),
+            value=value,
+            bound_ns=value.objective_ns if self.complete else min(value.objective_ns, self._least_ns()),
+            latency_bound_ns=least if self.at_rate else None,
+            over=f"{OVER}, {replace(self.options, max_pipelines=1).scope}",
+            statistics=self.statistics,
+        )
+
+
+def with_spare_devices(problem: Problem, pipeline: PipelineSpec, most_replicas: int) -> PipelineSpec:
+    """The same partition with the devices that it leaves idle given to its slowest stages, which is best for its rate."""
+    counts = dict(problem.devices)
+    for stage in pipeline.stages:
+        counts[stage.kind] -= stage.replicas
+    costs = [problem.exact(stage.ops, stage.kind) for stage in pipeline.stages]
+    replicas = [stage.replicas for stage in pipeline.stages]
+    slowest = [
+        (-Fraction(cost.time_ns if cost else 0, r), j) for j, (cost, r) in enumerate(zip(costs, replicas, strict=True))
+    ]
+    heapq.heapify(slowest)
+    while True:
+        _, j = slowest[0]
+        kind, cost = pipeline.stages[j].kind, costs[j]
+        if not counts[kind] or replicas[j] >= most_replicas or cost is None:
+            break
+        counts[kind] -= 1
+        replicas[j] += 1
+        heapq.heapreplace(slowest, (-Fraction(cost.time_ns, replicas[j]), j))
+    return PipelineSpec(tuple(replace(stage, replicas=r) for stage, r in zip(pipeline.stages, replicas, strict=True)))
+
+
+def _ops_key(pipeline: PipelineSpec) -> list[list[int]]:
+    return [list(members(stage.ops)) for stage in pipeline.stages]
