@@ -211,7 +211,7 @@ def score_grid(path: Path, model: Path) -> None:
     for r in unpruned(path, {"partition", "fps_total"}):
         pipelines = [part(int(p)) for p in r["partition"].split("+")]
         rates = [pipeline_rate([s.stage_ns for s in p], [1] * len(p)) for p in pipelines]
-        fps = float(plan_rate(rates, [hardware.host_ns_per_stage * len(p) for p in pipelines]))
+        fps = float(plan_rate(rates, [hardware.host.host_ns_per_stage * len(p) for p in pipelines]))
         measured = float(r["fps_total"])
         found.append((fps, measured, r["partition"]))
         print(

@@ -121,7 +121,7 @@ def _plan(path: Path) -> None:
         promised(plan, segment)
         setting.costs.terms(segment_sets(plan)[segment.name])
     if pipelines and all(s.measured and s.measured.stage_ns for s in plan.segments):
-        measured_rate(balancer.loops.sources.Seen(plan), setting.hardware.host_ns_per_stage)
+        measured_rate(balancer.loops.sources.Seen(plan), setting.hardware.host.host_ns_per_stage)
 
 
 def _report(path: Path) -> None:

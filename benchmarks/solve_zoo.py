@@ -87,8 +87,9 @@ def rate(setting: Setting, n_tpus: int, plan: Sequence[PipelineSpec]) -> float |
 def plans(setting: Setting, n_tpus: int) -> Iterator[tuple[str, Sequence[PipelineSpec]]]:
     """The plans that gains and robustness are told of, by name; those that exist."""
     wanted = {
-        CHAIN: replace(SINGLE, solver="chain"), DOWNSETS: SINGLE, REPLICAS: SolverOptions(max_pipelines=1), OURS: SolverOptions(),
-        "default": SolverOptions(solver="parameter-count"), "depth balanced": SolverOptions(solver="depth-balanced"),
+        CHAIN: replace(SINGLE, solver="chain"), DOWNSETS: SINGLE, REPLICAS: SolverOptions(max_pipelines=1),
+        OURS: SolverOptions(), "default": SolverOptions(solver="parameter-count"),
+        "depth balanced": SolverOptions(solver="depth-balanced"),
     }  # fmt: skip
     for name, options in wanted.items():
         try:

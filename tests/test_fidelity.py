@@ -90,6 +90,6 @@ def test_a_pipeline_is_as_fast_as_its_slowest_stage_or_its_host() -> None:
     hardware = load_hardware("pcie")
     assert period_ns(STAGES, hardware) == 5_000_000
     quick = [StageCost(10, 0, 0, 0)] * 4
-    assert period_ns(quick, hardware) == 4 * hardware.host_ns_per_stage
-    assert latency_ns(STAGES, hardware) == 8_000_000 + 2 * hardware.handover_ns
-    assert load_ns(STAGES, hardware) == 3 * hardware.load_ns_per_mib
+    assert period_ns(quick, hardware) == 4 * hardware.host.host_ns_per_stage
+    assert latency_ns(STAGES, hardware) == 8_000_000 + 2 * hardware.host.handover_ns
+    assert load_ns(STAGES, hardware) == 3 * hardware.link.load_ns_per_mib

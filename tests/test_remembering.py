@@ -112,7 +112,7 @@ def test_hardware_is_known_by_its_constants_whatever_its_name(name: str, tmp_pat
     assert setting_of(plan).hardware == load_hardware(path)
     assert _remembers(plan)
     truth = truth_of(plan, 1).truth.hardware
-    assert 0.6 * 90_000_000 < truth.input_ns_per_mib < 1.4 * 90_000_000
+    assert 0.6 * 90_000_000 < truth.link.input_ns_per_mib < 1.4 * 90_000_000
     assert tune(plan, TrueCosts(setting_of(plan))).rounds[0].worst == 0
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 UNITS, MEMORY = 4, 5
 # So small a model keeps the host busy; without it more TPUs give more.
-FREE_HOST = replace(balancer.load_hardware("pcie"), host_ns_per_stage=0)
+FREE_HOST = balancer.load_hardware("pcie").changed({"host_ns_per_stage": 0})
 RESETS, KEEPS = STATE_WORDS["reset"], STATE_WORDS["kept"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -48,7 +47,7 @@ def test_measured_stages_come_out_as_measured(data: st.DataObject, model: Path) 
     n = len(setting.graph.ops)
     ops = {i: OpCosts(ns=round(setting.costs.compute[i] * data.draw(st.floats(0.4, 2.5)))) for i in range(n)}
     link = data.draw(st.floats(0.6, 1.6))
-    hardware = replace(setting.hardware, input_ns_per_mib=round(setting.hardware.input_ns_per_mib * link))
+    hardware = setting.hardware.changed({"input_ns_per_mib": setting.hardware.link.input_ns_per_mib * link})
     truth = Setting(setting.data, setting.origin, setting.graph, hardware, Profile("truth", ops)).costs
     cuts = sorted(data.draw(st.sets(st.integers(1, n - 1), min_size=1, max_size=3)))
     edges = [0, *cuts, n]

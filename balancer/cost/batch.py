@@ -88,7 +88,7 @@ class SegmentBatch:
             overflow[at], waiting = self.fillings(ending).spilled(inners[at], outers[at], room, dense_fit)
             time[at] += waiting
         streamed += overflow
-        time += np.where(streamed > 0, self.costs.hardware.stream_start_ns, 0) + self.costs.hardware.invoke_ns
+        time += np.where(streamed > 0, self.costs.hardware.link.stream_start_ns, 0) + self.costs.hardware.link.invoke_ns
         return SegmentTable(time, streamed, overflow, allowed)
 
     @cached_property

@@ -51,12 +51,12 @@ def stage_cost(terms: SegmentTerms) -> StageCost:
 
 def latency_ns(stages: Sequence[StageCost], hardware: Hardware) -> int:
     """One input, nothing else in flight."""
-    return sum(stage.stage_ns + hardware.handover_ns for stage in stages)
+    return sum(stage.stage_ns + hardware.host.handover_ns for stage in stages)
 
 
 def period_ns(stages: Sequence[StageCost], hardware: Hardware) -> int:
     """Between two outputs of a pipeline that is kept full: the slowest stage, or the host's work for all of them."""
-    return max(max(stage.stage_ns for stage in stages), hardware.host_ns_per_stage * len(stages))
+    return max(max(stage.stage_ns for stage in stages), hardware.host.host_ns_per_stage * len(stages))
 
 
 def load_ns(stages: Sequence[StageCost], hardware: Hardware) -> int:
@@ -65,7 +65,7 @@ def load_ns(stages: Sequence[StageCost], hardware: Hardware) -> int:
 
 
 def _load_ns(stage: StageCost, hardware: Hardware) -> int:
-    return ceil_div(stage.cached_bytes * hardware.load_ns_per_mib, MIB) + hardware.load_ns
+    return ceil_div(stage.cached_bytes * hardware.link.load_ns_per_mib, MIB) + hardware.link.load_ns
 
 
 def inference_ns(stages: Sequence[StageCost], hardware: Hardware, batch: int, feeding: Feeding) -> float:
@@ -88,18 +88,18 @@ def _threads_ns(stages: Sequence[StageCost], hardware: Hardware, batch: int, alo
     """A Python thread that slept through a long call is slow to wake: once per streaming stage in a full pipeline,
     and in every stage where one input runs alone and any stage streams.
     """
-    wake = hardware.wake_ns if any(stage.streamed_bytes for stage in stages) else 0
-    latency = alone + len(stages) * (hardware.thread_ns + wake)
+    wake = hardware.scripts.wake_ns if any(stage.streamed_bytes for stage in stages) else 0
+    latency = alone + len(stages) * (hardware.scripts.thread_ns + wake)
     if batch == 1:
         return float(latency)
-    slowest = max(stage.stage_ns + (hardware.wake_ns if stage.streamed_bytes else 0) for stage in stages)
-    period = max(slowest, hardware.host_ns_per_stage * len(stages))
+    slowest = max(stage.stage_ns + (hardware.scripts.wake_ns if stage.streamed_bytes else 0) for stage in stages)
+    period = max(slowest, hardware.host.host_ns_per_stage * len(stages))
     return period + (latency - period) / batch
 
 
 def _runner_period_ns(stages: Sequence[StageCost], hardware: Hardware) -> int:
     """The slowest stage, to which the runner adds part of what the stage before it hands over."""
-    permille = {2: hardware.upstream_permille_2, 3: hardware.upstream_permille_3}
-    share = permille.get(len(stages), hardware.upstream_permille_4)
+    permille = {2: hardware.scripts.upstream_permille_2, 3: hardware.scripts.upstream_permille_3}
+    share = permille.get(len(stages), hardware.scripts.upstream_permille_4)
     before = [0, *(stage.output_ns for stage in stages[:-1])]
     return max(stage.stage_ns + share * out // 1000 for stage, out in zip(stages, before, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -19,24 +19,18 @@ _LARGEST = 10**10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
-    """All constants that the cost of a segment depends on. Their sources stand beside the values in `presets/*.json`.
+class Chip:
+    """The Edge TPU itself.
 
-    The chip. mac_ns_per_gmac: per 10^9 multiply-accumulates as the array rounds them. dense_ns_per_mib: parameters of
-    dense ops read on chip. written_ns_per_mib: by ops without multiply-accumulates. op_ns: start of one op. gather_*:
-    a wide convolution's input brought together, on pictures of at least gather_least_pixels. narrow_bytes,
-    band_bytes, least_bands: when and how big pictures are cut into bands. wide_bytes_per_tile: memory for parameters
-    and buffers. dense_tile_bytes: of it for dense ops.
-
-    The link and the host. stream_*: parameters while running, per MiB and once. load_*: at the first inference, per
-    MiB and once. invoke_ns: fixed cost of one segment's invocation. input_*, output_*: boundary tensors to and from a
-    segment; large_*: more for the part of one tensor above large_tensor_bytes. handover_ns: between stages, in
-    latency alone. host_ns_per_stage: host work per inference and stage that no other stage's host work overlaps.
-    thread_ns, wake_ns, upstream_permille_*: of the published Python scripts, see `pipeline`. cpu_*: ops that the Edge
-    TPU does not take, on one thread.
+    mac_ns_per_gmac: ns for 10^9 multiply-accumulates, counted as the array rounds them up. dense_ns_per_mib: ns to read the
+    parameters of dense ops, for each MiB on the chip. written_ns_per_mib: ns for each MiB that ops without
+    multiply-accumulates write. op_ns: start of one op. gather_ns, gather_ns_per_mib: what a convolution takes longer whose
+    input lies spread over the tiles, once and for each MiB of it; only on pictures of gather_least_pixels and more.
+    narrow_bytes: memory for activations. band_bytes, least_bands: a picture that does not fit it is worked on in bands of
+    at most so many bytes, and in at least so many. wide_bytes_per_tile: memory of one tile for parameters and buffers;
+    dense_tile_bytes: what dense ops may take of it.
     """
 
-    name: str
     mac_ns_per_gmac: int
     dense_ns_per_mib: int
     written_ns_per_mib: int
@@ -49,6 +43,18 @@ class Hardware:
     least_bands: int
     wide_bytes_per_tile: int
     dense_tile_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Between the host and one Edge TPU.
+
+    stream_ns_per_mib, stream_start_ns: parameters that are sent with every inference, for each MiB and once.
+    load_ns_per_mib, load_ns: parameters that are sent at the first inference alone, likewise. invoke_ns: fixed cost of
+    invoking one segment. input_ns_per_mib, output_ns_per_mib: boundary tensors to and from a segment;
+    large_input_ns_per_mib, large_output_ns_per_mib: what the part of a tensor above large_tensor_bytes takes on top.
+    """
+
     stream_ns_per_mib: int
     stream_start_ns: int
     load_ns_per_mib: int
@@ -59,16 +65,69 @@ class Hardware:
     large_tensor_bytes: int
     large_input_ns_per_mib: int
     large_output_ns_per_mib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The computer that the Edge TPUs are in.
+
+    handover_ns: from one stage to the next; counts in latency alone. host_ns_per_stage: work for each inference and stage
+    that cannot overlap with the work for other stages.
+    """
+
     handover_ns: int
     host_ns_per_stage: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scripts:
+    """What the Python scripts of the published measurements add, see `feeding`; zero on any other host.
+
+    thread_ns: a queue and a thread, for each stage. wake_ns: to wake a thread that slept through a long call.
+    upstream_permille_2, _3, _4: how much of what one stage sends delays the next one in a pipeline of 2, 3, or 4 and more
+    stages, in thousandths.
+    """
+
     thread_ns: int
     wake_ns: int
     upstream_permille_2: int
     upstream_permille_3: int
     upstream_permille_4: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cpu:
+    """One thread of the host's CPU, for ops that the Edge TPU does not take.
+
+    cpu_ns_per_gmac: for 10^9 multiply-accumulates. cpu_ns_per_mib: for each MiB that an op reads or writes. cpu_op_ns: to
+    start an op.
+    """
+
     cpu_ns_per_gmac: int
     cpu_ns_per_mib: int
     cpu_op_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """All constants that the cost of a segment depends on. Their sources stand beside the values in `presets/*.json`.
+
+    In files the constants stand side by side, whatever their group: `constants` and `with_constants` go from one form to
+    the other.
+    """
+
+    name: str
+    chip: Chip
+    link: Link
+    host: Host
+    scripts: Scripts
+    cpu: Cpu
+
+    @classmethod
+    def with_constants(cls, name: str, constants: Mapping[str, int]) -> Hardware:
+        """Raises KeyError where a constant is missing; other names are ignored."""
+        groups = {group: kind(**{f.name: constants[f.name] for f in fields(kind)}) for group, kind in _GROUPS.items()}
+        return cls(name=name, **groups)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a constant that is no whole number from 0 to 10^10."""
@@ -78,12 +137,17 @@ class Hardware:
 
     def changed(self, constants: Mapping[str, float]) -> Hardware:
         """With these constants, rounded, and no larger than one may be."""
-        fitting: dict[str, Any] = {name: round(min(value, _LARGEST)) for name, value in constants.items()}
-        return replace(self, **fitting)
+        fitting = {name: round(min(value, _LARGEST)) for name, value in constants.items()}
+        return Hardware.with_constants(self.name, self.constants | fitting)
 
     @property
     def constants(self) -> dict[str, int]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        """All of them by name, group after group."""
+        return {f.name: getattr(getattr(self, group), f.name) for group, kind in _GROUPS.items() for f in fields(kind)}
+
+
+_GROUPS: dict[str, Any] = {"chip": Chip, "link": Link, "host": Host, "scripts": Scripts, "cpu": Cpu}
+CONSTANTS = tuple(f.name for kind in _GROUPS.values() for f in fields(kind))
 
 
 def preset_names() -> tuple[str, ...]:
@@ -98,7 +162,7 @@ def load_hardware(source: str | Path) -> Hardware:
     name = document.get("name") or Path(where).stem
     if not isinstance(name, str):
         raise HardwareError("its name is no text", where, "correct it in the file")
-    return Hardware(name=name, **_values(document, where))
+    return Hardware.with_constants(name, _values(document, where))
 
 
 def _document(source: str) -> tuple[dict[str, Any], str]:
@@ -133,16 +197,14 @@ def _read(source: str) -> tuple[Any, str]:
 
 def _values(document: dict[str, Any], where: str) -> dict[str, int]:
     values: dict[str, int] = {}
-    for field in fields(Hardware):
-        if field.name == "name":
-            continue
-        entry = document["constants"].get(field.name)
+    for name in CONSTANTS:
+        entry = document["constants"].get(name)
         value = entry.get("value") if isinstance(entry, dict) else None
         if not _is_constant(value):
             raise HardwareError(
-                f"constant '{field.name}' is not an integer from 0 to {_LARGEST}", where, "correct it in the file"
+                f"constant '{name}' is not an integer from 0 to {_LARGEST}", where, "correct it in the file"
             )
-        values[field.name] = value
+        values[name] = value
     return values
 
 

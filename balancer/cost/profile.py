@@ -55,8 +55,7 @@ class Profile:
 
     def hardware(self, given: Hardware) -> Hardware:
         """The hardware with the constants that were found to be others."""
-        changes: dict[str, Any] = dict(self.constants)
-        return replace(given, **changes)
+        return given.changed(self.constants)
 
     def taught_by(self, source: str) -> Profile:
         """The same, that says that it has learnt from this source, too."""

@@ -79,7 +79,7 @@ class SegmentCosts:
         self.start = [timing.start_ns(op, hardware) for op in ops]
         self.scratch = [_scratch(known, op.index, op_scratch(graph, op, lay)) for op, lay in sized]
         self.room = _room(hardware, profile)
-        self.caching = Caching(graph, self.layout, hardware.dense_tile_bytes)
+        self.caching = Caching(graph, self.layout, hardware.chip.dense_tile_bytes)
         self.mapped = op_set(op.index for op in ops if _mapped(known, op) and not op.folded)
         self.unmapped = graph.all_ops & ~self.mapped & ~graph.folded
         cpu = [timing.cpu_ns(graph, op, hardware) for op in ops]
@@ -137,10 +137,10 @@ class SegmentCosts:
             overflow_bytes=overflow_bytes,
             capacity_bytes=room,
             compute_ns=sum(self.compute[i] for i in members(on_tpu)),
-            streaming_ns=waiting + (hardware.stream_start_ns if overflow_bytes + always else 0),
+            streaming_ns=waiting + (hardware.link.stream_start_ns if overflow_bytes + always else 0),
             input_ns=sum(timing.input_ns(tensors[t].bytes, hardware) for t in inputs),
             output_ns=sum(timing.output_ns(tensors[t].bytes, hardware) for t in outputs),
-            overhead_ns=hardware.invoke_ns + sum(self.start[i] for i in members(on_tpu)),
+            overhead_ns=hardware.link.invoke_ns + sum(self.start[i] for i in members(on_tpu)),
             cpu_ns=sum(self.cpu[i] for i in members(on_cpu)),
         )
 
@@ -166,7 +166,7 @@ class SegmentCosts:
         busy = sum(self.least_ns[i] for i in members(ops))
         held = sum(self.layout[i].streamed for i in members(ops & self.sure_on_tpu))
         overflow = max(0, held - self.room.largest)
-        return hardware.invoke_ns + max(busy, overflow * hardware.stream_ns_per_mib // MIB)
+        return hardware.link.invoke_ns + max(busy, overflow * hardware.link.stream_ns_per_mib // MIB)
 
     @cached_property
     def sure_on_tpu(self) -> OpSet:
@@ -215,9 +215,9 @@ def _scratch(known: Mapping[int, OpCosts], i: int, predicted: int) -> int:
 
 def _room(hardware: Hardware, profile: Profile | None) -> Room:
     if profile is None:
-        return Room(hardware.wide_bytes_per_tile)
+        return Room(hardware.chip.wide_bytes_per_tile)
     return Room(
-        hardware.wide_bytes_per_tile, profile.room_per_million, profile.room_more_bytes, profile.room_most_bytes
+        hardware.chip.wide_bytes_per_tile, profile.room_per_million, profile.room_more_bytes, profile.room_most_bytes
     )
 
 

@@ -29,7 +29,7 @@ _ON_THE_WAY = {"RELU", "RELU6", "RELU_N1_TO_1", "TANH", "LOGISTIC", "QUANTIZE"}
 
 def start_ns(op: Op, hardware: Hardware) -> int:
     """Starting the op; activation functions and requantising start with the op before them."""
-    return 0 if op.type in _ON_THE_WAY else hardware.op_ns
+    return 0 if op.type in _ON_THE_WAY else hardware.chip.op_ns
 
 
 def busy_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:
@@ -40,14 +40,14 @@ def busy_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -
     """
     written = sum(graph.tensors[t].bytes for t in op.outputs)
     if op.type == "FULLY_CONNECTED":
-        return ceil_div(layout.cached * hardware.dense_ns_per_mib, MIB)
+        return ceil_div(layout.cached * hardware.chip.dense_ns_per_mib, MIB)
     found = window(graph, op)
     if found is None or found.kind == "pool":
-        writing = ceil_div(written * hardware.written_ns_per_mib, MIB)
-        return writing + ceil_div(op.macs * hardware.mac_ns_per_gmac, _GMAC)
-    busy = ceil_div(padded_macs(found) * hardware.mac_ns_per_gmac, _GMAC)
+        writing = ceil_div(written * hardware.chip.written_ns_per_mib, MIB)
+        return writing + ceil_div(op.macs * hardware.chip.mac_ns_per_gmac, _GMAC)
+    busy = ceil_div(padded_macs(found) * hardware.chip.mac_ns_per_gmac, _GMAC)
     if found.kind == "depthwise":
-        return busy + ceil_div(written * hardware.written_ns_per_mib, MIB)
+        return busy + ceil_div(written * hardware.chip.written_ns_per_mib, MIB)
     # Rows at the border of two bands are computed for both.
     overlap = 2 * (bands(found, hardware) - 1)
     return busy + ceil_div(busy * overlap, max(1, found.made.height))
@@ -76,11 +76,11 @@ def bands(found: Window, hardware: Hardware) -> int:
     if found.kind != "conv" or found.taps == 1 or found.source.channels <= ARRAY_INPUTS:
         return 1
     source, made = _area(found.source), _area(found.made)
-    if source + made <= hardware.narrow_bytes:
+    if source + made <= hardware.chip.narrow_bytes:
         return 1
     tile_rows = ceil_div(found.made.height, TILE_SIDE)
-    rows_at_once = max(1, (hardware.band_bytes - made) * tile_rows // max(1, source))
-    return min(tile_rows, max(hardware.least_bands, ceil_div(tile_rows, rows_at_once)))
+    rows_at_once = max(1, (hardware.chip.band_bytes - made) * tile_rows // max(1, source))
+    return min(tile_rows, max(hardware.chip.least_bands, ceil_div(tile_rows, rows_at_once)))
 
 
 def _area(shape: Picture) -> int:
@@ -95,37 +95,39 @@ def gather_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
     found = window(graph, op)
     if found is None or found.kind != "conv" or found.taps == 1 or found.source.channels <= ARRAY_OUTPUTS:
         return 0
-    if found.source.pixels < hardware.gather_least_pixels:
+    if found.source.pixels < hardware.chip.gather_least_pixels:
         return 0
-    return hardware.gather_ns + ceil_div(found.source.pixels * found.source.channels * hardware.gather_ns_per_mib, MIB)
+    return hardware.chip.gather_ns + ceil_div(
+        found.source.pixels * found.source.channels * hardware.chip.gather_ns_per_mib, MIB
+    )
 
 
 def stream_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:
     """Time on the link for the op's parameters if they are not cached: once per band."""
     found = window(graph, op)
     times = bands(found, hardware) if found else 1
-    return ceil_div(times * layout.streamed * hardware.stream_ns_per_mib, MIB)
+    return ceil_div(times * layout.streamed * hardware.link.stream_ns_per_mib, MIB)
 
 
 def always_stream_ns(layout: ParameterLayout, hardware: Hardware) -> int:
     """Time on the link for constant operands that are never cached."""
-    return ceil_div(layout.always_streamed * hardware.stream_ns_per_mib, MIB)
+    return ceil_div(layout.always_streamed * hardware.link.stream_ns_per_mib, MIB)
 
 
 def input_ns(size: int, hardware: Hardware) -> int:
     """One boundary tensor of so many bytes into a segment."""
-    beyond = max(0, size - hardware.large_tensor_bytes)
-    return ceil_div(size * hardware.input_ns_per_mib + beyond * hardware.large_input_ns_per_mib, MIB)
+    beyond = max(0, size - hardware.link.large_tensor_bytes)
+    return ceil_div(size * hardware.link.input_ns_per_mib + beyond * hardware.link.large_input_ns_per_mib, MIB)
 
 
 def output_ns(size: int, hardware: Hardware) -> int:
     """One boundary tensor of so many bytes out of a segment."""
-    beyond = max(0, size - hardware.large_tensor_bytes)
-    return ceil_div(size * hardware.output_ns_per_mib + beyond * hardware.large_output_ns_per_mib, MIB)
+    beyond = max(0, size - hardware.link.large_tensor_bytes)
+    return ceil_div(size * hardware.link.output_ns_per_mib + beyond * hardware.link.large_output_ns_per_mib, MIB)
 
 
 def cpu_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
     """Time of an op that stays on the host's CPU, one thread."""
     touched = sum(graph.tensors[t].bytes for t in (*op.outputs, *graph.activations[op.index]))
-    computing = ceil_div(op.macs * hardware.cpu_ns_per_gmac, _GMAC)
-    return hardware.cpu_op_ns + computing + ceil_div(touched * hardware.cpu_ns_per_mib, MIB)
+    computing = ceil_div(op.macs * hardware.cpu.cpu_ns_per_gmac, _GMAC)
+    return hardware.cpu.cpu_op_ns + computing + ceil_div(touched * hardware.cpu.cpu_ns_per_mib, MIB)

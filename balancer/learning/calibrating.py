@@ -92,7 +92,7 @@ def calibrate(
     deviations = _deviations(found.jac, found.fun, len(rows))
     hardware = _scaled(start, free, after)
     constants = tuple(
-        Constant(name, getattr(start, name), getattr(hardware, name), float(deviation))
+        Constant(name, start.constants[name], hardware.constants[name], float(deviation))
         for name, deviation in zip(free, deviations, strict=True)
     )
     return Calibration(
@@ -128,7 +128,7 @@ def _predict(rows: Sequence[MeasuredTime], hardware: Hardware) -> Any:
 
 def _scaled(start: Hardware, names: Sequence[str], logs: Any) -> Hardware:
     limited = np.clip(logs, -5, 5)
-    return start.changed({name: getattr(start, name) * math.exp(x) for name, x in zip(names, limited, strict=True)})
+    return start.changed({name: start.constants[name] * math.exp(x) for name, x in zip(names, limited, strict=True)})
 
 
 def _free(rows: Sequence[MeasuredTime], start: Hardware) -> list[str]:
@@ -136,7 +136,7 @@ def _free(rows: Sequence[MeasuredTime], start: Hardware) -> list[str]:
     base = _predict(rows, start)
     found = []
     for name in FREE:
-        if getattr(start, name):
+        if start.constants[name]:
             moved = _predict(rows, _scaled(start, [name], [_STEP]))
             if np.abs(moved / base - 1).max() > _LEAST_EFFECT:
                 found.append(name)

@@ -94,7 +94,7 @@ class _Fit:
         factors = np.exp(theta).tolist()
         hardware = self.setting.costs.hardware
         links = {
-            name: getattr(hardware, name) * factor
+            name: hardware.constants[name] * factor
             for names, factor in zip(_LINKS.values(), factors, strict=False)
             for name in names
         }

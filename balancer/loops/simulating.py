@@ -34,11 +34,11 @@ def perturbed(setting: Setting, seed: int) -> Setting:
         ns[op.index] = OpCosts(ns=round(base * factors[op.type]))
     stream, transfer = draw.uniform(0.7, 1.3), draw.uniform(0.7, 1.3)
     hardware = costs.hardware
-    changes = {name: getattr(hardware, name) * stream for name in _STREAMING}
-    changes |= {name: getattr(hardware, name) * transfer for name in _TRANSFERS}
-    room = hardware.wide_bytes_per_tile * _LESS_ROOM
+    changes = {name: hardware.constants[name] * stream for name in _STREAMING}
+    changes |= {name: hardware.constants[name] * transfer for name in _TRANSFERS}
+    room = hardware.chip.wide_bytes_per_tile * _LESS_ROOM
     changed = hardware.changed(
-        changes | {"wide_bytes_per_tile": room, "dense_tile_bytes": min(room, hardware.dense_tile_bytes)}
+        changes | {"wide_bytes_per_tile": room, "dense_tile_bytes": min(room, hardware.chip.dense_tile_bytes)}
     )
     return Setting(setting.data, setting.origin, setting.graph, changed, Profile(label=f"seed {seed}", ops=ns))
 

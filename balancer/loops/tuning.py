@@ -160,7 +160,9 @@ class _Tuning:
                 self.evidence[ops] = Evidence(ops, reported)
             worst = max(worst, abs(segment.predicted.stage_ns - measured.stage_ns) / max(1, measured.stage_ns))
         hardware = self.setting.hardware
-        found = Measured(measured_rate(seen, hardware.host_ns_per_stage), _latency_ns(seen, hardware.handover_ns))
+        found = Measured(
+            measured_rate(seen, hardware.host.host_ns_per_stage), _latency_ns(seen, hardware.host.handover_ns)
+        )
         self.seen.append((pipelines, seen))
         self.rounds.append(
             TuneRound(

@@ -147,13 +147,16 @@ def _stage_ns(segments: Sequence[Segment]) -> list[int]:
 
 
 def _latency_ns(setting: Setting, segments: Sequence[Segment]) -> int:
-    return sum(_stage_ns(segments)) + setting.hardware.handover_ns * len(segments)
+    return sum(_stage_ns(segments)) + setting.hardware.host.handover_ns * len(segments)
 
 
 def _first_inference_ns(setting: Setting, segments: Sequence[Segment]) -> int:
     """The first inference also sends the parameters that stay on chip, one segment after the other."""
     hardware = setting.hardware
-    loads = (ceil_div(s.predicted.cached_bytes * hardware.load_ns_per_mib, MIB) + hardware.load_ns for s in segments)
+    loads = (
+        ceil_div(s.predicted.cached_bytes * hardware.link.load_ns_per_mib, MIB) + hardware.link.load_ns
+        for s in segments
+    )
     return _latency_ns(setting, segments) + sum(loads)
 
 
@@ -167,7 +170,7 @@ def _pipeline_prediction(setting: Setting, pipeline: PipelineSpec, segments: Seq
     return PipelinePrediction(
         throughput_per_s=round(float(_rate(pipeline, segments)), DECIMALS),
         latency_ns=_latency_ns(setting, segments),
-        host_ns=setting.hardware.host_ns_per_stage * len(segments),
+        host_ns=setting.hardware.host.host_ns_per_stage * len(segments),
         bottleneck=slowest[0].name,
     )
 
@@ -180,7 +183,7 @@ def _plan_prediction(
     """
     segments = [named[_partition(p)] for p in pipelines]
     rates = [_rate(p, s) for p, s in zip(pipelines, segments, strict=True)]
-    hosts = [setting.hardware.host_ns_per_stage * len(s) for s in segments]
+    hosts = [setting.hardware.host.host_ns_per_stage * len(s) for s in segments]
     shared = shared_rates(rates, hosts)
     mean_host = sum((r * h for r, h in zip(shared, hosts, strict=True)), Fraction(0)) / sum(shared, Fraction(0))
     return PlanPrediction(

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from balancer.cost.capacity import UNBOUNDED
-from balancer.cost.hardware import Hardware
+from balancer.cost.hardware import CONSTANTS, Hardware
 from balancer.cost.profile import OpCosts, Profile
 from balancer.directory.saving import model_bytes
 from balancer.errors import PlanError
@@ -20,8 +20,6 @@ from balancer.tflite.read import read_graph
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_CONSTANTS = {f.name for f in dataclasses.fields(Hardware)} - {"name"}
-
 
 def setting_of(plan: Plan) -> Setting:
     """The plan's model with the costs that the plan was made with.
@@ -30,10 +28,10 @@ def setting_of(plan: Plan) -> Setting:
     """
     data = model_bytes(plan)
     constants = plan.hardware.constants
-    missing = sorted(_CONSTANTS - set(constants))
+    missing = sorted(set(CONSTANTS) - set(constants))
     if missing:
         raise PlanError(f"its hardware has no constant '{missing[0]}'", plan.file_name, "solve again")
-    hardware = Hardware(name=plan.hardware.name, **{k: v for k, v in constants.items() if k in _CONSTANTS})
+    hardware = Hardware.with_constants(plan.hardware.name, constants)
     origin = plan.origin if plan.origin is not None else data
     graph = read_graph(data, name=plan.stem)
     check_op_count(plan, len(graph.ops))
@@ -62,7 +60,7 @@ def _profile(costs: KnownCosts | None) -> Profile | None:
         costs.room_per_million,
         costs.room_more_bytes - costs.room_fewer_bytes,
         UNBOUNDED if costs.room_most_bytes is None else costs.room_most_bytes,
-        {name: value for name, value in costs.constants.items() if name in _CONSTANTS},
+        {name: value for name, value in costs.constants.items() if name in CONSTANTS},
         costs.learnt_from,
     )
 

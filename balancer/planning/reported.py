@@ -27,7 +27,7 @@ def reported_cost(costs: SegmentCosts, ops: OpSet, reported: SegmentReport) -> C
         streaming_ns = terms.streaming_ns * streamed // terms.streamed_bytes
     else:
         hardware = costs.hardware
-        streaming_ns = hardware.stream_start_ns + ceil_div(streamed * hardware.stream_ns_per_mib, MIB)
+        streaming_ns = hardware.link.stream_start_ns + ceil_div(streamed * hardware.link.stream_ns_per_mib, MIB)
     return Cost(terms.stage_ns - terms.streaming_ns + streaming_ns, streamed)
 
 

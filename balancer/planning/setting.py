@@ -87,8 +87,8 @@ class Setting:
             together=self.graph.together + _with_neighbours(self.graph),
             structures={self.hardware.name: structure(self.costs, may_overflow=may_overflow)},
             op_bytes=tuple(op.parameter_bytes for op in self.graph.ops),
-            host_ns=self.hardware.host_ns_per_stage,
-            handover_ns=self.hardware.handover_ns,
+            host_ns=self.hardware.host.host_ns_per_stage,
+            handover_ns=self.hardware.host.handover_ns,
         )
 
 
@@ -106,12 +106,12 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
     hardware, graph, sure = costs.hardware, costs.graph, costs.sure_on_tpu
     caching = costs.caching
     return Structure(
-        stage_ns=hardware.invoke_ns,
+        stage_ns=hardware.link.invoke_ns,
         op_ns=tuple(costs.least_ns),
         transfers=tuple(_transfer(graph, hardware, t) for t in sorted(set(graph.producer) | set(graph.readers))),
         kept=tuple(Kept(i, caching.size[i], costs.waiting[i]) for i in caching.priority if sure >> i & 1),
         capacity_bytes=costs.room.largest,
-        spill_start_ns=hardware.stream_start_ns,
+        spill_start_ns=hardware.link.stream_start_ns,
         streaming=tuple(i for i in members(sure) if costs.layout[i].always_streamed),
         op_bytes=tuple(caching.size[i] if sure >> i & 1 else 0 for i in range(len(graph.ops))),
         limit_bytes=None if may_overflow else costs.room.largest,
