@@ -53,7 +53,7 @@ def best_labels(scores: Any, labels: list[str]) -> list[str]:
 def classify_in_segments(model: Path, pixels: Any, segments: int) -> Any:
     """Scores from the chained segments of the best plan with so many stages."""
     with tempfile.TemporaryDirectory() as folder:
-        plan = balancer.save(balancer.balance(model, segments, stages=segments), folder)
+        plan = balancer.save(balancer.balance(model, segments, options=balancer.Options(stages=segments)), folder)
         stages = [CpuStage(s, (Path(folder) / str(s.file)).read_bytes()) for s in plan.segments]
     (result,) = run_all(stages, [{stages[0].takes[0]: pixels}])
     if isinstance(result, Failure):

@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         # On real TPUs: compile the plan, and leave "sim" out.
-        plan = balancer.save(balancer.balance(arguments.model, arguments.tpus, stages=arguments.tpus), folder)
+        plan = balancer.save(
+            balancer.balance(arguments.model, arguments.tpus, options=balancer.Options(stages=arguments.tpus)), folder
+        )
         with Pipeline(plan, "sim") as pipeline:
             (spec,) = pipeline.interface.inputs
             pictures = image_files(arguments.folder)

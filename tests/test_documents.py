@@ -15,7 +15,6 @@ from balancer.documents import Refusal, read_json, read_table
 from balancer.errors import BalancerError, HardwareError, MeasurementError, PlanError
 from balancer.learning.measurements import read_measurements
 from balancer.loops.sources import RecordedTimes
-from balancer.loops.tuning import setting_of
 from balancer.plan import load_plan, plan_text
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
@@ -37,7 +36,9 @@ PUBLISHED = (
 @pytest.fixture
 def plan(tmp_path: Path) -> balancer.Plan:
     (tmp_path / "net.tflite").write_bytes(synth.fc(40, layers=4))
-    return balancer.save(balancer.balance(tmp_path / "net.tflite", 2, stages=2), tmp_path / "plan")
+    return balancer.save(
+        balancer.balance(tmp_path / "net.tflite", 2, options=balancer.Options(stages=2)), tmp_path / "plan"
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_simulated_times_are_finite(value: float) -> None:
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
 def test_a_solver_is_given_some_time(seconds: float) -> None:
     with pytest.raises(ValueError, match="seconds"):
-        balancer.balance(synth.fc(8, layers=2), 1, seconds=seconds)
+        balancer.balance(synth.fc(8, layers=2), 1, options=balancer.Options(seconds=seconds))
 
 
 @pytest.mark.parametrize("timeout", [float("inf"), 1e300])
@@ -276,9 +277,11 @@ def test_whoever_waits_for_ever_gets_the_result(timeout: float) -> None:
 def test_limits_of_constraints_are_numbers_that_solvers_can_take(limit: Any) -> None:
     for name in ("max_latency_ns", "max_objective_ns", "max_segment_bytes"):
         with pytest.raises(ValueError, match=name):
-            balancer.balance(synth.fc(8, layers=2), 1, constraints=balancer.Constraints(**{name: limit}))
+            balancer.balance(
+                synth.fc(8, layers=2), 1, options=balancer.Options(constraints=balancer.Constraints(**{name: limit}))
+            )
 
 
 def test_a_latency_beyond_all_numbers_is_no_limit() -> None:
     model = synth.fc(8, layers=2)
-    assert balancer.size(model, max_tpus=1, max_latency_ms=1e300).rows == balancer.size(model, max_tpus=1).rows
+    assert balancer.size(model, max_tpus=1, max_latency_ns=1e300).rows == balancer.size(model, max_tpus=1).rows

@@ -52,7 +52,9 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Three stages."""
     folder = tmp_path_factory.mktemp("plan")
     (folder / "net.tflite").write_bytes(synth.fc(200, layers=8))
-    return balancer.save(balancer.balance(folder / "net.tflite", 3, stages=3), folder / "plan")
+    return balancer.save(
+        balancer.balance(folder / "net.tflite", 3, options=balancer.Options(stages=3)), folder / "plan"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from balancer.cli import run_verbs
 from balancer.cli.main import build_parser, main
 from balancer.errors import DeviceError, MeasurementError
 from balancer.loops.simulating import perturbed
-from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts, behaviours, segment_sets
+from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts, behaviours
 from balancer.planning.predicting import partition_plan
-from balancer.planning.remembering import setting_of
+from balancer.planning.setting import setting_of
 from balancer.runtime.options import RunOptions
 from balancer.runtime.recipes import Simulation
 from balancer.tflite import synth
@@ -83,7 +83,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Plan], tuple[Plan, S
 def _by_ops(found: tuple[Plan, Simulation]) -> dict[int, int]:
     plan, simulation = found
     assert simulation.behaviours
-    return {ops: simulation.behaviours[name].stage_ns for name, ops in segment_sets(plan).items()}
+    return {ops: simulation.behaviours[name].stage_ns for name, ops in [(s.name, s.ops) for s in plan.segments]}
 
 
 def _recorded(folder: Path, *plans: Plan) -> tuple[Path, dict[int, int]]:
@@ -93,7 +93,7 @@ def _recorded(folder: Path, *plans: Plan) -> tuple[Path, dict[int, int]]:
         rows = csv.writer(file)
         rows.writerow(["plan", "stage", "measured_ms"])
         for plan in plans:
-            for name, ops in segment_sets(plan).items():
+            for name, ops in [(s.name, s.ops) for s in plan.segments]:
                 known[ops] = (5 + 3 * len(known)) * 1_000_000
                 rows.writerow([f"{plan.directory.name}/{plan.file_name}", name, known[ops] / 1e6])  # type: ignore[union-attr]
     return path, known
@@ -104,7 +104,7 @@ def test_plain_simulated_times_are_those_of_the_first_plan_for_any_ops(plans: tu
     source, costs = _source(one), setting_of(one).costs
     for plan in (two, one):
         found = _by_ops(told(source, plan))
-        assert found == {ops: costs.terms(ops).stage_ns for ops in segment_sets(plan).values()}
+        assert found == {ops: costs.terms(ops).stage_ns for ops in [s.ops for s in plan.segments]}
 
 
 def test_recorded_times_on_simulated_tpus_go_by_ops(plans: tuple[Plan, Plan], tmp_path: Path, told: Any) -> None:
@@ -112,7 +112,7 @@ def test_recorded_times_on_simulated_tpus_go_by_ops(plans: tuple[Plan, Plan], tm
     path, known = _recorded(tmp_path, one, two)
     source = _source(one, "--sim-times", str(path))
     for plan in (one, two):
-        assert _by_ops(told(source, plan)) == {ops: known[ops] for ops in segment_sets(plan).values()}
+        assert _by_ops(told(source, plan)) == {ops: known[ops] for ops in [s.ops for s in plan.segments]}
     # A file that knows nothing of the second plan's ops gives none of the first one's times for their names.
     path, _ = _recorded(tmp_path, one)
     source = _source(one, "--sim-times", str(path))
@@ -125,7 +125,7 @@ def test_ops_of_another_model_are_others(plans: tuple[Plan, Plan], tmp_path: Pat
     one, _ = plans
     path, _ = _recorded(tmp_path, one)
     setting = setting_of(balancer.balance(synth.conv(100, layers=8, size=32), 2))
-    other = partition_plan(setting, list(segment_sets(one).values()))
+    other = partition_plan(setting, [s.ops for s in one.segments])
     assert other is not None
     assert [s.ops for s in other.segments] == [s.ops for s in one.segments]
     with pytest.raises(MeasurementError, match="holds no time"):
