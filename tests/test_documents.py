@@ -16,6 +16,7 @@ from balancer.errors import BalancerError, HardwareError, MeasurementError, Plan
 from balancer.learning.measurements import read_measurements
 from balancer.loops.sources import RecordedTimes
 from balancer.plan import load_plan, plan_text
+from balancer.planning.setting import setting_of
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.simulated import Behaviour
