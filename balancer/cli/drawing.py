@@ -178,40 +178,40 @@ def reported(plan: Plan) -> None:
     table.print()
 
 
-def round_line(found: RefineRound) -> str:
+def round_line(done: RefineRound) -> str:
     """One round of solving and compiling."""
-    if found.refused:
-        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}" for r in found.refused)
-        return f"round {found.number}: {found.segments} segments; {found.predicted_per_s:.1f}/s predicted{lines}"
-    differing = len(found.contradicted)
-    verdict = f"{differing} of {found.segments} segments correct the costs" if differing else "nothing to correct"
+    if done.refused:
+        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}" for r in done.refused)
+        return f"round {done.number}: {done.segments} segments; {done.predicted_per_s:.1f}/s predicted{lines}"
+    differing = len(done.contradicted)
+    verdict = f"{differing} of {done.segments} segments correct the costs" if differing else "nothing to correct"
     return (
-        f"round {found.number}: {found.segments} segments; streamed {short_size(found.predicted_streamed_bytes)} predicted, "
-        f"{short_size(found.reported_streamed_bytes)} reported;\n         {found.cpu_ops} ops on the CPU; "
-        f"{found.predicted_per_s:.1f}/s predicted, {found.reported_per_s:.1f}/s with the reported memory: {verdict}"
+        f"round {done.number}: {done.segments} segments; streamed {short_size(done.predicted_streamed_bytes)} predicted, "
+        f"{short_size(done.reported_streamed_bytes)} reported;\n         {done.cpu_ops} ops on the CPU; "
+        f"{done.predicted_per_s:.1f}/s predicted, {done.reported_per_s:.1f}/s with the reported memory: {verdict}"
     )
 
 
-def sizing(found: Sizing, asked: Sequence[str]) -> None:
+def sizing(result: Sizing, asked: Sequence[str]) -> None:
     """What ever more TPUs give, and how many are worth having. asked: the targets in words, if there are any."""
     table = Listing("the fastest plans found, predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
-    for row in found.rows:
+    for row in result.rows:
         if row.throughput_per_s is None or row.latency_ns is None or row.overflow_bytes is None:
             table.row(str(row.n_tpus), "", "none found", "", "")
             continue
         rate, latency = f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns)
         table.row(str(row.n_tpus), str(row.tpus_used), rate, latency, size(row.overflow_bytes))
     table.print()
-    most = found.rows[-1].n_tpus
-    print(f"a plan without overflow exists: {_from(found.fits_at_n, most)}")
-    fits = found.fits_at_n or most + 1
-    streaming = op_ranges(row.n_tpus for row in found.rows if row.n_tpus >= fits and row.overflow_bytes)
+    most = result.rows[-1].n_tpus
+    print(f"a plan without overflow exists: {_from(result.fits_at_n, most)}")
+    fits = result.fits_at_n or most + 1
+    streaming = op_ranges(row.n_tpus for row in result.rows if row.n_tpus >= fits and row.overflow_bytes)
     if streaming:
         print(f"but the fastest one has some:   on {streaming} TPUs")
-    knee = f"from {tpus(found.knee_n)} on, up to {most}" if found.knee_n else _from(None, most)
+    knee = f"from {tpus(result.knee_n)} on, up to {most}" if result.knee_n else _from(None, most)
     print(f"another TPU adds less than 5 %: {knee}")
     if asked:
-        print(f"{' at '.join(asked)}: {_from(found.target_n, most)}")
+        print(f"{' at '.join(asked)}: {_from(result.target_n, most)}")
 
 
 def _from(n: int | None, most: int) -> str:
@@ -242,10 +242,10 @@ def remarks(plan: Plan) -> None:
         print(f"not for pycoral's PipelinedModelRunner: {obstacle}")
 
 
-def state(found: str | None) -> None:
+def state(kept: str | None) -> None:
     """What happens to variable tensors between inputs, of a model that has some."""
-    if found is not None:
-        print(STATE_WORDS[found])
+    if kept is not None:
+        print(STATE_WORDS[kept])
 
 
 def _claim(plan: Plan) -> str:
@@ -296,11 +296,11 @@ def package(package: Package) -> None:
     print(f"on the CPU: {', '.join(package.cpu_ops) or 'nothing'}")
 
 
-def report(found: Report) -> None:
+def report(printed: Report) -> None:
     """What the compiler printed, of each model."""
-    verdict = {True: "succeeded", False: "failed", None: "without a verdict"}[found.succeeded]
-    print(f"reported by edgetpu_compiler {found.version or '(no version line)'}: {verdict}")
-    for model in found.models:
+    verdict = {True: "succeeded", False: "failed", None: "without a verdict"}[printed.succeeded]
+    print(f"reported by edgetpu_compiler {printed.version or '(no version line)'}: {verdict}")
+    for model in printed.models:
         table = Listing(model.output_file or model.input_file or "", ("", "reported"))
         for name in ("cached_bytes", "remaining_bytes", "streamed_bytes", "subgraphs", "ops", "cpu_ops"):
             value = getattr(model, name)
@@ -309,19 +309,18 @@ def report(found: Report) -> None:
         table.print()
         for row in model.statuses:
             print(f"{row.count:5} {row.type}: {row.status}")
-    for failure in found.failures:
+    for failure in printed.failures:
         print(f"failure: {failure.reason}; {failure.remedy}")
 
 
-def calibration(found: Calibration) -> None:
+def calibration(result: Calibration) -> None:
     """The fitted constants with their errors."""
     table = Listing("fitted to measured times", ("constant", "before", "fitted", "error"))
-    for constant in found.constants:
+    for constant in result.constants:
         table.row(constant.name, str(constant.before), str(constant.value), f"{100 * constant.error:.1f} %")
     table.print()
-    print(
-        f"{found.rows} rows: mean absolute error {100 * found.error_before:.2f} % before, {100 * found.error_after:.2f} % after"
-    )
+    before, after = 100 * result.error_before, 100 * result.error_after
+    print(f"{result.rows} rows: mean absolute error {before:.2f} % before, {after:.2f} % after")
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:

@@ -39,13 +39,13 @@ def calibrate(arguments: argparse.Namespace) -> int:
         check_writable(Path(arguments.output), force=arguments.force)
     rows, start = read_measurements(data), load_hardware(arguments.start)
     with drawing.progress("fitting, predictions of all rows", quiet=arguments.quiet or arguments.json) as advance:
-        found = calibrating.calibrate(rows, start, progress=advance)
+        calibration = calibrating.calibrate(rows, start, progress=advance)
     name = Path(arguments.output).stem if arguments.output else f"{start.name}-calibrated"
-    document = calibrating.hardware_document(found, name, data.absolute().name)
+    document = calibrating.hardware_document(calibration, name, data.absolute().name)
     if arguments.output:
         write_file(Path(arguments.output), (json.dumps(document, indent=2) + "\n").encode(), force=arguments.force)
     if arguments.json:
         print_json(document)
     else:
-        drawing.calibration(found)
+        drawing.calibration(calibration)
     return 0

@@ -57,10 +57,10 @@ def _inspect_log(data: bytes, path: str, *, as_json: bool) -> int:
     from balancer.cli import drawing
     from balancer.compiler.report import parse_report
 
-    found = parse_report(data.decode("utf-8", "replace"))
-    if not (found.version or found.models or found.failures):
+    report = parse_report(data.decode("utf-8", "replace"))
+    if not (report.version or report.models or report.failures):
         raise ModelError("holds no report of the compiler", path, "give what edgetpu_compiler printed")
-    print_json(asdict(found)) if as_json else drawing.report(found)
+    print_json(asdict(report)) if as_json else drawing.report(report)
     return 0
 
 

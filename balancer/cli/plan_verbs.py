@@ -149,15 +149,15 @@ def size(arguments: argparse.Namespace) -> int:
     targets = ((arguments.target_fps, "{:g} inferences/s"), (arguments.max_latency, "a latency of {:g} ms"))
     asked = [words.format(value) for value, words in targets if value is not None]
     with drawing.progress("sizing, numbers of TPUs", quiet=arguments.quiet or arguments.json) as advance:
-        found = balancer.size(
+        sizing = balancer.size(
             arguments.model, hardware=arguments.hardware, max_tpus=arguments.max_tpus, target_per_s=arguments.target_fps,
             max_latency_ns=None if arguments.max_latency is None else arguments.max_latency * NS_PER_MS, progress=advance,
         )  # fmt: skip
     if arguments.json:
-        print_json(asdict(found))
+        print_json(asdict(sizing))
     else:
-        drawing.sizing(found, asked)
-    return InfeasibleError.exit_code if asked and found.target_n is None else 0
+        drawing.sizing(sizing, asked)
+    return InfeasibleError.exit_code if asked and sizing.target_n is None else 0
 
 
 def predict_arguments(parser: argparse.ArgumentParser) -> None:

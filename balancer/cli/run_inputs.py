@@ -78,9 +78,9 @@ class Reading:
 
     def at_once(self) -> list[Item]:
         """All of them, which from now on are kept."""
-        found = list(self)
-        self.given = [replace(one, load=partial(dict, item)) for one, item in found]
-        return [item for _, item in found]
+        loaded = list(self)
+        self.given = [replace(one, load=partial(dict, item)) for one, item in loaded]
+        return [item for _, item in loaded]
 
 
 def outcomes(reading: Reading, run: Callable[[Iterable[Item]], Iterable[Any]]) -> Iterator[Outcome]:

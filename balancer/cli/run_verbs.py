@@ -55,13 +55,13 @@ def devices(arguments: argparse.Namespace) -> int:
     from balancer.runtime.devices import list_devices
     from balancer.runtime.probe import probed
 
-    found = list_devices()
+    listed = list_devices()
     if not arguments.no_open:
-        found = [d if d.problem and "initialised" not in d.problem else probed(d) for d in found]
+        listed = [d if d.problem and "initialised" not in d.problem else probed(d) for d in listed]
     if arguments.json:
-        print_json({"devices": [asdict(d) for d in found]})
+        print_json({"devices": [asdict(d) for d in listed]})
     else:
-        drawing_runs.devices(found, "seen, not opened" if arguments.no_open else "works")
+        drawing_runs.devices(listed, "seen, not opened" if arguments.no_open else "works")
     return 0
 
 
@@ -169,12 +169,12 @@ def bench(arguments: argparse.Namespace) -> int:
         Pipeline(opened, devices, run_options(arguments, opened, inputs)) as pipeline,
         drawing.progress("measuring", quiet=arguments.quiet or arguments.json) as advance,
     ):
-        found = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
+        measurement = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
     if arguments.json:
-        print_json({"format": "balancer-benchmark", "version": 1, **asdict(found), "state": pipeline.state})
+        print_json({"format": "balancer-benchmark", "version": 1, **asdict(measurement), "state": pipeline.state})
     else:
         drawing.state(pipeline.state)
-        drawing_runs.measurement(found)
+        drawing_runs.measurement(measurement)
     return 0
 
 
@@ -215,22 +215,22 @@ def tune(arguments: argparse.Namespace) -> int:
     check_folder(folder, force=arguments.force)
     source = _source(arguments, opened)
     options = balancer.Options(pipelines=arguments.pipelines, replicas=arguments.replicas)
-    found = balancer.tune(opened, source, rounds=arguments.rounds, options=options, on_round=_teller(arguments))
-    saved = balancer.save(found.plan, folder, force=arguments.force)
+    tuned = balancer.tune(opened, source, rounds=arguments.rounds, options=options, on_round=_teller(arguments))
+    saved = balancer.save(tuned.plan, folder, force=arguments.force)
     if not arguments.json:
-        drawing_runs.tuned(found)
-        drawing.state(found.plan.state)
+        drawing_runs.tuned(tuned)
+        drawing.state(tuned.plan.state)
         print(f"written to {saved.directory}: {len(saved.segments)} segments and {saved.file_name}")
     beside = _bisect(arguments, opened, source) if arguments.bisection else None
     if arguments.json:
-        rounds = [asdict(r) for r in found.rounds]
+        rounds = [asdict(r) for r in tuned.rounds]
         bisection = asdict(beside) if beside else None
         print_json(
             {
                 "rounds": rounds,
-                "best": found.best.number,
-                "gain": found.gain,
-                "ended": found.ended,
+                "best": tuned.best.number,
+                "gain": tuned.gain,
+                "ended": tuned.ended,
                 "plan": saved.to_json(),
                 "bisection": bisection,
             }
@@ -260,9 +260,9 @@ def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
 
     stream = sys.stderr if arguments.json else sys.stdout
 
-    def tell(found: Any) -> None:
+    def tell(tune_round: Any) -> None:
         if not arguments.quiet:
-            print(drawing_runs.round_line(found), file=stream, flush=True)
+            print(drawing_runs.round_line(tune_round), file=stream, flush=True)
 
     return tell
 

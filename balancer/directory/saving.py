@@ -50,14 +50,14 @@ def save(plan: AnyPlan | OpenedPlan, directory: str | Path, *, force: bool = Fal
 
 def _stale(plan: Plan, compiled: Mapping[str, bytes], partial: Path, target: Path) -> list[str]:
     """Compiled files and logs, of a plan that was here before, whose segments are about to become others."""
-    found = []
+    stale = []
     for segment in plan.segments:
         old = target / f"{segment.name}.tflite"
         if segment.compiled_name not in compiled and not (
             old.is_file() and old.read_bytes() == (partial / old.name).read_bytes()
         ):
-            found += [segment.compiled_name, segment.log_name]
-    return found
+            stale += [segment.compiled_name, segment.log_name]
+    return stale
 
 
 def save_compiled(plan: Plan) -> Plan:

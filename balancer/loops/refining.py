@@ -88,7 +88,7 @@ def refine(  # noqa: PLR0913 - the public entry: each keyword is one thing that 
     rounds: int = ROUNDS,
     options: Options | None = None,
     default: DefaultSplit | None = None,
-    on_round: Callable[[RefineRound], None] = lambda found: None,
+    on_round: Callable[[RefineRound], None] = lambda finished: None,
 ) -> Refined:
     """The best plan for the plan's model and number of TPUs that the vendor's compiler agrees with.
 
@@ -198,27 +198,27 @@ class _Refinement:
         """Whether a plan that streams nothing for want of capacity counts before a faster one."""
         return self.options.overflow == ERROR or (self.options.overflow is None and self.overran)
 
-    def _tell(self, found: RefineRound) -> None:
-        self.rounds.append(found)
-        self.on_round(found)
+    def _tell(self, finished: RefineRound) -> None:
+        self.rounds.append(finished)
+        self.on_round(finished)
 
     def _learn(self, tried: _Tried) -> bool:
         """Correct the costs by the reports of a plan; whether they agreed with it."""
-        found = evidence_of(tried.plan)
+        compiled = evidence_of(tried.plan)
         before = self.known.costs
-        contradicted = [ops for ops, evidence in found.items() if contradicts(before, evidence)]
-        self.evidence |= found
+        contradicted = [ops for ops, evidence in compiled.items() if contradicts(before, evidence)]
+        self.evidence |= compiled
         self.tried.append(tried)
-        self.overran |= any(overruns(before, evidence) for evidence in found.values())
+        self.overran |= any(overruns(before, evidence) for evidence in compiled.values())
         if contradicted:
             self.known = replace(self.setting, profile=corrected(self.setting, self.evidence.values()))
-        self._tell(self._round(tried, found, contradicted))
+        self._tell(self._round(tried, compiled, contradicted))
         return not contradicted
 
-    def _round(self, tried: _Tried, found: dict[OpSet, Evidence], contradicted: Sequence[OpSet]) -> RefineRound:
+    def _round(self, tried: _Tried, compiled: dict[OpSet, Evidence], contradicted: Sequence[OpSet]) -> RefineRound:
         plan, problem = tried.plan, self._with_reports()
         rate = steady_rate(problem, tried.solution.pipelines)
-        names = {ops: s.name for ops, s in zip(found, plan.segments, strict=True)}
+        names = {ops: s.name for ops, s in zip(compiled, plan.segments, strict=True)}
         reports = [s.reported for s in plan.segments if s.reported]
         return RefineRound(
             number=len(self.tried),
@@ -289,7 +289,7 @@ def _refusal(compilation: Compilation) -> CompilerError:
 
 
 def compare_compiled(
-    plan: AnyPlan | OpenedPlan, compiler: Compiler, *, on_round: Callable[[RefineRound], None] = lambda found: None
+    plan: AnyPlan | OpenedPlan, compiler: Compiler, *, on_round: Callable[[RefineRound], None] = lambda finished: None
 ) -> tuple[ComparisonRow, ...]:
     """The comparison of the refined plan, with a row for what the compiler's own `--num_segments` really does.
 

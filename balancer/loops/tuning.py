@@ -85,7 +85,7 @@ def tune(
     *,
     rounds: int = ROUNDS,
     options: Options | None = None,
-    on_round: Callable[[TuneRound], None] = lambda found: None,
+    on_round: Callable[[TuneRound], None] = lambda finished: None,
 ) -> Tuned:
     """The best plan for the plan's model and number of TPUs as this source measures it, within what the plan was held to.
 
@@ -118,12 +118,12 @@ class _Tuning:
         self._measure(plan, pipelines_of(plan))
         try:
             ended = self._improve(rounds)
-            found = self._best(self._proof)
+            best_plan = self._best(self._proof)
         except KeyboardInterrupt:
             ended = f"interrupted after round {len(self.rounds)}"
-            found = self._best(self._no_proof)
+            best_plan = self._best(self._no_proof)
         best = self.rounds[self._best_round]
-        return Tuned(found, tuple(self.rounds), ended, best, self.aim.gain(self.rounds[0].achieved, best.achieved))
+        return Tuned(best_plan, tuple(self.rounds), ended, best, self.aim.gain(self.rounds[0].achieved, best.achieved))
 
     def _improve(self, rounds: int) -> str:
         """Solve and measure again; why it ended."""
@@ -208,23 +208,23 @@ class _Tuning:
         )
         return replace(plan, segments=segments, made=compiled_files(open_plan(seen.plan)))
 
-    def _proof(self, known: Setting, found: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
+    def _proof(self, known: Setting, measured: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
         """The solution with what is known of the optimum, and other ways beside it."""
-        rows = comparison(known, self.n_tpus, found.pipelines, options=self.aim.options)
+        rows = comparison(known, self.n_tpus, measured.pipelines, options=self.aim.options)
         try:
             bound = self._solve(known)
         except InfeasibleError:
-            return found, rows  # the limits forbid what was measured, too
-        least, latency = min(bound.bound_ns, found.value.objective_ns), bound.latency_bound_ns
+            return measured, rows  # the limits forbid what was measured, too
+        least, latency = min(bound.bound_ns, measured.value.objective_ns), bound.latency_bound_ns
         proven = replace(
-            bound, pipelines=found.pipelines, value=found.value, bound_ns=least, statistics=found.statistics,
-            latency_bound_ns=None if latency is None else min(latency, found.value.latency_ns),
+            bound, pipelines=measured.pipelines, value=measured.value, bound_ns=least, statistics=measured.statistics,
+            latency_bound_ns=None if latency is None else min(latency, measured.value.latency_ns),
         )  # fmt: skip
         return proven, rows
 
-    def _no_proof(self, known: Setting, found: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
+    def _no_proof(self, known: Setting, measured: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
         """At once: nobody waits after Ctrl-C."""
-        return found, ()
+        return measured, ()
 
 
 def _latency_ns(seen: Seen, handover_ns: int) -> int:

@@ -69,14 +69,16 @@ def _plan_file(path: Path) -> Path:
     try:
         if not path.is_dir():
             return path
-        found = sorted(entry.name for entry in path.iterdir() if _NAME.fullmatch(entry.name) and entry.is_file())
+        plan_files = sorted(entry.name for entry in path.iterdir() if _NAME.fullmatch(entry.name) and entry.is_file())
     except OSError as error:
         raise PlanError(f"cannot be read ({error.strerror})", str(path), "check the path") from error
-    if not found:
+    if not plan_files:
         raise PlanError("holds no plan file (*_plan_N.json)", str(path), "name the plan file, or solve with -o first")
-    if len(found) > 1:
-        raise PlanError(f"holds {len(found)} plan files: {', '.join(found)}", str(path), "name the one that you mean")
-    return path / found[0]
+    if len(plan_files) > 1:
+        raise PlanError(
+            f"holds {len(plan_files)} plan files: {', '.join(plan_files)}", str(path), "name the one that you mean"
+        )
+    return path / plan_files[0]
 
 
 def file_bytes(plan: Plan, name: str, sha256: str | None, *, remedy: str = "solve again") -> bytes:

@@ -273,8 +273,8 @@ class Plan:
 
     def partitions(self) -> list[tuple[Segment, ...]]:
         """The different partitions of its pipelines, in order."""
-        found = [tuple(self.segment(stage.segment) for stage in p.stages) for p in self.pipelines]
-        return list({tuple(s.name for s in partition): partition for partition in found}.values())
+        all_partitions = [tuple(self.segment(stage.segment) for stage in p.stages) for p in self.pipelines]
+        return list({tuple(s.name for s in partition): partition for partition in all_partitions}.values())
 
     def to_json(self) -> dict[str, Any]:
         """The plan file's document."""

@@ -91,13 +91,13 @@ def _segments(setting: Setting, partitions: Sequence[Partition]) -> list[list[Se
     """The segments of each partition. Partitions into equally many segments are told apart by -b, -c in the stem."""
     names = boundary_names(setting.graph, (ops for p in partitions for ops in p))
     uses: Counter[int] = Counter()
-    found = []
+    by_partition = []
     for partition in partitions:
         alike = uses[len(partition)]
         uses[len(partition)] += 1
         stem = setting.graph.name + (f"-{_suffix(alike)}" if alike else "")
-        found.append(_named_segments(setting, partition, stem, names))
-    return found
+        by_partition.append(_named_segments(setting, partition, stem, names))
+    return by_partition
 
 
 def _suffix(alike: int) -> str:
@@ -134,15 +134,15 @@ def _pipelines(
     setting: Setting, pipelines: Sequence[PipelineSpec], named: Mapping[Partition, list[Segment]]
 ) -> tuple[PlanPipeline, ...]:
     """With TPUs numbered from 0 over pipelines, stages, replicas."""
-    tpu, found = 0, []
+    tpu, numbered = 0, []
     for pipeline in pipelines:
         segments, stages = named[_partition(pipeline)], []
         for stage, segment in zip(pipeline.stages, segments, strict=True):
             tpus = tuple(range(tpu, tpu + stage.replicas))
             stages.append(PlanStage(segment=segment.name, replicas=stage.replicas, tpus=tpus))
             tpu += stage.replicas
-        found.append(PlanPipeline(stages=tuple(stages), predicted=_pipeline_prediction(setting, pipeline, segments)))
-    return tuple(found)
+        numbered.append(PlanPipeline(stages=tuple(stages), predicted=_pipeline_prediction(setting, pipeline, segments)))
+    return tuple(numbered)
 
 
 def _stage_ns(segments: Sequence[Segment]) -> list[int]:

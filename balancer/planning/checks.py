@@ -61,13 +61,13 @@ def check_constraints(constraints: Constraints, n_ops: int, n_tpus: int) -> None
 
 def _sharing(constraints: Constraints) -> list[OpSet]:
     """Sets of ops that share a stage, among them each constrained op by itself; sets with an op in common are one."""
-    found: list[OpSet] = []
+    groups: list[OpSet] = []
     alone = [1 << op for op in (*constraints.pinned, *(op for op, _ in constraints.kept_from))]
     for group in (*constraints.together, *alone):
-        touching = [other for other in found if other & group]
-        found = [other for other in found if not other & group]
-        found.append(functools.reduce(operator.or_, touching, group))
-    return found
+        touching = [other for other in groups if other & group]
+        groups = [other for other in groups if not other & group]
+        groups.append(functools.reduce(operator.or_, touching, group))
+    return groups
 
 
 def _check_place(constraints: Constraints, ops: OpSet, n_tpus: int) -> None:

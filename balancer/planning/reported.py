@@ -36,7 +36,7 @@ def reported_problem(setting: Setting, n_tpus: int, reports: Mapping[OpSet, Segm
     problem = setting.problem(n_tpus)
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
-        found = problem.exact(ops, kind)
-        return reported_cost(setting.costs, ops, reports[ops]) if found and ops in reports else found
+        predicted = problem.exact(ops, kind)
+        return reported_cost(setting.costs, ops, reports[ops]) if predicted and ops in reports else predicted
 
     return replace(problem, exact=exact)
