@@ -176,15 +176,15 @@ def _forged(plan: balancer.Plan, place: tuple[Any, ...], value: Any) -> Path:
 @pytest.mark.parametrize(
     ("place", "value", "what"),
     [
-        (("hardware", "constants", "op_ns"), -1, "not what belongs here"),
+        (("hardware", "constants", "op_ns"), -1, "not a valid value here"),
         (("hardware", "constants", "op_ns"), 10**11, "constant 'op_ns' is"),
         (("n_tpus",), 10**15, "TPUs is impossible"),
         (("n_tpus",), 0, "TPUs is impossible"),
-        (("predicted", "latency_ns"), -5, "not what belongs here"),
-        (("predicted", "throughput_per_s"), 1e300, "not what belongs here"),
+        (("predicted", "latency_ns"), -5, "not a valid value here"),
+        (("predicted", "throughput_per_s"), 1e300, "not a valid value here"),
         (("model", "ops"), 10**6, "ops is impossible"),
         (("segments", 0, "name"), "../../evil", "not a bare file name"),
-        (("solver", "name"), "\ud800", "not what belongs here"),
+        (("solver", "name"), "\ud800", "not a valid value here"),
     ],
 )
 def test_a_plan_file_with_impossible_numbers_is_refused(
@@ -197,7 +197,7 @@ def test_a_plan_file_with_impossible_numbers_is_refused(
 def test_a_segment_that_no_pipeline_runs_is_refused(plan: balancer.Plan) -> None:
     document = json.loads(plan_text(plan))
     left_over = document["segments"][0] | {"name": "left_over", "ops": "99-3"}
-    with pytest.raises(PlanError, match="stands in none"):
+    with pytest.raises(PlanError, match="stands in no pipeline"):
         load_plan(_forged(plan, ("segments",), [*document["segments"], left_over]))
 
 
@@ -225,7 +225,7 @@ def test_a_plan_that_speaks_of_other_ops_than_its_model_has_is_refused(plan: bal
     path.write_text(json.dumps(document))
     forged = load_plan(path)
     for use in (setting_of, balancer.verify, lambda p: Pipeline(p, "sim")):
-        with pytest.raises(PlanError, match=f"speaks of {n + 1} ops"):
+        with pytest.raises(PlanError, match=f"is for {n + 1} ops"):
             use(forged)
 
 

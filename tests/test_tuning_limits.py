@@ -224,7 +224,7 @@ def test_the_command_refuses_to_drop_a_limit_in_one_line(tmp_path: Path, capsys:
     assert main(["tune", path, *SIM, "--pipelines", "3"]) == 1
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert "the plan was held to at most 1" in captured.err
+    assert "the plan was solved for at most 1" in captured.err
     assert "round" not in captured.out
     assert not (tmp_path / "plan_tuned").exists()
 

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _drop_output()
         where, what = error.filename or "standard output", f"cannot be written ({error.strerror or error})"
-        print(f"balancer: {where}: {what}; make room, or write elsewhere", file=sys.stderr)
+        print(f"balancer: {where}: {what}; free some disk space, or write elsewhere", file=sys.stderr)
         return 1
     return code
 

@@ -128,7 +128,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot be made ({error.strerror})", str(folder), "choose another folder") from error
+        raise OutputError(f"cannot be created ({error.strerror})", str(folder), "choose another folder") from error
 
 
 def _runner(

@@ -1,7 +1,7 @@
-"""The plan's file, and those beside it: read, checked, written.
+"""Reading, checking and writing a plan's file, and reading the files beside it.
 
-Everything that is needed to use a plan's directory on another machine is in the plan file or beside it. Unknown keys
-in a file are ignored; an unknown version is refused.
+A plan's directory holds everything that another machine needs: the plan file, the model, the segments. A reader ignores
+keys that it does not know, and refuses a version that it does not know.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ if TYPE_CHECKING:
     from balancer.ground.opsets import OpSet
 
 _MOST_TPUS = 1024
-_LARGEST_CONSTANT = 10**10  # as in hardware files: times of thousands of ops fit 64 bits
+_LARGEST_CONSTANT = 10**10  # as in hardware files: the times of thousands of ops add up to less than 2^63 ns
 _REFUSAL = Refusal(PlanError, "give a plan file that balancer wrote")
 _NAME = re.compile(r".+_plan_\d+\.json", re.DOTALL)  # as `Plan.file_name` makes it
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan file's text: the same plan gives the same bytes."""
+    """The text of the plan file. Equal plans give equal text."""
     return json.dumps(plan.to_json(), indent=2, ensure_ascii=False) + "\n"
 
 
 def load_plan(path: str | Path) -> Plan:
-    """The plan in this file, or in this directory; the directory and the model in it are noted. Other files are not
-    opened: see `file_bytes`.
+    """The plan in a file, or in a directory that holds one plan file.
 
-    Raises PlanError where a directory does not hold just one plan file, where the file cannot be read, is no plan, is
-    of an unknown version, or contradicts itself.
+    The plan knows its directory and where its model is; neither the model nor the segments are opened.
+
+    Raises PlanError if a directory does not hold exactly one plan file, or if the file cannot be read, is not a plan
+    file, has an unknown version, or contradicts itself.
     """
     path = _plan_file(Path(path))
     document = read_json(path, _REFUSAL)
@@ -57,7 +58,7 @@ def load_plan(path: str | Path) -> Plan:
 
 
 def names_plan(path: Path) -> bool:
-    """Whether a path is one that `load_plan` is meant for: a directory, or a JSON file."""
+    """Whether a path looks like a plan: a directory, or a file whose name ends in .json. The file is not opened."""
     try:
         return path.suffix == ".json" or path.is_dir()
     except OSError:
@@ -65,7 +66,7 @@ def names_plan(path: Path) -> bool:
 
 
 def _plan_file(path: Path) -> Path:
-    """The path itself, or the one plan file in it where it is a directory."""
+    """The path itself or, for a directory, the one plan file in it."""
     try:
         if not path.is_dir():
             return path
@@ -82,7 +83,11 @@ def _plan_file(path: Path) -> Path:
 
 
 def file_bytes(plan: Plan, name: str, sha256: str | None, *, remedy: str = "solve again") -> bytes:
-    """A file of the plan's directory, checked against its hash. Raises PlanError where it is absent or another."""
+    """Contents of a file in the plan's directory.
+
+    sha256: the hash that it must have; None if any will do. remedy: what the user can do if it has another. Raises
+    PlanError if the plan has no directory, or if the file cannot be read or has another hash.
+    """
     if plan.directory is None:
         raise PlanError("is not saved", "plan", "save the plan to a directory first")
     path = plan.directory / name
@@ -96,22 +101,22 @@ def file_bytes(plan: Plan, name: str, sha256: str | None, *, remedy: str = "solv
 
 
 def check_op_count(plan: Plan, n_ops: int) -> None:
-    """Raises PlanError where the plan speaks of another number of ops than its model has."""
+    """Raise PlanError if the plan was made for another number of ops than its model has."""
     if plan.model.ops != n_ops:
-        raise PlanError(f"speaks of {plan.model.ops} ops, its model has {n_ops}", plan.file_name, "solve again")
+        raise PlanError(f"is for {plan.model.ops} ops, its model has {n_ops}", plan.file_name, "solve again")
 
 
 def _check(plan: Plan, where: str) -> None:
-    """What the parts of a plan must be to each other."""
+    """Raise PlanError if parts of the plan contradict each other."""
     names = [s.name for s in plan.segments]
     if len(set(names)) < len(names) or not plan.pipelines:
-        raise PlanError("segments are named twice, or there is no pipeline", where, "solve again")
+        raise PlanError("two segments have the same name, or there is no pipeline", where, "solve again")
     if not 1 <= plan.n_tpus <= _MOST_TPUS:
         raise PlanError(f"a plan for {plan.n_tpus} TPUs is impossible", where, "solve again")
     if not 1 <= plan.model.ops <= MOST_OPS:
         raise PlanError(f"a model of {plan.model.ops} ops is impossible", where, "solve again")
     if plan.state not in (None, *STATE_WORDS):
-        raise PlanError(f"state '{plan.state}' is none of {', '.join(STATE_WORDS)}", where, "solve again")
+        raise PlanError(f"state '{plan.state}' is not one of {', '.join(STATE_WORDS)}", where, "solve again")
     for name, value in plan.hardware.constants.items():
         if value > _LARGEST_CONSTANT:
             what = f"its hardware's constant '{name}' is {value}, more than {_LARGEST_CONSTANT}"
@@ -123,14 +128,16 @@ def _check(plan: Plan, where: str) -> None:
         reported = segment.reported
         if reported and reported.file not in (None, segment.compiled_name):
             what = f"'{reported.file}' is not the name of a compiled segment"
-            raise PlanError(what, where, f"name it {segment.compiled_name}, as runners expect")
+            raise PlanError(what, where, f"name it {segment.compiled_name}, as runners of pipelines expect")
         if reported and reported.log not in (None, segment.log_name):
             raise PlanError(f"'{reported.log}' is not the log of {segment.name}", where, "compile the plan again")
     tpus = [t for p in plan.pipelines for stage in p.stages for t in stage.tpus]
     if len(set(tpus)) < len(tpus) or any(not 0 <= t < plan.n_tpus for t in tpus):
         raise PlanError(f"a TPU is used twice, or is not among the {plan.n_tpus}", where, "solve again")
     if set(names) != {stage.segment for p in plan.pipelines for stage in p.stages}:
-        raise PlanError("a pipeline names no segment, or a segment stands in none", where, "solve again")
+        raise PlanError(
+            "a pipeline names a segment that does not exist, or a segment stands in no pipeline", where, "solve again"
+        )
     for segment in plan.segments:
         if segment.ops >> plan.model.ops:
             what = f"'{segment.op_ranges}' is not within ops 0 to {plan.model.ops - 1}"
@@ -141,7 +148,7 @@ def _check(plan: Plan, where: str) -> None:
 
 
 def _is_bare(file: str) -> bool:
-    """Whether it can name a file in the plan's own folder, on any system."""
+    """Whether it names a file in the plan's own folder, on any operating system: no path, and no text beyond UTF-8."""
     known = file.encode("utf-8", "ignore").decode()
     return file == known == Path(file).name and file not in ("", "..") and not set(file) & {"\\", "\0"}
 
