@@ -1,4 +1,4 @@
-"""From a solver's solution to a plan: names, boundary tensors, TPU numbers, predictions."""
+"""Turns a solver's solution into a plan: names of segments, boundary tensors, numbers of TPUs, predictions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from balancer.solve import PipelineSpec, Solution
 
 Partition = tuple[OpSet, ...]
-DECIMALS = 6  # of rates and ratios in files: far below what any prediction is good for
+DECIMALS = 6  # of rates and ratios in files: much finer than any prediction is accurate
 
 
 def assemble(
@@ -47,7 +47,11 @@ def assemble(
     comparison: Sequence[ComparisonRow],
     held: HeldTo | None = None,
 ) -> Plan:
-    """The plan that a solution describes. held: what the solution was held to, None where nobody knows."""
+    """The plan that a solution describes.
+
+    n_tpus: how many TPUs the plan is for; the solution may use fewer. comparison: rows to store in the plan. held: the
+    limits that the solution was solved with; None if they are not known.
+    """
     partitions = list(dict.fromkeys(_partition(p) for p in solution.pipelines))
     named = dict(zip(partitions, _segments(setting, partitions), strict=True))
     graph, hardware, value = setting.graph, setting.hardware, solution.value
@@ -88,7 +92,11 @@ def _partition(pipeline: PipelineSpec) -> Partition:
 
 
 def _segments(setting: Setting, partitions: Sequence[Partition]) -> list[list[Segment]]:
-    """The segments of each partition. Partitions into equally many segments are told apart by -b, -c in the stem."""
+    """The segments of each partition.
+
+    Segments are named by their position and number, so two partitions with equally many segments would get the same
+    names. The second one gets the suffix -b in the stem, the third -c, and so on.
+    """
     names = boundary_names(setting.graph, (ops for p in partitions for ops in p))
     uses: Counter[int] = Counter()
     by_partition = []
@@ -133,7 +141,7 @@ def _boundary(graph: Graph, t: int, names: Mapping[int, str]) -> dict[str, Any]:
 def _pipelines(
     setting: Setting, pipelines: Sequence[PipelineSpec], named: Mapping[Partition, list[Segment]]
 ) -> tuple[PlanPipeline, ...]:
-    """With TPUs numbered from 0 over pipelines, stages, replicas."""
+    """The plan's pipelines. TPUs are numbered from 0: by pipeline, then stage, then replica."""
     tpu, numbered = 0, []
     for pipeline in pipelines:
         segments, stages = named[_partition(pipeline)], []
@@ -154,7 +162,7 @@ def _latency_ns(setting: Setting, segments: Sequence[Segment]) -> int:
 
 
 def _first_inference_ns(setting: Setting, segments: Sequence[Segment]) -> int:
-    """The first inference also sends the parameters that stay on chip, one segment after the other."""
+    """Latency of the first input. It also waits until the cached parameters are loaded, one segment after the other."""
     link = setting.hardware.link
     loads = (load_ns(s.predicted.cached_bytes, link.load_ns_per_mib, link.load_ns) for s in segments)
     return _latency_ns(setting, segments) + sum(loads)
@@ -178,8 +186,8 @@ def _pipeline_prediction(setting: Setting, pipeline: PipelineSpec, segments: Seq
 def _plan_prediction(
     setting: Setting, pipelines: Sequence[PipelineSpec], named: Mapping[Partition, list[Segment]]
 ) -> PlanPrediction:
-    """Over all pipelines: the rate under one host, the longest latency, host work per inference averaged over the
-    rates.
+    """The prediction for all pipelines together: the rate that one host allows, the latency of the slowest pipeline, and
+    the host's work for one inference, averaged over the pipelines by their rates.
     """
     segments = [named[_partition(p)] for p in pipelines]
     rates = [_rate(p, s) for p, s in zip(pipelines, segments, strict=True)]

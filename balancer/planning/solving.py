@@ -1,4 +1,4 @@
-"""A setting solved as a caller wants it."""
+"""Solves a setting within the limits that a caller gives."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 
 def solve_setting(setting: Setting, n_tpus: int, options: Options, overflow: str | None = None) -> Solution:
-    """The best plan under the setting's costs, held to the options. overflow: instead of the options' own rule.
+    """The best solution under the setting's costs that keeps the options. overflow: replaces the options' own rule.
 
-    Raises InfeasibleError.
+    Raises InfeasibleError if no plan keeps them.
     """
     problem = setting.problem(n_tpus, overflow=overflow or options.overflow_now)
     if setting.state != KEPT:
         return solve(problem, options.for_solver)
-    # The whole plan is restricted: a stage that holds state needs all items, in their order; see `plan.state`.
+    # A stage that holds state needs all items in their order (see `plan.state`). The whole plan is restricted, although
+    # replicas after the last such stage would do no harm: the claim of optimality says so.
     solution = solve(problem, replace(options.for_solver, max_pipelines=1, max_replicas=1))
-    claims = bool(solution.bound_ns)  # a baseline claims nothing
+    claims = bool(solution.bound_ns)  # baselines have no bound: they claim nothing, so there is nothing to restrict
     return replace(solution, over=f"{solution.over}, as kept state needs") if claims else solution
