@@ -1,4 +1,4 @@
-"""The verb `compile`, and what it and `solve --compile` show of the compiler's reports."""
+"""The verb `compile`, and how it and `solve --compile` show the compiler's reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def compile_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def compile_segments(arguments: argparse.Namespace) -> int:
-    """Compile a plan's segments into its directory; exit code 1 unless all were compiled."""
+    """Compile a plan's segments into its directory. Exit code 1 unless all were compiled."""
     import balancer
     from balancer.cli import drawing
     from balancer.plan import load_plan
@@ -45,6 +45,7 @@ def compile_segments(arguments: argparse.Namespace) -> int:
 
 
 def _document(compilation: Compilation) -> dict[str, object]:
+    """The JSON document of `compile`."""
     segments = compilation.plan.to_json()["segments"]
     return {
         "compiled": len(segments) - len(compilation.refused),
@@ -55,7 +56,7 @@ def _document(compilation: Compilation) -> dict[str, object]:
 
 
 def say_compiled(plan: Plan) -> None:
-    """What was reported beside what was predicted, and the ops that stay on the CPU."""
+    """Print what was reported beside what was predicted, and the ops that the compiler left on the CPU."""
     from balancer.cli import drawing
 
     drawing.reported(plan)
@@ -65,6 +66,7 @@ def say_compiled(plan: Plan) -> None:
 
 
 def _say_troubles(compilation: Compilation) -> None:
+    """Print contradictions in the reports, and the segments that were not compiled."""
     for name, doubt in compilation.doubts:
         print(f"doubt: {name}: {doubt}")
     for refused in compilation.refused:
@@ -72,7 +74,7 @@ def _say_troubles(compilation: Compilation) -> None:
 
 
 def teller(arguments: argparse.Namespace) -> Callable[[RefineRound], None]:
-    """Prints each round of solving and compiling, where JSON does not have stdout to itself."""
+    """A function that prints each round of compiling and solving: on stderr with --json, which has stdout to itself."""
     from balancer.cli import drawing
 
     stream = sys.stderr if arguments.json else sys.stdout

@@ -1,4 +1,4 @@
-"""What running and measuring show."""
+"""Tables and lines about devices, measurements and tuning."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def devices(listed: Sequence[Device], sound: str) -> None:
-    """The Edge TPUs of this machine. sound: what is known of one that has no problem."""
+    """Print the Edge TPUs of this machine. sound: what to print for one without a problem."""
     if not listed:
-        print("no Edge TPU is seen here: none in /sys/class/apex, no USB device 1a6e:089a or 18d1:9302;")
+        print("no Edge TPU was found: none in /sys/class/apex, and no USB device 1a6e:089a or 18d1:9302;")
         print("`--devices sim` simulates as many as a plan needs")
         return
     for device in listed:
@@ -29,7 +29,7 @@ def devices(listed: Sequence[Device], sound: str) -> None:
 
 
 def measurement(result: PipelineMeasurement) -> None:
-    """The table of stages, and the rates."""
+    """Print the table of stages, rate and latency, each predicted and measured."""
     table = Listing(
         f"measured ({result.source}), {result.items} items in {result.seconds:.1f} s",
         ("pipeline", "stage", "devices", "predicted ms", "ms", "queued ms", "share"),
@@ -58,7 +58,7 @@ def measurement(result: PipelineMeasurement) -> None:
 
 
 def round_line(done: TuneRound) -> str:
-    """One round of measuring and solving."""
+    """One round of measuring and solving, as text."""
     return (
         f"round {done.number}: {done.segments} segments; {done.predicted_per_s:.1f}/s predicted, "
         f"{done.measured_per_s:.1f}/s measured ({done.source}); stages off by up to {100 * done.worst:.1f} %"
@@ -67,7 +67,7 @@ def round_line(done: TuneRound) -> str:
 
 
 def tuned(result: Tuned) -> None:
-    """What tuning has brought, and why it ended."""
+    """Print what tuning has gained, and why it ended."""
     best, first = result.best, result.rounds[0]
     print(
         f"best: round {best.number}, {best.measured_per_s:.1f}/s, {best.measured_per_s / first.measured_per_s:.3f} times the "
@@ -84,7 +84,7 @@ def tuned(result: Tuned) -> None:
 
 
 def bisection(result: Bisection) -> None:
-    """What Google's way makes of the same times."""
+    """Print the result of Google's profiling bisection with the same times."""
     print(
         f"profiling bisection: {1e9 / result.slowest_ns:.1f}/s with {len(result.cuts) + 1} single TPUs, after "
         f"{result.rounds} rounds and {result.measured} measured segments"

@@ -1,4 +1,7 @@
-"""What `run` is given: arrays of a file, or pictures of a folder, one at a time, each with its name to the end."""
+"""The inputs of `run`: arrays of a file, or pictures of a folder, read one at a time.
+
+Each input keeps its name through the run, so that results and failures can name their file.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """One input. name: of what comes of it. where: the file that it stands in, and its place there. load: raises
-    BalancerError where it cannot be read.
+    """One input, not read yet.
+
+    name: for its result. where: its file and its place in it, for messages. load: reads it; raises BalancerError if it
+    cannot be read.
     """
 
     name: str
@@ -31,7 +36,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one input. result: its outputs, or None and the line that says why not."""
+    """The outcome for one input. result: its outputs by tensor name; None if it failed. failure: then the reason."""
 
     given: Given
     result: dict[str, Any] | None
@@ -39,7 +44,7 @@ class Outcome:
 
 
 def given_inputs(path: Path, specs: Sequence[InputSpec]) -> list[Given]:
-    """Those of a file of arrays, or of a folder of pictures. Raises InputError where it is neither."""
+    """The inputs in a file of arrays, or in a folder of pictures. Raises InputError if the path is neither."""
     if path.is_dir():
         return [
             Given(f"{k:06}_{picture.stem}", str(picture), partial(_picture, picture, specs[0]))
@@ -57,8 +62,10 @@ def _picture(path: Path, spec: InputSpec) -> Item:
 
 @dataclass(slots=True)
 class Reading:
-    """Inputs read one at a time. going_on: past those that cannot be read, which are then in `unread`; else the error
-    is raised.
+    """Reads inputs one at a time.
+
+    going_on: what to do with an input that cannot be read. If true, it is added to `unread` and skipped; if false, the
+    error is raised.
     """
 
     given: Sequence[Given]
@@ -77,17 +84,17 @@ class Reading:
             yield one, item
 
     def at_once(self) -> list[Item]:
-        """All of them, which from now on are kept."""
+        """All inputs. They stay in memory, so that they are not read a second time."""
         loaded = list(self)
         self.given = [replace(one, load=partial(dict, item)) for one, item in loaded]
         return [item for _, item in loaded]
 
 
 def outcomes(reading: Reading, run: Callable[[Iterable[Item]], Iterable[Any]]) -> Iterator[Outcome]:
-    """What becomes of each input: those that are run in their order, then those that cannot be read.
+    """The outcome for each input: first the inputs that are run, in their order, then those that could not be read.
 
-    run: from items to a result or Failure for each, as `Pipeline.map`. Where it raises for an input, that one's file is
-    named.
+    run: takes inputs and yields a result or a Failure for each, as `Pipeline.map` does. If it raises StageError for an
+    input, the error is raised again with that input's file in it.
     """
     handed: list[Given] = []
 
@@ -102,7 +109,7 @@ def outcomes(reading: Reading, run: Callable[[Iterable[Item]], Iterable[Any]]) -
             one, done = handed[done], done + 1
             yield _outcome(one, result)
     except StageError as error:
-        if done == len(handed):
+        if done == len(handed):  # all inputs have results, so the error is not about one of them
             raise
         what, where, remedy = error.args
         raise StageError(what, f"{handed[done].where}: {where}", remedy) from error

@@ -1,4 +1,4 @@
-"""The verbs that run a plan: devices, run, bench, tune."""
+"""The verbs about devices: devices, run, bench, tune."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
     from balancer.runtime.pycoral_runner import PycoralRunner
     from balancer.solve.bisection import Bisection
 
-_BENCH_INPUTS = 4
+_BENCH_INPUTS = 4  # different random inputs, used in turn
 
 
 def devices_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-open", action="store_true", help="list them without opening them")
+    parser.add_argument("--no-open", action="store_true", help="list the TPUs without opening them")
 
 
 def devices(arguments: argparse.Namespace) -> int:
-    """List the Edge TPUs, each with what is wrong with it."""
+    """List the Edge TPUs of this machine, each with its problem if it has one."""
     from balancer.cli import drawing_runs
     from balancer.runtime.devices import list_devices
     from balancer.runtime.probe import probed
@@ -69,13 +69,27 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `run`."""
     add_plan(parser)
     parser.add_argument(
-        "--inputs", required=True, metavar="FILE|DIR", help=".npy, .npz by tensor name, or a folder of pictures"
+        "--inputs",
+        required=True,
+        metavar="FILE|DIR",
+        help="a .npy file for a model with one input, a .npz file "
+        "with an array for each input tensor (the first axis counts the inputs), or a folder of pictures",
     )
     parser.add_argument(
-        "-o", "--outputs", required=True, metavar="DIR", help="gets a .npz for each input, by tensor name"
+        "-o",
+        "--outputs",
+        required=True,
+        metavar="DIR",
+        help="write a .npz file for each input here, with an array for each output tensor",
     )
-    parser.add_argument("--on-error", choices=("stop", "continue"), default="stop", help="when an input fails")
-    parser.add_argument("--runner", choices=("balancer", "pycoral"), default="balancer", help="pycoral: Google's own")
+    parser.add_argument(
+        "--on-error", choices=("stop", "continue"), default="stop",
+        help="what to do when an input fails: stop, or continue with the next one; default stop",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runner", choices=("balancer", "pycoral"), default="balancer",
+        help="what runs the pipeline: balancer, or Google's pycoral where it is installed; default balancer",
+    )  # fmt: skip
     add_keep_state(parser)
     add_devices(parser, LIVE_FIRST)
     add_interpreter(parser)
@@ -83,7 +97,7 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run a plan on inputs; exit code 1 if one of them failed."""
+    """Run a plan on inputs. Exit code 1 if one of them failed."""
     from balancer.cli import drawing
     from balancer.cli.run_inputs import Reading, given_inputs, outcomes
     from balancer.directory.writing import check_writable, put_file, result_folder
@@ -146,7 +160,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `bench`."""
     add_plan(parser)
     parser.add_argument(
-        "--seconds", type=positive, default=5.0, metavar="S", help="in all, for latency and rate; default 5"
+        "--seconds", type=positive, default=5.0, metavar="S", help="measure for about S seconds in all; default 5"
     )
     add_keep_state(parser)
     add_devices(parser, NONE_FIRST)
@@ -154,7 +168,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Measure a plan: rate, latency, and each stage, predicted beside measured."""
+    """Measure a plan's rate, latency and stages, and print them beside the predicted numbers."""
     from balancer.cli import drawing, drawing_runs
     from balancer.inputs import model_interface, random_items
     from balancer.opened import open_plan
@@ -181,21 +195,31 @@ def bench(arguments: argparse.Namespace) -> int:
 def tune_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tune`."""
     add_plan(parser)
-    parser.add_argument("--rounds", type=whole_number(1, 100), default=5, metavar="R", help="at most; default 5")
     parser.add_argument(
-        "--seconds", type=positive, default=5.0, metavar="S", help="to measure each plan for; default 5"
-    )
-    parser.add_argument("--recorded", metavar="FILE.csv", help="take times from a file: plan,stage,measured_ms")
-    parser.add_argument(
-        "--pipelines", type=whole_number(1, MOST_TPUS), metavar="K", help="at most so many side by side"
-    )
-    parser.add_argument("--replicas", type=whole_number(1, MOST_TPUS), metavar="R", help="at most so many TPUs a stage")
-    parser.add_argument(
-        "--bisection", action="store_true", help="run Google's profiling bisection on the same times, too"
+        "--rounds", type=whole_number(1, 100), default=5, metavar="R", help="measure at most R plans; default 5"
     )
     parser.add_argument(
-        "-o", "--output", metavar="DIR", help="write the best plan here; default: beside the plan's directory, _tuned"
+        "--seconds", type=positive, default=5.0, metavar="S", help="measure each plan for about S seconds; default 5"
     )
+    parser.add_argument(
+        "--recorded", metavar="FILE.csv",
+        help="take the times from this file instead of running plans; columns plan,stage,measured_ms",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pipelines", type=whole_number(1, MOST_TPUS), metavar="K",
+        help="allow at most K pipelines side by side; default: as many as the plan was solved with",
+    )  # fmt: skip
+    parser.add_argument(
+        "--replicas", type=whole_number(1, MOST_TPUS), metavar="R",
+        help="allow at most R TPUs for one stage; default: as many as the plan was solved with",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bisection", action="store_true", help="also run Google's profiling bisection with the same source of times"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="DIR",
+        help="write the best plan's directory here; default: the name of the plan's directory with _tuned added",
+    )  # fmt: skip
     add_devices(parser, NONE_FIRST)
     add_compiler(parser)
     add_interpreter(parser)
@@ -203,7 +227,7 @@ def tune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def tune(arguments: argparse.Namespace) -> int:
-    """Measure, correct, solve again; write the best plan as measured."""
+    """Measure, correct the costs, solve again; write the plan with the best measurement."""
     import balancer
     from balancer.cli import drawing, drawing_runs
     from balancer.directory.writing import check_folder
@@ -241,7 +265,7 @@ def tune(arguments: argparse.Namespace) -> int:
 
 
 def _bisect(arguments: argparse.Namespace, plan: OpenedPlan, source: Any) -> Bisection:
-    """Many more segments are measured than by tuning: that is what is to be seen."""
+    """Run the profiling bisection, with a counter of measured segments: it measures many more than tuning does."""
     from balancer.cli import drawing
     from balancer.loops import tuning
 
@@ -256,6 +280,7 @@ def _bisect(arguments: argparse.Namespace, plan: OpenedPlan, source: Any) -> Bis
 
 
 def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
+    """A function that prints each round: on stderr with --json, which has stdout to itself."""
     from balancer.cli import drawing_runs
 
     stream = sys.stderr if arguments.json else sys.stdout
@@ -268,20 +293,21 @@ def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
 
 
 def _source(arguments: argparse.Namespace, plan: OpenedPlan) -> Any:
-    """Where the times come from, as the arguments say."""
+    """The source of measured times that the arguments choose. Raises DeviceError for --sim-outputs live."""
     from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
     from balancer.planning.setting import setting_of
     from balancer.runtime.options import RunOptions
 
     if arguments.sim_outputs == "live":
-        what = "what is computed live takes the time of this CPU, which says nothing of Edge TPUs"
+        what = "outputs computed live take the time of this CPU, which says nothing about Edge TPUs"
         raise DeviceError(what, "--sim-outputs live", "leave it out, or use --sim-outputs recorded")
     truth = simulated_truth(arguments, plan)
     if arguments.recorded:
         return RecordedTimes(Path(arguments.recorded))
     names = {name.strip() for name in (arguments.devices or "").split(",")}
     if truth is None and "sim" in names:
-        truth = TrueCosts(setting_of(plan))  # what this plan was costed with, whatever other plans learn
+        # The first plan's own costs are the truth in every round. With those of each plan, predictions would always be right.
+        truth = TrueCosts(setting_of(plan))
     options = RunOptions(processes=arguments.processes, seconds=arguments.item_timeout)
     return PipelineTimes(
         devices=arguments.devices, seconds=arguments.seconds, options=options, truth=truth, jitter=arguments.sim_jitter,

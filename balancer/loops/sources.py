@@ -75,7 +75,7 @@ class TrueCosts:
 def behaviours(plan: Plan, truth: Source, jitter: float = 0.0) -> dict[str, Behaviour]:
     """How simulated TPUs are to behave, by the name of the segment in this plan.
 
-    truth: a source that says how long each segment takes. jitter: random share of each latency, 0 to 1.
+    truth: a source that says how long each segment takes. jitter: standard deviation of each time, as a share of it.
     Raises what the source raises for a segment that it does not know.
     """
     segments = [s for s in truth(plan).plan.segments if s.measured]
@@ -121,9 +121,9 @@ class PipelineTimes:
     the devices need no compiled files.
 
     The rest is about simulated TPUs. truth: a source that says how long each segment takes; None for the times that the
-    measured plan predicts. jitter: random share of each latency, 0 to 1. outputs: "none", or "recorded" to replay outputs
-    that were computed before measuring; they are recorded in any case if other devices need true inputs. Outputs are
-    never computed while measuring: the time that this CPU takes would count as the TPU's.
+    measured plan predicts. jitter: standard deviation of each time, as a share of it. outputs: "none", or "recorded" to
+    replay outputs that were computed before measuring; they are recorded in any case if other devices need true inputs.
+    Outputs are never computed while measuring: the time that this CPU takes would count as the TPU's.
 
     Creating it raises ValueError for other outputs. Calling it raises DeviceError if devices are missing, CompilerError if
     a segment cannot be compiled, StageError if a stage fails.
