@@ -87,10 +87,11 @@ def _expected(data: bytes, items: list[dict[str, Any]], *, kept: bool) -> list[b
     return found
 
 
-def _saved(data: bytes, folder: Path, n: int = 3, **options: Any) -> Plan:
+def _saved(data: bytes, folder: Path, n: int = 3, stages: int | None = None, **more: Any) -> Plan:
     model = folder / "state.tflite"
     model.write_bytes(data)
-    return balancer.save(balancer.balance(model, n, **options), folder / "plan")
+    options = balancer.Options(stages=stages)
+    return balancer.save(balancer.balance(model, n, options=options, **more), folder / "plan")
 
 
 def _bytes(result: Any) -> bytes:
