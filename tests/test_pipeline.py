@@ -478,9 +478,10 @@ def test_statistics_say_who_is_slow(plan: Plan) -> None:
     assert last.starved_ns > slow.starved_ns
 
 
-def test_a_plan_that_is_not_saved_or_not_compiled(model: Path, plan: Plan) -> None:
-    with pytest.raises(PlanError, match="is not saved"):
-        Pipeline(balancer.balance(model, 2), "cpu")
+def test_a_plan_that_is_not_saved_runs_and_one_that_is_not_compiled_does_not(model: Path, plan: Plan) -> None:
+    for devices in ("cpu", "sim"):
+        with Pipeline(balancer.balance(model, 2), devices) as pipeline:
+            assert len(pipeline.run(random_items(pipeline.interface.inputs, 3))) == 3
     with pytest.raises(PlanError, match="run `balancer compile`"):
         Pipeline(plan, "usb")
     with pytest.raises(ValueError, match="on_error"):

@@ -96,7 +96,7 @@ def test_rows_that_break_the_constraints_are_marked(model: Path, capsys: pytest.
     ],
 )  # fmt: skip
 def test_rows_that_break_a_limit_are_marked(limits: dict[str, int], breaking: set[str]) -> None:
-    rows = _rows(balancer.balance(WIDE, 3, **limits))  # type: ignore[arg-type]
+    rows = _rows(balancer.balance(WIDE, 3, options=balancer.Options(**limits)))  # type: ignore[arg-type]
     marked = {name for name, row in rows.items() if row.breaks_limits}
     assert marked - {"ours, one pipeline", "depth balanced"} == breaking
 
