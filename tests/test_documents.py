@@ -74,7 +74,7 @@ def test_json_is_read_as_it_was_written_with_and_without_a_byte_order_mark(tmp_p
         ("a,b\n1,2\n3\n", "line 3: has 1 fields, the first line 2"),
         ("a,b\n1,2,3\n", "line 2: has 3 fields"),
         ("a,a\n1,2\n", "names a column twice"),
-        ("\xff", "is no CSV file"),
+        ("\xff", "not a CSV file"),
     ],
 )
 def test_a_table_has_all_columns_in_each_row(tmp_path: Path, text: str, what: str) -> None:
