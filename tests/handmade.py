@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.tflite import flatbuffer
+from balancer.tflite.decoding import decode_model
 from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import IDENTIFIER
 from balancer.tflite.schema import schema
@@ -200,6 +201,14 @@ def custom_op() -> bytes:
         custom_options=np.arange(7, dtype=np.uint8), custom_options_format=0, intermediates=np.array([scratch], np.int32),
     )  # fmt: skip
     return b.file([source], made)
+
+
+def constant_input(data: bytes, *, op: int, position: int) -> bytes:
+    """The bytes of a constant that an op of a model reads. position: among the op's inputs."""
+    model = decode_model(data, "handmade")
+    constant = model.constant(int(model.operators[op]["inputs"][position]))
+    assert constant is not None
+    return constant.tobytes()
 
 
 def shared_buffer() -> bytes:
