@@ -19,7 +19,7 @@ SHAPE = (1, 4, 4, 4)
 # Of the int8 kernels in use; the resolver knows a range of versions for each op.
 _VERSIONS = {
     "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "ADD": 2, "MUL": 2, "MAX_POOL_2D": 2, "SPLIT": 2, "TRANSPOSE_CONV": 3,
-    "FULLY_CONNECTED": 4, "CONCATENATION": 2, "RELU": 2, "DEQUANTIZE": 2, "PACK": 2,
+    "FULLY_CONNECTED": 4, "CONCATENATION": 2, "RELU": 2, "DEQUANTIZE": 2, "PACK": 2, "BROADCAST_TO": 2,
 }  # fmt: skip
 
 
