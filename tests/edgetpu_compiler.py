@@ -28,8 +28,9 @@ from balancer.cost.segment import SegmentCosts
 from balancer.ground.opsets import members
 from balancer.tflite import flatbuffer
 from balancer.tflite.cut import Cutter
+from balancer.tflite.decoding import decode_model
 from balancer.tflite.flatbuffer import Table
-from balancer.tflite.model import EDGETPU_CUSTOM_OP, IDENTIFIER, Model
+from balancer.tflite.model import EDGETPU_CUSTOM_OP, IDENTIFIER
 from balancer.tflite.package import is_compiled, read_package
 from balancer.tflite.schema import schema
 
@@ -135,7 +136,7 @@ def applies(to: Any, name: str) -> bool:
 def compile_one(behaviour: Behaviour, options: Namespace, name: str, data: bytes, source: Path) -> int:
     if options.search_delegate:
         print(f"Searching for valid delegate with step {options.delegate_search_step}")
-        print(f"Try to compile segment with {len(Model(data, name).operators)} ops")
+        print(f"Try to compile segment with {len(decode_model(data, name).operators)} ops")
     print(f"Started a compilation timeout timer of {options.timeout_sec} seconds.", flush=True)
     time.sleep(behaviour.seconds)
     if applies(behaviour.hangs, name):
@@ -169,7 +170,7 @@ class Truth:
     """What this compiler does with one model."""
 
     def __init__(self, behaviour: Behaviour, data: bytes) -> None:
-        self.model = Model(data, "model")
+        self.model = decode_model(data, "model")
         self.graph = Cutter(data).graph
         outputs = {op.index: self.graph.tensors[op.outputs[0]].name for op in self.graph.ops}
         ops = {i: OpCosts(mapped=False) for i, name in outputs.items() if name in behaviour.on_cpu}

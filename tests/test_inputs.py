@@ -55,7 +55,10 @@ def test_arrays_are_read_as_numpy_writes_them(array: Any, fortran: bool) -> None
         plain, packed = Path(folder) / "x.npy", Path(folder) / "x.npz"
         np.save(plain, array)
         np.savez_compressed(packed, x=array, y=array)
-        for found in (load_arrays(plain, ()), load_arrays(packed, {"x"})["x"]):
+        one, named = load_arrays(plain, ()), load_arrays(packed, {"x"})
+        assert isinstance(one, np.ndarray)
+        assert isinstance(named, dict)
+        for found in (one, named["x"]):
             assert found.dtype == array.dtype
             assert found.shape == array.shape
             assert found.tobytes() == array.tobytes()

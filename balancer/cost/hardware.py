@@ -7,11 +7,13 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from balancer.documents import Refusal, parse_json, read_json
+from balancer.documents import DocumentKind, Refusal, parse_document, read_document
 from balancer.errors import HardwareError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from balancer.documents import JsonObject
 
 FORMAT, VERSION = "balancer-hardware", 1
 # Keeps sums over thousands of ops and tensors of 2 GiB within 64 bits.
@@ -157,48 +159,51 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_hardware(source: str | Path) -> Hardware:
-    """A preset by its name, or a hardware file by its path. Raises HardwareError where it is neither."""
-    document, where = _document(str(source))
+    """The hardware of a preset, by its name, or of a hardware file, by its path.
+
+    Raises HardwareError if there is no such preset or file, or if the file is not valid.
+    """
+    document, where = _read(str(source))
+    entries = _entries(document, str(source), where)
     name = document.get("name") or Path(where).stem
     if not isinstance(name, str):
-        raise HardwareError("its name is no text", where, "correct it in the file")
-    return Hardware.with_constants(name, _values(document, where))
+        raise HardwareError("its name is not a text", where, "correct it in the file")
+    return Hardware.with_constants(name, _values(entries, where))
 
 
-def _document(source: str) -> tuple[dict[str, Any], str]:
-    """The file's document with the constants of its base, if it names one, filled in."""
-    document, where = _read(source)
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise HardwareError(f"not a hardware file (no format '{FORMAT}')", where, "give a hardware file")
-    if document.get("version") != VERSION:
-        raise HardwareError(f"version {document.get('version')!r} is unknown", where, "update balancer")
-    if not isinstance(document.get("constants"), dict):
+def _read(source: str) -> tuple[JsonObject, str]:
+    """The document of a preset or a file, and what messages call it."""
+    presets = preset_names()
+    refusal = Refusal(
+        HardwareError, "give a hardware file that balancer wrote", unread="no such preset, nor a readable file",
+        unread_remedy=f"use one of: {', '.join(presets)}, or a file",
+    )  # fmt: skip
+    kind = DocumentKind(FORMAT, (VERSION,), "hardware file", refusal, format_remedy="give a hardware file")
+    if source not in presets:
+        return read_document(source, kind), source
+    entry = resources.files(__package__).joinpath("presets", f"{source}.json")
+    return parse_document(entry.read_bytes(), f"preset {source}", kind), f"preset {source}"
+
+
+def _entries(document: JsonObject, source: str, where: str) -> JsonObject:
+    """The entries under "constants", by name. Those of the preset that the file names as its "base" fill the gaps."""
+    entries = document.get("constants")
+    if not isinstance(entries, dict):
         raise HardwareError("has no constants", where, "give a hardware file")
     base = document.get("base")
     if base is None:
-        return document, where
+        return entries
+    # A preset that is its own base would be read without end.
     if not isinstance(base, str) or base not in preset_names() or base == source:
-        raise HardwareError(f"its base {base!r} is no preset", where, f"name one of: {', '.join(preset_names())}")
-    inherited = _document(str(base))[0]["constants"]
-    return document | {"constants": inherited | document["constants"]}, where
+        raise HardwareError(f"its base {base!r} is not a preset", where, f"name one of: {', '.join(preset_names())}")
+    inherited, base_where = _read(base)
+    return _entries(inherited, base, base_where) | entries
 
 
-def _read(source: str) -> tuple[Any, str]:
-    known = preset_names()
-    refusal = Refusal(
-        HardwareError, "give a hardware file that balancer wrote", unread="no such preset, nor a readable file",
-        unread_remedy=f"use one of: {', '.join(known)}, or a file",
-    )  # fmt: skip
-    if source not in known:
-        return read_json(source, refusal), source
-    entry = resources.files(__package__).joinpath("presets", f"{source}.json")
-    return parse_json(entry.read_bytes(), f"preset {source}", refusal), f"preset {source}"
-
-
-def _values(document: dict[str, Any], where: str) -> dict[str, int]:
+def _values(entries: JsonObject, where: str) -> dict[str, int]:
     values: dict[str, int] = {}
     for name in CONSTANTS:
-        entry = document["constants"].get(name)
+        entry = entries.get(name)
         value = entry.get("value") if isinstance(entry, dict) else None
         if not _is_constant(value):
             raise HardwareError(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.documents import Refusal, read_json
+from balancer.documents import DocumentKind, Refusal, read_document
 from balancer.errors import PlanError
 from balancer.ground.opsets import interval_set
 from balancer.plan.document import MOST_OPS, from_json
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 _MOST_TPUS = 1024
 _LARGEST_CONSTANT = 10**10  # as in hardware files: times of thousands of ops fit 64 bits
-_REFUSAL = Refusal(PlanError, "give a plan file that balancer wrote")
+_KIND = DocumentKind(
+    FORMAT,
+    (VERSION,),
+    "plan file",
+    Refusal(PlanError, "give a plan file that balancer wrote"),
+    format_remedy="give a *_plan_*.json that balancer wrote",
+    version_remedy="update balancer, or solve again",
+)
 _NAME = re.compile(r".+_plan_\d+\.json", re.DOTALL)  # as `Plan.file_name` makes it
 
 
@@ -43,13 +50,7 @@ def load_plan(path: str | Path) -> Plan:
     of an unknown version, or contradicts itself.
     """
     path = _plan_file(Path(path))
-    document = read_json(path, _REFUSAL)
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise PlanError(
-            f"not a plan file (no format '{FORMAT}')", str(path), "give a *_plan_*.json that balancer wrote"
-        )
-    if document.get("version") != VERSION:
-        raise PlanError(f"version {document.get('version')!r} is unknown", str(path), "update balancer, or solve again")
+    document = read_document(path, _KIND)
     plan: Plan = from_json(Plan, document, str(path))
     _check(plan, str(path))
     origin = path.parent / plan.model.file if plan.model.file else None
