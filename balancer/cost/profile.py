@@ -47,9 +47,9 @@ class Profile:
 
     label: str
     ops: Mapping[int, OpCosts]
-    room_per_million: int = MILLION
-    room_more_bytes: int = 0
-    room_most_bytes: int = UNBOUNDED
+    capacity_scale_per_million: int = MILLION
+    capacity_offset_bytes: int = 0
+    capacity_max_bytes: int = UNBOUNDED
     constants: Mapping[str, int] = field(default_factory=dict)
     learnt_from: tuple[str, ...] = ()
 
