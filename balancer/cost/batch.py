@@ -161,13 +161,16 @@ class SegmentBatch:
 
     def _row(self, row: int, outers: NDArray[np.intp]) -> _Row:
         inner = self._inner(row)
+        # One split serves the whole row, since it depends on the inner set alone.
         ending = self._ending(inner.ops)
         split = self._split(ending)
         time_ns = split.time_ns[outers] - split.time_ns[row] + self._transfer_ns(inner, outers)
+        # A segment of folded ops alone computes nothing.
         allowed = self._keeps_state_together(inner, outers) & (self._computed[outers] > self._computed[row])
         if not self._interfaces_valid:
             allowed &= self._has_valid_interface(inner, outers)
         if self._unread_inputs and not inner.ops & ~self.graph.folded:
+            # As in `Graph.interface`: a segment that holds every op takes the model's own inputs.
             whole = self.sets.holds_all(self.graph.all_ops & ~self.graph.folded, outers)
             time_ns += whole * self._unread_inputs_ns
             allowed &= ~whole | self._unread_inputs_known
@@ -215,6 +218,7 @@ class SegmentBatch:
         """For each outer set whether ops that share a variable tensor are all inside the segment or all outside."""
         together = np.ones(len(outers), bool)
         for group in self.graph.together:
+            # Once the inner set holds a part of the group, the segment can't hold all of it, and must hold none.
             outside = ~self.sets.holds_any(group & ~inner.ops, outers)
             together &= outside if group & inner.ops else outside | self.sets.holds_all(group, outers)
         return together
@@ -240,6 +244,7 @@ class SegmentBatch:
         """
         on_chip = split.runs_on_tpu & ~inner.held
         scratch = self._op_scratch * on_chip
+        # An op may read several live tensors: maximum.at, unlike an assignment by index, takes all of them into account.
         pairs = self.crossings.live_pairs(inner.held)
         readers = self.crossings.pair_reader[pairs]
         np.maximum.at(scratch, readers, self.crossings.pair_scratch[pairs] * on_chip[readers])
@@ -256,6 +261,7 @@ class SegmentBatch:
         on_tpu = op_set(i for i in members(costs.mapped) if not costs.ancestors[i] & ending)
         chip = [on_tpu >> i & 1 for i in range(len(self.graph.ops))]
         busy = [op.compute_ns + op.start_ns + op.always_streamed_ns for op in costs.op_terms]
+        # Folded ops are in no term, though `OpTerms` has their time on the CPU.
         cpu = [0 if op.folded else costs.op_terms[op.index].cpu_ns for op in self.graph.ops]
         return _Split(
             on_tpu=on_tpu,
@@ -276,6 +282,7 @@ class SegmentBatch:
             if crossing.made:
                 made = self.sets.holds_any(crossing.made)
                 read_outside = made & ~self.sets.holds_all(crossing.readers)
+                # A tensor leaves once, however many ops outside read it, and though it is final besides.
                 leaves = made if crossing.final else read_outside
                 output_ns += leaves * crossing.output_ns
                 tensors += leaves

@@ -97,6 +97,7 @@ class Crossings:
         """The activations that are live at a set. held: as in `made_in`."""
         pairs = self.live_pairs(held)
         tensors = self.pair_tensor[pairs]
+        # Pairs are ordered by activation: a group begins where the activation's number changes.
         starts = np.nonzero(np.diff(tensors, prepend=-1))[0]
         return LiveTensors(tensors[starts], OpGroups(self.pair_reader[pairs], starts))
 
@@ -132,6 +133,7 @@ def crossings_of(graph: Graph, hardware: Hardware, input_scratch: Mapping[tuple[
 def _crossings(graph: Graph, hardware: Hardware) -> Iterator[Crossing]:
     """Activations that an op reads, or that an op makes and the model gives; those that nobody takes never cross."""
     final = set(graph.outputs)
+    # Sorted, so that arrays do not depend on the order of a set.
     for t in sorted(set(graph.producer) | set(graph.readers)):
         tensor, readers = graph.tensors[t], graph.readers.get(t, ())
         producer = graph.producer.get(t, -1)

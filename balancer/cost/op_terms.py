@@ -48,8 +48,8 @@ def op_terms(graph: Graph, op: Op, hardware: Hardware, known: OpCosts) -> OpTerm
     predicted_ns = timing.busy_ns(graph, op, parameters, hardware) + gather_ns
     compute_ns = predicted_ns if known.ns is None else known.ns
     # A profile has one time of each op: on the chip, or on the CPU for an op that the Edge TPU does not take.
-    on_cpu_alone = not mapped and not op.folded
-    cpu_ns = known.ns if on_cpu_alone and known.ns is not None else timing.cpu_ns(graph, op, hardware)
+    on_cpu = not mapped and not op.folded
+    cpu_ns = known.ns if on_cpu and known.ns is not None else timing.cpu_ns(graph, op, hardware)
     scratch_bytes = op_scratch(graph, op, parameters) if known.scratch_bytes is None else known.scratch_bytes
     return OpTerms(
         mapped=mapped,

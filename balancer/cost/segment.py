@@ -97,6 +97,7 @@ class SegmentCosts:
         inputs, outputs = self.graph.interface(ops)
         if capacity_bytes is None:
             capacity_bytes = self.capacity_bytes(on_tpu, inputs)
+        # Whole ops are cached, so what overflows is a set of ops, too. Ops without parameters are in neither.
         cached = self.caching.cached(on_tpu, capacity_bytes)
         running = self._terms_of(on_tpu)
         overflowing = [op for op in self._terms_of(on_tpu & ~cached) if op.layout.cached]
@@ -125,6 +126,7 @@ class SegmentCosts:
     def ancestors(self) -> list[OpSet]:
         """For each op all ops that it depends on, directly or through others."""
         ancestors: list[OpSet] = []
+        # In execution order: the ancestors of all that an op reads are known when its turn comes.
         for before in self.graph.before:
             ancestors.append(before | _union(ancestors[i] for i in members(before)))
         return ancestors
@@ -138,6 +140,7 @@ class SegmentCosts:
         """
         unmapped = ops & self.unmapped
         mapped = ops & self.mapped
+        # Mapped ops outside the segment do not count: their results enter like any boundary tensor.
         ending = op_set(u for u in members(unmapped) if self.ancestors[u] & mapped)
         if not ending:
             return unmapped
@@ -207,6 +210,7 @@ class SegmentCosts:
         if not terms.mapped:
             return terms.cpu_ns
         on_tpu = terms.compute_ns + terms.start_ns + terms.always_streamed_ns
+        # With an unmapped ancestor it depends on the segment where the op runs: the bound must hold for both.
         return on_tpu if self.sure_on_tpu >> i & 1 else min(on_tpu, terms.cpu_ns)
 
 
