@@ -55,16 +55,24 @@ class LiveTensors(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crossings:
-    """All activations of a graph that can cross, in arrays with one entry for each (its number is its position).
+    """All activations of a graph that can cross. An activation's number is its position.
 
-    producer: the op that makes it, -1 for a model input; made: whether there is one. final, input_ns, output_ns: as in
-    `Crossing`. Weights to be summed, int64: passing is 1 where an activation is made and not final, so that it leaves a
-    set only while ops outside read it; passing_ns is output_ns where passing is 1; unknown is 1 where its shape is not
-    known, unknown_made where it is made besides; nothing is 0 everywhere.
+    One entry for each activation:
+    producer       the op that makes it, -1 for a model input
+    made           whether an op makes it
+    final, input_ns, output_ns   as in `Crossing`
+    passing        1 if it is made and not final: it leaves a set only while ops outside read it; else 0
+    passing_ns     output_ns if it is passing, else 0
+    unknown        1 if its shape is not known, else 0
+    unknown_made   1 if its shape is not known and an op makes it, else 0
+    nothing        0
 
-    In arrays with one entry for each pair of an activation and an op that reads it, ordered by activation: pair_tensor is
-    the activation's number, pair_reader the op, pair_scratch the scratch bytes in each tile where the activation enters
-    the op's segment.
+    One entry for each pair of an activation and an op that reads it, ordered by activation:
+    pair_tensor    the activation's number
+    pair_reader    the op
+    pair_scratch   scratch bytes in each tile where the activation enters the op's segment
+
+    all_known: whether the shapes of all activations are known.
     """
 
     tensors: tuple[Crossing, ...]
