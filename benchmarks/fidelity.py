@@ -20,13 +20,13 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.cost.feeding import StageCost, latency_ns, period_ns, stage_cost
+from balancer.cost.feeding import StageCost, period_ns, stage_cost
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.layout import layout
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import BalancerError, MeasurementError
 from balancer.ground.opsets import op_set
-from balancer.ground.rates import pipeline_rate, plan_rate
+from balancer.ground.rates import latency_ns, pipeline_rate, plan_rate
 from balancer.learning.measurements import SyntheticRow, read_measurements
 from balancer.planning.comparing import default_cuts
 from balancer.planning.setting import Setting, open_setting
@@ -188,7 +188,8 @@ def score_imagenet(path: Path, model: Path) -> None:
     print(f"{'N':>2} {'fps':>8} {'measured':>9} {'ms':>8} {'measured':>9} {'streamed MiB':>13} {'reported':>9}")
     for r in unpruned(path, {"n_segments", "throughput_fps", "latency_ms_mean", "off_chip_mib_total"}):
         stages = default_stages(setting, int(r["n_segments"]))
-        fps, ms = 1e9 / period_ns(stages, setting.hardware), latency_ns(stages, setting.hardware) / 1e6
+        fps = 1e9 / period_ns(stages, setting.hardware)
+        ms = latency_ns((s.stage_ns for s in stages), setting.hardware.host.handover_ns) / 1e6
         measured, measured_ms = float(r["throughput_fps"]), float(r["latency_ms_mean"])
         streamed = sum(stage.streamed_bytes for stage in stages) / MIB
         reported = r["off_chip_mib_total"] or "-"

@@ -92,7 +92,8 @@ def resnet_figure(folder: Path, model: Path) -> Any:
     """Throughput and latency of the compiler's split over N."""
     from matplotlib.figure import Figure
 
-    from balancer.cost.feeding import latency_ns, period_ns
+    from balancer.cost.feeding import period_ns
+    from balancer.ground.rates import latency_ns
 
     setting = open_setting(model, "pcie")
     with (folder / "imagenet_pipeline_pcie_resnet101.csv").open(newline="", encoding="utf-8") as file:
@@ -104,7 +105,8 @@ def resnet_figure(folder: Path, model: Path) -> Any:
     fps.plot(n, [float(r["throughput_fps"]) for r in rows], "o", label="measured")
     fps.plot(n, [1e9 / period_ns(s, setting.hardware) for s in stages], "-", label="predicted")
     latency.plot(n, [float(r["latency_ms_mean"]) for r in rows], "o", label="measured")
-    latency.plot(n, [latency_ns(s, setting.hardware) / 1e6 for s in stages], "-", label="predicted")
+    predicted_ns = [latency_ns((stage.stage_ns for stage in s), setting.hardware.host.handover_ns) for s in stages]
+    latency.plot(n, [ns / 1e6 for ns in predicted_ns], "-", label="predicted")
     for axes, title in ((fps, "inferences/s"), (latency, "latency, ms")):
         axes.set(title=f"ResNet-101, compiler's split: {title}", xlabel="TPUs")
         axes.legend(fontsize=7)

@@ -177,7 +177,7 @@ class Truth:
         plain = SegmentCosts(self.graph, load_hardware("pcie"))
         scale = behaviour.bytes_per_million
         if scale != 1_000_000:
-            sizes = ((i, layout.cached * scale // 1_000_000) for i, layout in enumerate(plain.layout))
+            sizes = ((i, op.layout.cached * scale // 1_000_000) for i, op in enumerate(plain.op_terms))
             ops |= {i: OpCosts(parameter_bytes=size, mapped=False if i in ops else None) for i, size in sizes}
         profile = Profile("truth", ops, behaviour.room_per_million, behaviour.room_more, behaviour.room_most)
         costs = SegmentCosts(self.graph, load_hardware("pcie"), profile)

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.cost.filling import Fillings
+from balancer.cost.filling import MOST_CELLS, fillings
 from balancer.cost.hardware import load_hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.ground.downsets import DownSets, NestedSets, OpGroups
@@ -62,20 +62,19 @@ def test_nested_sets_answer_as_any_sets_do(cuts: tuple[list[int], int], data: st
 
 
 @given(st.integers(0, 1 << 18), st.booleans(), st.booleans())
-def test_what_spills_is_what_the_rule_says(room: int, part: bool, sure: bool) -> None:
+def test_what_overflows_is_what_the_rule_says(capacity: int, part: bool, few_cells: bool) -> None:
     made = synth.fc(200, layers=6) if part else handmade.dag([("conv", k, k + 1) for k in range(9)], [1])
     costs = SegmentCosts(read_graph(made, name="made"), load_hardware("pcie"))
     cuts = [(1 << k) - 1 for k in range(len(costs.graph.ops) + 1)]
-    fillings = Fillings(costs, NestedSets.of(cuts, len(costs.graph.ops)), costs.mapped)
-    if sure:
-        fillings.all = None  # as where there are too many sets for sums of all
+    sets = NestedSets.of(cuts, len(costs.graph.ops))
+    filling = fillings(costs, sets, costs.mapped, most_cells=0 if few_cells else MOST_CELLS)
     inners, outers = np.triu_indices(len(cuts), 1)
-    rooms = np.full(len(inners), room)
-    overflow, _ = fillings.spilled(inners, outers, rooms, np.ones(len(inners), bool))
-    for a, b, bytes_out in zip(inners, outers, overflow.tolist(), strict=True):
+    capacities = np.full(len(inners), capacity)
+    overflow = filling.overflow(inners, outers, capacities, np.ones(len(inners), bool))
+    for a, b, bytes_out in zip(inners, outers, overflow.overflow_bytes.tolist(), strict=True):
         ops = cuts[b] & ~cuts[a] & costs.mapped
-        kept = costs.caching.cached(ops, room)
-        assert bytes_out == sum(costs.layout[i].streamed for i in members(ops & ~kept) if costs.layout[i].cached)
+        kept = costs.caching.cached(ops, capacity)
+        assert bytes_out == sum(costs.op_terms[i].layout.streamed for i in members(ops & ~kept))
 
 
 rates = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 7)), max_size=4)

@@ -1,8 +1,8 @@
-"""Per-op costs that replace the predicted ones: from a profile file that a user edited, or from what was seen of a
-compiler or a device.
+"""Costs of ops that replace the predicted ones. They come from a profile file, or from a compiler's reports and measurements.
 
-The file (`balancer profile MODEL -o FILE`) lists each op with its parameter bytes on the chip, multiply-accumulates
-(for the reader alone), predicted and measured ns. A measured value counts before a predicted one; both may be edited.
+`balancer profile MODEL -o FILE` writes the file, and a user may edit it. It lists each op with its parameter bytes on the
+chip, its predicted ns and, if known, its measured ns, which takes precedence. Multiply-accumulates are listed, too, but not
+read again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _KIND = DocumentKind(FORMAT, (VERSION,), "profile", Refusal(ProfileError, _REMED
 
 @dataclass(frozen=True, slots=True)
 class OpCosts:
-    """What is known better of one op. None: as predicted.
+    """What replaces the predictions for one op. None: the prediction holds.
 
-    ns: on the chip, or on the CPU where it stays there. parameter_bytes: on the chip. scratch_bytes: that it needs
-    beside parameters, of each tile. mapped: whether the compiler takes it.
+    ns: to compute on the chip, or on the CPU for an op that is not mapped. parameter_bytes: on the chip, cached or
+    streamed. scratch_bytes: of wide memory, in each tile. mapped: whether the Edge TPU takes the op.
     """
 
     ns: int | None = None
@@ -44,24 +44,27 @@ class OpCosts:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """ops: by index. label: the file that the costs come from, empty for none. room_*: see `capacity.Room`. constants:
-    of the hardware, by name, those that were found to be others. learnt_from: what else has taught them.
+    """What replaces predictions for one model.
+
+    label: the name of the file that the costs come from, empty for none. ops: by index. capacity_*: corrections of the
+    capacity, see `capacity.CapacityRule`; by default they change nothing. constants: of the hardware, by name; they replace
+    the given ones. learnt_from: the further sources that these costs were learnt from.
     """
 
     label: str
     ops: Mapping[int, OpCosts]
-    room_per_million: int = MILLION
-    room_more_bytes: int = 0
-    room_most_bytes: int = UNBOUNDED
+    capacity_scale_per_million: int = MILLION
+    capacity_offset_bytes: int = 0
+    capacity_max_bytes: int = UNBOUNDED
     constants: Mapping[str, int] = field(default_factory=dict)
     learnt_from: tuple[str, ...] = ()
 
     def hardware(self, given: Hardware) -> Hardware:
-        """The hardware with the constants that were found to be others."""
+        """The given hardware with the constants of this profile in place of its own."""
         return given.changed(self.constants)
 
     def taught_by(self, source: str) -> Profile:
-        """The same, that says that it has learnt from this source, too."""
+        """The same profile, with this source among those that it was learnt from."""
         return self if source in self.learnt_from else replace(self, learnt_from=(*self.learnt_from, source))
 
 

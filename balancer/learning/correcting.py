@@ -113,8 +113,8 @@ def _sizes(costs: SegmentCosts, found: Sequence[Evidence]) -> dict[int, int]:
         always = terms.streamed_bytes - terms.overflow_bytes
         expected, seen = terms.parameter_bytes - always, reported.cached_bytes + reported.streamed_bytes - always
         if expected and abs(seen - expected) > _TOLERANCE_BYTES + _TOLERANCE_SHARE * expected:
-            kept = (i for i in members(each.ops) if costs.layout[i].cached)
-            sizes |= {i: max(0, costs.layout[i].cached * seen // expected) for i in kept}
+            kept = (i for i in members(each.ops) if costs.op_terms[i].layout.cached)
+            sizes |= {i: max(0, costs.op_terms[i].layout.cached * seen // expected) for i in kept}
     return sizes
 
 
@@ -125,7 +125,7 @@ def _room(found: Evidence) -> int:
 
 
 class _Rule(NamedTuple):
-    """From predicted to reported room, as in `capacity.Room`."""
+    """From predicted to reported room, as in `capacity.CapacityRule`."""
 
     per_million: int = MILLION
     more_bytes: int = 0
@@ -138,7 +138,10 @@ class _Rule(NamedTuple):
 def _with_room(profile: Profile, rule: _Rule) -> Profile:
     """With this rule in place of its own."""
     return replace(
-        profile, room_per_million=rule.per_million, room_more_bytes=rule.more_bytes, room_most_bytes=rule.most_bytes
+        profile,
+        capacity_scale_per_million=rule.per_million,
+        capacity_offset_bytes=rule.more_bytes,
+        capacity_max_bytes=rule.most_bytes,
     )
 
 
@@ -170,5 +173,5 @@ def _more_scratch(costs: SegmentCosts, found: Evidence, all_found: Sequence[Evid
     if expected.capacity_bytes <= room or not on_tpu:
         return {}
     innocent = op_set(i for each in all_found if _room(each) > room for i in members(each.ops))
-    suspect = max(members(on_tpu & ~innocent or on_tpu), key=lambda i: (costs.scratch[i], -i))
-    return {suspect: {"scratch_bytes": costs.room.scratch_for(room)}}
+    suspect = max(members(on_tpu & ~innocent or on_tpu), key=lambda i: (costs.op_terms[i].scratch_bytes, -i))
+    return {suspect: {"scratch_bytes": costs.capacity_rule.scratch_for(room)}}
