@@ -81,7 +81,7 @@ class PlanSearch:
             self.problem,
             self.most_pipelines,
             most_replicas(self.options),
-            whole_replicas=whole_replicas(self.problem, self.options),
+            may_replicate_whole=whole_replicas(self.problem, self.options),
         )
 
     def plan(self) -> BestOffers:
@@ -137,7 +137,7 @@ class DownSetSearch(PlanSearch):
             problem,
             sets,
             most_replicas=most,
-            whole_replicas=whole_replicas(problem, options),
+            may_replicate_whole=whole_replicas(problem, options),
             longest_ns=min(known) * min(most, max(self.counts)) if known else None,
         )
 

@@ -79,14 +79,14 @@ class CutLattice:
     """A family of down-sets that cuts may be, with what all searches in it share; made by `cut_lattice`.
 
     sets: the empty set first, that of all ops last, each before those that contain it. most_replicas: of a stage.
-    whole_replicas: whether the only stage of a pipeline may have several. segments: None where there are too many sets
+    may_replicate_whole: whether the only stage of a pipeline may have several. segments: None where there are too many sets
     to keep the costs of all segments between them.
     """
 
     problem: Problem
     sets: DownSets
     most_replicas: int
-    whole_replicas: bool
+    may_replicate_whole: bool
     reachability: CutReachability
     segments: CostedSegments | None
 
@@ -96,7 +96,7 @@ def cut_lattice(
     sets: DownSets,
     *,
     most_replicas: int = 1,
-    whole_replicas: bool = False,
+    may_replicate_whole: bool = False,
     longest_ns: int | None = None,
 ) -> CutLattice:
     """The lattice of these sets. longest_ns: no search will want a segment that takes longer; None where that is not known."""
@@ -104,7 +104,7 @@ def cut_lattice(
     segments = None
     if len(sets) <= FEW_SETS:
         segments = CostedSegments(problem, sets, reachability.window(longest_ns), keep=True)
-    return CutLattice(problem, sets, min(most_replicas, MOST_REPLICAS), whole_replicas, reachability, segments)
+    return CutLattice(problem, sets, min(most_replicas, MOST_REPLICAS), may_replicate_whole, reachability, segments)
 
 
 @dataclass(frozen=True)

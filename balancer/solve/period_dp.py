@@ -70,7 +70,7 @@ def shortest_periods(lattice: CutLattice, limits: PipelineLimits, budget: Budget
     numbers = DeviceNumbers(limits.devices)
     longest_ns = limits.most_ns * max(replicas_by_kind(lattice, limits))
     cuts = open_cuts(lattice, open_mask(lattice, limits, numbers), numbers, longest_ns)
-    paths = best_paths(lattice, limits, cuts, _PeriodRule(limits.most_ns, lattice.whole_replicas), budget)
+    paths = best_paths(lattice, limits, cuts, _PeriodRule(limits.most_ns, lattice.may_replicate_whole), budget)
     columns = (column.tolist() for column in paths.arrivals)
     front = (
         ShortestPeriod(stages, numbers.vectors[used], exact_period(period, lattice.most_replicas))
@@ -83,11 +83,11 @@ def shortest_periods(lattice: CutLattice, limits: PipelineLimits, budget: Budget
 class _PeriodRule:
     """The period of a pipeline is that of its slowest stage.
 
-    limit: the longest period wanted, in ns. whole_replicas: see `CutLattice`.
+    limit: the longest period wanted, in ns. may_replicate_whole: see `CutLattice`.
     """
 
     limit: float
-    whole_replicas: bool
+    may_replicate_whole: bool
 
     def extend(
         self, table: DpTable, cut: int, kind: int, segments: SegmentColumns, states: StateColumns
@@ -100,7 +100,7 @@ class _PeriodRule:
         if not len(fast):
             return None
         segments, fewest, most = segments.take(fast), fewest[fast], most[fast]
-        if cut == 0 and not self.whole_replicas:
+        if cut == 0 and not self.may_replicate_whole:
             most = np.where(segments.end == len(table.cuts.sets) - 1, 1, most)
         extendable = states.stages < table.stages
         if extendable.any():

@@ -102,8 +102,8 @@ class PlanBounds:
         return filled
 
 
-def plan_bounds(problem: Problem, most_pipelines: int, most_replicas: int, *, whole_replicas: bool) -> PlanBounds:
-    """The bounds that follow from the costs alone. most_replicas: of a stage. whole_replicas: whether the only stage of
+def plan_bounds(problem: Problem, most_pipelines: int, most_replicas: int, *, may_replicate_whole: bool) -> PlanBounds:
+    """The bounds that follow from the costs alone. most_replicas: of a stage. may_replicate_whole: whether the only stage of
     a pipeline may have several.
     """
     devices = sum(count for _, count in problem.devices)
@@ -111,7 +111,7 @@ def plan_bounds(problem: Problem, most_pipelines: int, most_replicas: int, *, wh
     least_ns = np.full((devices + 1, devices + 1), math.inf)
     for used in range(1, devices + 1):
         for stages in range(1, used + 1):
-            if used <= stages * most_replicas and (stages > 1 or used == 1 or whole_replicas):
+            if used <= stages * most_replicas and (stages > 1 or used == 1 or may_replicate_whole):
                 least_ns[stages, used] = pipeline_bound_ns(problem, stages, used, most_replicas)
     return PlanBounds(
         devices=devices,

@@ -121,7 +121,7 @@ class LatencyRateSearch:
         """Search among these cuts, to the end if limits allow."""
         if self.out_of_reach():
             return
-        lattice = cut_lattice(self.problem, sets, most_replicas=self.most_replicas, whole_replicas=True)
+        lattice = cut_lattice(self.problem, sets, most_replicas=self.most_replicas, may_replicate_whole=True)
         try:
             self._search(lattice)
         except BudgetSpent:
