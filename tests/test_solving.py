@@ -13,11 +13,11 @@ import balancer
 from balancer.cli.main import main
 from balancer.cli.solver_options import SOLVERS as NAMES
 from balancer.errors import ConstraintError, InfeasibleError
+from balancer.ground.downsets import NestedSets
 from balancer.ground.opsets import members, parse_op_ranges
 from balancer.planning.setting import open_setting
 from balancer.solve import SOLVERS, Problem, SolverOptions, Structure, solve, structured_problem
 from balancer.solve.cpsat import PipelineSearch
-from balancer.solve.downset_dp import CutSearch
 from balancer.solve.structured import StructuredCosts
 from balancer.tflite import synth
 from tests import handmade
@@ -26,6 +26,9 @@ from tests.shared import SOURCES, stem
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from balancer.ground.downsets import DownSets
+    from balancer.solve import Between, CostColumns, Kind
 
 WIDE = synth.fc(1800, layers=6)  # streams on one TPU and on two
 
@@ -172,14 +175,29 @@ def test_a_clock_leaves_the_best_so_far_and_an_honest_bound() -> None:
     )
 
 
-@pytest.mark.parametrize("where", [(PipelineSearch, "run"), (CutSearch, "_run")])
-def test_an_interrupted_search_gives_the_best_so_far(where: tuple[type, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def _interrupting_downsets(problem: Problem) -> Problem:
+    """Costs segments of the execution order; Ctrl-C comes when segments between other down-sets are to be costed."""
+
+    def batch(sets: DownSets, kind: Kind) -> Between:
+        def interrupted(inners: object, outers: object) -> CostColumns:
+            raise KeyboardInterrupt
+
+        return problem.batch(sets, kind) if isinstance(sets, NestedSets) else interrupted
+
+    return replace(problem, batch=batch)
+
+
+@pytest.mark.parametrize("where", ["cpsat", "downset"])
+def test_an_interrupted_search_gives_the_best_so_far(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    problem = _hard() if where[0] is PipelineSearch else open_setting(handmade.conv_chain(6), "pcie").problem(3)
+    problem = _hard() if where == "cpsat" else open_setting(handmade.conv_chain(6), "pcie").problem(3)
     chain = solve(problem, SolverOptions(solver="chain", max_pipelines=1, max_replicas=1))
-    monkeypatch.setattr(*where, interrupted)
+    if where == "cpsat":
+        monkeypatch.setattr(PipelineSearch, "run", interrupted)
+    else:
+        problem = _interrupting_downsets(problem)
     solution = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1))
     assert solution.statistics["interrupted"] == 1
     assert solution.value == chain.value

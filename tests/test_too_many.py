@@ -15,8 +15,10 @@ from balancer.cost.segment import SegmentCosts
 from balancer.errors import InfeasibleError
 from balancer.ground.downsets import DownSets
 from balancer.solve import Problem, Solution, SolverOptions, Structure, Transfer, evaluate, solve, structured_problem
+from balancer.solve.auto import solve_auto
 from balancer.solve.block_folding import folded
 from balancer.solve.blocks import blocks_of
+from balancer.solve.downset import DownSetWork, solve_downset
 from balancer.solve.downset_sampling import sampled_downsets
 from balancer.solve.enumeration import all_downsets
 from balancer.tflite import synth
@@ -28,14 +30,11 @@ from tests.test_kinds import FEWER, mixed_problems, values
 
 def with_few_allowed(problem: Problem, options: SolverOptions) -> Solution | None:
     """Solved as if more than three down-sets were too many to enumerate."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("balancer.solve.downset.MOST_DOWN_SETS", 3)
-        patch.setattr("balancer.solve.auto.MOST_DOWN_SETS", 3)
-        patch.setattr("balancer.solve.downset.MOST_SAMPLED", 4)
-        try:
-            return solve(problem, options)
-        except InfeasibleError:
-            return None
+    solver = solve_downset if options.solver == "downset" else solve_auto
+    try:
+        return solver(problem, options, DownSetWork(down_sets=3, sampled_down_sets=4))
+    except InfeasibleError:
+        return None
 
 
 @given(dag_problems(most_ops=4, most_devices=4), st.integers(1, 3))

@@ -16,7 +16,7 @@ from balancer.solve.blocks import blocks_of
 from balancer.solve.chain import chain_offers
 from balancer.solve.constraining import keeps
 from balancer.solve.cpsat import OVER, PipelineSearch, cpsat_budget, solve_cpsat
-from balancer.solve.downset import MOST_DOWN_SETS, PlanSearch, search_among
+from balancer.solve.downset import DEFAULT_WORK, DownSetWork, PlanSearch, search_among
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.limits import whole_replicas
 from balancer.solve.offers import pipeline_offer
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from balancer.solve.budget import Budget
-    from balancer.solve.downset_dp import Within
+    from balancer.solve.downset_dp import PipelineLimits
     from balancer.solve.offers import Offer
     from balancer.solve.problem import Problem, Solution, SolverOptions
 
 
-def solve_auto(problem: Problem, options: SolverOptions) -> Solution:
+def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> Solution:
     """The best plan; the solution names the solver that had the last word.
 
     Raises InfeasibleError where there is none, ValueError where constraints meet a cost of no known structure.
@@ -43,12 +43,12 @@ def solve_auto(problem: Problem, options: SolverOptions) -> Solution:
         return _constrained(problem, options)
     problem = folded(problem, options)
     structured = _structured(problem)
-    sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, MOST_DOWN_SETS)
+    sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
     several_kinds, budget = len(problem.devices) > 1, cpsat_budget(options)
     if sets is None and structured and not several_kinds:
         offers = chain_offers(problem, options, prefixes(file_order(problem)))
     else:
-        among = search_among(problem, options, sets)
+        among = search_among(problem, options, sets, work)
         if among.complete or not structured or "interrupted" in among.statistics or budget.seconds_left == 0:
             return among.solution("downset")
         if several_kinds:
@@ -120,7 +120,7 @@ class LargeSearch(PlanSearch):
 
     def _improve(self, devices: int) -> bool:
         """Pipelines on so many devices that could make the best plan better; whether the search was complete."""
-        within = self.prospects.worth_finding(devices, self.objective_ns())
+        within = self.bounds.limits_to_improve(devices, self.objective_ns())
         if within is None:
             return True
         one = replace(self.options, max_pipelines=1)
@@ -135,12 +135,12 @@ class LargeSearch(PlanSearch):
             offers = [pipeline_offer(self.problem, pipeline) for pipeline in finder.take_found()]
             self.offers += [offer for offer in offers if offer]
             shortest = min([shortest, *(float(offer.period) for offer in offers if offer)])
-            self.prospects.note(stages, devices, shortest if bound is None else min(shortest, bound))
+            self.bounds.raise_least(stages, devices, shortest if bound is None else min(shortest, bound))
             complete &= bound is None
         for name, count in finder.statistics.items():
             self.statistics[name] = self.statistics.get(name, 0) + count
         return complete
 
-    def _stages(self, within: Within) -> range:
+    def _stages(self, within: PipelineLimits) -> range:
         forced = self.options.stages
         return range(forced, forced + 1) if forced else range(1, within.most_stages + 1)

@@ -7,7 +7,7 @@ A stage of time t with r replicas takes an input every t / r; `shares` are these
 best[s][u][b], the shortest period of the positions before b in s stages on u devices, is the minimum over the last
 stage, [a, b) on r devices, of max(best[s - 1][u - r][a], share[r][a, b]): a whole row at once, since a cost that
 grows by one op can fall, so that neither two pointers nor a greedy fill would be exact. Ties are settled in further
-passes over the partitions that meet the optimum (see `paths`).
+passes over the partitions that meet the optimum (see `tie_rules`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.solve.periods import MOST_REPLICAS, exact_period
-from balancer.solve.tie_rules import Choice, best_way
+from balancer.solve.tie_rules import StageOptions, best_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,10 +128,10 @@ class ChainSolver:
 
     def settle(self, goal: Reached) -> Chain:
         """Of all partitions that meet the goal's period with its stages and devices, the one that the tie rules name."""
-        way = best_way(self.n + 1, goal.stages, (goal.devices,), self._choices(goal), key=lambda start, end: end)
+        way = best_path(self.n + 1, goal.stages, (goal.devices,), self._choices(goal), key=lambda start, end: end)
         return Chain(way.ends[:-1], tuple(r for _, r in way.stages), way.streamed_bytes, way.latency_ns)
 
-    def _choices(self, goal: Reached) -> list[Choice]:
+    def _choices(self, goal: Reached) -> list[StageOptions]:
         """The intervals by the fewest replicas with which they meet the goal's period; more would only take devices."""
         period = float(goal.period)
         need = np.full((self.n + 1, self.n + 1), self.most_replicas + 1)
@@ -139,7 +139,7 @@ class ChainSolver:
             need[self._share(r) <= period] = r
         return [self._choice(r, *np.nonzero(need == r)) for r in range(1, self.most_replicas + 1)]
 
-    def _choice(self, replicas: int, start: Any, end: Any) -> Choice:
+    def _choice(self, replicas: int, start: Any, end: Any) -> StageOptions:
         table = self.intervals
         streamed = table.streamed_bytes[start, end] * replicas
-        return Choice(0, replicas, start, end, streamed, table.time_ns[start, end])
+        return StageOptions(0, replicas, start, end, streamed, table.time_ns[start, end])

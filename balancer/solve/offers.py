@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from balancer.ground.opsets import OpSet
-    from balancer.solve.downset_dp import Goal, PeriodSearch
     from balancer.solve.interval_dp import Chain, ChainSolver, Reached
+    from balancer.solve.period_dp import PeriodResult, ShortestPeriod
     from balancer.solve.problem import Problem
 
 
@@ -91,19 +91,14 @@ def _settled(problem: Problem, chain: Chain, cuts: Sequence[OpSet]) -> Settled:
     return Settled(PipelineSpec(stages), chain.streamed_bytes, chain.latency_ns)
 
 
-def lattice_offer(problem: Problem, search: PeriodSearch, goal: Goal) -> Offer:
+def lattice_offer(result: PeriodResult, goal: ShortestPeriod) -> Offer:
     """A pipeline of a search among down-sets."""
 
     def settle() -> Settled:
-        way = search.settle(goal)
-        sets = [0, *(search.sets.set_of(row) for row in way.ends)]
-        kinds = [problem.devices[kind][0] for kind, _ in way.stages]
-        segments = (after & ~before for before, after in pairwise(sets))
-        replicas = (r for _, r in way.stages)
-        stages = tuple(StageSpec(ops, kind, r) for ops, kind, r in zip(segments, kinds, replicas, strict=True))
-        return Settled(PipelineSpec(stages), way.streamed_bytes, way.latency_ns)
+        pipeline, path = result.settle(goal)
+        return Settled(pipeline, path.streamed_bytes, path.latency_ns)
 
-    return Offer(goal.stages, sum(goal.devices), goal.period, settle)
+    return Offer(goal.stages, goal.device_count, goal.period, settle)
 
 
 def pipeline_offer(problem: Problem, pipeline: PipelineSpec) -> Offer | None:
