@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.errors import InfeasibleError
-from balancer.solve import Cost, Problem, SolverOptions, solve
-from tests.check import check
+from balancer.solve import Cost, Problem, SolverOptions, check, solve
 from tests.strategies import all_partitions, all_plans, chain_problems, interval_problem
 
 

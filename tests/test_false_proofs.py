@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.errors import InfeasibleError
-from balancer.solve import Cost, Problem, Solution, SolverOptions, evaluate, solve
+from balancer.solve import Cost, Problem, Solution, SolverOptions, check, evaluate, solve
 from balancer.solve.periods import MOST_REPLICAS, exact_period, longest_ns
-from tests.check import check
 from tests.dags import all_pipelines, best_value, dag_problems
 from tests.shared import ZOO
 from tests.strategies import all_plans, chain_problems, interval_problem

@@ -15,13 +15,12 @@ from balancer.cli.solver_options import SOLVERS as NAMES
 from balancer.errors import ConstraintError, InfeasibleError
 from balancer.ground.opsets import members, parse_op_ranges
 from balancer.planning.setting import open_setting
-from balancer.solve import SOLVERS, Problem, SolverOptions, Structure, solve, structured_problem
+from balancer.solve import SOLVERS, Ended, Problem, SolverOptions, Structure, check, solve, structured_problem
 from balancer.solve.cpsat import PipelineSearch
 from balancer.solve.downset_dp import CutSearch
 from balancer.solve.structured import StructuredCosts
 from balancer.tflite import synth
 from tests import handmade
-from tests.check import check
 from tests.shared import SOURCES, stem
 
 if TYPE_CHECKING:
@@ -181,6 +180,7 @@ def test_an_interrupted_search_gives_the_best_so_far(where: tuple[type, str], mo
     chain = solve(problem, SolverOptions(solver="chain", max_pipelines=1, max_replicas=1))
     monkeypatch.setattr(*where, interrupted)
     solution = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1))
+    assert solution.ended is Ended.INTERRUPTED
     assert solution.statistics["interrupted"] == 1
     assert solution.value == chain.value
     assert solution.bound_ns <= solution.value.objective_ns

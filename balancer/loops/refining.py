@@ -227,8 +227,10 @@ class Refinement:
         try:
             bound = solve_setting(self.known, self.n_tpus, self.options, self.overflow or "stream").bound_ns
         except InfeasibleError:
-            bound = 0  # the costs are darker than what was reported of this plan
-        return replace(solution, value=value, bound_ns=min(bound, value.objective_ns), statistics=counts)
+            bound = None  # the costs are darker than what was reported of this plan
+        return replace(
+            solution, value=value, bound_ns=None if bound is None else min(bound, value.objective_ns), statistics=counts
+        )
 
 
 def _cpu_ops(plan: Plan) -> int:

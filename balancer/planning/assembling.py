@@ -66,7 +66,7 @@ def assemble(
             over=solution.over,
             status=solution.status,
             objective_ns=value.objective_ns,
-            bound_ns=solution.bound_ns,
+            bound_ns=solution.bound_ns or 0,  # in a plan's document, 0 says that nothing is claimed
             gap=round(solution.gap, DECIMALS),
             statistics=solution.statistics,
             latency_bound_ns=solution.latency_bound_ns,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.plan import KEPT
-from balancer.solve import Solution, SolverOptions, solve
+from balancer.solve import Problem, Solution, SolverOptions, check, solve
 
 if TYPE_CHECKING:
     from balancer.planning.setting import Setting
@@ -16,8 +16,16 @@ def solve_setting(setting: Setting, n_tpus: int, options: SolverOptions, overflo
     """The best plan under the setting's costs. overflow: of `setting.OVERFLOW`. Raises InfeasibleError."""
     problem = setting.problem(n_tpus, overflow=overflow)
     if setting.state != KEPT:
-        return solve(problem, options)
+        return _checked(problem, options)
     # The whole plan is restricted: a stage that holds state needs all items, in their order; see `plan.state`.
-    solution = solve(problem, replace(options, max_pipelines=1, max_replicas=1))
-    claims = bool(solution.bound_ns)  # a baseline claims nothing
+    held = replace(options, max_pipelines=1, max_replicas=1)
+    solution = _checked(problem, held)
+    claims = solution.bound_ns is not None
     return replace(solution, over=f"{solution.over}, as kept state needs") if claims else solution
+
+
+def _checked(problem: Problem, options: SolverOptions) -> Solution:
+    """The solution, judged by code that shares nothing with the solvers. Raises InvalidSolutionError as well."""
+    solution = solve(problem, options)
+    check(problem, solution, options)
+    return solution

@@ -21,11 +21,11 @@ from balancer.solve.chain import chain_offers
 from balancer.solve.downset_dp import LatticeSolver, Within
 from balancer.solve.downset_sampling import sampled_downsets
 from balancer.solve.enumeration import all_downsets
-from balancer.solve.limits import infeasible, most_pipelines, most_replicas, whole_replicas
+from balancer.solve.limits import infeasible, max_pipelines, max_replicas, may_replicate_whole
 from balancer.solve.offers import alone_ns, best_plan, good_objective_ns, lattice_offer
 from balancer.solve.orders import file_order, prefixes, thinned
 from balancer.solve.periods import longest_ns
-from balancer.solve.problem import Solution, evaluate
+from balancer.solve.problem import Ended, Solution, evaluate
 from balancer.solve.prospects import Prospects
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from balancer.solve import downset_dp
     from balancer.solve.downset_dp import Goal
-    from balancer.solve.offers import BestOffers, Offer
+    from balancer.solve.offers import BestPlan, Offer
     from balancer.solve.problem import Problem, SolverOptions
 
 OVER = "all down-sets"
@@ -47,35 +47,46 @@ _SLACK_TENTHS = (1, 4, 10)
 class PlanSearch:
     """What is known of a problem's pipelines, and what to look for next.
 
-    offers: the pipelines known. complete: whether no plan can be better than the best of these.
+    offers: the pipelines known. ended: how the search ended, LIMIT_REACHED before it has run.
     """
 
     def __init__(self, problem: Problem, options: SolverOptions, offers: Sequence[Offer]) -> None:
         self.problem, self.options = problem, options
         self.counts = tuple(count for _, count in problem.devices)
-        self.most_pipelines = most_pipelines(problem, options)
+        self.most_pipelines = max_pipelines(problem, options)
         self.offers = list(offers)
         self._valued = (0, 0)
-        self.complete = False
+        self.ended = Ended.LIMIT_REACHED
         self.statistics: dict[str, int] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether no plan can be better than the best of the offers."""
+        return self.ended is Ended.COMPLETE
+
+    def note_end(self, ended: Ended) -> None:
+        """Take note of how the search ended, and count it among the statistics where it did not run to the end."""
+        self.ended = ended
+        if ended is not Ended.COMPLETE:
+            self.statistics[ended.value] = 1
 
     @cached_property
     def prospects(self) -> Prospects:
         return Prospects(
             self.problem,
             self.most_pipelines,
-            most_replicas(self.options),
-            whole_replicas=whole_replicas(self.problem, self.options),
+            max_replicas(self.options),
+            whole_replicas=may_replicate_whole(self.problem, self.options),
         )
 
-    def plan(self) -> BestOffers:
+    def plan(self) -> BestPlan:
         """The best plan of what is known."""
         return best_plan(self.problem, self.offers, sum(self.counts), self.most_pipelines)
 
     def objective_ns(self) -> int:
         """What a plan of what is known is worth; a very long time where there is none yet."""
         if not self.offers:
-            return longest_ns(most_replicas(self.options))
+            return longest_ns(max_replicas(self.options))
         if self._valued[0] != len(self.offers):  # it takes long, and offers only come
             worth = good_objective_ns(self.problem, self.offers, sum(self.counts), self.most_pipelines)
             self._valued = len(self.offers), worth
@@ -89,7 +100,7 @@ class PlanSearch:
         value = evaluate(self.problem, plan.pipelines)
         if value is None:
             raise ValueError("the batch form of the cost allows a segment that `exact` does not")
-        bound = value.objective_ns if plan.bound_ns is None else plan.bound_ns
+        bound = value.objective_ns if plan.complete else plan.bound_ns
         if not self.complete:
             bound = min(value.objective_ns, self.prospects.objective_ns())
         return Solution(
@@ -98,6 +109,7 @@ class PlanSearch:
             value=value,
             bound_ns=bound,
             over=f"{OVER}, {self.options.scope}",
+            ended=self.ended if plan.complete or not self.complete else Ended.LIMIT_REACHED,
             statistics=self.statistics,
         )
 
@@ -111,13 +123,13 @@ class DownSetSearch(PlanSearch):
         super().__init__(problem, options, offers)
         self.budget = budget
         self._last: downset_dp.PeriodSearch | None = None
-        most = most_replicas(options)
+        most = max_replicas(options)
         known = [self._alone_ns(offer) for offer in self.offers] if self.most_pipelines == 1 else []
         self.lattice = LatticeSolver(
             problem,
             sets,
             most_replicas=most,
-            whole_replicas=whole_replicas(problem, options),
+            whole_replicas=may_replicate_whole(problem, options),
             longest_ns=min(known) * min(most, max(self.counts)) if known else None,
         )
 
@@ -128,13 +140,13 @@ class DownSetSearch(PlanSearch):
                 self._one_pipeline()
             else:
                 self._several()
-            self.complete = True
+            self.note_end(Ended.COMPLETE)
         except BudgetSpent:
-            self.statistics["limit_reached"] = 1
+            self.note_end(Ended.LIMIT_REACHED)
         except KeyboardInterrupt:
             if not self.offers:
                 raise
-            self.statistics["interrupted"] = 1
+            self.note_end(Ended.INTERRUPTED)
         self.statistics |= {"down_sets": len(self.lattice.sets), "pairs": self.budget.spent}
 
     def _one_pipeline(self) -> None:
@@ -258,5 +270,7 @@ def _sampled(problem: Problem, options: SolverOptions, offers: Sequence[Offer], 
     search = DownSetSearch(problem, options, offers, sampled_downsets(problem, MOST_SAMPLED), budget)
     search.run()
     found = PlanSearch(problem, options, search.offers)
+    if search.ended is Ended.INTERRUPTED:
+        found.ended = search.ended
     found.statistics = {**search.statistics, "down_sets_left_out": 1}
     return found
