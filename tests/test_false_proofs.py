@@ -43,7 +43,7 @@ def test_with_any_replicas_and_few_pipelines_the_optimum_is_that_of_brute_force(
 @given(chain_problems(most_ops=5, most_devices=4), st.integers(1, 3))
 def test_the_chain_counts_one_stage_with_replicas_as_one_pipeline(problem: Problem, pipelines: int) -> None:
     solution = solve(problem, SolverOptions(solver="chain", max_pipelines=pipelines))
-    check(problem, solution)
+    check(problem, solution, SolverOptions(solver="chain", max_pipelines=pipelines))
     best = min(value for value, _ in all_plans(problem, pipelines, 4))
     assert solution.value.objective_ns == best.objective_ns == solution.bound_ns
 

@@ -162,7 +162,7 @@ def test_a_clock_leaves_the_best_so_far_and_an_honest_bound() -> None:
     problem = _hard()
     chain = solve(problem, SolverOptions(solver="chain", max_pipelines=1, max_replicas=1))
     solution = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1, seconds=0.3))
-    check(problem, solution)
+    check(problem, solution, SolverOptions(max_pipelines=1, max_replicas=1, seconds=0.3))
     assert solution.value.objective_ns <= chain.value.objective_ns
     assert (
         solution.bound_ns

@@ -39,16 +39,18 @@ def check(problem: Problem, solution: Solution, options: SolverOptions | None = 
     """
     if not solution.pipelines:
         raise InvalidSolutionError("the plan has no pipeline")
-    costs = []
+    costs: dict[PipelineSpec, list[Cost]] = {}
     for number, pipeline in enumerate(solution.pipelines):
+        if pipeline in costs:
+            continue  # plans often hold the same pipeline several times
         where = f"pipeline {number}"
         segments = [stage.ops for stage in pipeline.stages]
         _check_partition(problem, segments, where)
         if solution.bound_ns is not None:
             _check_together(segments, problem.together, where)
-        costs.append(_checked_costs(problem, pipeline, where))
+        costs[pipeline] = _checked_costs(problem, pipeline, where)
     _check_devices(problem, solution.pipelines)
-    value = _value(problem, solution.pipelines, costs)
+    value = _value(problem, [(pipeline, costs[pipeline]) for pipeline in solution.pipelines])
     if solution.value != value:
         raise InvalidSolutionError(f"the stated value is {solution.value}, but the pipelines have {value}")
     _check_claims(solution)
@@ -109,9 +111,9 @@ def _check_devices(problem: Problem, pipelines: Sequence[PipelineSpec]) -> None:
             raise InvalidSolutionError(f"the plan needs {count} devices of kind {kind}, of {available.get(kind, 0)}")
 
 
-def _value(problem: Problem, pipelines: Sequence[PipelineSpec], costs: Sequence[Sequence[Cost]]) -> Value:
+def _value(problem: Problem, costed: Sequence[tuple[PipelineSpec, Sequence[Cost]]]) -> Value:
     alone, devices, streamed, latency = [], 0, 0, 0
-    for pipeline, own in zip(pipelines, costs, strict=True):
+    for pipeline, own in costed:
         slowest = max(Fraction(max(c.time_ns, 1), s.replicas) for c, s in zip(own, pipeline.stages, strict=True))
         alone.append((problem.host_ns * len(own), NS_PER_S / slowest))
         devices += sum(stage.replicas for stage in pipeline.stages)

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from balancer.solve.cpsat_times import hold_at_most, stage_times
+from balancer.solve.cpsat_times import hold_at_most, time_expressions
 from balancer.solve.cpsat_variables import at_least, block_places, device_choices
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ortools.sat.python.cp_model_helper import Literal
 
     from balancer.ground.opsets import OpSet
-    from balancer.solve.cpsat_times import StageTimes
+    from balancer.solve.cpsat_times import TimeExpressions
     from balancer.solve.cpsat_variables import BlockPlaces, DeviceChoices, Expression
     from balancer.solve.problem import Constraints, PipelineSpec, Problem, Value
     from balancer.solve.structure import Structure
@@ -78,7 +78,7 @@ class StageModel:
     structures: Sequence[Structure]
     places: BlockPlaces
     choices: DeviceChoices
-    times: StageTimes
+    times: TimeExpressions
     period: IntVar
     latency: Expression
 
@@ -179,7 +179,7 @@ def stage_model(  # noqa: PLR0913 - one model's data
     model = cp_model.CpModel()
     places = block_places(model, problem, constraints.together, stages)
     choices = device_choices(places, structures, devices, most_replicas)
-    times = stage_times(places, choices, structures)
+    times = time_expressions(places, choices, structures)
     period = model.new_int_var(problem.host_ns * stages, most_ns, "period")
     for j, here in enumerate(choices.options):
         for k, r, literal in here:

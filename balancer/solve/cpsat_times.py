@@ -21,7 +21,7 @@ LONGEST_NS = 1 << 42  # of a stage: over an hour
 
 
 @dataclass(frozen=True)
-class StageTimes:
+class TimeExpressions:
     """Expressions for each kind and stage, in ns and bytes.
 
     on_kind: times, if the stage stands on that kind. anywhere: for each stage, its time on the kind where it stands.
@@ -59,7 +59,7 @@ class _Terms:
         return self.moves[key]
 
 
-def stage_times(places: BlockPlaces, choices: DeviceChoices, structures: Sequence[Structure]) -> StageTimes:
+def time_expressions(places: BlockPlaces, choices: DeviceChoices, structures: Sequence[Structure]) -> TimeExpressions:
     """Add the variables and constraints that the times need. structures: of each kind of device."""
     model, stages = places.model, places.stages
     # What `exact` adds to the structure. `StageModel.exclude` raises it where that is known.
@@ -75,7 +75,7 @@ def stage_times(places: BlockPlaces, choices: DeviceChoices, structures: Sequenc
             _add_transfer(terms, transfer, sums)
         spilled.append(_add_spills(terms, structure, sums))
         on_kind.append([sum(parts) for parts in sums])
-    return StageTimes(on_kind, on_kind[0] if len(structures) == 1 else _times_anywhere(terms, on_kind), spilled)
+    return TimeExpressions(on_kind, on_kind[0] if len(structures) == 1 else _times_anywhere(terms, on_kind), spilled)
 
 
 def _times_anywhere(terms: _Terms, on_kind: Sequence[Sequence[Expression]]) -> list[Expression]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from balancer.ground.rates import latency_ns, objective_ns, pipeline_rate, plan_rate
 
@@ -64,7 +64,7 @@ class Between(Protocol):
     set lacks.
     """
 
-    def __call__(self, inners: NDArray[np.integer[Any]], outers: NDArray[np.integer[Any]], /) -> CostColumns:
+    def __call__(self, inners: NDArray[np.intp], outers: NDArray[np.intp], /) -> CostColumns:
         """inners, outers: row numbers of the sets, of one length, or inners a single row for all. Each outer set contains
         its inner set; inners ascend.
         """

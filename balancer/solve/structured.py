@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -130,7 +130,7 @@ class _SegmentsBetween:
     streaming: NDArray[np.int64]
     sent: NDArray[np.int64]
 
-    def __call__(self, inners: NDArray[np.integer[Any]], outers: NDArray[np.integer[Any]], /) -> CostColumns:
+    def __call__(self, inners: NDArray[np.intp], outers: NDArray[np.intp], /) -> CostColumns:
         inners, outers = (np.ravel(a) for a in np.broadcast_arrays(inners, outers))
         costs = self.costs
         time = costs.structure.stage_ns + self.work[outers] - self.work[inners] + self.sent[outers]
@@ -143,7 +143,7 @@ class _SegmentsBetween:
         return CostColumns(time, self._add_spills(inners, outers, time), allowed)
 
     def _add_crossings(
-        self, inner: OpSet, outers: NDArray[np.integer[Any]], time: NDArray[np.int64], allowed: NDArray[np.bool_]
+        self, inner: OpSet, outers: NDArray[np.intp], time: NDArray[np.int64], allowed: NDArray[np.bool_]
     ) -> None:
         """Correct the times of all segments with this inner set, in place, for tensors that the inner set makes or lacks.
 
@@ -162,7 +162,7 @@ class _SegmentsBetween:
             allowed &= ~self.sets.holds_any(self.costs.barred & ~inner, outers)
 
     def _add_spills(
-        self, inners: NDArray[np.integer[Any]], outers: NDArray[np.integer[Any]], time: NDArray[np.int64]
+        self, inners: NDArray[np.intp], outers: NDArray[np.intp], time: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Spilled bytes. Their time is added in place. Only segments that exceed the capacity are filled op by op."""
         structure, spilled = self.costs.structure, np.zeros(len(outers), np.int64)
