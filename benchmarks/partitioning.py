@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from balancer.errors import BalancerError
-from balancer.solve import SolverOptions, Structure, Transfer, solve, structured_problem
+from balancer.solve import SolverOptions, Structure, Transfer, check, solve, structured_problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,11 +182,14 @@ def rows(path: Path) -> list[Row]:
 
 def solved(row: Row, solver: str) -> tuple[Instance, Solution, float, float]:
     """The instance, its solution, seconds and the process's peak in MiB. Raises BalancerError or ValueError."""
-    instance = row.instance
+    instance, options = row.instance, SolverOptions(solver=solver, max_pipelines=1, max_replicas=1)
     start = time.perf_counter()
-    solution = solve(instance.problem, SolverOptions(solver=solver, max_pipelines=1, max_replicas=1))
+    problem = instance.problem
+    solution = solve(problem, options)
     seconds = time.perf_counter() - start
-    return instance, solution, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    check(problem, solution, options)
+    return instance, solution, seconds, peak
 
 
 def report(row: Row, solver: str) -> tuple[bool, float]:

@@ -22,7 +22,7 @@ import networks
 
 from balancer.errors import BalancerError
 from balancer.planning.setting import open_setting
-from balancer.solve import SolverOptions, solve
+from balancer.solve import SolverOptions, check, solve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,9 +81,11 @@ def run(case: Case) -> tuple[int, float, float, int, int, float]:
     start = time.process_time()
     setting = open_setting(data, case.hardware)
     read = time.process_time()
-    solution = solve(setting.problem(case.tpus), SolverOptions())
+    problem, options = setting.problem(case.tpus), SolverOptions()
+    solution = solve(problem, options)
     solved = time.process_time()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    check(problem, solution, options)
     objective, gap = solution.value.objective_ns, solution.gap
     return len(setting.graph.ops), read - start, solved - read, most, objective, gap
 

@@ -18,13 +18,13 @@ from balancer.solve import (
     SolverOptions,
     Structure,
     Transfer,
+    check,
     evaluate,
     solve,
     structured_problem,
 )
 from balancer.solve.blocks import blocks_of
 from balancer.solve.enumeration import all_downsets
-from tests.check import check
 from tests.dags import all_pipelines, dag_problems, graphs, ops_of, structured_ns, structures
 from tests.strategies import looped_batch
 

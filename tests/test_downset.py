@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from balancer.errors import InfeasibleError
 from balancer.ground.downsets import DownSets
-from balancer.solve import Problem, Solution, SolverOptions, evaluate, solve
+from balancer.solve import Problem, Solution, SolverOptions, check, evaluate, solve
 from balancer.solve.blocks import blocks_of
 from balancer.solve.bounds import cut_bounds
 from balancer.solve.downset import DownSetWork, solve_downset
 from balancer.solve.enumeration import all_downsets
-from tests.check import check
 from tests.dags import all_pipelines, best_value, chains, cheapest_ns, dag_problems, graphs, ops_of, structures
 
 if TYPE_CHECKING:

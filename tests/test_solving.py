@@ -16,12 +16,11 @@ from balancer.errors import ConstraintError, InfeasibleError
 from balancer.ground.downsets import NestedSets
 from balancer.ground.opsets import members, parse_op_ranges
 from balancer.planning.setting import open_setting
-from balancer.solve import SOLVERS, Problem, SolverOptions, Structure, solve, structured_problem
+from balancer.solve import SOLVERS, Ended, Problem, SolverOptions, Structure, check, solve, structured_problem
 from balancer.solve.cpsat import PipelineSearch
 from balancer.solve.structured import StructuredCosts
 from balancer.tflite import synth
 from tests import handmade
-from tests.check import check
 from tests.shared import SOURCES, stem
 
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ def test_a_clock_leaves_the_best_so_far_and_an_honest_bound() -> None:
     problem = _hard()
     chain = solve(problem, SolverOptions(solver="chain", max_pipelines=1, max_replicas=1))
     solution = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1, seconds=0.3))
-    check(problem, solution)
+    check(problem, solution, SolverOptions(max_pipelines=1, max_replicas=1, seconds=0.3))
     assert solution.value.objective_ns <= chain.value.objective_ns
     assert (
         solution.bound_ns
@@ -199,6 +198,7 @@ def test_an_interrupted_search_gives_the_best_so_far(where: str, monkeypatch: py
     else:
         problem = _interrupting_downsets(problem)
     solution = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1))
+    assert solution.ended is Ended.INTERRUPTED
     assert solution.statistics["interrupted"] == 1
     assert solution.value == chain.value
     assert solution.bound_ns <= solution.value.objective_ns

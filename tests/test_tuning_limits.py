@@ -20,7 +20,7 @@ from balancer.loops.tuning import Tuned, tune
 from balancer.plan.remembered import check_remembered
 from balancer.planning.options import Options, options_of
 from balancer.planning.setting import setting_of
-from balancer.solve import Constraints
+from balancer.solve import Constraints, Ended
 from balancer.tflite import synth
 from tests import edgetpu_compiler
 
@@ -309,7 +309,7 @@ def test_ctrl_c_while_solving_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> No
 
     def interrupted(*given: object) -> object:
         found = solve(*given)  # type: ignore[arg-type]
-        return replace(found, statistics=found.statistics | {"interrupted": 1})
+        return replace(found, ended=Ended.INTERRUPTED)
 
     monkeypatch.setattr(tuning, "solve_setting", interrupted)
     source = replace(source, asked=[])

@@ -29,7 +29,7 @@ from balancer.planning.setting import setting_of
 from balancer.planning.solved import pipelines_of
 from balancer.planning.solving import solve_setting
 from balancer.runtime.provenance import mixture
-from balancer.solve import PipelineSpec, Solution, evaluate
+from balancer.solve import Ended, PipelineSpec, Solution, evaluate
 from balancer.solve.bisection import Bisection, bisect_cuts
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class _Tuning:
                 solution = self._solve(known)
             except InfeasibleError as error:
                 return f"no plan keeps the limits with what was measured: {error}"
-            if "interrupted" in solution.statistics:
+            if solution.ended is Ended.INTERRUPTED:
                 raise KeyboardInterrupt
             if any(solution.pipelines == old for old, _ in self.seen):
                 return "a partition repeats"
@@ -199,7 +199,9 @@ class _Tuning:
         if value is None:
             return seen.plan
         counts = {"measured_rounds": len(self.rounds)}
-        given = Solution(solver="tune", pipelines=pipelines, value=value, bound_ns=0, over="nothing", statistics=counts)
+        given = Solution(
+            solver="tune", pipelines=pipelines, value=value, bound_ns=None, over="nothing", statistics=counts
+        )
         solution, rows = prove(known, given)
         plan = assemble(known, solution, self.n_tpus, rows, self.aim.options.held_to)
         old = {segment.ops: segment for segment in seen.plan.segments}
@@ -215,7 +217,9 @@ class _Tuning:
             bound = self._solve(known)
         except InfeasibleError:
             return found, rows  # the limits forbid what was measured, too
-        least, latency = min(bound.bound_ns, found.value.objective_ns), bound.latency_bound_ns
+        least, latency = bound.bound_ns, bound.latency_bound_ns
+        if least is not None:
+            least = min(least, found.value.objective_ns)
         proven = replace(
             bound, pipelines=found.pipelines, value=found.value, bound_ns=least, statistics=found.statistics,
             latency_bound_ns=None if latency is None else min(latency, found.value.latency_ns),

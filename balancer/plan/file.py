@@ -34,6 +34,11 @@ _KIND = DocumentKind(
     format_remedy="give a *_plan_*.json that balancer wrote",
     version_remedy="update balancer, or solve again",
 )
+_CUT_SHORT = (
+    "interrupted",
+    "limit_reached",
+    "down_sets_left_out",
+)  # by which statistics told that a search was not complete
 _NAME = re.compile(r".+_plan_\d+\.json", re.DOTALL)  # as `Plan.file_name` makes it
 
 
@@ -51,10 +56,20 @@ def load_plan(path: str | Path) -> Plan:
     """
     path = _plan_file(Path(path))
     document = read_document(path, _KIND)
-    plan: Plan = from_json(Plan, document, str(path))
+    plan: Plan = _modern(from_json(Plan, document, str(path)))
     _check(plan, str(path))
     origin = path.parent / plan.model.file if plan.model.file else None
     return replace(plan, origin=origin, directory=path.parent)
+
+
+def _modern(plan: Plan) -> Plan:
+    """A plan of version 0.1.0 as it is written now: a bound of 0 stood for none, and the statistics told how a search
+    ended.
+    """
+    solver = plan.solver
+    told = next((name for name in _CUT_SHORT if solver.statistics.get(name)), solver.ended)
+    bound_ns = None if solver.bound_ns == 0 else solver.bound_ns
+    return replace(plan, solver=replace(solver, bound_ns=bound_ns, ended=told))
 
 
 def names_plan(path: Path) -> bool:
@@ -109,6 +124,10 @@ def _check(plan: Plan, where: str) -> None:
         raise PlanError(f"a plan for {plan.n_tpus} TPUs is impossible", where, "solve again")
     if not 1 <= plan.model.ops <= MOST_OPS:
         raise PlanError(f"a model of {plan.model.ops} ops is impossible", where, "solve again")
+    if plan.solver.ended not in ("complete", *_CUT_SHORT):
+        raise PlanError(
+            f"its search ended '{plan.solver.ended}'", where, f"make it one of complete, {', '.join(_CUT_SHORT)}"
+        )
     if plan.state not in (None, *STATE_WORDS):
         raise PlanError(f"state '{plan.state}' is none of {', '.join(STATE_WORDS)}", where, "solve again")
     for name, value in plan.hardware.constants.items():

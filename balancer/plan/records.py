@@ -186,16 +186,23 @@ class PlanPrediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolverReport:
-    """over: what a claim of optimality is about. latency_bound_ns: where latency is what was minimised, a bound on it."""
+    """How a plan was found, and what is proven about it.
+
+    over: the plans that the claim is about, in words. status: "optimal" or "feasible". bound_ns: no plan of these has a
+    smaller objective_ns; null where nothing is claimed, as for baselines. latency_bound_ns: a bound on the latency, where
+    latency is what was minimised. gap: how far the plan is above its bound, as a share. ended: how the search ended,
+    "complete", "limit_reached", "interrupted" or "down_sets_left_out". statistics: counts of work, for people.
+    """
 
     name: str
     over: str
     status: str
     objective_ns: int
-    bound_ns: int
+    bound_ns: int | None
     gap: float
     statistics: dict[str, int]
     latency_bound_ns: int | None = None
+    ended: str = "complete"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.plan import KEPT
-from balancer.solve import Solution, solve
+from balancer.solve import Problem, Solution, SolverOptions, check, solve
 
 if TYPE_CHECKING:
     from balancer.planning.options import Options
@@ -20,8 +20,15 @@ def solve_setting(setting: Setting, n_tpus: int, options: Options, overflow: str
     """
     problem = setting.problem(n_tpus, overflow=overflow or options.overflow_now)
     if setting.state != KEPT:
-        return solve(problem, options.for_solver)
+        return _checked(problem, options.for_solver)
     # The whole plan is restricted: a stage that holds state needs all items, in their order; see `plan.state`.
-    solution = solve(problem, replace(options.for_solver, max_pipelines=1, max_replicas=1))
-    claims = bool(solution.bound_ns)  # a baseline claims nothing
+    solution = _checked(problem, replace(options.for_solver, max_pipelines=1, max_replicas=1))
+    claims = solution.bound_ns is not None
     return replace(solution, over=f"{solution.over}, as kept state needs") if claims else solution
+
+
+def _checked(problem: Problem, options: SolverOptions) -> Solution:
+    """The solution, judged by code that shares nothing with the solvers. Raises InvalidSolutionError as well."""
+    solution = solve(problem, options)
+    check(problem, solution, options)
+    return solution

@@ -22,18 +22,18 @@ from balancer.solve.chain import chain_offers
 from balancer.solve.downset_dp import PipelineLimits, cut_lattice
 from balancer.solve.downset_sampling import sampled_downsets
 from balancer.solve.enumeration import all_downsets
-from balancer.solve.limits import infeasible, most_pipelines, most_replicas, whole_replicas
+from balancer.solve.limits import infeasible, max_pipelines, max_replicas, may_replicate_whole
 from balancer.solve.offers import alone_ns, best_plan, good_objective_ns, lattice_offer
 from balancer.solve.orders import file_order, prefixes, thinned
 from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
 from balancer.solve.plan_bounds import plan_bounds
-from balancer.solve.problem import Solution, evaluate
+from balancer.solve.problem import Ended, Solution, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balancer.solve.offers import BestOffers, Offer
+    from balancer.solve.offers import BestPlan, Offer
     from balancer.solve.period_dp import PeriodResult, ShortestPeriod
     from balancer.solve.plan_bounds import PlanBounds
     from balancer.solve.problem import Problem, SolverOptions
@@ -62,17 +62,28 @@ DEFAULT_WORK = DownSetWork()
 class PlanSearch:
     """The pipelines known of a problem, and bounds on all others: where searches keep what they find.
 
-    offers: the pipelines known. complete: whether no plan can be better than the best one made of these.
+    offers: the pipelines known. ended: how the search ended, LIMIT_REACHED before it has run.
     """
 
     def __init__(self, problem: Problem, options: SolverOptions, offers: Sequence[Offer]) -> None:
         self.problem, self.options = problem, options
         self.counts = tuple(count for _, count in problem.devices)
-        self.most_pipelines = most_pipelines(problem, options)
+        self.most_pipelines = max_pipelines(problem, options)
         self.offers = list(offers)
         self._valued = (0, 0)  # how many offers there were when they were valued last, and the objective then
-        self.complete = False
+        self.ended = Ended.LIMIT_REACHED
         self.statistics: dict[str, int] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether no plan can be better than the best of the offers."""
+        return self.ended is Ended.COMPLETE
+
+    def note_end(self, ended: Ended) -> None:
+        """Take note of how the search ended, and count it among the statistics where it did not run to the end."""
+        self.ended = ended
+        if ended is not Ended.COMPLETE:
+            self.statistics[ended.value] = 1
 
     @cached_property
     def bounds(self) -> PlanBounds:
@@ -80,18 +91,18 @@ class PlanSearch:
         return plan_bounds(
             self.problem,
             self.most_pipelines,
-            most_replicas(self.options),
-            may_replicate_whole=whole_replicas(self.problem, self.options),
+            max_replicas(self.options),
+            may_replicate_whole=may_replicate_whole(self.problem, self.options),
         )
 
-    def plan(self) -> BestOffers:
+    def plan(self) -> BestPlan:
         """The best plan of the pipelines known."""
         return best_plan(self.problem, self.offers, sum(self.counts), self.most_pipelines)
 
     def objective_ns(self) -> int:
         """ns per inference of a good plan of the pipelines known; a very long time where none are known."""
         if not self.offers:
-            return longest_ns(most_replicas(self.options))
+            return longest_ns(max_replicas(self.options))
         if self._valued[0] != len(self.offers):  # valuing takes long, and offers are only ever added
             value_ns = good_objective_ns(self.problem, self.offers, sum(self.counts), self.most_pipelines)
             self._valued = len(self.offers), value_ns
@@ -108,7 +119,7 @@ class PlanSearch:
         value = evaluate(self.problem, plan.pipelines)
         if value is None:
             raise ValueError("the batch form of the cost allows a segment that `exact` does not")
-        bound = value.objective_ns if plan.bound_ns is None else plan.bound_ns
+        bound = value.objective_ns if plan.complete else plan.bound_ns
         if not self.complete:
             bound = min(value.objective_ns, self.bounds.objective_ns())
         return Solution(
@@ -117,6 +128,7 @@ class PlanSearch:
             value=value,
             bound_ns=bound,
             over=f"{OVER}, {self.options.scope}",
+            ended=self.ended if plan.complete or not self.complete else Ended.LIMIT_REACHED,
             statistics=self.statistics,
         )
 
@@ -130,14 +142,14 @@ class DownSetSearch(PlanSearch):
         super().__init__(problem, options, offers)
         self.budget = budget
         self._last: PeriodResult | None = None
-        most = most_replicas(options)
+        most = max_replicas(options)
         # A plan of one pipeline must be at least as fast as the best known, which limits the time of each stage.
         known = [self._alone_ns(offer) for offer in self.offers] if self.most_pipelines == 1 else []
         self.lattice = cut_lattice(
             problem,
             sets,
             most_replicas=most,
-            may_replicate_whole=whole_replicas(problem, options),
+            may_replicate_whole=may_replicate_whole(problem, options),
             longest_ns=min(known) * min(most, max(self.counts)) if known else None,
         )
 
@@ -148,13 +160,13 @@ class DownSetSearch(PlanSearch):
                 self._one_pipeline()
             else:
                 self._several()
-            self.complete = True
+            self.note_end(Ended.COMPLETE)
         except BudgetSpent:
-            self.statistics["limit_reached"] = 1
+            self.note_end(Ended.LIMIT_REACHED)
         except KeyboardInterrupt:
             if not self.offers:
                 raise
-            self.statistics["interrupted"] = 1
+            self.note_end(Ended.INTERRUPTED)
         self.statistics |= {"down_sets": len(self.lattice.sets), "pairs": self.budget.spent}
 
     def _one_pipeline(self) -> None:
@@ -286,5 +298,8 @@ def _without_claims(sampled: DownSetSearch) -> PlanSearch:
     about other down-sets.
     """
     search = PlanSearch(sampled.problem, sampled.options, sampled.offers)
-    search.statistics = {**sampled.statistics, "down_sets_left_out": 1}
+    search.statistics = dict(sampled.statistics)
+    search.note_end(Ended.LEFT_OUT)
+    if not sampled.complete:
+        search.note_end(sampled.ended)
     return search

@@ -24,7 +24,7 @@ from balancer.solve.enumeration import all_downsets
 from balancer.solve.latency_dp import lowest_latencies
 from balancer.solve.orders import file_order, prefixes
 from balancer.solve.periods import MOST_REPLICAS, longest_ns
-from balancer.solve.problem import PipelineSpec, Solution, evaluate
+from balancer.solve.problem import Ended, PipelineSpec, Solution, evaluate
 
 if TYPE_CHECKING:
     from balancer.solve.downset_dp import CutLattice
@@ -101,7 +101,7 @@ class LatencyRateSearch:
     """Searches in one family of cuts after the other, each starting from the best pipeline that is known.
 
     best: that pipeline. complete: whether the last family held all down-sets and was searched to the end. too_many:
-    whether there are too many down-sets for that. stopped: whether a limit of work, the clock or Ctrl-C ended a search.
+    whether there are too many down-sets for that. ended: how the last search ended.
     """
 
     def __init__(self, problem: Problem, options: SolverOptions, budget: Budget) -> None:
@@ -114,8 +114,14 @@ class LatencyRateSearch:
         self.most_ns = longest if held.max_objective_ns is None else min(held.max_objective_ns, longest)
         self.most_latency_ns = _LONGEST_LATENCY_NS if held.max_latency_ns is None else held.max_latency_ns
         self.best: PipelineSpec | None = None
-        self.complete = self.too_many = self.stopped = False
+        self.complete = self.too_many = False
+        self.ended = Ended.COMPLETE
         self.statistics: dict[str, int] = {}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a limit of work, the clock or Ctrl-C ended a search."""
+        return self.ended is not Ended.COMPLETE
 
     def run(self, sets: DownSets) -> None:
         """Search among these cuts, to the end if limits allow."""
@@ -125,13 +131,15 @@ class LatencyRateSearch:
         try:
             self._search(lattice)
         except BudgetSpent:
-            self.statistics["limit_reached"] = 1
-            self.stopped = True
+            self._note_stop(Ended.LIMIT_REACHED)
         except KeyboardInterrupt:
             if self.best is None:
                 raise
-            self.statistics["interrupted"] = 1
-            self.stopped = True
+            self._note_stop(Ended.INTERRUPTED)
+
+    def _note_stop(self, ended: Ended) -> None:
+        self.ended = ended
+        self.statistics[ended.value] = 1
 
     def out_of_reach(self) -> bool:
         """Whether bounds alone rule out the rate or the latency asked for."""
@@ -252,6 +260,7 @@ class LatencyRateSearch:
             bound_ns=value.objective_ns if self.complete else min(value.objective_ns, self._least_ns()),
             latency_bound_ns=least if self.at_rate else None,
             over=f"{OVER}, {replace(self.options, max_pipelines=1).scope}",
+            ended=self.ended if self.complete or self.stopped else Ended.LEFT_OUT,
             statistics=self.statistics,
         )
 
