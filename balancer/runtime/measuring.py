@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from balancer.plan import Plan
-    from balancer.runtime.pipeline import Inputs, Pipeline
+    from balancer.runtime.items import Inputs
+    from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.statistics import StageStatistics
 
 _MOST_LATENCIES = 50

@@ -23,7 +23,7 @@ from balancer.runtime.recipes import interface, plan_model
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from balancer.runtime.pipeline import Inputs, Result
+    from balancer.runtime.items import Inputs, Result
 
 
 class PycoralRunner:
