@@ -600,6 +600,16 @@ def test_googles_runner_where_it_is_installed(compiled: Any, tmp_path: Path, mon
         results = list(runner.map(items))
     assert _bytes(results) == _expected(plan, items)
     assert results[0]["output"].dtype == np.float32
+
+    def breaking() -> Iterator[dict[str, Any]]:
+        yield from items[:2]
+        raise RuntimeError("the camera is gone")
+
+    with PycoralRunner(plan, "usb") as runner:
+        before = runner.map(breaking())
+        assert _bytes([next(before), next(before)]) == _expected(plan, items[:2])
+        with pytest.raises(RuntimeError, match="the camera is gone"):
+            next(before)
     two = with_replicas(plan, [[1, 2, 1]])
     with pytest.raises(PlanError, match="TPUs that share a stage"):
         PycoralRunner(two, "usb")

@@ -27,7 +27,7 @@ from balancer.planning.comparing import comparison, default_cuts
 from balancer.planning.predicting import partition_plan
 from balancer.planning.remembering import setting_of
 from balancer.planning.solving import solve_setting
-from balancer.runtime.provenance import mixture
+from balancer.runtime.provenance import joined, parse_provenance, provenance_text
 from balancer.solve import PipelineSpec, Solution, StageSpec, evaluate
 from balancer.solve.bisection import Bisection, bisect_cuts
 
@@ -232,7 +232,8 @@ def _latency_ns(seen: Seen, handover_ns: int) -> int:
 
 
 def _source(seen: Seen) -> str:
-    return mixture(s.measured.source for s in seen.plan.segments if s.measured)
+    segments = seen.plan.segments
+    return provenance_text(joined(parse_provenance(s.measured.source) for s in segments if s.measured))
 
 
 def truth_of(plan: Plan, seed: int) -> TrueCosts:
