@@ -47,7 +47,7 @@ from balancer.cost.segment import SegmentCosts
 from balancer.documents import Refusal, read_json
 from balancer.errors import BalancerError
 from balancer.ground.downsets import DownSets
-from balancer.inputs import InputSpec, load_items, model_interface, npz_bytes
+from balancer.inputs import InputSpec, Item, load_items, model_interface, npz_bytes
 from balancer.learning.measurements import SyntheticRow, read_measurements
 from balancer.learning.profiling import profile_document
 from balancer.loops.sources import RecordedTimes
@@ -163,7 +163,7 @@ def _readers(folder: Path) -> dict[str, Reader]:
     profile = _json(profile_document(model))
     times = "".join(f"{plan.file_name},{s.name},1.5\n" for s in plan.segments)
     simple = f"plan,stage,measured_ms\n{times}".encode()
-    arrays = {"x": np.zeros((3, 1, 2, 3), np.int8), "y": np.ones((3, 2), np.float32)}
+    arrays: Item = {"x": np.zeros((3, 1, 2, 3), np.int8), "y": np.ones((3, 2), np.float32)}
 
     def hardware(path: Path) -> None:
         SegmentCosts(graph, load_hardware(path)).terms(graph.all_ops)

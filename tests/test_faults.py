@@ -30,7 +30,6 @@ from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.recording import recorded_outputs
-from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
 from balancer.workers import Failure
@@ -242,9 +241,10 @@ class _Episode:
 
     def _kill(self, pipeline: Pipeline) -> None:
         while not self.ending.wait(self.dice.uniform(0.01, 0.3)):
-            remote = [e for e in pipeline._executors if isinstance(e, RemoteExecutor) and e._process]
-            if remote:
-                self.dice.choice(remote)._process.kill()  # type: ignore[union-attr]
+            processes = psutil.Process().children()
+            if processes:
+                with suppress(psutil.NoSuchProcess):
+                    self.dice.choice(processes).kill()
 
 
 def test_killing_stopping_closing_and_corrupt_items(plan: Plan) -> None:

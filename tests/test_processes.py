@@ -382,7 +382,7 @@ def test_a_device_is_one_however_its_number_is_written(names: str) -> None:
     with pytest.raises(DeviceError, match="a device is named twice"):
         device_names(names, 2)
     assert device_names("pci:01,usb:000,:02", 3) == ["pci:1", "usb:0", ":2"]
-    with pytest.raises(DeviceError, match="is no device"):
+    with pytest.raises(DeviceError, match="is not the name of a device"):
         device_names("pci:٣", 1)
 
 

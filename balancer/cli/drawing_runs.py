@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.cli.drawing import Listing, milliseconds
+from balancer.runtime.provenance import provenance_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ def devices(found: Sequence[Device], sound: str) -> None:
 def measurement(found: PipelineMeasurement) -> None:
     """The table of stages, and the rates."""
     table = Listing(
-        f"measured ({found.source}), {found.items} items in {found.seconds:.1f} s",
+        f"measured ({provenance_text(found.source)}), {found.items} items in {found.seconds:.1f} s",
         ("pipeline", "stage", "devices", "predicted ms", "ms", "queued ms", "share"),
     )
     for stage in found.stages:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from balancer.loops.sources import Source
     from balancer.opened import OpenedPlan
     from balancer.plan import Plan
-    from balancer.runtime.options import RunOptions
+    from balancer.runtime.options import OnError, RunOptions
     from balancer.runtime.recipes import Simulation
 
 _MOST_SECONDS = 1_000_000  # as `RunOptions` has it
@@ -85,7 +85,7 @@ def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> list[str]:
 
 
 def run_options(
-    arguments: argparse.Namespace, opened: OpenedPlan, inputs: Sequence[Item], *, on_error: str = "stop"
+    arguments: argparse.Namespace, opened: OpenedPlan, inputs: Sequence[Item], *, on_error: OnError = "stop"
 ) -> RunOptions:
     """inputs: those that recorded outputs are of."""
     keep_state = getattr(arguments, "keep_state", False)  # `tune` measures times alone

@@ -57,7 +57,7 @@ def devices(arguments: argparse.Namespace) -> int:
 
     found = list_devices()
     if not arguments.no_open:
-        found = [d if d.problem and "initialised" not in d.problem else probed(d) for d in found]
+        found = [probed(device) if device.usable else device for device in found]
     if arguments.json:
         print_json({"devices": [asdict(d) for d in found]})
     else:
@@ -171,7 +171,7 @@ def bench(arguments: argparse.Namespace) -> int:
     ):
         found = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
     if arguments.json:
-        print_json({"format": "balancer-benchmark", "version": 1, **asdict(found), "state": pipeline.state})
+        print_json({"format": "balancer-benchmark", "version": 1, **found.to_json(), "state": pipeline.state})
     else:
         drawing.state(pipeline.state)
         drawing_runs.measurement(found)

@@ -28,7 +28,7 @@ from balancer.planning.predicting import partition_plan
 from balancer.planning.setting import setting_of
 from balancer.planning.solved import pipelines_of
 from balancer.planning.solving import solve_setting
-from balancer.runtime.provenance import mixture
+from balancer.runtime.provenance import joined, parse_provenance, provenance_text
 from balancer.solve import Ended, PipelineSpec, Solution, evaluate
 from balancer.solve.bisection import Bisection, bisect_cuts
 
@@ -238,7 +238,8 @@ def _latency_ns(seen: Seen, handover_ns: int) -> int:
 
 
 def _source(seen: Seen) -> str:
-    return mixture(s.measured.source for s in seen.plan.segments if s.measured)
+    segments = seen.plan.segments
+    return provenance_text(joined(parse_provenance(s.measured.source) for s in segments if s.measured))
 
 
 def truth_of(plan: AnyPlan | OpenedPlan, seed: int) -> TrueCosts:
