@@ -28,7 +28,7 @@ from balancer.cost.feeding import StageCost, latency_ns, period_ns, stage_cost
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.layout import layout
 from balancer.cost.segment import SegmentCosts
-from balancer.errors import BalancerError, MeasurementError
+from balancer.errors import MeasurementError
 from balancer.ground.opsets import op_set
 from balancer.ground.rates import pipeline_rate, plan_rate
 from balancer.ground.units import MIB
@@ -315,13 +315,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if (arguments.imagenet or arguments.grid) and not arguments.model:
         parser.error("--imagenet and --grid need --model")
-    try:
-        with recorded("fidelity", arguments) as samples:
-            for scored in score(arguments):
-                samples += scored
-    except BalancerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    with recorded("fidelity", arguments) as samples:
+        for scored in score(arguments):
+            samples += scored
     return 0
 
 

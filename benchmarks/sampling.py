@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from balancer.errors import BalancerError
 from balancer.solve import evaluate
 from balancer.version import VERSION
 
@@ -111,15 +113,19 @@ def assert_holds(problem: Problem, solution: Solution) -> None:
 
 @contextmanager
 def recorded(benchmark: str, arguments: argparse.Namespace) -> Iterator[list[Sample]]:
-    """A list for the samples of this run. At the end it is written where `--json` says.
+    """A list for the samples of this run, which is written where `--json` says at the end.
 
-    The file is written after an error or Ctrl-C too; `complete` is false then.
+    The file is written after an error or Ctrl-C too; `complete` is false then. An error of balancer's is printed, and
+    the process ends with the error's exit code.
     """
     samples: list[Sample] = []
     complete = False
     try:
         yield samples
         complete = True
+    except BalancerError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     finally:
         if arguments.json:
             document = {

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from models import add_files, existing, zoo
 from sampling import assert_holds, measuring_parser, recorded, timed
 
-from balancer.errors import BalancerError, InfeasibleError
+from balancer.errors import InfeasibleError
 from balancer.loops.simulating import perturbed
 from balancer.planning.comparing import COPIES, DEFAULT, comparison
 from balancer.planning.setting import Setting, open_setting
@@ -192,18 +192,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("Rates per second, predicted. single: one pipeline of single TPUs; ours: any pipelines and replicas;")
     print("beside each the seconds to its proof, or its gap.")
     print(ROW.format("model", "N", *SHORT, "single", "proof", "ours", "proof"))
-    try:
-        with recorded("solve_zoo", arguments) as samples:
-            run = Run(arguments.seeds, samples)
-            search(open_setting(files[0], arguments.hardware), min(arguments.n), SolverOptions())
-            for path in files:
-                setting = open_setting(path, arguments.hardware)
-                for n_tpus in arguments.n:
-                    run.case(setting, n_tpus)
-    except BalancerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    run.print_summary()
+    with recorded("solve_zoo", arguments) as samples:
+        run = Run(arguments.seeds, samples)
+        search(open_setting(files[0], arguments.hardware), min(arguments.n), SolverOptions())
+        for path in files:
+            setting = open_setting(path, arguments.hardware)
+            for n_tpus in arguments.n:
+                run.case(setting, n_tpus)
+        run.print_summary()
     return 0
 
 
