@@ -315,9 +315,10 @@ def equivalents() -> dict[tuple[str, str, str], str]:
     return {(row["file"], row["before"], row["after"]): row["reason"] for row in rows}
 
 
-def tell(mutant: Mutant, verdict: str) -> None:
-    """Print where the mutant is, what became of it, and the line before and after."""
-    print(f"{verdict:9} balancer/{mutant.file}:{mutant.line}\n    - {mutant.before}\n    + {mutant.after}", flush=True)
+def tell(mutant: Mutant, verdict: str, tests: str) -> None:
+    """Print what became of the mutant, where it is, the tests that say so, and the line before and after."""
+    print(f"{verdict:8} balancer/{mutant.file}:{mutant.line}  {tests}".rstrip())
+    print(f"    - {mutant.before}\n    + {mutant.after}", flush=True)
 
 
 def tell_shares(verdicts: Sequence[str]) -> None:
@@ -342,7 +343,7 @@ def try_all(chosen: Sequence[Mutant], tests: dict[str, list[str]], samples: list
         for mutant in chosen:
             killer = "" if mutant.key in judged else trials.killer(mutant, tests[mutant.file])
             verdict = EQUAL if mutant.key in judged else KILLED if killer else SURVIVED
-            tell(mutant, verdict)
+            tell(mutant, verdict, killer)
             samples.append({
                 "file": mutant.file, "line": mutant.line, "before": mutant.before, "after": mutant.after,
                 "verdict": verdict, "killed_by": killer or None,
@@ -371,8 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{EQUIVALENT.name}: no longer possible in balancer/{file}: {before} -> {after}")
     if arguments.list:
         for mutant in chosen:
-            tell(mutant, EQUAL if mutant.key in equivalents() else "drawn")
-            print(f"    {' '.join(tests[mutant.file])}")
+            tell(mutant, EQUAL if mutant.key in equivalents() else "drawn", " ".join(tests[mutant.file]))
         return 0
     with recorded("mutants", arguments) as samples:
         try_all(chosen, tests, samples)
