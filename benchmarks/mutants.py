@@ -56,6 +56,10 @@ OPERATORS: dict[type[ast.AST], tuple[bytes, bytes]] = {
     ast.NotIn: (b"not in", b"in"), ast.And: (b"and", b"or"), ast.Or: (b"or", b"and"), ast.Not: (b"not", b""),
     ast.Invert: (b"~", b""),
 }  # fmt: skip
+LEFT_ALONE: dict[type[ast.AST], set[str]] = {
+    ast.FunctionDef: {"decorator_list", "returns"}, ast.ClassDef: {"decorator_list"}, ast.arg: {"annotation"},
+    ast.AnnAssign: {"annotation"}, ast.Raise: {"exc", "cause"}, ast.Assert: {"msg"}, ast.JoinedStr: {"values"},
+}  # fmt: skip
 OTHER_FUNCTION = {"min": b"max", "max": b"min", "any": b"all", "all": b"any"}
 CHECKING_KEYWORDS = {"strict", "repr", "stacklevel"}  # arguments that check or show something and compute nothing
 LOGGERS = {"log", "_log", "_LOG", "logger", "logging", "warnings"}
@@ -76,6 +80,13 @@ class _Sites(ast.NodeVisitor):
         self.source = source
         self.lines = [0, *(match.end() for match in re.finditer(rb"\n", source))]
         self.sites: list[Site] = []
+
+    def generic_visit(self, node: ast.AST) -> None:
+        left_alone = LEFT_ALONE.get(type(node), set())
+        for name, value in ast.iter_fields(node):
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, ast.AST) and name not in left_alone:
+                    self.visit(part)
 
     def _span(self, node: ast.expr) -> tuple[int, int]:
         assert node.end_lineno is not None
@@ -145,19 +156,6 @@ class _Sites(ast.NodeVisitor):
         if node.arg not in CHECKING_KEYWORDS:
             self.visit(node.value)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        for part in (*node.args.defaults, *node.args.kw_defaults, *node.body):
-            if part is not None:
-                self.visit(part)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for part in node.body:
-            self.visit(part)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        if node.value is not None:
-            self.visit(node.value)
-
     def visit_Module(self, node: ast.Module) -> None:
         for part in node.body:
             targets = part.targets if isinstance(part, ast.Assign) else ()
@@ -169,12 +167,6 @@ class _Sites(ast.NodeVisitor):
     def visit_If(self, node: ast.If) -> None:
         if _name(node.test) != "TYPE_CHECKING":
             self.generic_visit(node)
-
-    def visit_Raise(self, node: ast.Raise) -> None:
-        """Errors and their messages are left alone."""
-
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """Text is left alone."""
 
 
 def _name(node: ast.expr) -> str:
