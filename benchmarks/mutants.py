@@ -231,7 +231,7 @@ class Trials:
     def killer(self, mutant: Mutant, tests: Iterable[str]) -> str:
         """The first test file that kills the mutant; empty where none does.
 
-        Raises RuntimeError where a test file fails without any change.
+        Ends the program where a test file fails without any change.
         """
         path = self.folder / "balancer" / mutant.file
         original = path.read_bytes()
@@ -249,7 +249,7 @@ class Trials:
     def _baseline(self, test: str) -> float:
         start = time.perf_counter()
         if self._fails(test, None):
-            raise RuntimeError(f"{test} fails without any change")
+            raise SystemExit(f"{test} fails without any change: mend it first, or take it out of {NEAREST.name}")
         return time.perf_counter() - start
 
     def _fails(self, test: str, limit_s: float | None) -> bool:
