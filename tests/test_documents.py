@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,8 +16,8 @@ from balancer.documents import Refusal, read_json, read_table
 from balancer.errors import BalancerError, HardwareError, MeasurementError, PlanError
 from balancer.learning.measurements import read_measurements
 from balancer.loops.sources import RecordedTimes
-from balancer.loops.tuning import setting_of
 from balancer.plan import load_plan, plan_text
+from balancer.planning.remembering import setting_of
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.simulated import Behaviour
@@ -252,7 +253,7 @@ def test_times_that_nobody_can_wait_are_refused_in_the_api(seconds: float) -> No
 def test_simulated_times_are_finite(value: float) -> None:
     for name in ("stage_ns", "first_ns", "jitter"):
         with pytest.raises(ValueError, match=name):
-            Behaviour(**{"stage_ns": 1, name: value})
+            replace(Behaviour(stage_ns=1), **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])

@@ -30,6 +30,7 @@ from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.pycoral_runner import PycoralRunner
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.recording import recorded_outputs
+from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
 from balancer.workers import Failure
@@ -217,10 +218,10 @@ def test_restarts_have_a_limit_and_another_replica_goes_on(plan: Plan) -> None:
     wanted = with_replicas(plan, [[1, 2, 1]])
     with Pipeline(wanted, "cpu", RunOptions(processes=True, restarts=0)) as pipeline:
         assert len(pipeline.run(items[:2])) == 2
-        victims = [
-            e for e in pipeline._executors if getattr(e, "recipe", None) and e.recipe.segment == plan.segments[1].name
-        ]  # type: ignore[attr-defined]
-        os.kill(victims[0].pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        remote = [e for e in pipeline._executors if isinstance(e, RemoteExecutor)]
+        victim, _ = (e.pid for e in remote if e.recipe.segment == plan.segments[1].name)
+        assert victim
+        os.kill(victim, signal.SIGKILL)
         assert _bytes(pipeline.run(items)) == _expected(plan, items)
 
 

@@ -261,7 +261,8 @@ def test_the_api_says_what_happens_to_state_in_its_log(tmp_path: Path, caplog: p
 
 def test_tuning_a_plan_that_keeps_state_gives_one_that_does(tmp_path: Path) -> None:
     from balancer.loops.sources import TrueCosts
-    from balancer.loops.tuning import setting_of, tune
+    from balancer.loops.tuning import tune
+    from balancer.planning.remembering import setting_of
 
     plan = _saved(remembering(), tmp_path, n=4, keep_state=True)
     found = tune(plan, TrueCosts(setting_of(plan)), rounds=2, options=SolverOptions())

@@ -86,7 +86,12 @@ def test_no_more_items_are_taken_than_the_line_holds() -> None:
 
 
 def _numbers(workers: Workers, count: int) -> list[object]:
-    feeder = threading.Thread(target=lambda: [workers.put(i) for i in range(count)] and workers.finish())
+    def feed() -> None:
+        for i in range(count):
+            workers.put(i)
+        workers.finish()
+
+    feeder = threading.Thread(target=feed)
     feeder.start()
     found: list[object] = []
     with suppress(Finished):
