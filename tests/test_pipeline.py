@@ -35,7 +35,7 @@ from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
 from balancer.workers import Failure
 from tests import edgetpu_compiler, handmade
-from tests.replicas import with_replicas
+from tests.plans import with_replicas
 from tests.shared import ZOO
 
 if TYPE_CHECKING:

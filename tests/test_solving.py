@@ -19,22 +19,12 @@ from balancer.solve import SOLVERS, Problem, SolverOptions, Structure, solve, st
 from balancer.solve.cpsat import PipelineSearch
 from balancer.solve.downset_dp import CutSearch
 from balancer.solve.structured import StructuredCosts
-from balancer.tflite import synth
 from tests import handmade
 from tests.check import check
 from tests.shared import SOURCES, stem
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-WIDE = synth.fc(1800, layers=6)  # streams on one TPU and on two
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "net.tflite"
-    path.write_bytes(WIDE)
-    return path
 
 
 def _solved(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:

@@ -18,14 +18,7 @@ from balancer.workers import Failure, Work, WorkerLost, Workers, run_all
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.timeout(20)
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert set(threading.enumerate()) == before
+pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("no_thread_is_left")]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
