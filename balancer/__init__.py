@@ -12,39 +12,100 @@ from typing import TYPE_CHECKING, Any
 from balancer.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from balancer.compiler import find_compiler
+    from balancer.compiler import CompilerOptions, find_compiler
     from balancer.cost.hardware import Hardware, load_hardware
-    from balancer.directory import compile_plan, save, verify
-    from balancer.errors import BalancerError, InfeasibleError, ModelError, PlanError
+    from balancer.directory.compiling import compile_plan
+    from balancer.directory.saving import save
+    from balancer.directory.verifying import verify
+    from balancer.errors import (
+        BalancerError,
+        CompilerError,
+        ConstraintError,
+        DependencyError,
+        DeviceError,
+        HardwareError,
+        InfeasibleError,
+        InputError,
+        InterpreterError,
+        MeasurementError,
+        ModelError,
+        OutputError,
+        PlanError,
+        ProfileError,
+        StageError,
+    )
     from balancer.graph import Graph
-    from balancer.loops import tune
+    from balancer.inputs import random_items
+    from balancer.loops.compiler_split import default_split
+    from balancer.loops.refining import compare_compiled, refine
+    from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
+    from balancer.loops.tuning import tune
+    from balancer.opened import OpenedPlan, open_plan
     from balancer.plan import Plan, load_plan
-    from balancer.planning import balance, compare, predict, size
+    from balancer.planning.balancing import balance, compare
+    from balancer.planning.options import Options
+    from balancer.planning.predicting import predict
+    from balancer.planning.sizing import size
+    from balancer.runtime.images import image_files, load_image
     from balancer.runtime.options import RunOptions
     from balancer.runtime.pipeline import Pipeline
+    from balancer.runtime.recipes import Simulation
+    from balancer.runtime.simulated import Behaviour
     from balancer.solve import Constraints, Problem, Solution
     from balancer.tflite.read import load_graph
+    from balancer.verification import Verification
+    from balancer.workers import Failure
 
+# Where each name is defined, by modules of this package.
 _HOME = {
-    "BalancerError": "errors", "Constraints": "solve", "Graph": "graph", "Hardware": "cost.hardware",
-    "InfeasibleError": "errors", "ModelError": "errors", "Pipeline": "runtime.pipeline", "Plan": "plan",
-    "PlanError": "errors", "Problem": "solve", "RunOptions": "runtime.options", "Solution": "solve",
-    "balance": "planning", "compare": "planning", "compile_plan": "directory", "find_compiler": "compiler",
-    "load_graph": "tflite.read", "load_hardware": "cost.hardware", "load_plan": "plan", "predict": "planning",
-    "save": "directory", "size": "planning", "tune": "loops", "verify": "directory",
-}  # fmt: skip
+    "compiler": "CompilerOptions find_compiler",
+    "cost.hardware": "Hardware load_hardware",
+    "directory.compiling": "compile_plan",
+    "directory.saving": "save",
+    "directory.verifying": "verify",
+    "errors": (
+        "BalancerError CompilerError ConstraintError DependencyError DeviceError HardwareError InfeasibleError "
+        "InputError InterpreterError MeasurementError ModelError OutputError PlanError ProfileError StageError"
+    ),
+    "graph": "Graph",
+    "inputs": "random_items",
+    "loops.compiler_split": "default_split",
+    "loops.refining": "compare_compiled refine",
+    "loops.sources": "PipelineTimes RecordedTimes TrueCosts",
+    "loops.tuning": "tune",
+    "opened": "OpenedPlan open_plan",
+    "plan": "Plan load_plan",
+    "planning.balancing": "balance compare",
+    "planning.options": "Options",
+    "planning.predicting": "predict",
+    "planning.sizing": "size",
+    "runtime.images": "image_files load_image",
+    "runtime.options": "RunOptions",
+    "runtime.pipeline": "Pipeline",
+    "runtime.recipes": "Simulation",
+    "runtime.simulated": "Behaviour",
+    "solve": "Constraints Problem Solution",
+    "tflite.read": "load_graph",
+    "verification": "Verification",
+    "workers": "Failure",
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
-    "BalancerError", "Constraints", "Graph", "Hardware", "InfeasibleError", "ModelError", "Pipeline", "Plan",
-    "PlanError", "Problem", "RunOptions", "Solution", "__version__", "balance", "compare", "compile_plan",
-    "find_compiler", "load_graph", "load_hardware", "load_plan", "predict", "save", "size", "tune", "verify",
+    "BalancerError", "Behaviour", "CompilerError", "CompilerOptions", "ConstraintError", "Constraints", "DependencyError",
+    "DeviceError", "Failure", "Graph", "Hardware", "HardwareError", "InfeasibleError", "InputError", "InterpreterError",
+    "MeasurementError", "ModelError", "OpenedPlan", "Options", "OutputError", "Pipeline", "PipelineTimes", "Plan",
+    "PlanError", "Problem", "ProfileError", "RecordedTimes", "RunOptions", "Simulation", "Solution", "StageError",
+    "TrueCosts", "Verification", "__version__", "balance", "compare", "compare_compiled", "compile_plan", "default_split",
+    "find_compiler", "image_files", "load_graph", "load_hardware", "load_image", "load_plan", "open_plan", "predict",
+    "random_items", "refine", "save", "size", "tune", "verify",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'balancer' has no attribute '{name}'")
-    value = getattr(import_module(f"balancer.{_HOME[name]}"), name)
+    value = getattr(import_module(f"balancer.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

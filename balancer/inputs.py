@@ -10,10 +10,14 @@ import numpy as np
 
 from balancer.arrays import load_arrays
 from balancer.errors import InputError
+from balancer.graph import boundary_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from balancer.graph import Graph
+    from balancer.ground.opsets import OpSet
 
 Item = dict[str, Any]
 
@@ -27,6 +31,38 @@ class InputSpec:
     dtype: str
     low: float = -1.0
     high: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInterface:
+    """A model's inputs, and the names of its outputs, in the model's order. stateful: its ops that hold state."""
+
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+    stateful: OpSet = 0
+
+
+def model_interface(graph: Graph) -> ModelInterface:
+    """What the model takes and gives. Names are those of the segments' files; float inputs have the range that the op
+    which quantises them can tell apart.
+    """
+    names = boundary_names(graph, [])
+    inputs = tuple(_input_spec(graph, t, names[t]) for t in dict.fromkeys(graph.inputs))
+    return ModelInterface(inputs, tuple(names[t] for t in dict.fromkeys(graph.outputs)), graph.stateful)
+
+
+def _input_spec(graph: Graph, t: int, name: str) -> InputSpec:
+    tensor = graph.tensors[t]
+    for reader in graph.readers.get(t, ()):
+        op = graph.ops[reader]
+        if op.type != "QUANTIZE" or not op.outputs:
+            continue
+        made = graph.tensors[op.outputs[0]]
+        if made.scales and made.zero_points:
+            lowest = 0 if made.dtype == "uint8" else -128
+            low = (lowest - made.zero_points[0]) * made.scales[0]
+            return InputSpec(name, tensor.shape or (), tensor.dtype, low, low + 255 * made.scales[0])
+    return InputSpec(name, tensor.shape or (), tensor.dtype)
 
 
 def random_items(specs: Sequence[InputSpec], count: int, seed: int = 0) -> list[Item]:

@@ -19,7 +19,6 @@ import numpy as np
 from balancer.errors import BalancerError, InterpreterError, ModelError
 from balancer.graph import Graph, boundary_names
 from balancer.ground.opsets import OpSet, members, op_set
-from balancer.inputs import InputSpec, Item
 from balancer.interpreter import Interpreter, open_interpreter, open_keeping_all, runtime_label
 from balancer.plan import state_of
 from balancer.tflite.cut import Cutter
@@ -27,6 +26,9 @@ from balancer.workers import Failure, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from balancer.inputs import Item
+    from balancer.tflite.opened import OpenedModel
 
     Infer = Callable[[Interpreter, Sequence[Any]], None]
 
@@ -74,28 +76,8 @@ class Verification:
         return self.mismatch is None and not self.stopped_by
 
 
-def input_specs(graph: Graph) -> list[InputSpec]:
-    """What the model's inputs must be; float inputs in the range that the op which quantises them can tell apart."""
-    names = boundary_names(graph, [])
-    return [_input_spec(graph, t, names[t]) for t in dict.fromkeys(graph.inputs)]
-
-
-def _input_spec(graph: Graph, t: int, name: str) -> InputSpec:
-    tensor = graph.tensors[t]
-    for reader in graph.readers.get(t, ()):
-        op = graph.ops[reader]
-        if op.type != "QUANTIZE" or not op.outputs:
-            continue
-        made = graph.tensors[op.outputs[0]]
-        if made.scales and made.zero_points:
-            lowest = 0 if made.dtype == "uint8" else -128
-            low = (lowest - made.zero_points[0]) * made.scales[0]
-            return InputSpec(name, tensor.shape or (), tensor.dtype, low, low + 255 * made.scales[0])
-    return InputSpec(name, tensor.shape or (), tensor.dtype)
-
-
 def verify_partition(
-    model: bytes,
+    model: OpenedModel,
     segments: Sequence[SegmentFile],
     items: Sequence[Item],
     progress: Callable[[int], None] = lambda done: None,
@@ -106,13 +88,13 @@ def verify_partition(
 
     keep_state: both sides keep variable tensors from item to item; else both are reset before each.
 
-    items: inputs by tensor name, as `input_specs` gives them. progress: called with the number of items done.
+    items: inputs by tensor name, see `inputs.model_interface`. progress: called with the number of items done.
     Raises InterpreterError or ModelError where a file cannot be opened for another reason than a missing kernel.
     """
-    cutter = Cutter(model)
+    cutter = model.cutter
     names = boundary_names(cutter.graph, [s.ops for s in segments])
     infer = Interpreter.run_next if keep_state else Interpreter.run
-    reference = _Reference(model, cutter, names, infer)
+    reference = _Reference(model.data, cutter, names, infer)
     runners = [_SegmentRunner(s, infer) for s in segments]
     _check_interfaces(cutter.graph, segments, runners, names)
     equal: Counter[str] = Counter()

@@ -47,16 +47,18 @@ from balancer.cost.segment import SegmentCosts
 from balancer.documents import Refusal, read_json
 from balancer.errors import BalancerError
 from balancer.ground.downsets import DownSets
-from balancer.inputs import InputSpec, load_items, npz_bytes
+from balancer.inputs import InputSpec, load_items, model_interface, npz_bytes
 from balancer.learning.measurements import SyntheticRow, read_measurements
 from balancer.learning.profiling import profile_document
-from balancer.loops.sources import RecordedTimes, segment_sets
-from balancer.loops.tuning import measured_rate, plan_pipelines
+from balancer.loops.sources import RecordedTimes
+from balancer.loops.tuning import measured_rate
+from balancer.opened import open_plan
 from balancer.plan import load_plan, plan_text, pycoral_obstacle
-from balancer.planning.remembering import setting_of
+from balancer.planning.setting import setting_of
+from balancer.planning.solved import pipelines_of
 from balancer.runtime.images import load_image
 from balancer.runtime.limits import mapping_entries
-from balancer.runtime.recipes import plan_interface, promised
+from balancer.runtime.recipes import check_tensors, promised
 from balancer.runtime.tensors import layout, lives
 from balancer.tflite import synth
 from balancer.tflite.cut import Cutter
@@ -113,13 +115,14 @@ def _plan(path: Path) -> None:
     plan = load_plan(path)
     plan_text(plan).encode()
     pycoral_obstacle(plan)
-    outputs = plan_interface(plan).outputs
+    opened = open_plan(plan)
+    check_tensors(opened)
+    outputs = model_interface(opened.graph).outputs
     layout([lives(part, outputs) for part in plan.partitions()])
-    setting = setting_of(plan)
-    pipelines = plan_pipelines(plan, setting.hardware.name)
+    setting, pipelines = setting_of(opened), pipelines_of(plan)
     for segment in plan.segments:
         promised(plan, segment)
-        setting.costs.terms(segment_sets(plan)[segment.name])
+        setting.costs.terms(segment.ops)
     if pipelines and all(s.measured and s.measured.stage_ns for s in plan.segments):
         measured_rate(balancer.loops.sources.Seen(plan), setting.hardware.host.host_ns_per_stage)
 
@@ -147,7 +150,7 @@ def _readers(folder: Path) -> dict[str, Reader]:
             handmade.branch_and_add(), synth.fc(8, layers=3, inputs=4)]  # fmt: skip
     model = folder / "net.tflite"
     model.write_bytes(synth.fc(8, layers=4, inputs=4))
-    plan = balancer.save(balancer.balance(model, 3, stages=3), folder / "plan")
+    plan = balancer.save(balancer.balance(model, 3, options=balancer.Options(stages=3)), folder / "plan")
     home = folder / "plan"
     compiler = balancer.find_compiler(edgetpu_compiler.install(folder / "bin"))
     compiled = balancer.balancing.compile_plan(plan, compiler).plan

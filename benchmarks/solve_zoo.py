@@ -73,7 +73,7 @@ def numbers(text: str) -> list[int]:
 
 def timed(setting: Setting, n_tpus: int, options: SolverOptions) -> tuple[Solution, float]:
     """A solution, and the seconds that it took from the graph on, without any cached costs."""
-    fresh = Setting(setting.data, setting.origin, setting.graph, setting.hardware)
+    fresh = Setting(setting.model, setting.hardware)
     start = time.perf_counter()
     solution = solve(fresh.problem(n_tpus), options)
     return solution, time.perf_counter() - start

@@ -21,7 +21,7 @@ import balancer
 from balancer.loops.simulating import perturbed
 from balancer.loops.sources import TrueCosts
 from balancer.loops.tuning import ROUNDS, bisected, tune
-from balancer.planning.remembering import setting_of
+from balancer.planning.setting import setting_of
 from balancer.solve import solve
 
 if TYPE_CHECKING:

@@ -10,18 +10,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import balancer
-from balancer.errors import StageError
-from balancer.inputs import random_items
-from balancer.runtime.options import RunOptions
-from balancer.runtime.pipeline import Pipeline
-from balancer.runtime.recipes import Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,7 +24,7 @@ if TYPE_CHECKING:
 class Camera(threading.Thread):
     """Pushes frames at a rate of its own until it is told to end."""
 
-    def __init__(self, pipeline: Pipeline, frames: Iterable[dict[str, Any]], fps: float) -> None:
+    def __init__(self, pipeline: balancer.Pipeline, frames: Iterable[dict[str, Any]], fps: float) -> None:
         super().__init__(name="camera")
         self.pipeline, self.frames, self.fps = pipeline, frames, fps
         self.taken = self.dropped = 0
@@ -47,7 +41,7 @@ class Camera(threading.Thread):
                 self.taken += 1
             except TimeoutError:
                 self.dropped += 1
-            except StageError:
+            except balancer.StageError:
                 return  # the pipeline has stopped
         self.pipeline.finish()
 
@@ -59,19 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fps", type=float, default=2000.0)
     parser.add_argument("--seconds", type=float, default=3.0)
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        plan = balancer.save(balancer.balance(arguments.model, arguments.tpus), folder)
-        # Frames are counted, not looked at: the simulated TPUs compute nothing, and keep the promised rate.
-        options = RunOptions(simulation=Simulation(outputs="none"))
-        with Pipeline(plan, "sim", options) as pipeline:
-            frames = itertools.cycle(random_items(pipeline.interface.inputs, 8))
-            camera = Camera(pipeline, frames, arguments.fps)
-            camera.start()
-            threading.Timer(arguments.seconds, camera.ending.set).start()
-            try:
-                results = sum(1 for _ in pipeline)
-            finally:
-                camera.ending.set()
+    plan = balancer.balance(arguments.model, arguments.tpus)
+    # Frames are counted, not looked at: the simulated TPUs compute nothing, and keep the promised rate.
+    options = balancer.RunOptions(simulation=balancer.Simulation(outputs="none"))
+    with balancer.Pipeline(plan, "sim", options) as pipeline:
+        frames = itertools.cycle(balancer.random_items(pipeline.interface.inputs, 8))
+        camera = Camera(pipeline, frames, arguments.fps)
+        camera.start()
+        threading.Timer(arguments.seconds, camera.ending.set).start()
+        try:
+            results = sum(1 for _ in pipeline)
+        finally:
+            camera.ending.set()
     print(f"{camera.taken} frames taken, {camera.dropped} dropped, {results} results in order")
     print(f"{results / arguments.seconds:.1f}/s; the plan promises {plan.predicted.throughput_per_s:.1f}/s")
     return 0 if results == camera.taken else 1

@@ -122,7 +122,7 @@ def segment(behaviour: Behaviour, options: Namespace, source: Path) -> int:
     from balancer.planning.setting import open_setting
 
     setting = open_setting(source, "pcie")
-    cutter, n = Cutter(setting.data), len(setting.graph.ops)
+    cutter, n = Cutter(setting.model.data), len(setting.graph.ops)
     edges = [0, *default_cuts(setting, options.num_segments), n]
     for i, (first, last) in enumerate(pairwise(edges)):
         path = Path(options.out_dir) / f"{source.stem}_segment_{i}_of_{options.num_segments}.tflite"

@@ -20,7 +20,9 @@ WIDE = synth.fc(1800, layers=6)  # streams on one TPU and on two
 def three_stages(folder: Path, model: bytes) -> Plan:
     """The plan of `folder/net.tflite` in three stages of one TPU each, saved in `folder/plan`."""
     (folder / "net.tflite").write_bytes(model)
-    return balancer.save(balancer.balance(folder / "net.tflite", 3, stages=3), folder / "plan")
+    return balancer.save(
+        balancer.balance(folder / "net.tflite", 3, options=balancer.Options(stages=3)), folder / "plan"
+    )
 
 
 def with_replicas(plan: Plan, replicas: list[list[int]]) -> Plan:

@@ -9,7 +9,7 @@ import pytest
 import balancer
 from balancer.cost.hardware import load_hardware
 from balancer.errors import BalancerError, InfeasibleError, MeasurementError, PlanError, ProfileError
-from balancer.ground.opsets import parse_op_ranges
+from balancer.ground.opsets import members
 from balancer.learning.calibrating import calibrate, hardware_document
 from balancer.learning.measurements import StageRow, read_measurements
 from balancer.learning.profiling import profile_document
@@ -29,8 +29,8 @@ NAMES = [
 
 
 def test_predicting_a_plans_own_partition_gives_its_own_figures() -> None:
-    plan = balancer.balance(SPILLING, 3, pipelines=1)
-    again = balancer.predict(SPILLING, [parse_op_ranges(s.ops, plan.model.ops) for s in plan.segments])
+    plan = balancer.balance(SPILLING, 3, options=balancer.Options(pipelines=1))
+    again = balancer.predict(SPILLING, [list(members(s.ops)) for s in plan.segments])
     assert again.segments == plan.segments
     assert again.pipelines == plan.pipelines
     assert again.predicted == plan.predicted
@@ -67,21 +67,21 @@ def test_segments_may_interleave_branches() -> None:
 def test_state_is_never_torn_apart() -> None:
     with pytest.raises(PlanError, match="tears state apart"):
         balancer.predict(handmade.shared_state(), [[0, 1], [2, 3]])
-    plan = balancer.balance(handmade.shared_state(), 2, stages=2)
-    assert [s.ops for s in plan.segments] == ["0", "1-3"]
+    plan = balancer.balance(handmade.shared_state(), 2, options=balancer.Options(stages=2))
+    assert [s.ops for s in plan.segments] == [0b1, 0b1110]
 
 
 def test_overflow_error_refuses_what_must_stream_and_finds_what_need_not() -> None:
     with pytest.raises(InfeasibleError) as caught:
-        balancer.balance(SPILLING, 1, overflow="error")
+        balancer.balance(SPILLING, 1, options=balancer.Options(overflow="error"))
     assert caught.value.exit_code == 3
-    plan = balancer.balance(SPILLING, 4, overflow="error")
+    plan = balancer.balance(SPILLING, 4, options=balancer.Options(overflow="error"))
     assert all(s.predicted.overflow_bytes == 0 for s in plan.segments)
     assert plan.solver.status == "optimal"
 
 
 def test_forced_stages_make_one_pipeline_of_so_many() -> None:
-    plan = balancer.balance(SPILLING, 5, stages=5)
+    plan = balancer.balance(SPILLING, 5, options=balancer.Options(stages=5))
     assert [len(p.stages) for p in plan.pipelines] == [5]
     assert plan.predicted.tpus_used == 5
 
@@ -103,7 +103,7 @@ def test_k_copies_are_k_pipelines_of_one_stage() -> None:
     assert [len(p.stages) for p in plan.pipelines] == [1, 1, 1]
     assert [s.name for s in plan.segments] == ["model_segment_0_of_1"]
     assert [p.stages[0].tpus for p in plan.pipelines] == [(0,), (1,), (2,)]
-    held = balancer.balance(data, 3, pipelines=1)
+    held = balancer.balance(data, 3, options=balancer.Options(pipelines=1))
     assert len(held.pipelines) == 1
 
 
@@ -189,10 +189,10 @@ def test_calibration_finds_the_constants_that_made_the_measurements(tmp_path: Pa
         model = tmp_path / f"{name}.tflite"
         model.write_bytes(data)
         for n in (1, 2, 3):
-            plan = balancer.save(balancer.balance(model, n, stages=n), tmp_path / f"{name}{n}")
-            actual = balancer.predict(
-                model, [parse_op_ranges(s.ops, plan.model.ops) for s in plan.segments], hardware=truth
+            plan = balancer.save(
+                balancer.balance(model, n, options=balancer.Options(stages=n)), tmp_path / f"{name}{n}"
             )
+            actual = balancer.predict(model, [list(members(s.ops)) for s in plan.segments], hardware=truth)
             where = f"{name}{n}/{plan.file_name}"
             lines += [f"{where},{s.name},{s.predicted.stage_ns / 1e6}" for s in actual.segments]
     (tmp_path / "m.csv").write_text("\n".join(lines))

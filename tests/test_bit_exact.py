@@ -10,9 +10,10 @@ import pytest
 
 import balancer
 from balancer.graph import boundary_names
-from balancer.inputs import random_items
+from balancer.inputs import model_interface, random_items
 from balancer.tflite.cut import Cutter
-from balancer.verification import SegmentFile, input_specs, verify_partition
+from balancer.tflite.opened import open_model
+from balancer.verification import SegmentFile, verify_partition
 from tests.shared import RUNNABLE, ZOO, stem
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def test_one_pipeline_of_n_segments_is_bit_exact(path: Path, stages: int) -> Non
     graph = balancer.load_graph(path)
     most = len(graph.ops) - graph.folded.bit_count()
     n = min(stages, most)
-    plan = balancer.balance(path, n, stages=n, solver="chain")
+    plan = balancer.balance(path, n, options=balancer.Options(stages=n, solver="chain"))
     assert len(plan.segments) == n
     result = balancer.verify(plan, 1)
     assert result.bit_exact, result
@@ -57,5 +58,5 @@ def test_random_chains_of_down_sets_are_bit_exact(name: str, seed: int) -> None:
     partition = _chain_of_down_sets(cutter.graph, 5, seed)
     names = boundary_names(cutter.graph, partition)
     files = [SegmentFile(f"s{k}", ops, cutter.cut(ops, names)) for k, ops in enumerate(partition)]
-    result = verify_partition(data, files, random_items(input_specs(cutter.graph), 1))
+    result = verify_partition(open_model(data), files, random_items(model_interface(cutter.graph).inputs, 1))
     assert result.bit_exact, result

@@ -84,7 +84,7 @@ def test_verify_takes_the_users_inputs(model: Path, capsys: pytest.CaptureFixtur
 
 def test_a_mismatch_is_a_result_with_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.tflite").write_bytes(handmade.conv_chain(3))
-    balancer.save(balancer.balance(tmp_path / "m.tflite", 2, stages=2), tmp_path / "plan")
+    balancer.save(balancer.balance(tmp_path / "m.tflite", 2, options=balancer.Options(stages=2)), tmp_path / "plan")
     file, plan = tmp_path / "plan" / "m_segment_1_of_2.tflite", tmp_path / "plan" / "m_plan_2.json"
     cutter = Cutter(file.read_bytes())
     kernel = cutter._model.constant(cutter.graph.ops[0].inputs[1]).tobytes()

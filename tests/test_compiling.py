@@ -40,7 +40,7 @@ def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan's directory with three segments; not to be changed."""
     folder = tmp_path_factory.mktemp("solved")
     (folder / "net.tflite").write_bytes(synth.fc(1800, layers=6, output_type="int8"))
-    plan = balancer.balance(folder / "net.tflite", 3, stages=3)
+    plan = balancer.balance(folder / "net.tflite", 3, options=balancer.Options(stages=3))
     balancer.save(plan, folder / "plan")
     return folder / "plan"
 
@@ -123,7 +123,7 @@ def test_real_compiled_files(tmp_path: Path) -> None:
     """What the vendor's compiler made of a real model, beside the report that belongs to it."""
     source = MODELS / "mobilenet_v2_1.0_224_quant.tflite"
     real = COMPILED / "mobilenet_v2_1.0_224_quant_edgetpu.tflite"
-    balancer.save(balancer.balance(source, 1, stages=1), tmp_path / "plan")
+    balancer.save(balancer.balance(source, 1, options=balancer.Options(stages=1)), tmp_path / "plan")
     name = "mobilenet_v2_1.0_224_quant_segment_0_of_1"
     path = tmp_path / "plan" / "mobilenet_v2_1.0_224_quant_plan_1.json"
     found = balancer.compile_plan(path, _compiler(tmp_path, real={name: str(real)}))

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from balancer.graph import Graph, boundary_names
 from balancer.ground.opsets import OpSet, op_set
-from balancer.inputs import random_items
+from balancer.inputs import model_interface, random_items
 from balancer.tflite.cut import Cutter
 from balancer.tflite.flatbuffer import Table
+from balancer.tflite.opened import open_model
 from balancer.tflite.read import load_graph
-from balancer.verification import SegmentFile, input_specs, verify_partition
+from balancer.verification import SegmentFile, verify_partition
 from tests import handmade
 from tests.shared import SOURCES, stem
 
@@ -228,6 +229,6 @@ def test_random_pieces_compute_what_the_whole_computes(data: bytes, draw: st.Dat
     segments = _down_set_chain(graph, lambda n: draw.draw(st.integers(0, n - 1)))
     names = boundary_names(graph, segments)
     files = [SegmentFile(f"s{k}", ops, cutter.cut(ops, names)) for k, ops in enumerate(segments)]
-    result = verify_partition(data, files, random_items(input_specs(graph), 2))
+    result = verify_partition(open_model(data), files, random_items(model_interface(graph).inputs, 2))
     assert result.bit_exact
     assert result.compared_tensors

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import balancer
 from balancer.errors import InfeasibleError
 from balancer.solve import Cost, Problem, Solution, SolverOptions, evaluate, solve
 from balancer.solve.periods import MOST_REPLICAS, exact_period, longest_ns
@@ -82,7 +83,7 @@ def test_one_pipeline_of_a_model_that_fits_is_its_copies() -> None:
     from balancer import balance
 
     path = ZOO / "MobileNetV2_int8.tflite"
-    one, restricted = (balance(path, 4, pipelines=1, replicas=r) for r in (None, 4))
+    one, restricted = (balance(path, 4, options=balancer.Options(pipelines=1, replicas=r)) for r in (None, 4))
     assert one.solver.objective_ns == restricted.solver.objective_ns
     assert [[stage.replicas for stage in p.stages] for p in one.pipelines] == [[4]]
 

@@ -24,7 +24,7 @@ import balancer
 from balancer.arrays import load_arrays
 from balancer.cli.main import main
 from balancer.cli.run_inputs import Reading, given_inputs, outcomes
-from balancer.directory.saving import check_free
+from balancer.directory.writing import check_free
 from balancer.errors import InputError, OutputError, StageError
 from balancer.inputs import InputSpec, load_items
 from balancer.runtime.images import load_image

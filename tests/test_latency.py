@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import balancer
 from balancer import balance
 from balancer.errors import ConstraintError, InfeasibleError
 from balancer.solve import Constraints, Cost, Problem, Solution, SolverOptions, Value, evaluate, solve
@@ -119,7 +120,11 @@ def test_other_constraints_go_to_another_solver() -> None:
 @pytest.mark.parametrize("n_tpus", [4, 8])
 def test_the_lowest_latency_at_a_camera_rate_is_proven_for_real_models(n_tpus: int) -> None:
     for name in ("ResNet50_int8", "ResNet101_int8", "MobileNetV2_int8"):
-        lowest = balance(ZOO / f"{name}.tflite", n_tpus, constraints=Constraints(max_objective_ns=10**9 // 30))
+        lowest = balance(
+            ZOO / f"{name}.tflite",
+            n_tpus,
+            options=balancer.Options(constraints=Constraints(max_objective_ns=10**9 // 30)),
+        )
         assert lowest.solver.status == "optimal"
         assert lowest.predicted.throughput_per_s >= 30
         assert lowest.predicted.latency_ns == lowest.solver.latency_bound_ns
@@ -127,5 +132,5 @@ def test_the_lowest_latency_at_a_camera_rate_is_proven_for_real_models(n_tpus: i
         rows = [row for row in lowest.comparison if row.throughput_per_s and row.throughput_per_s >= 30]
         assert all(row.latency_ns is not None and row.latency_ns >= lowest.predicted.latency_ns for row in rows)
         held = Constraints(max_latency_ns=lowest.predicted.latency_ns)
-        fastest = balance(ZOO / f"{name}.tflite", n_tpus, constraints=held)
+        fastest = balance(ZOO / f"{name}.tflite", n_tpus, options=balancer.Options(constraints=held))
         assert fastest.solver.objective_ns == lowest.solver.objective_ns

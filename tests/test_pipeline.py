@@ -70,7 +70,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plan(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Three stages."""
-    return balancer.save(balancer.balance(model, 3, stages=3), tmp_path_factory.mktemp("plan") / "plan")
+    return balancer.save(
+        balancer.balance(model, 3, options=balancer.Options(stages=3)), tmp_path_factory.mktemp("plan") / "plan"
+    )
 
 
 def _expected(plan: Plan, items: list[dict[str, Any]]) -> list[list[bytes]]:
@@ -145,7 +147,9 @@ def test_models_with_odd_interfaces(made: bytes, tmp_path: Path) -> None:
 @pytest.mark.shared
 @pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
 def test_boundary_tensors_that_skip_stages(processes: bool, tmp_path: Path) -> None:
-    plan = balancer.save(balancer.balance(ZOO / "multi_io_int8.tflite", 4, stages=4), tmp_path / "plan")
+    plan = balancer.save(
+        balancer.balance(ZOO / "multi_io_int8.tflite", 4, options=balancer.Options(stages=4)), tmp_path / "plan"
+    )
     items = _items(plan, 6)
     with Pipeline(plan, "cpu", RunOptions(processes=processes)) as pipeline:
         assert _bytes(pipeline.run(items)) == _expected(plan, items)
@@ -485,7 +489,7 @@ def test_a_plan_that_is_not_saved_or_not_compiled(model: Path, plan: Plan) -> No
 
 
 def test_a_device_that_cannot_be_opened_closes_the_others(tmp_path: Path, model: Path) -> None:
-    saved = balancer.save(balancer.balance(model, 3, stages=3), tmp_path / "plan")
+    saved = balancer.save(balancer.balance(model, 3, options=balancer.Options(stages=3)), tmp_path / "plan")
     broken = (saved.directory or Path()) / str(saved.segments[2].file)
     data = bytearray(broken.read_bytes())
     data[4:8] = b"XXXX"

@@ -261,13 +261,18 @@ def test_a_model_whose_name_no_plan_file_can_hold_is_refused(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_changed_since_is_refused(tmp_path: Path) -> None:
+def test_a_plan_is_saved_with_the_model_that_it_was_made_from(tmp_path: Path) -> None:
+    """Also where the file has changed since. A model that changed in the plan's directory is refused."""
     model = tmp_path / "m.tflite"
     model.write_bytes(handmade.conv_chain(3))
     plan = balancer.balance(model, 2)
     model.write_bytes(handmade.conv_chain(4))
-    with pytest.raises(BalancerError, match="hash differs"):
-        balancer.save(plan, tmp_path / "out")
+    saved = balancer.save(plan, tmp_path / "out")
+    assert (tmp_path / "out" / "m.tflite").read_bytes() == handmade.conv_chain(3)
+    (tmp_path / "out" / "m.tflite").write_bytes(handmade.conv_chain(4))
+    for use in (balancer.open_plan, balancer.verify, lambda p: balancer.save(p, tmp_path / "other")):
+        with pytest.raises(BalancerError, match="hash differs"):
+            use(saved)
 
 
 def test_pipelines_that_cut_differently_into_as_many_segments_have_names_of_their_own() -> None:

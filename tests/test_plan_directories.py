@@ -24,7 +24,7 @@ def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan's directory; not to be changed."""
     folder = tmp_path_factory.mktemp("solved")
     (folder / "net.tflite").write_bytes(synth.fc(600, layers=4))
-    balancer.save(balancer.balance(folder / "net.tflite", 2, stages=2), folder / "plan")
+    balancer.save(balancer.balance(folder / "net.tflite", 2, options=balancer.Options(stages=2)), folder / "plan")
     return folder / "plan"
 
 

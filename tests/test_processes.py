@@ -21,7 +21,7 @@ import balancer
 from balancer.cli.main import main
 from balancer.compiler import Compiled, CompilerOptions, Refused, find_compiler
 from balancer.compiler.report import MAPPED
-from balancer.directory.saving import result_folder, write_file
+from balancer.directory.writing import result_folder, write_file
 from balancer.errors import CompilerError, DeviceError
 from balancer.processes.children import Child, python_command, python_environment
 from balancer.processes.scratch import held, scratch, sweep
@@ -42,7 +42,9 @@ pytestmark = pytest.mark.timeout(300)
 def plan(tmp_path: Path) -> Path:
     """A saved plan with three segments."""
     (tmp_path / "net.tflite").write_bytes(synth.fc(200, layers=6, output_type="int8"))
-    saved = balancer.save(balancer.balance(tmp_path / "net.tflite", 3, stages=3), tmp_path / "plan")
+    saved = balancer.save(
+        balancer.balance(tmp_path / "net.tflite", 3, options=balancer.Options(stages=3)), tmp_path / "plan"
+    )
     return tmp_path / "plan" / saved.file_name
 
 

@@ -174,13 +174,13 @@ def test_simulated_errors_are_those_of_the_model_whatever_its_file_is_called(pla
     found = []
     for name in ("a.tflite", "b.tflite"):
         shutil.copy(model, tmp_path / name)
-        made = balancer.balance(tmp_path / name, 3, stages=3)
+        made = balancer.balance(tmp_path / name, 3, options=balancer.Options(stages=3))
         found.append([b.stage_ns for b in behaviours(made, truth_of(made, 5), 0.0).values()])
     assert found[0] == found[1]
     other = tmp_path / "other" / "a.tflite"
     other.parent.mkdir()
     other.write_bytes(synth.fc(301, layers=6))
-    made = balancer.balance(other, 3, stages=3)
+    made = balancer.balance(other, 3, options=balancer.Options(stages=3))
     assert [b.stage_ns for b in behaviours(made, truth_of(made, 5), 0.0).values()] != found[0]
 
 

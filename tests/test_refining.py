@@ -21,7 +21,7 @@ from balancer.cost.segment import SegmentCosts
 from balancer.errors import CompilerError, InfeasibleError
 from balancer.ground.opsets import members
 from balancer.learning.correcting import Evidence, contradicts, corrected, overruns
-from balancer.loops.refining import ROUNDS, Round
+from balancer.loops.refining import ROUNDS, RefineRound
 from balancer.plan import OpOnCpu, SegmentReport
 from balancer.planning.setting import Setting, open_setting
 from balancer.solve import solve
@@ -30,6 +30,7 @@ from tests import edgetpu_compiler
 from tests.shared import ZOO
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 LESS = 800_000  # of each million bytes of room
@@ -37,6 +38,17 @@ LESS = 800_000  # of each million bytes of room
 
 def _compiler(folder: Path, **behaviour: Any) -> Compiler:
     return find_compiler(edgetpu_compiler.install(folder / "bin", **behaviour), cache=folder / "cache")
+
+
+def _refined(
+    model: Path,
+    n_tpus: int,
+    compiler: Compiler,
+    on_round: Callable[[RefineRound], None] = lambda done: None,
+    options: balancer.Options | None = None,
+) -> balancer.Plan:
+    plan = balancer.balance(model, n_tpus, options=options)
+    return balancer.refine(plan, compiler, options=options, on_round=on_round).plan
 
 
 def _overflow(plan: balancer.Plan) -> int:
@@ -58,8 +70,8 @@ def _fits(model: Path, n_tpus: int, profile: Profile) -> bool:
 @pytest.mark.parametrize("name", ["ResNet50", "InceptionV3", "ResNet101"])
 def test_less_room_than_predicted(name: str, n_tpus: int, tmp_path: Path) -> None:
     """In at most four rounds: a plan that streams nothing wherever there is one."""
-    model, rounds = ZOO / f"{name}_int8.tflite", list[Round]()
-    plan = balancer.balance(model, n_tpus, compile=_compiler(tmp_path, room_per_million=LESS), on_round=rounds.append)
+    model, rounds = ZOO / f"{name}_int8.tflite", list[RefineRound]()
+    plan = _refined(model, n_tpus, compiler=_compiler(tmp_path, room_per_million=LESS), on_round=rounds.append)
     assert len(rounds) <= ROUNDS == 4
     assert all(s.reported for s in plan.segments)
     assert (_overflow(plan) == 0) == _fits(model, n_tpus, Profile("truth", {}, LESS))
@@ -78,8 +90,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_compiler_that_agrees_ends_it_at_once(model: Path, tmp_path: Path) -> None:
-    rounds: list[Round] = []
-    plan = balancer.balance(model, 3, compile=_compiler(tmp_path), on_round=rounds.append)
+    rounds: list[RefineRound] = []
+    plan = _refined(model, 3, compiler=_compiler(tmp_path), on_round=rounds.append)
     assert [r.contradicted for r in rounds] == [()]
     plain = balancer.balance(model, 3)
     assert [s.ops for s in plan.segments] == [s.ops for s in plain.segments]
@@ -93,9 +105,9 @@ def test_ops_that_the_compiler_does_not_take(model: Path, tmp_path: Path) -> Non
     graph = balancer.load_graph(model)
     op = len(graph.ops) // 2
     status = "Operation not supported"
-    rounds: list[Round] = []
+    rounds: list[RefineRound] = []
     compiler = _compiler(tmp_path, on_cpu={graph.tensors[graph.ops[op].outputs[0]].name: status})
-    plan = balancer.balance(model, 4, compile=compiler, on_round=rounds.append)
+    plan = _refined(model, 4, compiler=compiler, on_round=rounds.append)
     assert rounds[0].contradicted
     assert rounds[-1].reported_per_s >= rounds[0].reported_per_s
     named = {o.op: o.reason for s in plan.segments if s.reported for o in s.reported.not_mapped}
@@ -108,18 +120,28 @@ def test_the_rate_alone_counts_where_that_is_asked(tmp_path: Path) -> None:
     path = tmp_path / "net.tflite"
     path.write_bytes(synth.fc(1800, layers=7, output_type="int8"))
     plans = {
-        how: balancer.balance(path, 3, compile=_compiler(tmp_path / str(how), room_per_million=700_000), overflow=how)
+        how: _refined(
+            path,
+            3,
+            compiler=_compiler(tmp_path / str(how), room_per_million=700_000),
+            options=balancer.Options(overflow=how),
+        )
         for how in (None, "stream")
     }
     assert plans["stream"].predicted.throughput_per_s >= plans[None].predicted.throughput_per_s
     assert _overflow(plans[None]) <= _overflow(plans["stream"])
     with pytest.raises(InfeasibleError):
-        balancer.balance(path, 2, compile=_compiler(tmp_path / "two", room_per_million=500_000), overflow="error")
+        _refined(
+            path,
+            2,
+            compiler=_compiler(tmp_path / "two", room_per_million=500_000),
+            options=balancer.Options(overflow="error"),
+        )
 
 
 def test_nothing_that_compiles_is_an_error(model: Path, tmp_path: Path) -> None:
     with pytest.raises(CompilerError, match=r"cannot be compiled: an activation is too large.*segments fail"):
-        balancer.balance(model, 3, compile=_compiler(tmp_path, fails={"*": "large activation tensors"}))
+        _refined(model, 3, compiler=_compiler(tmp_path, fails={"*": "large activation tensors"}))
 
 
 REFUSED = {f"ResNet50_int8_segment_{k}_of_5": "large activation tensors" for k in range(5)}
@@ -128,9 +150,9 @@ REFUSED = {f"ResNet50_int8_segment_{k}_of_5": "large activation tensors" for k i
 @pytest.mark.shared
 def test_a_later_plan_that_does_not_compile_leaves_the_earlier_one(tmp_path: Path) -> None:
     """And is shown as a round."""
-    rounds: list[Round] = []
+    rounds: list[RefineRound] = []
     compiler = _compiler(tmp_path, room_per_million=LESS, fails=REFUSED)
-    plan = balancer.balance(ZOO / "ResNet50_int8.tflite", 8, compile=compiler, on_round=rounds.append)
+    plan = _refined(ZOO / "ResNet50_int8.tflite", 8, compiler=compiler, on_round=rounds.append)
     assert [bool(r.refused) for r in rounds] == [False, True]
     assert "too large" in rounds[1].refused[0].reason
     assert [s.name[-4:] for s in plan.segments] == ["of_4"] * 4
@@ -154,12 +176,12 @@ def test_solve_compile_writes_a_directory_that_verifies(
     assert loaded.costs_label == "pcie + compiler reports"
     assert main(["solve", str(model), "-n", "4", "--json", *chosen]) == 0
     captured = capsys.readouterr()
-    assert [s["ops"] for s in json.loads(captured.out)["segments"]] == [s.ops for s in loaded.segments]
+    assert [s["ops"] for s in json.loads(captured.out)["segments"]] == [s.op_ranges for s in loaded.segments]
     assert "round 1: " in captured.err
 
 
 def test_the_same_input_gives_the_same_plan(model: Path, tmp_path: Path) -> None:
-    plans = [balancer.balance(model, 4, compile=_compiler(tmp_path / x, room_per_million=650_000)) for x in "ab"]
+    plans = [_refined(model, 4, compiler=_compiler(tmp_path / x, room_per_million=650_000)) for x in "ab"]
     assert plans[0].to_json() == plans[1].to_json()
     assert plans[0].made == plans[1].made
 
@@ -195,9 +217,9 @@ def test_room_is_not_made_by_leaving_ops_on_the_cpu(tmp_path: Path) -> None:
     path = ZOO / "ResNet50_int8.tflite"
     graph = balancer.load_graph(path)
     name = graph.tensors[graph.ops[33].outputs[0]].name
-    rounds: list[Round] = []
+    rounds: list[RefineRound] = []
     compiler = _compiler(tmp_path, room_per_million=LESS, on_cpu={name: "Operation not supported"})
-    plan = balancer.balance(path, 4, compile=compiler, on_round=rounds.append)
+    plan = _refined(path, 4, compiler=compiler, on_round=rounds.append)
     assert sum(s.reported.cpu_ops for s in plan.segments if s.reported) == 1
     assert plan.predicted.throughput_per_s > 5 * rounds[0].reported_per_s
 
@@ -208,8 +230,14 @@ def test_an_op_that_hides_behind_another_is_found(tmp_path: Path) -> None:
     path = ZOO / "ResNet50_int8.tflite"
     graph = balancer.load_graph(path)
     hidden = {graph.tensors[graph.ops[k].outputs[0]].name: "Operation not supported" for k in (30, 33)}
-    rounds: list[Round] = []
-    plan = balancer.balance(path, 4, pipelines=1, compile=_compiler(tmp_path, on_cpu=hidden), on_round=rounds.append)
+    rounds: list[RefineRound] = []
+    plan = _refined(
+        path,
+        4,
+        options=balancer.Options(pipelines=1),
+        compiler=_compiler(tmp_path, on_cpu=hidden),
+        on_round=rounds.append,
+    )
     assert plan.predicted.throughput_per_s == pytest.approx(max(r.reported_per_s for r in rounds), rel=0.01)
     assert plan.predicted.throughput_per_s > 3 * rounds[0].reported_per_s
 

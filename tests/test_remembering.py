@@ -19,15 +19,13 @@ from balancer.errors import PlanError
 from balancer.learning.correcting import Evidence, corrected, overruns
 from balancer.learning.profiling import profile_document
 from balancer.loops.simulating import perturbed, report_of
-from balancer.loops.sources import TrueCosts, segment_sets
+from balancer.loops.sources import TrueCosts
 from balancer.loops.tuning import truth_of, tune
 from balancer.plan import load_plan, plan_text
 from balancer.planning.assembling import assemble
 from balancer.planning.predicting import partition_plan
-from balancer.planning.remembering import setting_of
-from balancer.planning.setting import Setting, open_setting
+from balancer.planning.setting import Setting, open_setting, setting_of
 from balancer.planning.solving import solve_setting
-from balancer.solve import SolverOptions
 from balancer.tflite import synth
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ def _again(plan: Plan, folder: Path) -> Plan:
 
 def _remembers(plan: Plan) -> bool:
     """Whether the costs that it remembers are those that it was predicted with."""
-    costs, sets = setting_of(plan).costs, segment_sets(plan)
+    costs, sets = setting_of(plan).costs, {s.name: s.ops for s in plan.segments}
     return all(costs.terms(sets[s.name]).stage_ns == s.predicted.stage_ns for s in plan.segments)
 
 
@@ -68,7 +66,7 @@ def test_a_loaded_plan_costs_every_segment_as_it_was_costed(
         constants=data.draw(st.sampled_from([{}, {"stream_ns_per_mib": 1234, "input_ns_per_mib": 77}])),
     )
     setting = replace(plain, profile=profile)
-    solution = solve_setting(setting, 3, SolverOptions(), "stream")
+    solution = solve_setting(setting, 3, balancer.Options())
     loaded = _again(assemble(setting, solution, 3, ()), tmp_path_factory.mktemp("plan"))
     again = setting_of(loaded)
     assert (again.hardware, again.profile) == (setting.hardware, profile)
@@ -143,14 +141,14 @@ def test_reports_are_learnt_from_twice_as_once() -> None:
 
 
 def _document(**changes: Any) -> dict[str, Any]:
-    plan = balancer.balance(MODEL, 3, pipelines=1)
+    plan = balancer.balance(MODEL, 3, options=balancer.Options(pipelines=1))
     return json.loads(plan_text(plan)) | changes  # type: ignore[no-any-return]
 
 
 def test_a_plan_of_before_is_tuned_and_said_to_remember_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    saved = balancer.save(balancer.balance(MODEL, 3, pipelines=1), tmp_path)
+    saved = balancer.save(balancer.balance(MODEL, 3, options=balancer.Options(pipelines=1)), tmp_path)
     path = tmp_path / saved.file_name
     document = json.loads(path.read_text())
     del document["costs"], document["held_to"]

@@ -13,6 +13,7 @@ import balancer
 from balancer.cli.main import main
 from balancer.inputs import random_items
 from balancer.interpreter import open_interpreter
+from balancer.opened import open_plan
 from balancer.runtime.limits import SIMPLE_ENTRIES, mapping_entries, warn_of_mappings
 from balancer.runtime.measuring import distribution
 from balancer.runtime.pipeline import Pipeline
@@ -29,7 +30,9 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture
 def plan(tmp_path: Path) -> balancer.Plan:
     (tmp_path / "net.tflite").write_bytes(synth.fc(400, layers=6))
-    return balancer.save(balancer.balance(tmp_path / "net.tflite", 3, stages=3), tmp_path / "plan")
+    return balancer.save(
+        balancer.balance(tmp_path / "net.tflite", 3, options=balancer.Options(stages=3)), tmp_path / "plan"
+    )
 
 
 def _path(plan: balancer.Plan) -> str:
@@ -59,7 +62,7 @@ def test_run_on_arrays(
 @pytest.mark.shared
 def test_run_on_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = MODELS / "mobilenet_v2_1.0_224_quant.tflite"
-    plan = balancer.save(balancer.balance(model, 2, stages=2), tmp_path / "plan")
+    plan = balancer.save(balancer.balance(model, 2, options=balancer.Options(stages=2)), tmp_path / "plan")
     folder = tmp_path / "pictures"
     folder.mkdir()
     dice = np.random.default_rng(1)
@@ -161,7 +164,7 @@ def test_a_warning_comes_before_the_drivers_limit(
     saved = balancer.save(balancer.balance(tmp_path / "net.tflite", 1), tmp_path / "plan")
     compiler = balancer.find_compiler(edgetpu_compiler.install(tmp_path / "bin"), cache=tmp_path / "cache")
     compiled = balancer.compile_plan(_path(saved), compiler).plan
-    warn_of_mappings(compiled, ["usb:0"])
+    warn_of_mappings(open_plan(compiled), ["usb:0"])
     assert not caplog.records
-    warn_of_mappings(compiled, ["pci:0"])
+    warn_of_mappings(open_plan(compiled), ["pci:0"])
     assert "page-table entries" in caplog.text

@@ -89,11 +89,13 @@ def test_inputs_that_are_none_of_the_models_are_refused(model: Path, inputs: obj
 
 def test_what_the_latency_alone_allows_bounds_what_other_constraints_do(model: Path) -> None:
     alone = Constraints(max_objective_ns=10**9)
-    free = balancer.balance(model, 2, constraints=alone)
+    free = balancer.balance(model, 2, options=balancer.Options(constraints=alone))
     at = next(k for k, stage in enumerate(free.pipelines[0].stages) if "0" in _ops(free, stage.segment).split("-")[0])
-    pinned = balancer.balance(model, 2, constraints=Constraints(pinned={0: at}, max_objective_ns=10**9))
+    pinned = balancer.balance(
+        model, 2, options=balancer.Options(constraints=Constraints(pinned={0: at}, max_objective_ns=10**9))
+    )
     assert pinned.predicted.latency_ns == free.predicted.latency_ns == pinned.solver.latency_bound_ns
 
 
 def _ops(plan: balancer.Plan, segment: str) -> str:
-    return next(s.ops for s in plan.segments if s.name == segment)
+    return next(s.op_ranges for s in plan.segments if s.name == segment)

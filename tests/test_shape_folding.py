@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 import balancer
 from balancer.errors import InterpreterError, ModelError
-from balancer.inputs import random_items
+from balancer.inputs import model_interface, random_items
 from balancer.interpreter import open_keeping_all
 from balancer.tflite.cut import Cutter
 from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import Model
+from balancer.tflite.opened import open_model
 from balancer.tflite.shapes import Shapes
-from balancer.verification import SegmentFile, input_specs, verify_partition
+from balancer.verification import SegmentFile, verify_partition
 from tests import handmade
 from tests.shared import RUNNABLE, stem
 
@@ -120,7 +121,7 @@ def test_a_segment_computes_the_same_whatever_the_options_of_a_shape_computation
     cutter = Cutter(data)
     rest = cutter.graph.all_ops & ~1
     files = [SegmentFile(f"s{k}", ops, cutter.cut(ops)) for k, ops in enumerate((1, rest))]
-    assert verify_partition(data, files, random_items(input_specs(cutter.graph), 2)).bit_exact
+    assert verify_partition(open_model(data), files, random_items(model_interface(cutter.graph).inputs, 2)).bit_exact
 
 
 def _step(c: Chain, draw: st.DrawFn, at: int, type_name: str) -> tuple[int, str]:
@@ -209,7 +210,7 @@ def test_segments_compute_what_the_whole_does_whatever_is_folded(data: bytes) ->
         assume(False)
     cutter = Cutter(data)
     files = [SegmentFile(f"s{k}", ops, cutter.cut(ops)) for k, ops in enumerate((1, cutter.graph.all_ops & ~1))]
-    assert verify_partition(data, files, random_items(input_specs(cutter.graph), 1)).bit_exact
+    assert verify_partition(open_model(data), files, random_items(model_interface(cutter.graph).inputs, 1)).bit_exact
 
 
 @given(chains())

@@ -121,7 +121,7 @@ def test_sizing_says_how_many_tpus_are_worth_having(model: Path, capsys: pytest.
 
 def _streams_nothing(model: Path, n: int) -> bool:
     try:
-        balancer.balance(model, n, overflow="error")
+        balancer.balance(model, n, options=balancer.Options(overflow="error"))
     except InfeasibleError:
         return False
     return True
@@ -130,7 +130,7 @@ def _streams_nothing(model: Path, n: int) -> bool:
 def test_sizing_within_a_latency(model: Path) -> None:
     free = balancer.size(model, max_tpus=4)
     limit = min(row.latency_ns for row in free.rows if row.latency_ns) / 1e6 + 0.05
-    held = balancer.size(model, max_tpus=4, max_latency_ms=limit)
+    held = balancer.size(model, max_tpus=4, max_latency_ns=limit * 1e6)
     for row, other in zip(held.rows, free.rows, strict=True):
         if row.throughput_per_s is not None:
             assert row.latency_ns is not None
@@ -138,9 +138,9 @@ def test_sizing_within_a_latency(model: Path) -> None:
             assert other.throughput_per_s is not None
             assert row.throughput_per_s <= other.throughput_per_s
     assert held.target_n == next(row.n_tpus for row in held.rows if row.throughput_per_s)
-    assert balancer.size(model, max_tpus=2, max_latency_ms=0.001).target_n is None
-    with pytest.raises(ValueError, match="target_fps"):
-        balancer.size(model, target_fps=-1)
+    assert balancer.size(model, max_tpus=2, max_latency_ns=1000).target_n is None
+    with pytest.raises(ValueError, match="target_per_s"):
+        balancer.size(model, target_per_s=-1)
 
 
 def _hard() -> Problem:
@@ -180,8 +180,8 @@ def test_an_interrupted_search_gives_the_best_so_far(where: tuple[type, str], mo
 def test_constraints_need_a_solver_that_takes_them(model: Path) -> None:
     held = balancer.Constraints(pinned={0: 0})
     with pytest.raises(ConstraintError, match="takes no constraints"):
-        balancer.balance(model, 2, solver="downset", constraints=held)
-    assert balancer.balance(model, 2, constraints=held).solver.name == "cpsat"
+        balancer.balance(model, 2, options=balancer.Options(solver="downset", constraints=held))
+    assert balancer.balance(model, 2, options=balancer.Options(constraints=held)).solver.name == "cpsat"
 
 
 @pytest.mark.shared

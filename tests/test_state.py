@@ -17,15 +17,14 @@ import pytest
 import balancer
 from balancer.cli.main import main
 from balancer.errors import PlanError, StageError
-from balancer.inputs import random_items
+from balancer.inputs import model_interface, random_items
 from balancer.interpreter import open_interpreter
 from balancer.plan import STATE_WORDS
+from balancer.planning.setting import setting_of
 from balancer.runtime.options import RunOptions
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.remote import RemoteExecutor
-from balancer.solve import SolverOptions
 from balancer.tflite.flatbuffer import Table
-from balancer.verification import input_specs
 from balancer.workers import Failure
 from tests import handmade
 from tests.shared import MODELS
@@ -75,7 +74,7 @@ def remembering() -> bytes:
 
 
 def _items(data: bytes, count: int = 12) -> list[dict[str, Any]]:
-    return random_items(input_specs(balancer.load_graph(data)), count)
+    return random_items(model_interface(balancer.load_graph(data)).inputs, count)
 
 
 def _expected(data: bytes, items: list[dict[str, Any]], *, kept: bool) -> list[bytes]:
@@ -88,10 +87,11 @@ def _expected(data: bytes, items: list[dict[str, Any]], *, kept: bool) -> list[b
     return found
 
 
-def _saved(data: bytes, folder: Path, n: int = 3, **options: Any) -> Plan:
+def _saved(data: bytes, folder: Path, n: int = 3, stages: int | None = None, **more: Any) -> Plan:
     model = folder / "state.tflite"
     model.write_bytes(data)
-    return balancer.save(balancer.balance(model, n, **options), folder / "plan")
+    options = balancer.Options(stages=stages)
+    return balancer.save(balancer.balance(model, n, options=options, **more), folder / "plan")
 
 
 def _bytes(result: Any) -> bytes:
@@ -262,10 +262,9 @@ def test_the_api_says_what_happens_to_state_in_its_log(tmp_path: Path, caplog: p
 def test_tuning_a_plan_that_keeps_state_gives_one_that_does(tmp_path: Path) -> None:
     from balancer.loops.sources import TrueCosts
     from balancer.loops.tuning import tune
-    from balancer.planning.remembering import setting_of
 
     plan = _saved(remembering(), tmp_path, n=4, keep_state=True)
-    found = tune(plan, TrueCosts(setting_of(plan)), rounds=2, options=SolverOptions())
+    found = tune(plan, TrueCosts(setting_of(plan)), rounds=2, options=balancer.Options())
     assert found.plan.state == "kept"
     assert len(found.plan.pipelines) == 1
 

@@ -12,9 +12,9 @@ from balancer.cli import run_verbs
 from balancer.cli.main import build_parser, main
 from balancer.errors import DeviceError, MeasurementError
 from balancer.loops.simulating import perturbed
-from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts, behaviours, segment_sets
+from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts, behaviours
 from balancer.planning.predicting import partition_plan
-from balancer.planning.remembering import setting_of
+from balancer.planning.setting import setting_of
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.recipes import Simulation
@@ -53,7 +53,7 @@ def _path(plan: Plan) -> str:
 def _source(plan: Plan, *more: str) -> Any:
     """As the command has it."""
     arguments = build_parser().parse_args(["tune", _path(plan), "--devices", "sim", "--seconds", "0.3", *more])
-    return run_verbs._source(arguments, plan)
+    return run_verbs._source(arguments, balancer.open_plan(plan))
 
 
 class _Caught(Exception):
@@ -62,13 +62,13 @@ class _Caught(Exception):
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Plan], tuple[Plan, Simulation]]:
-    """What a source tells simulated TPUs of a plan, and the plan that it saved for them; they do not run."""
+    """What a source tells simulated TPUs of a plan, and the plan that it opened for them; they do not run."""
     from balancer.loops import sources
 
     caught: list[tuple[Plan, Simulation]] = []
 
-    def pipeline(plan: Plan, _: object, options: RunOptions) -> None:
-        caught.append((plan, options.simulation))
+    def pipeline(opened: balancer.OpenedPlan, _: object, options: RunOptions) -> None:
+        caught.append((opened.plan, options.simulation))
         raise _Caught
 
     def telling(source: Any, plan: Plan) -> tuple[Plan, Simulation]:
@@ -84,7 +84,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Plan], tuple[Plan, S
 def _by_ops(found: tuple[Plan, Simulation]) -> dict[int, int]:
     plan, simulation = found
     assert simulation.behaviours
-    return {ops: simulation.behaviours[name].stage_ns for name, ops in segment_sets(plan).items()}
+    return {s.ops: simulation.behaviours[s.name].stage_ns for s in plan.segments}
 
 
 def _recorded(folder: Path, *plans: Plan) -> tuple[Path, dict[int, int]]:
@@ -94,9 +94,9 @@ def _recorded(folder: Path, *plans: Plan) -> tuple[Path, dict[int, int]]:
         rows = csv.writer(file)
         rows.writerow(["plan", "stage", "measured_ms"])
         for plan in plans:
-            for name, ops in segment_sets(plan).items():
-                known[ops] = (5 + 3 * len(known)) * 1_000_000
-                rows.writerow([f"{plan.directory.name}/{plan.file_name}", name, known[ops] / 1e6])  # type: ignore[union-attr]
+            for s in plan.segments:
+                known[s.ops] = (5 + 3 * len(known)) * 1_000_000
+                rows.writerow([f"{plan.directory.name}/{plan.file_name}", s.name, known[s.ops] / 1e6])  # type: ignore[union-attr]
     return path, known
 
 
@@ -105,7 +105,7 @@ def test_plain_simulated_times_are_those_of_the_first_plan_for_any_ops(plans: tu
     source, costs = _source(one), setting_of(one).costs
     for plan in (two, one):
         found = _by_ops(told(source, plan))
-        assert found == {ops: costs.terms(ops).stage_ns for ops in segment_sets(plan).values()}
+        assert found == {ops: costs.terms(ops).stage_ns for ops in [s.ops for s in plan.segments]}
 
 
 def test_recorded_times_on_simulated_tpus_go_by_ops(plans: tuple[Plan, Plan], tmp_path: Path, told: Any) -> None:
@@ -113,7 +113,7 @@ def test_recorded_times_on_simulated_tpus_go_by_ops(plans: tuple[Plan, Plan], tm
     path, known = _recorded(tmp_path, one, two)
     source = _source(one, "--sim-times", str(path))
     for plan in (one, two):
-        assert _by_ops(told(source, plan)) == {ops: known[ops] for ops in segment_sets(plan).values()}
+        assert _by_ops(told(source, plan)) == {ops: known[ops] for ops in [s.ops for s in plan.segments]}
     # A file that knows nothing of the second plan's ops gives none of the first one's times for their names.
     path, _ = _recorded(tmp_path, one)
     source = _source(one, "--sim-times", str(path))
@@ -126,7 +126,7 @@ def test_ops_of_another_model_are_others(plans: tuple[Plan, Plan], tmp_path: Pat
     one, _ = plans
     path, _ = _recorded(tmp_path, one)
     setting = setting_of(balancer.balance(synth.conv(100, layers=8, size=32), 2))
-    other = partition_plan(setting, list(segment_sets(one).values()))
+    other = partition_plan(setting, [s.ops for s in one.segments])
     assert other is not None
     assert [s.ops for s in other.segments] == [s.ops for s in one.segments]
     with pytest.raises(MeasurementError, match="holds no time"):
@@ -176,7 +176,7 @@ def test_simulated_tpus_never_compute_while_they_are_measured(
 
     seen: list[str] = []
 
-    def pipeline(plan: Plan, devices: Any, options: RunOptions) -> Any:
+    def pipeline(plan: balancer.OpenedPlan, devices: Any, options: RunOptions) -> Any:
         seen.append(options.simulation.outputs)
         return Pipeline(plan, devices, options)
 

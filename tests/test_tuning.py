@@ -22,8 +22,7 @@ from balancer.learning.measurements import read_measurements
 from balancer.loops.simulating import perturbed
 from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
 from balancer.loops.tuning import ROUNDS, TuneRound, bisected, truth_of, tune
-from balancer.planning.remembering import setting_of
-from balancer.planning.setting import Setting, open_setting
+from balancer.planning.setting import Setting, open_setting, setting_of
 from balancer.solve import solve
 from balancer.tflite import synth
 from tests.shared import ZOO
@@ -48,7 +47,7 @@ def test_measured_stages_come_out_as_measured(data: st.DataObject, model: Path) 
     ops = {i: OpCosts(ns=round(setting.costs.compute[i] * data.draw(st.floats(0.4, 2.5)))) for i in range(n)}
     link = data.draw(st.floats(0.6, 1.6))
     hardware = setting.hardware.changed({"input_ns_per_mib": setting.hardware.link.input_ns_per_mib * link})
-    truth = Setting(setting.data, setting.origin, setting.graph, hardware, Profile("truth", ops)).costs
+    truth = Setting(setting.model, hardware, Profile("truth", ops)).costs
     cuts = sorted(data.draw(st.sets(st.integers(1, n - 1), min_size=1, max_size=3)))
     edges = [0, *cuts, n]
     seen = []
@@ -127,7 +126,7 @@ def test_a_simulated_pipeline_as_the_source(model: Path) -> None:
 
 
 def test_a_recorded_file_as_the_source(model: Path, tmp_path: Path) -> None:
-    plan = balancer.save(balancer.balance(model, 3, stages=3), tmp_path / "plan")
+    plan = balancer.save(balancer.balance(model, 3, options=balancer.Options(stages=3)), tmp_path / "plan")
     truth = TrueCosts(perturbed(setting_of(plan), 2))
     times = {s.name: s.measured.stage_ns for s in truth(plan).plan.segments if s.measured}
     path = tmp_path / "plan" / "times.csv"
@@ -138,7 +137,7 @@ def test_a_recorded_file_as_the_source(model: Path, tmp_path: Path) -> None:
     seen = RecordedTimes(path)(plan)
     assert {s.name: s.measured.stage_ns for s in seen.plan.segments if s.measured} == times
     with pytest.raises(MeasurementError, match="holds no time of the segment with ops"):
-        RecordedTimes(path)(balancer.balance(model, 2, stages=2))
+        RecordedTimes(path)(balancer.balance(model, 2, options=balancer.Options(stages=2)))
     path.write_text("plan,stage,measured_ms\nnothing.json,x,1\n")
     with pytest.raises(balancer.BalancerError):
         RecordedTimes(path)
@@ -163,7 +162,7 @@ def test_a_source_that_fails_later_leaves_the_best_so_far(model: Path, caplog: p
 
 
 def test_the_profiling_bisection_gets_the_same_times(model: Path) -> None:
-    plan = balancer.balance(model, 3, stages=3)
+    plan = balancer.balance(model, 3, options=balancer.Options(stages=3))
     truth = TrueCosts(perturbed(setting_of(plan), 5))
     found = bisected(plan, truth)
     assert len(found.cuts) == 2
@@ -174,7 +173,7 @@ def test_the_profiling_bisection_gets_the_same_times(model: Path) -> None:
 
 
 def test_a_measured_plan_calibrates(model: Path, tmp_path: Path) -> None:
-    plan = balancer.balance(model, 4, stages=4)
+    plan = balancer.balance(model, 4, options=balancer.Options(stages=4))
     truth = perturbed(setting_of(plan), 7)
     saved = balancer.save(tune(plan, TrueCosts(truth), rounds=1).plan, tmp_path / "plan")
     path = tmp_path / "plan" / saved.file_name

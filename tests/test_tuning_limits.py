@@ -13,15 +13,16 @@ from balancer.cli.main import main
 from balancer.compiler import find_compiler
 from balancer.directory.compiling import compile_plan
 from balancer.errors import ConstraintError, InfeasibleError
-from balancer.loops.aiming import Aim, Measured
+from balancer.loops.aiming import Achieved, Aim
 from balancer.loops.simulating import perturbed
-from balancer.loops.sources import Seen, TrueCosts, segment_sets
+from balancer.loops.sources import Seen, TrueCosts
 from balancer.loops.tuning import Tuned, tune
 from balancer.plan.remembered import check_remembered
-from balancer.planning.remembering import held_to, options_of, setting_of
+from balancer.planning.options import Options, options_of
+from balancer.planning.setting import setting_of
 from balancer.planning.solving import solve_setting
 from balancer.runtime.measuring import measure
-from balancer.solve import Constraints, SolverOptions
+from balancer.solve import Constraints
 from balancer.tflite import synth
 from tests import edgetpu_compiler
 
@@ -76,31 +77,34 @@ def test_constraints_come_back_from_a_plan_as_they_were() -> None:
         max_boundary_bytes=10**6, max_segment_bytes=10**7, max_latency_ns=10**8, max_objective_ns=10**9,
     )  # fmt: skip
     assert all(getattr(constraints, f.name) != getattr(Constraints(), f.name) for f in fields(Constraints))
-    options = SolverOptions(max_pipelines=2, max_replicas=3, constraints=constraints)
-    assert options_of(held_to(options, "error"), 5) == options
-    assert options_of(held_to(SolverOptions(stages=3), None), 5) == SolverOptions(stages=3)
-    endless = held_to(SolverOptions(constraints=Constraints(max_latency_ns=10**20)), None)
+    options = Options(pipelines=2, replicas=3, overflow="error", constraints=constraints)
+    assert options_of(options.held_to) == options
+    assert options_of(Options(stages=3).held_to) == Options(stages=3)
+    endless = Options(constraints=Constraints(max_latency_ns=10**20)).held_to
     check_remembered(None, endless, 5, 2, "plan")
-    assert (options_of(endless, 5).constraints.max_latency_ns or 0) > 10**15
+    assert (options_of(endless).constraints.max_latency_ns or 0) > 10**15
 
 
 def test_one_pipeline_stays_one() -> None:
-    plan = balancer.balance(SMALL, 4, pipelines=1, replicas=1)
+    plan = balancer.balance(SMALL, 4, options=balancer.Options(pipelines=1, replicas=1))
     assert len(balancer.balance(SMALL, 4).pipelines) > 1
     _tuned(plan, lambda p: len(p.pipelines) == 1 and all(s.replicas == 1 for s in p.pipelines[0].stages))
 
 
 def test_a_number_of_stages_is_kept() -> None:
-    _tuned(balancer.balance(SMALL, 4, stages=3), lambda p: [len(q.stages) for q in p.pipelines] == [3])
+    _tuned(
+        balancer.balance(SMALL, 4, options=balancer.Options(stages=3)),
+        lambda p: [len(q.stages) for q in p.pipelines] == [3],
+    )
 
 
 def test_ops_that_are_kept_together_stay_together() -> None:
     """In the middle of the slowest part: no free plan keeps them together."""
     group = sum(1 << i for i in range(2, 8))
-    plan = balancer.balance(SMALL, 3, constraints=Constraints(together=(group,)))
+    plan = balancer.balance(SMALL, 3, options=balancer.Options(constraints=Constraints(together=(group,))))
 
     def keeps(asked: Plan) -> bool:
-        return all(ops & group in (0, group) for ops in segment_sets(asked).values()) and len(asked.pipelines) == 1
+        return all(ops & group in (0, group) for ops in [s.ops for s in asked.segments]) and len(asked.pipelines) == 1
 
     assert keeps(plan)
     _tuned(plan, keeps)
@@ -109,7 +113,7 @@ def test_ops_that_are_kept_together_stay_together() -> None:
 def test_a_plan_that_must_not_stream_never_does() -> None:
     """Though a plan that streams would be faster, as predicted and as measured."""
     model = synth.conv(500, layers=5, size=32)
-    plan = balancer.balance(model, 3, overflow="error")
+    plan = balancer.balance(model, 3, options=balancer.Options(overflow="error"))
     free = balancer.balance(model, 3)
     assert sum(s.predicted.overflow_bytes for s in free.segments) > 0
     assert free.predicted.throughput_per_s > 1.02 * plan.predicted.throughput_per_s
@@ -136,9 +140,9 @@ def test_no_plan_within_the_limits_any_more_leaves_the_first_one(monkeypatch: py
 
 
 def test_a_rate_that_must_be_met_is_met_before_latency_counts() -> None:
-    fast = balancer.balance(LARGE, 2, pipelines=1)
+    fast = balancer.balance(LARGE, 2, options=balancer.Options(pipelines=1))
     wanted = int(1.3 * fast.solver.objective_ns)
-    plan = balancer.balance(LARGE, 2, constraints=Constraints(max_objective_ns=wanted))
+    plan = balancer.balance(LARGE, 2, options=balancer.Options(constraints=Constraints(max_objective_ns=wanted)))
     for seed in range(3):
         found = tune(plan, _watched(plan, seed))
         met = [r for r in found.rounds if r.measured_per_s * 1.01 >= 1e9 / wanted]
@@ -157,16 +161,16 @@ def test_a_rate_that_must_be_met_is_met_before_latency_counts() -> None:
     ],
 )
 def test_the_best_keeps_the_limits_first(constraints: Constraints, best: int) -> None:
-    found = [Measured(90.0, 9), Measured(101.0, 10), Measured(110.0, 20), Measured(200.0, 30)]
-    aim = Aim(SolverOptions(constraints=constraints), None)
+    found = [Achieved(90.0, 9), Achieved(101.0, 10), Achieved(110.0, 20), Achieved(200.0, 30)]
+    aim = Aim(Options(constraints=constraints))
     assert min(range(4), key=lambda k: aim.key(found[k])) == best
     assert not aim.broken(found[best])
 
 
 def test_a_latency_that_must_be_kept_is_kept() -> None:
-    free = balancer.balance(LARGE, 4, pipelines=1)
+    free = balancer.balance(LARGE, 4, options=balancer.Options(pipelines=1))
     most = free.predicted.latency_ns
-    plan = balancer.balance(LARGE, 4, constraints=Constraints(max_latency_ns=most))
+    plan = balancer.balance(LARGE, 4, options=balancer.Options(constraints=Constraints(max_latency_ns=most)))
     for seed in range(3):
         found = tune(plan, _watched(plan, seed))
         kept = [r for r in found.rounds if r.measured_latency_ns <= 1.01 * most]
@@ -177,14 +181,14 @@ def test_a_latency_that_must_be_kept_is_kept() -> None:
 @pytest.mark.parametrize(
     ("asked", "what"),
     [
-        (SolverOptions(max_pipelines=2), "held to at most 1"),
-        (SolverOptions(max_replicas=2), "held to at most 1"),
-        (SolverOptions(stages=2), "2 stages"),
-        (SolverOptions(constraints=Constraints(max_boundary_tensors=1)), "held to others"),
+        (Options(pipelines=2), "held to at most 1"),
+        (Options(replicas=2), "held to at most 1"),
+        (Options(stages=2), "2 stages"),
+        (Options(constraints=Constraints(max_boundary_tensors=1)), "held to others"),
     ],
 )
-def test_dropping_or_changing_a_limit_is_refused(asked: SolverOptions, what: str) -> None:
-    plan = balancer.balance(SMALL, 3, pipelines=1, replicas=1)
+def test_dropping_or_changing_a_limit_is_refused(asked: Options, what: str) -> None:
+    plan = balancer.balance(SMALL, 3, options=balancer.Options(pipelines=1, replicas=1))
     source = _watched(plan)
     with pytest.raises(ConstraintError, match=what):
         tune(plan, source, options=asked)
@@ -195,14 +199,14 @@ def test_a_limit_that_the_plan_does_not_keep_is_refused() -> None:
     plan = balancer.balance(SMALL, 3)
     assert len(plan.pipelines) == 3
     with pytest.raises(ConstraintError, match="the plan has 3"):
-        tune(plan, _watched(plan), options=SolverOptions(max_pipelines=1))
+        tune(plan, _watched(plan), options=Options(pipelines=1))
 
 
 def test_a_limit_that_the_plan_keeps_anyway_may_come_on_top() -> None:
     plan = balancer.balance(LARGE, 3)
     most = max(s.replicas for p in plan.pipelines for s in p.stages)
     source = _watched(plan)
-    found = tune(plan, source, options=SolverOptions(max_pipelines=len(plan.pipelines), max_replicas=most))
+    found = tune(plan, source, options=Options(pipelines=len(plan.pipelines), replicas=most))
     assert found.plan.held_to is not None
     assert (found.plan.held_to.pipelines, found.plan.held_to.replicas) == (len(plan.pipelines), most)
     assert all(len(p.pipelines) <= len(plan.pipelines) for p in source.asked)
@@ -211,7 +215,7 @@ def test_a_limit_that_the_plan_keeps_anyway_may_come_on_top() -> None:
 def _saved(folder: Path, model: bytes, n_tpus: int, pipelines: int | None = None) -> str:
     path = folder / "net.tflite"
     path.write_bytes(model)
-    plan = balancer.save(balancer.balance(path, n_tpus, pipelines=pipelines), folder / "plan")
+    plan = balancer.save(balancer.balance(path, n_tpus, options=balancer.Options(pipelines=pipelines)), folder / "plan")
     return str(folder / "plan" / plan.file_name)
 
 
@@ -280,7 +284,7 @@ def test_ctrl_c_keeps_the_best_round_so_far() -> None:
 
 
 def test_a_compiled_plan_that_stays_the_best_keeps_its_compiled_files(tmp_path: Path) -> None:
-    plan = balancer.save(balancer.balance(SMALL, 3, stages=3), tmp_path / "plan")
+    plan = balancer.save(balancer.balance(SMALL, 3, options=balancer.Options(stages=3)), tmp_path / "plan")
     compiler = find_compiler(edgetpu_compiler.install(tmp_path / "bin"), cache=tmp_path / "cache")
     plan = compile_plan(plan, compiler).plan
     truth = TrueCosts(setting_of(plan))

@@ -10,10 +10,11 @@ import pytest
 import balancer
 from balancer.errors import InputError, ModelError
 from balancer.graph import boundary_names
-from balancer.inputs import InputSpec, load_items, random_items
+from balancer.inputs import InputSpec, load_items, model_interface, random_items
 from balancer.interpreter import open_interpreter
 from balancer.tflite.cut import Cutter
-from balancer.verification import SegmentFile, input_specs, verify_partition
+from balancer.tflite.opened import open_model
+from balancer.verification import SegmentFile, verify_partition
 from tests import handmade
 from tests.shared import MODELS, POSENET
 
@@ -28,7 +29,7 @@ def _segments(data: bytes, *sets: int) -> list[SegmentFile]:
 
 
 def _items(data: bytes, count: int = 3) -> list[dict[str, object]]:
-    return random_items(input_specs(Cutter(data).graph), count)
+    return random_items(model_interface(Cutter(data).graph).inputs, count)
 
 
 def test_one_changed_weight_is_found_in_the_first_segment_that_has_it() -> None:
@@ -38,7 +39,9 @@ def test_one_changed_weight_is_found_in_the_first_segment_that_has_it() -> None:
     at = files[1].data.index(kernel)
     changed = bytearray(files[1].data)
     changed[at + 13] ^= 0x55
-    result = verify_partition(data, [files[0], SegmentFile("broken", 0b10, bytes(changed)), files[2]], _items(data))
+    result = verify_partition(
+        open_model(data), [files[0], SegmentFile("broken", 0b10, bytes(changed)), files[2]], _items(data)
+    )
     assert not result.bit_exact
     assert result.mismatch is not None
     assert (result.mismatch.segment, result.mismatch.tensor) == ("broken", "conv_1")
@@ -51,19 +54,19 @@ def test_a_file_with_another_interface_is_refused() -> None:
     files = _segments(data, 0b11, 0b100)
     swapped = [SegmentFile("first", 0b11, files[1].data), files[1]]
     with pytest.raises(ModelError, match="the plan says"):
-        verify_partition(data, swapped, _items(data))
+        verify_partition(open_model(data), swapped, _items(data))
 
 
 def test_every_boundary_tensor_of_every_item_is_compared() -> None:
     data = handmade.outputs_against_execution_order()
-    result = verify_partition(data, _segments(data, 0b1, 0b110), _items(data, 4))
+    result = verify_partition(open_model(data), _segments(data, 0b1, 0b110), _items(data, 4))
     assert result.bit_exact
     assert result.compared_tensors == 4 * (1 + 2)
 
 
 def test_segments_that_share_no_state_with_others_are_bit_exact() -> None:
     data = handmade.shared_state()
-    assert verify_partition(data, _segments(data, 0b1, 0b1110), _items(data)).bit_exact
+    assert verify_partition(open_model(data), _segments(data, 0b1, 0b1110), _items(data)).bit_exact
 
 
 def test_an_op_without_a_kernel_is_named_and_the_rest_is_compared() -> None:
@@ -73,7 +76,7 @@ def test_an_op_without_a_kernel_is_named_and_the_rest_is_compared() -> None:
     made = b.tensor("out", (1, 4, 4, 4))
     b.op("CUSTOM:Nobody", [conv], [made])
     data = b.file([source], [made])
-    result = verify_partition(data, _segments(data, 0b1, 0b110), _items(data))
+    result = verify_partition(open_model(data), _segments(data, 0b1, 0b110), _items(data))
     assert result.stopped_by == ("op 2 CUSTOM:Nobody",)
     assert not result.bit_exact
     assert result.verified_segments == ("segment 0",)
@@ -82,7 +85,7 @@ def test_an_op_without_a_kernel_is_named_and_the_rest_is_compared() -> None:
 
 @pytest.mark.shared
 def test_a_detector_with_a_custom_decoder_is_verified_up_to_it() -> None:
-    plan = balancer.balance(POSENET, 3, stages=3)
+    plan = balancer.balance(POSENET, 3, options=balancer.Options(stages=3))
     result = balancer.verify(plan, 1)
     assert result.stopped_by == ("op 37 CUSTOM:PosenetDecoderOp",)
     assert not result.bit_exact
@@ -96,7 +99,7 @@ def test_state_is_reset_before_each_input() -> None:
     cutter = Cutter((MODELS / "keras_lstm_mnist_ptq.tflite").read_bytes())
     lstm = next(op.index for op in cutter.graph.ops if op.type == "UNIDIRECTIONAL_SEQUENCE_LSTM")
     interpreter = open_interpreter(cutter.cut((2 << lstm) - 1))
-    first, second = random_items(input_specs(cutter.graph), 2)
+    first, second = random_items(model_interface(cutter.graph).inputs, 2)
     results = []
     for item in (first, second, first):
         interpreter.run(list(item.values()))
@@ -110,7 +113,7 @@ def test_state_is_reset_before_each_input() -> None:
 @pytest.mark.shared
 def test_a_model_with_state_runs_the_same_in_pieces() -> None:
     path = MODELS / "keras_lstm_mnist_ptq.tflite"
-    assert balancer.verify(balancer.balance(path, 3, stages=3), 3).bit_exact
+    assert balancer.verify(balancer.balance(path, 3, options=balancer.Options(stages=3)), 3).bit_exact
 
 
 SPEC = InputSpec("x", (1, 2, 3), "int8")
@@ -156,7 +159,7 @@ def test_a_file_that_is_no_array_is_refused(tmp_path: Path) -> None:
 
 
 def test_random_floats_cover_what_the_model_tells_apart() -> None:
-    (spec,) = input_specs(Cutter(handmade.float_glue()).graph)
+    (spec,) = model_interface(Cutter(handmade.float_glue()).graph).inputs
     (item,) = random_items([spec], 1)
     values = item["in"]
     assert values.dtype == np.float32

@@ -14,7 +14,7 @@ from balancer.cli.main import main
 from balancer.cli.plan_verbs import _say_verified
 from balancer.cli.solver_options import SOLVERS
 from balancer.errors import ConstraintError, InputError
-from balancer.loops.refining import Round
+from balancer.loops.refining import RefineRound
 from balancer.plan import SegmentReport, pycoral_obstacle
 from balancer.planning.comparing import row_of
 from balancer.planning.sizing import SizeRow, Sizing, _no_worse
@@ -40,7 +40,7 @@ def _rows(plan: Any) -> dict[str, Any]:
 def test_the_row_of_a_baseline_is_named_after_it_and_claims_nothing(
     solver: str, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = balancer.balance(model, 2, solver=solver)
+    plan = balancer.balance(model, 2, options=balancer.Options(solver=solver))
     names = [row.name for row in plan.comparison]
     assert names[-1] == row_of(solver)
     assert "ours" not in names
@@ -93,7 +93,7 @@ def test_rows_that_break_a_limit_are_marked(limits: dict[str, int], breaking: se
 
 
 def test_rows_that_stream_are_marked_where_that_is_refused() -> None:
-    rows = _rows(balancer.balance(WIDE, 4, overflow="error"))
+    rows = _rows(balancer.balance(WIDE, 4, options=balancer.Options(overflow="error")))
     assert rows["one TPU"].breaks_limits
     assert rows["copies"].breaks_limits
     assert not rows["ours"].breaks_limits
@@ -210,7 +210,9 @@ def test_constraints_that_agree_are_no_contradiction(model: Path) -> None:
 
 def test_contradictions_are_refused_in_python_too(model: Path) -> None:
     with pytest.raises(ConstraintError, match="op 3 pinned to stage 1, op 3 kept from stage 1"):
-        balancer.balance(model, 3, constraints=Constraints(pinned={3: 1}, kept_from=frozenset({(3, 1)})))
+        balancer.balance(
+            model, 3, options=balancer.Options(constraints=Constraints(pinned={3: 1}, kept_from=frozenset({(3, 1)})))
+        )
 
 
 # Other sentences that some input could make a lie
@@ -219,7 +221,7 @@ def test_contradictions_are_refused_in_python_too(model: Path) -> None:
 @pytest.fixture(scope="module")
 def small() -> balancer.Plan:
     """One pipeline of two stages."""
-    return balancer.balance(handmade.conv_chain(4), 2, stages=2)
+    return balancer.balance(handmade.conv_chain(4), 2, options=balancer.Options(stages=2))
 
 
 def _remarks(plan: balancer.Plan, capsys: pytest.CaptureFixture[str], **solver: Any) -> str:
@@ -276,7 +278,7 @@ def test_a_segment_without_a_report_has_not_failed(small: balancer.Plan, capsys:
 
 
 def test_a_round_within_the_tolerance_is_not_called_as_predicted() -> None:
-    found = Round(
+    found = RefineRound(
         number=1, segments=2, predicted_streamed_bytes=0, reported_streamed_bytes=9000, cpu_ops=0, predicted_per_s=9.0,
         reported_per_s=8.0, contradicted=(),
     )  # fmt: skip

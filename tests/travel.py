@@ -20,8 +20,8 @@ def main(folder: Path) -> None:
         made = Path(scratch) / "net.tflite"
         made.write_bytes(synth.fc(1800, layers=6))
         for model in [made, *([ZOO / "MobileNetV2_int8.tflite"] if HERE else [])]:
-            plan = balancer.balance(model, 4, stages=4, compile=compiler)
-            balancer.save(plan, folder / model.stem)
+            plan = balancer.balance(model, 4, options=balancer.Options(stages=4))
+            balancer.save(balancer.refine(plan, compiler).plan, folder / model.stem)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from balancer.directory.compiling import Compilation
-    from balancer.loops.refining import Round
+    from balancer.loops.refining import RefineRound
     from balancer.plan import Plan
 
 
@@ -71,13 +71,13 @@ def _say_troubles(found: Compilation) -> None:
         print(f"not compiled: {refused.name}: {refused.reason}; {refused.remedy}")
 
 
-def teller(arguments: argparse.Namespace) -> Callable[[Round], None]:
+def teller(arguments: argparse.Namespace) -> Callable[[RefineRound], None]:
     """Prints each round of solving and compiling, where JSON does not have stdout to itself."""
     from balancer.cli import drawing
 
     stream = sys.stderr if arguments.json else sys.stdout
 
-    def tell(found: Round) -> None:
+    def tell(found: RefineRound) -> None:
         if not arguments.quiet:
             print(drawing.round_line(found), file=stream, flush=True)
 

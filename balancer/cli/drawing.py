@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from balancer.compiler.report import Report
     from balancer.graph import Graph
     from balancer.learning.calibrating import Calibration
-    from balancer.loops.refining import Round
+    from balancer.loops.refining import RefineRound
     from balancer.plan import ComparisonRow, Plan, PlanPipeline
     from balancer.planning.sizing import Sizing
     from balancer.tflite.package import Package
@@ -110,7 +110,7 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
         segment = plan.segment(stage.segment)
         table.row(
             str(k),
-            segment.ops,
+            segment.op_ranges,
             op_ranges(t for a in alike for t in a.stages[k].tpus),
             short_size(segment.predicted.cached_bytes),
             short_size(segment.predicted.streamed_bytes),
@@ -178,7 +178,7 @@ def reported(plan: Plan) -> None:
     table.print()
 
 
-def round_line(found: Round) -> str:
+def round_line(found: RefineRound) -> str:
     """One round of solving and compiling."""
     if found.refused:
         lines = "".join(f"\n         not compiled: {r.name}: {r.reason}" for r in found.refused)

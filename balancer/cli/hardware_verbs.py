@@ -30,7 +30,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
     """Fit, print, and write the hardware file with -o."""
     from balancer.cli import drawing
     from balancer.cost.hardware import load_hardware
-    from balancer.directory.saving import check_writable, write_file
+    from balancer.directory.writing import check_writable, write_file
     from balancer.learning import calibrating
     from balancer.learning.measurements import read_measurements
 

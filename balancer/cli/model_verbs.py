@@ -86,7 +86,7 @@ def synth_arguments(parser: argparse.ArgumentParser) -> None:
 
 def synth(arguments: argparse.Namespace) -> int:
     """Write a synthetic model."""
-    from balancer.directory.saving import write_file
+    from balancer.directory.writing import write_file
     from balancer.tflite.synth import conv, fc
 
     try:
@@ -114,7 +114,7 @@ def profile_arguments(parser: argparse.ArgumentParser) -> None:
 
 def profile(arguments: argparse.Namespace) -> int:
     """Write the profile of a model."""
-    from balancer.directory.saving import write_file
+    from balancer.directory.writing import write_file
     from balancer.learning.profiling import profile_document
 
     document = profile_document(arguments.model, hardware=arguments.hardware)

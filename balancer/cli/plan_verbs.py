@@ -23,6 +23,7 @@ from balancer.cli.compiler_options import add_compile, compiler
 from balancer.cli.run_options import add_plan
 from balancer.cli.solver_options import add_solver, constraints, positive
 from balancer.errors import InfeasibleError, PlanError
+from balancer.ground.units import NS_PER_MS
 
 if TYPE_CHECKING:
     import argparse
@@ -61,21 +62,24 @@ def solve(arguments: argparse.Namespace) -> int:
     """Print the plan, and write it with -o."""
     import balancer
     from balancer.cli import drawing
-    from balancer.directory.saving import check_free
+    from balancer.directory.writing import check_free
 
     if arguments.output is not None:
         check_free(
             Path(arguments.output), f"{Path(arguments.model).stem}_plan_{arguments.tpus}.json", force=arguments.force
         )
+    chosen = compiler(arguments) if arguments.compile else None
+    options = balancer.Options(
+        pipelines=arguments.pipelines, replicas=arguments.replicas, overflow=arguments.overflow, solver=arguments.solver,
+        constraints=constraints(arguments), seconds=arguments.time_limit,
+    )  # fmt: skip
     with drawing.progress("solving; Ctrl-C takes the best so far", quiet=arguments.quiet or arguments.json):
         plan = balancer.balance(
-            arguments.model, arguments.tpus, hardware=arguments.hardware, pipelines=arguments.pipelines,
-            replicas=arguments.replicas,
-            overflow=arguments.overflow,
-            profile=arguments.profile, solver=arguments.solver, constraints=constraints(arguments),
-            seconds=arguments.time_limit, keep_state=arguments.keep_state, compile=arguments.compile and compiler(arguments),
-            on_round=compile_verb.teller(arguments),
+            arguments.model, arguments.tpus, options=options, hardware=arguments.hardware, profile=arguments.profile,
+            keep_state=arguments.keep_state,
         )  # fmt: skip
+        if chosen is not None:
+            plan = balancer.refine(plan, chosen, options=options, on_round=compile_verb.teller(arguments)).plan
     if arguments.output is not None:
         plan = balancer.save(plan, arguments.output, force=arguments.force)
     if arguments.json:
@@ -111,11 +115,12 @@ def compare(arguments: argparse.Namespace) -> int:
     import balancer
     from balancer.cli import drawing
 
+    chosen = compiler(arguments) if arguments.compile else None
     with drawing.progress("solving", quiet=arguments.quiet or arguments.json):
-        rows = balancer.compare(
-            arguments.model, arguments.tpus, hardware=arguments.hardware, compile=arguments.compile and compiler(arguments),
-            on_round=compile_verb.teller(arguments),
-        )  # fmt: skip
+        plan = balancer.balance(arguments.model, arguments.tpus, hardware=arguments.hardware)
+        rows = plan.comparison
+        if chosen is not None:
+            rows = balancer.compare_compiled(plan, chosen, on_round=compile_verb.teller(arguments))
     if arguments.json:
         print_json({"comparison": [asdict(row) for row in rows]})
     else:
@@ -145,8 +150,8 @@ def size(arguments: argparse.Namespace) -> int:
     asked = [words.format(value) for value, words in targets if value is not None]
     with drawing.progress("sizing, numbers of TPUs", quiet=arguments.quiet or arguments.json) as advance:
         found = balancer.size(
-            arguments.model, hardware=arguments.hardware, max_tpus=arguments.max_tpus, target_fps=arguments.target_fps,
-            max_latency_ms=arguments.max_latency, progress=advance,
+            arguments.model, hardware=arguments.hardware, max_tpus=arguments.max_tpus, target_per_s=arguments.target_fps,
+            max_latency_ns=None if arguments.max_latency is None else arguments.max_latency * NS_PER_MS, progress=advance,
         )  # fmt: skip
     if arguments.json:
         print_json(asdict(found))
@@ -189,7 +194,7 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 def _segments(arguments: argparse.Namespace) -> list[list[int]]:
-    from balancer.ground.opsets import parse_op_ranges
+    from balancer.ground.opsets import members, parse_op_ranges
     from balancer.plan import load_plan
     from balancer.planning.predicting import cut_segments
     from balancer.tflite.read import load_graph
@@ -208,7 +213,7 @@ def _segments(arguments: argparse.Namespace) -> list[list[int]]:
     _same_model(plan, arguments)
     if len(plan.partitions()) > 1:
         raise PlanError("has several partitions", arguments.plan, "give the one that you mean with --segments")
-    return [parse_op_ranges(segment.ops, n_ops) for segment in plan.partitions()[0]]
+    return [list(members(segment.ops)) for segment in plan.partitions()[0]]
 
 
 def _same_model(plan: Plan, arguments: argparse.Namespace) -> None:
@@ -238,13 +243,11 @@ def verify(arguments: argparse.Namespace) -> int:
     """Print whether the segments compute the model; exit code 1 if not."""
     import balancer
     from balancer.cli import drawing
-    from balancer.plan import load_plan
 
     choose_interpreter(arguments)
-    plan = load_plan(arguments.plan)
     with drawing.progress("verifying", quiet=arguments.quiet or arguments.json) as advance:
         result = balancer.verify(
-            plan, arguments.inputs or arguments.random, keep_state=arguments.keep_state, progress=advance
+            arguments.plan, arguments.inputs or arguments.random, keep_state=arguments.keep_state, progress=advance
         )
     if arguments.json:
         print_json({"bit_exact": result.bit_exact, **asdict(result)})
@@ -280,8 +283,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """Solve, cut, verify and compare a synthetic model in a temporary folder."""
     import balancer
     from balancer.cli import drawing
-    from balancer.directory.saving import temporary_folder, write_file
-    from balancer.plan import load_plan
+    from balancer.directory.writing import temporary_folder, write_file
     from balancer.tflite import synth
 
     with temporary_folder("demo") as folder:
@@ -289,7 +291,7 @@ def demo(arguments: argparse.Namespace) -> int:
         write_file(model, synth.fc(DEMO_WIDTH, layers=DEMO_LAYERS))
         plan = balancer.save(balancer.balance(model, arguments.tpus, hardware=arguments.hardware), folder / "plan")
         with drawing.progress("verifying", quiet=arguments.quiet or arguments.json) as advance:
-            result = balancer.verify(load_plan(folder / "plan" / plan.file_name), 3, progress=advance)
+            result = balancer.verify(folder / "plan", 3, progress=advance)
     if arguments.json:
         print_json({"plan": plan.to_json(), "verification": {"bit_exact": result.bit_exact, **asdict(result)}})
     else:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from balancer.inputs import Item
     from balancer.loops.sources import Source
+    from balancer.opened import OpenedPlan
     from balancer.plan import Plan
     from balancer.runtime.options import RunOptions
     from balancer.runtime.recipes import Simulation
@@ -84,7 +85,7 @@ def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> list[str]:
 
 
 def run_options(
-    arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item], *, on_error: str = "stop"
+    arguments: argparse.Namespace, opened: OpenedPlan, inputs: Sequence[Item], *, on_error: str = "stop"
 ) -> RunOptions:
     """inputs: those that recorded outputs are of."""
     keep_state = getattr(arguments, "keep_state", False)  # `tune` measures times alone
@@ -92,15 +93,17 @@ def run_options(
 
     return RunOptions(
         on_error=on_error, keep_state=keep_state, processes=arguments.processes, seconds=arguments.item_timeout,
-        simulation=_simulation(arguments, plan, inputs, keep_state=keep_state),
+        simulation=_simulation(arguments, opened, inputs, keep_state=keep_state),
     )  # fmt: skip
 
 
-def _simulation(arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item], *, keep_state: bool) -> Simulation:
+def _simulation(
+    arguments: argparse.Namespace, opened: OpenedPlan, inputs: Sequence[Item], *, keep_state: bool
+) -> Simulation:
     from balancer.runtime.recipes import Simulation, promised
     from balancer.runtime.recording import recorded_outputs
 
-    truth = simulated_truth(arguments, plan)
+    plan, truth = opened.plan, simulated_truth(arguments, opened)
     if not arguments.devices or "sim" not in arguments.devices:
         return Simulation()
     if truth is None:
@@ -109,11 +112,13 @@ def _simulation(arguments: argparse.Namespace, plan: Plan, inputs: Sequence[Item
         from balancer.loops.sources import behaviours
 
         known = behaviours(plan, truth, arguments.sim_jitter)
-    recordings = recorded_outputs(plan, inputs, keep_state=keep_state) if arguments.sim_outputs == "recorded" else None
+    recordings = (
+        recorded_outputs(opened, inputs, keep_state=keep_state) if arguments.sim_outputs == "recorded" else None
+    )
     return Simulation(behaviours=known, outputs=arguments.sim_outputs, recordings=recordings)
 
 
-def simulated_truth(arguments: argparse.Namespace, plan: Plan) -> Source | None:
+def simulated_truth(arguments: argparse.Namespace, opened: OpenedPlan) -> Source | None:
     """What segments of the plan's model take on simulated TPUs, as the arguments say; None: what plans predict.
 
     Raises DeviceError where none is simulated.
@@ -129,5 +134,5 @@ def simulated_truth(arguments: argparse.Namespace, plan: Plan) -> Source | None:
     if arguments.sim_errors is not None:
         from balancer.loops.tuning import truth_of
 
-        return truth_of(plan, arguments.sim_errors)
+        return truth_of(opened, arguments.sim_errors)
     return None

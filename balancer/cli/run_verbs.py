@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from balancer.opened import OpenedPlan
     from balancer.plan import Plan
+    from balancer.runtime.options import RunOptions
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
     from balancer.solve.bisection import Bisection
@@ -84,26 +86,25 @@ def run(arguments: argparse.Namespace) -> int:
     """Run a plan on inputs; exit code 1 if one of them failed."""
     from balancer.cli import drawing
     from balancer.cli.run_inputs import Reading, given_inputs, outcomes
-    from balancer.directory.saving import check_writable, put_file, result_folder
-    from balancer.inputs import npz_bytes
-    from balancer.plan import load_plan
-    from balancer.runtime.recipes import interface, plan_model
+    from balancer.directory.writing import check_writable, put_file, result_folder
+    from balancer.inputs import model_interface, npz_bytes
+    from balancer.opened import open_plan
 
     choose_interpreter(arguments)
-    plan = load_plan(arguments.plan)
-    devices = chosen_devices(arguments, plan)
-    given = given_inputs(Path(arguments.inputs), interface(plan_model(plan), plan.stem).inputs)
+    opened = open_plan(arguments.plan)
+    devices = chosen_devices(arguments, opened.plan)
+    given = given_inputs(Path(arguments.inputs), model_interface(opened.graph).inputs)
     folder, total = Path(arguments.outputs), len(given)
     _make_folder(folder)
     for one in given:
         check_writable(folder / f"{one.name}.npz", force=arguments.force)
     reading = Reading(given, going_on=arguments.on_error == "continue")
     recorded = reading.at_once() if arguments.sim_outputs == "recorded" else []
-    options = run_options(arguments, plan, recorded, on_error=arguments.on_error)
+    options = run_options(arguments, opened, recorded, on_error=arguments.on_error)
     failures: list[str] = []
     with (
         result_folder(folder),
-        _runner(arguments, plan, devices, options) as runner,
+        _runner(arguments, opened, devices, options) as runner,
         drawing.progress_bar("running", total, quiet=arguments.quiet or arguments.json) as advance,
     ):
         for k, outcome in enumerate(outcomes(reading, runner.map)):
@@ -131,7 +132,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _runner(
-    arguments: argparse.Namespace, plan: Plan, devices: Sequence[str], options: Any
+    arguments: argparse.Namespace, plan: OpenedPlan, devices: Sequence[str], options: RunOptions
 ) -> Pipeline | PycoralRunner:
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
@@ -155,18 +156,17 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
 def bench(arguments: argparse.Namespace) -> int:
     """Measure a plan: rate, latency, and each stage, predicted beside measured."""
     from balancer.cli import drawing, drawing_runs
-    from balancer.inputs import random_items
-    from balancer.plan import load_plan
+    from balancer.inputs import model_interface, random_items
+    from balancer.opened import open_plan
     from balancer.runtime.measuring import measure
     from balancer.runtime.pipeline import Pipeline
-    from balancer.runtime.recipes import interface, plan_model
 
     choose_interpreter(arguments)
-    plan = load_plan(arguments.plan)
-    devices = chosen_devices(arguments, plan)
-    inputs = random_items(interface(plan_model(plan), plan.stem).inputs, _BENCH_INPUTS)
+    opened = open_plan(arguments.plan)
+    devices = chosen_devices(arguments, opened.plan)
+    inputs = random_items(model_interface(opened.graph).inputs, _BENCH_INPUTS)
     with (
-        Pipeline(plan, devices, run_options(arguments, plan, inputs)) as pipeline,
+        Pipeline(opened, devices, run_options(arguments, opened, inputs)) as pipeline,
         drawing.progress("measuring", quiet=arguments.quiet or arguments.json) as advance,
     ):
         found = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
@@ -206,24 +206,22 @@ def tune(arguments: argparse.Namespace) -> int:
     """Measure, correct, solve again; write the best plan as measured."""
     import balancer
     from balancer.cli import drawing, drawing_runs
-    from balancer.directory.saving import check_folder
-    from balancer.loops import tuning
-    from balancer.plan import load_plan
-    from balancer.solve import SolverOptions
+    from balancer.directory.writing import check_folder
+    from balancer.opened import open_plan
 
     choose_interpreter(arguments)
-    plan = load_plan(arguments.plan)
-    folder = Path(arguments.output or f"{(plan.directory or Path()).resolve()}_tuned")
+    opened = open_plan(arguments.plan)
+    folder = Path(arguments.output or f"{(opened.plan.directory or Path()).resolve()}_tuned")
     check_folder(folder, force=arguments.force)
-    source = _source(arguments, plan)
-    options = SolverOptions(max_pipelines=arguments.pipelines, max_replicas=arguments.replicas)
-    found = tuning.tune(plan, source, rounds=arguments.rounds, options=options, on_round=_teller(arguments))
+    source = _source(arguments, opened)
+    options = balancer.Options(pipelines=arguments.pipelines, replicas=arguments.replicas)
+    found = balancer.tune(opened, source, rounds=arguments.rounds, options=options, on_round=_teller(arguments))
     saved = balancer.save(found.plan, folder, force=arguments.force)
     if not arguments.json:
         drawing_runs.tuned(found)
         drawing.state(found.plan.state)
         print(f"written to {saved.directory}: {len(saved.segments)} segments and {saved.file_name}")
-    beside = _bisect(arguments, plan, source) if arguments.bisection else None
+    beside = _bisect(arguments, opened, source) if arguments.bisection else None
     if arguments.json:
         rounds = [asdict(r) for r in found.rounds]
         bisection = asdict(beside) if beside else None
@@ -242,7 +240,7 @@ def tune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _bisect(arguments: argparse.Namespace, plan: Plan, source: Any) -> Bisection:
+def _bisect(arguments: argparse.Namespace, plan: OpenedPlan, source: Any) -> Bisection:
     """Many more segments are measured than by tuning: that is what is to be seen."""
     from balancer.cli import drawing
     from balancer.loops import tuning
@@ -269,10 +267,10 @@ def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
     return tell
 
 
-def _source(arguments: argparse.Namespace, plan: Plan) -> Any:
+def _source(arguments: argparse.Namespace, plan: OpenedPlan) -> Any:
     """Where the times come from, as the arguments say."""
     from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
-    from balancer.planning.remembering import setting_of
+    from balancer.planning.setting import setting_of
     from balancer.runtime.options import RunOptions
 
     if arguments.sim_outputs == "live":

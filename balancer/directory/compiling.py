@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from balancer.compiler import Compiled, Compiler, Outcome, Refused
-from balancer.directory.saving import model_bytes, save_compiled, segment_files
-from balancer.ground.opsets import members, op_set, parse_op_ranges
-from balancer.plan import OpOnCpu, Plan, SegmentReport, file_bytes, load_plan
-from balancer.tflite.read import read_graph
+from balancer.directory.saving import save_compiled
+from balancer.ground.opsets import members
+from balancer.opened import AnyPlan, OpenedPlan, open_plan
+from balancer.plan import OpOnCpu, Plan, SegmentReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from balancer.graph import Graph
     from balancer.ground.opsets import OpSet
@@ -32,7 +31,7 @@ class Compilation:
 
 
 def compile_plan(
-    plan: Plan | str | Path,
+    plan: AnyPlan | OpenedPlan,
     compiler: Compiler,
     *,
     progress: Callable[[int], None] = lambda done: None,
@@ -43,22 +42,15 @@ def compile_plan(
     plan: or its file, or its directory. progress: called with how many are done. Where segments are refused, the others
     are kept. Raises PlanError, OutputError or CompilerError.
     """
-    plan = plan if isinstance(plan, Plan) else load_plan(plan)
-    data = model_bytes(plan)
-    graph = read_graph(data, name=plan.stem)
-    outcomes = compiler.compile_all(_sources(plan, data), progress=progress)
-    done = with_outcomes(plan, graph, compiler, outcomes)
+    opened = open_plan(plan)
+    sources = [(segment.name, opened.segment_file(segment)) for segment in opened.plan.segments]
+    outcomes = compiler.compile_all(sources, progress=progress)
+    done = with_outcomes(opened.plan, opened.graph, compiler, outcomes)
     return Compilation(
-        plan=save_compiled(done) if plan.directory is not None else done,
+        plan=save_compiled(done) if done.directory is not None else done,
         refused=tuple(o for o in outcomes if isinstance(o, Refused)),
         doubts=tuple((o.name, doubt) for o in outcomes if isinstance(o, Compiled) for doubt in o.doubts),
     )
-
-
-def _sources(plan: Plan, data: bytes) -> list[tuple[str, bytes]]:
-    if plan.directory is not None and all(s.file for s in plan.segments):
-        return [(s.name, file_bytes(plan, s.file or "", s.sha256)) for s in plan.segments]
-    return [(s.name, content) for s, content in segment_files(plan, data)]
 
 
 def with_outcomes(plan: Plan, graph: Graph, compiler: Compiler, outcomes: list[Outcome]) -> Plan:
@@ -72,8 +64,7 @@ def with_outcomes(plan: Plan, graph: Graph, compiler: Compiler, outcomes: list[O
             made[segment.log_name] = outcome.output.encode("utf-8")
         if isinstance(outcome, Compiled):
             made[segment.compiled_name] = outcome.data
-            ops = op_set(parse_op_ranges(segment.ops, len(graph.ops)))
-            reported = segment_report(ops, graph, compiler, outcome)
+            reported = segment_report(segment.ops, graph, compiler, outcome)
         segments.append(replace(segment, reported=reported))
     return replace(plan, segments=tuple(segments), made=made)
 

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.directory.saving import compiled_files, model_bytes, segment_files
+from balancer.directory.saving import compiled_files
 from balancer.errors import InputError
-from balancer.ground.opsets import op_set, parse_op_ranges
-from balancer.inputs import InputSpec, Item, load_items, random_items
-from balancer.plan import KEPT, STATE_WORDS, Plan, check_op_count, file_bytes, segments_with_state, state_of
-from balancer.tflite.read import read_graph
-from balancer.verification import SegmentFile, Verification, input_specs, verify_partition
+from balancer.inputs import InputSpec, Item, load_items, model_interface, random_items
+from balancer.opened import AnyPlan, OpenedPlan, open_plan
+from balancer.plan import KEPT, STATE_WORDS, segments_with_state, state_of
+from balancer.verification import SegmentFile, Verification, verify_partition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def verify(
-    plan: Plan,
+    plan: AnyPlan | OpenedPlan,
     inputs: str | Path | int | Sequence[Item] = 3,
     *,
     keep_state: bool = False,
@@ -32,6 +31,7 @@ def verify(
 ) -> Verification:
     """Run the plan's segments beside its model and compare every boundary tensor, bit for bit.
 
+    plan: a plan, its file, or its directory.
     inputs: a .npy or .npz file, a list of inputs by tensor name, or how many random ones to make. A saved plan's
     files, compiled ones as well, are read from its directory and checked against their hashes; otherwise the segments
     are cut in memory.
@@ -39,24 +39,24 @@ def verify(
     progress: called with the number of items done, for each different partition. Raises PlanError, InputError,
     InterpreterError or DependencyError where it cannot be done.
     """
-    data = model_bytes(plan)
-    compiled_files(plan)  # are those that the plan was made with, or it raises
-    graph = read_graph(data, name=plan.stem)
-    check_op_count(plan, len(graph.ops))
-    state = state_of(graph.stateful, keep_state=keep_state)
+    opened = open_plan(plan)
+    compiled_files(opened)  # are those that the plan was made with, or it raises
+    interface = model_interface(opened.graph)
+    state = state_of(interface.stateful, keep_state=keep_state)
     if state == KEPT:
-        segments_with_state(plan, graph.stateful)  # the plan can be run so, or it raises
+        segments_with_state(opened.plan, interface.stateful)  # the plan can be run so, or it raises
     if state is not None:
-        _LOG.info("%s: %s", plan.file_name, STATE_WORDS[state])
-    specs = input_specs(graph)
-    items = _items(inputs, specs)
-    found = [verify_partition(data, part, items, progress, keep_state=keep_state) for part in _partitions(plan, data)]
+        _LOG.info("%s: %s", opened.plan.file_name, STATE_WORDS[state])
+    items = _items(inputs, interface.inputs)
+    parts = [
+        verify_partition(opened.model, files, items, progress, keep_state=keep_state) for files in _partitions(opened)
+    ]
     return replace(
-        found[0],
-        compared_tensors=sum(v.compared_tensors for v in found),
-        verified_segments=tuple(name for v in found for name in v.verified_segments),
-        mismatch=next((v.mismatch for v in found if v.mismatch), None),
-        stopped_by=tuple(dict.fromkeys(op for v in found for op in v.stopped_by)),
+        parts[0],
+        compared_tensors=sum(part.compared_tensors for part in parts),
+        verified_segments=tuple(name for part in parts for name in part.verified_segments),
+        mismatch=next((part.mismatch for part in parts if part.mismatch), None),
+        stopped_by=tuple(dict.fromkeys(op for part in parts for op in part.stopped_by)),
     )
 
 
@@ -78,13 +78,9 @@ def _items(inputs: str | Path | int | Sequence[Item], specs: Sequence[InputSpec]
     return given
 
 
-def _partitions(plan: Plan, data: bytes) -> list[list[SegmentFile]]:
-    saved = plan.directory is not None and all(s.file for s in plan.segments)
-    if saved:
-        files = {s.name: file_bytes(plan, s.file or "", s.sha256) for s in plan.segments}
-    else:
-        files = {s.name: content for s, content in segment_files(plan, data)}
-    return [
-        [SegmentFile(s.name, op_set(parse_op_ranges(s.ops, plan.model.ops)), files[s.name]) for s in partition]
-        for partition in plan.partitions()
-    ]
+def _partitions(opened: OpenedPlan) -> list[list[SegmentFile]]:
+    plan = opened.plan
+    files = {
+        segment.name: SegmentFile(segment.name, segment.ops, opened.segment_file(segment)) for segment in plan.segments
+    }
+    return [[files[segment.name] for segment in partition] for partition in plan.partitions()]

@@ -58,8 +58,34 @@ def op_ranges(ops: Iterable[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
 
 
+def op_text(ops: OpSet) -> str:
+    """An op set as it stands in files: closed ranges.
+
+    >>> op_text(0b100111)
+    '0-2,5'
+    """
+    return op_ranges(members(ops))
+
+
+def parse_op_set(text: str, n_ops: int) -> OpSet:
+    """The op set of such a text. Raises ValueError where it is none of a model of n_ops ops, or lists an op twice.
+
+    >>> bin(parse_op_set("0-2,5", 6))
+    '0b100111'
+    """
+    listed = parse_op_ranges(text, n_ops)
+    ops = op_set(listed)
+    if ops.bit_count() < len(listed):
+        raise ValueError(f"'{text[:40]}' lists an op twice")
+    return ops
+
+
 def parse_op_ranges(text: str, n_ops: int) -> list[int]:
-    """The indices of "0-11,14", in that order. Raises ValueError with what is wrong."""
+    """The indices of "0-11,14", in that order. Raises ValueError with what is wrong.
+
+    >>> parse_op_ranges("3,0-1", 6)
+    [3, 0, 1]
+    """
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")

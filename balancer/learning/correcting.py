@@ -22,7 +22,7 @@ from balancer.compiler.report import rounding_bytes
 from balancer.cost.capacity import MILLION, UNBOUNDED
 from balancer.cost.profile import OpCosts, Profile
 from balancer.cost.segment import SegmentCosts
-from balancer.ground.opsets import OpSet, members, op_set, parse_op_ranges
+from balancer.ground.opsets import OpSet, members, op_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -47,8 +47,7 @@ class Evidence:
 
 def evidence_of(plan: Plan) -> dict[OpSet, Evidence]:
     """The compiled segments of a plan, by their ops."""
-    sets = {op_set(parse_op_ranges(s.ops, plan.model.ops)): s.reported for s in plan.segments}
-    return {ops: Evidence(ops, reported) for ops, reported in sets.items() if reported}
+    return {s.ops: Evidence(s.ops, s.reported) for s in plan.segments if s.reported}
 
 
 def contradicts(costs: SegmentCosts, found: Evidence) -> bool:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from balancer.cost.feeding import Feeding, StageCost, inference_ns, stage_cost
 from balancer.cost.segment import SegmentCosts
-from balancer.directory.saving import model_bytes
 from balancer.documents import read_table
 from balancer.errors import MeasurementError
-from balancer.ground.opsets import OpSet, op_set, parse_op_ranges
+from balancer.ground.opsets import OpSet, op_set
 from balancer.learning.recorded import COLUMNS, REFUSAL, StageTime, stage_times, time_ns
-from balancer.plan import check_op_count, load_plan, names_plan
+from balancer.opened import open_plan
+from balancer.plan import load_plan, names_plan
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 
@@ -165,10 +165,8 @@ def _stage_rows(times: Sequence[StageTime]) -> list[StageRow]:
     for time in times:
         plan = time.plan
         if id(plan) not in graphs:
-            graphs[id(plan)] = read_graph(model_bytes(plan), name=plan.stem, where=plan.file_name)
-            check_op_count(plan, len(graphs[id(plan)].ops))
-        ops = op_set(parse_op_ranges(plan.segment(time.segment).ops, plan.model.ops))
-        rows.append(StageRow(graphs[id(plan)], ops, float(time.ns)))
+            graphs[id(plan)] = open_plan(plan).graph
+        rows.append(StageRow(graphs[id(plan)], plan.segment(time.segment).ops, float(time.ns)))
     return rows
 
 

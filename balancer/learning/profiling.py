@@ -24,7 +24,7 @@ def profile_document(model: str | Path | bytes, *, hardware: str | Path | Hardwa
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": {"name": setting.graph.name, "sha256": setting.sha256},
+        "model": {"name": setting.graph.name, "sha256": setting.model.sha256},
         "hardware": setting.hardware.name,
         "ops": [_entry(setting.costs, i) for i in range(len(setting.graph.ops))],
     }

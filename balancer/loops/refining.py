@@ -13,16 +13,20 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from balancer.compiler import find_compiler
 from balancer.directory.compiling import Compilation, compile_plan
 from balancer.errors import CompilerError, InfeasibleError
 from balancer.learning.correcting import contradicts, corrected, evidence_of, overruns
-from balancer.planning.asked import Asked
+from balancer.loops.aiming import narrowed
+from balancer.loops.compiler_split import default_split
+from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.planning.assembling import assemble
-from balancer.planning.comparing import comparison
-from balancer.planning.remembering import held_to
+from balancer.planning.comparing import OURS, comparison
 from balancer.planning.reported import reported_problem
+from balancer.planning.setting import ERROR, setting_of
+from balancer.planning.solved import pipelines_of, solution_of
 from balancer.planning.solving import solve_setting
-from balancer.solve import Solution, SolverOptions, Value, evaluate, steady_rate
+from balancer.solve import Solution, Value, evaluate, steady_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,8 +34,9 @@ if TYPE_CHECKING:
     from balancer.compiler import Compiler, Refused
     from balancer.ground.opsets import OpSet
     from balancer.learning.correcting import Evidence
-    from balancer.loops.default_split import DefaultSplit
-    from balancer.plan import Plan
+    from balancer.plan import ComparisonRow, Plan
+    from balancer.planning.comparing import DefaultSplit
+    from balancer.planning.options import Options
     from balancer.planning.setting import Setting
     from balancer.solve import Problem
 
@@ -40,7 +45,7 @@ ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
+class RefineRound:
     """One plan, and what the compiler made of it. streamed: bytes for each inference; per_s: the rate, as predicted
     before, and with the reported memory. contradicted: the segments whose report differs from what was predicted.
     refused: those that were not compiled; then nothing was reported.
@@ -65,69 +70,104 @@ class _Tried:
     plan: Plan
 
 
-@dataclass
-class Refinement:
-    """The rounds for one model on n_tpus TPUs. overflow: "stream", "error", or None for the rule of this module.
-
-    default: what the compiler's own split does, for the comparison.
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """plan: the best that was compiled, predicted with all that was learnt, with its compiled files in `made`. ended: why
+    there were no more rounds.
     """
+
+    plan: Plan
+    rounds: tuple[RefineRound, ...]
+    ended: str
+
+
+def refine(  # noqa: PLR0913 - the public entry: each keyword is one thing that a user decides
+    plan: AnyPlan | OpenedPlan,
+    compiler: Compiler | None = None,
+    *,
+    rounds: int = ROUNDS,
+    options: Options | None = None,
+    default: DefaultSplit | None = None,
+    on_round: Callable[[RefineRound], None] = lambda found: None,
+) -> Refined:
+    """The best plan for the plan's model and number of TPUs that the vendor's compiler agrees with.
+
+    plan: a plan, its file, or its directory; it is compiled first. compiler: see `find_compiler`, which finds it where none
+    is given. rounds: at most so many. options: what all plans are held to beside what the first one was, and how they are
+    searched for. default: what the compiler's own split does (see `default_split`), for the comparison. on_round: told of
+    each round.
+
+    Nothing is written; see `save`. Raises PlanError where the plan's model is gone, ConstraintError where the options would
+    drop a limit of the plan, CompilerError where no plan can be compiled, InfeasibleError where the corrected costs leave
+    no plan that keeps the limits.
+    """
+    opened = open_plan(plan)
+    setting, n_tpus = setting_of(opened), opened.plan.n_tpus
+    held = narrowed(opened.plan, options)
+    loop = _Refinement(setting, n_tpus, held, compiler or find_compiler(), on_round, default)
+    return loop.run(solution_of(opened.plan, setting.problem(n_tpus)), rounds)
+
+
+@dataclass
+class _Refinement:
+    """The rounds. known: the setting with all that was learnt. overran: whether a segment streamed more than predicted."""
 
     setting: Setting
     n_tpus: int
-    options: SolverOptions
-    overflow: str | None
+    options: Options
     compiler: Compiler
-    on_round: Callable[[Round], None]
-    default: DefaultSplit | None = None
+    on_round: Callable[[RefineRound], None]
+    default: DefaultSplit | None
     evidence: dict[OpSet, Evidence] = field(default_factory=dict)
     tried: list[_Tried] = field(default_factory=list)
+    rounds: list[RefineRound] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.known = self.setting
         self.overran = False
 
-    def run(self) -> Plan:
-        """The best plan that was compiled, predicted with all that was learnt, with its compiled files in `made`.
+    def run(self, first: Solution, rounds: int) -> Refined:
+        ended = self._improve(first, rounds)
+        return Refined(self._best(), tuple(self.rounds), ended)
 
-        Raises CompilerError where a segment cannot be compiled and no earlier plan could be, InfeasibleError where
-        the corrected costs leave no plan.
-        """
-        settled = False
-        while not settled and len(self.tried) < ROUNDS:
-            solution = self._next()
-            if solution is None or any(t.solution.pipelines == solution.pipelines for t in self.tried):
-                break
+    def _improve(self, first: Solution, rounds: int) -> str:
+        """Compile, correct, solve again; why it ended."""
+        solution: Solution | None = first
+        while len(self.tried) < rounds:
+            if solution is None:
+                return "no plan promises more"
+            if any(t.solution.pipelines == solution.pipelines for t in self.tried):
+                return "a plan repeats"
             compilation = compile_plan(assemble(self.known, solution, self.n_tpus, ()), self.compiler)
             for name, doubt in compilation.doubts:
                 _LOG.warning("doubt: %s: %s", name, doubt)
             if compilation.refused:
-                self._refuse(compilation, solution)
-                break
-            settled = self._learn(_Tried(solution, compilation.plan))
-        return self._best()
+                self._refuse(compilation)
+                return "the compiler refuses a segment"
+            if self._learn(_Tried(solution, compilation.plan)):
+                return "the compiler agrees"
+            solution = self._next() if len(self.tried) < rounds else None
+        return f"{rounds} rounds were allowed"
 
     def _next(self) -> Solution | None:
         """The best plan under what is known, if it promises more than the best so far. Raises InfeasibleError."""
         try:
             solution = self._solve()
         except InfeasibleError as error:
-            if self.tried and not self.options.constraints:
+            if not self.options.constraints:
                 return None  # what was learnt leaves no plan; whether a compiled one will do is seen in the end
-            if not self.tried:
-                raise
             what, where, remedy = error.args
             raise InfeasibleError(f"with the memory that the compiler reported, {what}", where, remedy) from error
-        if not self.tried:
-            return solution
-        best = evaluate(self._with_reports(), min(self.tried, key=self._key).solution.pipelines)
-        unsettled = self._keeps_room() and self._overflow_bytes(min(self.tried, key=self._key)) > 0
+        best_so_far = min(self.tried, key=self._key)
+        best = evaluate(self._with_reports(), best_so_far.solution.pipelines)
+        unsettled = self._keeps_within_memory() and self._overflow_bytes(best_so_far) > 0
         return solution if unsettled or best is None or solution.value < best else None
 
-    def _refuse(self, compilation: Compilation, solution: Solution) -> None:
+    def _refuse(self, compilation: Compilation) -> None:
         """Say which segments the compiler refuses. Raises CompilerError where no plan was compiled before."""
         plan = compilation.plan
-        self.on_round(
-            Round(
+        self._tell(
+            RefineRound(
                 number=len(self.tried) + 1, segments=len(plan.segments), reported_streamed_bytes=0, cpu_ops=0,
                 predicted_streamed_bytes=sum(s.predicted.streamed_bytes for s in plan.segments),
                 predicted_per_s=plan.predicted.throughput_per_s, reported_per_s=0.0, contradicted=(),
@@ -138,23 +178,29 @@ class Refinement:
             raise _refusal(compilation)
 
     def _solve(self) -> Solution:
-        if self.overflow or not self.overran:
-            return solve_setting(self.known, self.n_tpus, self.options, self.overflow or "stream")
-        fastest = solve_setting(self.known, self.n_tpus, self.options, "stream")
+        fastest = solve_setting(self.known, self.n_tpus, self.options)
+        if self.options.overflow or not self.overran:
+            return fastest
         try:
-            roomy = solve_setting(self.known, self.n_tpus, self.options, "error")
+            within_memory = solve_setting(self.known, self.n_tpus, self.options, ERROR)
         except InfeasibleError:
             return fastest
         reached = min(evaluate(self._with_reports(), t.solution.pipelines) or t.solution.value for t in self.tried)
-        dear = self._ops_on_cpu(roomy) > self._ops_on_cpu(fastest) or roomy.value.objective_ns > reached.objective_ns
-        return fastest if dear else roomy
+        more_on_cpu = self._ops_on_cpu(within_memory) > self._ops_on_cpu(fastest)
+        slower = within_memory.value.objective_ns > reached.objective_ns
+        return fastest if more_on_cpu or slower else within_memory
 
     def _ops_on_cpu(self, solution: Solution) -> int:
         sets = {stage.ops for pipeline in solution.pipelines for stage in pipeline.stages}
         return sum(self.known.costs.on_cpu(ops).bit_count() for ops in sets)
 
-    def _keeps_room(self) -> bool:
-        return self.overflow == "error" or (self.overflow is None and self.overran)
+    def _keeps_within_memory(self) -> bool:
+        """Whether a plan that streams nothing for want of capacity counts before a faster one."""
+        return self.options.overflow == ERROR or (self.options.overflow is None and self.overran)
+
+    def _tell(self, found: RefineRound) -> None:
+        self.rounds.append(found)
+        self.on_round(found)
 
     def _learn(self, tried: _Tried) -> bool:
         """Correct the costs by the reports of a plan; whether they agreed with it."""
@@ -166,15 +212,15 @@ class Refinement:
         self.overran |= any(overruns(before, evidence) for evidence in found.values())
         if contradicted:
             self.known = replace(self.setting, profile=corrected(self.setting, self.evidence.values()))
-        self.on_round(self._round(tried, found, contradicted))
+        self._tell(self._round(tried, found, contradicted))
         return not contradicted
 
-    def _round(self, tried: _Tried, found: dict[OpSet, Evidence], contradicted: Sequence[OpSet]) -> Round:
+    def _round(self, tried: _Tried, found: dict[OpSet, Evidence], contradicted: Sequence[OpSet]) -> RefineRound:
         plan, problem = tried.plan, self._with_reports()
         rate = steady_rate(problem, tried.solution.pipelines)
         names = {ops: s.name for ops, s in zip(found, plan.segments, strict=True)}
         reports = [s.reported for s in plan.segments if s.reported]
-        return Round(
+        return RefineRound(
             number=len(self.tried),
             segments=len(plan.segments),
             predicted_streamed_bytes=sum(s.predicted.streamed_bytes for s in plan.segments),
@@ -202,17 +248,16 @@ class Refinement:
         assert value is not None  # it was a plan under costs that allowed the same segments
         fits = (t for t in self.tried if not self._overflow_bytes(t))
         beaten = self._overflow_bytes(tried) > 0 and any(_cpu_ops(t.plan) <= _cpu_ops(tried.plan) for t in fits)
-        return self._keeps_room() and beaten, value
+        return self._keeps_within_memory() and beaten, value
 
     def _best(self) -> Plan:
         best = min(self.tried, key=self._key)
-        if self.overflow == "error" and self._overflow_bytes(best):
+        if self.options.overflow == ERROR and self._overflow_bytes(best):
             what = f"every plan that was compiled streams for want of room, the best {self._overflow_bytes(best)} bytes"
             raise InfeasibleError(what, f"{self.n_tpus} TPUs", "allow more TPUs, or streaming")
         solution = self._proven(best.solution)
-        asked = Asked(self.options, self.overflow or "stream")
-        rows = comparison(self.known, self.n_tpus, solution.pipelines, asked=asked, default=self.default)
-        plan = assemble(self.known, solution, self.n_tpus, rows, held_to(self.options, self.overflow))
+        rows = comparison(self.known, self.n_tpus, solution.pipelines, options=self.options, default=self.default)
+        plan = assemble(self.known, solution, self.n_tpus, rows, self.options.held_to)
         reports = {s.name: s.reported for s in best.plan.segments}
         segments = tuple(replace(s, reported=reports[s.name]) for s in plan.segments)
         return replace(plan, segments=segments, made=best.plan.made)
@@ -225,9 +270,10 @@ class Refinement:
         value = evaluate(self.known.problem(self.n_tpus), solution.pipelines)
         assert value is not None
         try:
-            bound = solve_setting(self.known, self.n_tpus, self.options, self.overflow or "stream").bound_ns
+            bound = solve_setting(self.known, self.n_tpus, self.options).bound_ns
         except InfeasibleError:
-            bound = 0  # the costs are darker than what was reported of this plan
+            # The corrected costs are more pessimistic than the report of this very plan: nothing is known of the optimum.
+            bound = 0
         return replace(solution, value=value, bound_ns=min(bound, value.objective_ns), statistics=counts)
 
 
@@ -238,5 +284,21 @@ def _cpu_ops(plan: Plan) -> int:
 def _refusal(compilation: Compilation) -> CompilerError:
     first = compilation.refused[0]
     more = f" ({len(compilation.refused)} segments fail)" if len(compilation.refused) > 1 else ""
-    where = f"{first.name} (ops {compilation.plan.segment(first.name).ops})"
+    where = f"{first.name} (ops {compilation.plan.segment(first.name).op_ranges})"
     return CompilerError(f"cannot be compiled: {first.reason}{more}", where, first.remedy)
+
+
+def compare_compiled(
+    plan: AnyPlan | OpenedPlan, compiler: Compiler, *, on_round: Callable[[RefineRound], None] = lambda found: None
+) -> tuple[ComparisonRow, ...]:
+    """The comparison of the refined plan, with a row for what the compiler's own `--num_segments` really does.
+
+    Where our plan cannot be compiled, its row says why. Raises CompilerError where the compiler cannot be run at all.
+    """
+    opened = open_plan(plan)
+    default = default_split(opened, compiler)
+    try:
+        return refine(opened, compiler, default=default, on_round=on_round).plan.comparison
+    except CompilerError as error:
+        rows = comparison(setting_of(opened), opened.plan.n_tpus, pipelines_of(opened.plan), default=default)
+        return tuple(replace(row, note=str(error)) if row.name == OURS else row for row in rows)

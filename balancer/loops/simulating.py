@@ -26,7 +26,7 @@ def perturbed(setting: Setting, seed: int) -> Setting:
     less for streaming and for transfers. The same seed gives the same hardware to the same bytes of a model, whatever its
     file is called.
     """
-    draw = random.Random(f"{setting.sha256} {seed}")
+    draw = random.Random(f"{setting.model.sha256} {seed}")
     factors = {kind: 2 ** draw.uniform(-1, 1) for kind in sorted({op.type for op in setting.graph.ops})}
     costs, ns = setting.costs, {}
     for op in setting.graph.ops:
@@ -34,13 +34,14 @@ def perturbed(setting: Setting, seed: int) -> Setting:
         ns[op.index] = OpCosts(ns=round(base * factors[op.type]))
     stream, transfer = draw.uniform(0.7, 1.3), draw.uniform(0.7, 1.3)
     hardware = costs.hardware
-    changes = {name: hardware.constants[name] * stream for name in _STREAMING}
-    changes |= {name: hardware.constants[name] * transfer for name in _TRANSFERS}
+    constants = hardware.constants
+    changes = {name: constants[name] * stream for name in _STREAMING}
+    changes |= {name: constants[name] * transfer for name in _TRANSFERS}
     room = hardware.chip.wide_bytes_per_tile * _LESS_ROOM
     changed = hardware.changed(
         changes | {"wide_bytes_per_tile": room, "dense_tile_bytes": min(room, hardware.chip.dense_tile_bytes)}
     )
-    return Setting(setting.data, setting.origin, setting.graph, changed, Profile(label=f"seed {seed}", ops=ns))
+    return Setting(setting.model, changed, Profile(label=f"seed {seed}", ops=ns))
 
 
 def report_of(terms: SegmentTerms) -> SegmentReport:

@@ -11,19 +11,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from balancer.directory.compiling import compile_plan
-from balancer.directory.saving import save, temporary_folder
 from balancer.errors import CompilerError, MeasurementError
-from balancer.ground.opsets import OpSet, op_set, parse_op_ranges
-from balancer.inputs import random_items
+from balancer.inputs import model_interface, random_items
 from balancer.learning.recorded import read_stage_times
 from balancer.loops.simulating import report_of
+from balancer.opened import OpenedPlan, open_plan
 from balancer.plan import KEPT, Plan, SegmentMeasurement
 from balancer.runtime.devices import device_names
 from balancer.runtime.measuring import measure, segment_measurements
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.provenance import SIMULATED
-from balancer.runtime.recipes import NONE, Simulation, interface, plan_model, promised
+from balancer.runtime.recipes import NONE, Simulation, promised
 from balancer.runtime.recipes import RECORDED as REPLAYED
 from balancer.runtime.recording import recorded_outputs
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balancer.compiler import Compiler
+    from balancer.ground.opsets import OpSet
     from balancer.inputs import Item
     from balancer.planning.setting import Setting
     from balancer.runtime.simulated import Behaviour
@@ -55,11 +55,6 @@ class Source(Protocol):
         """Measure a plan's segments. Raises BalancerError where that cannot be."""
 
 
-def segment_sets(plan: Plan) -> dict[str, OpSet]:
-    """The ops of each segment."""
-    return {s.name: op_set(parse_op_ranges(s.ops, plan.model.ops)) for s in plan.segments}
-
-
 @dataclass(frozen=True, slots=True)
 class TrueCosts:
     """A truth that is known: other costs than the planner's."""
@@ -67,9 +62,9 @@ class TrueCosts:
     truth: Setting
 
     def __call__(self, plan: Plan) -> Seen:
-        sets, segments = segment_sets(plan), []
+        segments = []
         for segment in plan.segments:
-            terms = self.truth.costs.terms(sets[segment.name])
+            terms = self.truth.costs.terms(segment.ops)
             measured = SegmentMeasurement(stage_ns=terms.stage_ns, runs=1, device="sim", source=SIMULATED)
             segments.append(replace(segment, reported=report_of(terms), measured=measured))
         return Seen(replace(plan, segments=tuple(segments)))
@@ -95,15 +90,14 @@ class RecordedTimes:
 
     def __post_init__(self) -> None:
         for time in read_stage_times(self.path):
-            ops = op_set(parse_op_ranges(time.plan.segment(time.segment).ops, time.plan.model.ops))
-            self.known[time.plan.model.sha256, ops] = time.ns
+            self.known[time.plan.model.sha256, time.plan.segment(time.segment).ops] = time.ns
 
     def __call__(self, plan: Plan) -> Seen:
-        sets, segments = segment_sets(plan), []
+        segments = []
         for segment in plan.segments:
-            ns = self.known.get((plan.model.sha256, sets[segment.name]))
+            ns = self.known.get((plan.model.sha256, segment.ops))
             if ns is None:
-                what = f"holds no time of the segment with ops {segment.ops}"
+                what = f"holds no time of the segment with ops {segment.op_ranges}"
                 raise MeasurementError(what, str(self.path), "measure it, and add a row")
             measured = SegmentMeasurement(stage_ns=ns, runs=1, device="file", source=RECORDED)
             segments.append(replace(segment, measured=measured))
@@ -140,25 +134,25 @@ class PipelineTimes:
             plan = self._compiled(plan, self.compiler())
         elif self.compiler is None and self.truth is not None and "sim" in devices:
             plan = replace(self.truth(plan).plan, made=plan.made)  # with what a simulated compiler reports
-        with temporary_folder("tune") as folder:
-            saved = save(replace(plan, segments=tuple(replace(s, measured=None) for s in plan.segments)), folder)
-            items = random_items(interface(plan_model(saved), saved.stem).inputs, _ITEMS)
-            options = replace(self.options, simulation=self._simulation(saved, devices, items))
-            with Pipeline(saved, devices, options) as pipeline:
-                found = measure(pipeline, items, seconds=self.seconds)
-        return Seen(with_measured(plan, segment_measurements(found)), found.throughput_per_s)
+        opened = open_plan(replace(plan, segments=tuple(replace(s, measured=None) for s in plan.segments)))
+        items = random_items(model_interface(opened.graph).inputs, _ITEMS)
+        options = replace(self.options, simulation=self._simulation(opened, devices, items))
+        with Pipeline(opened, devices, options) as pipeline:
+            measured = measure(pipeline, items, seconds=self.seconds)
+        return Seen(with_measured(plan, segment_measurements(measured)), measured.throughput_per_s)
 
-    def _simulation(self, plan: Plan, devices: Sequence[str], items: Sequence[Item]) -> Simulation:
+    def _simulation(self, opened: OpenedPlan, devices: Sequence[str], items: Sequence[Item]) -> Simulation:
         """What is true of simulated TPUs with the segments of this plan."""
         if "sim" not in devices:
             return Simulation()
+        plan = opened.plan
         if self.truth is None:
             known = {s.name: replace(promised(plan, s), jitter=self.jitter) for s in plan.segments}
         else:
             known = behaviours(plan, self.truth, self.jitter)
         if self.outputs == NONE and set(devices) == {"sim"}:
             return Simulation(behaviours=known, outputs=NONE)
-        recordings = recorded_outputs(plan, items, keep_state=plan.state == KEPT)
+        recordings = recorded_outputs(opened, items, keep_state=plan.state == KEPT)
         return Simulation(behaviours=known, outputs=REPLAYED, recordings=recordings)
 
     def _compiled(self, plan: Plan, compiler: Compiler) -> Plan:

@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING
 
 from balancer.directory.saving import compiled_files
 from balancer.errors import BalancerError, InfeasibleError
-from balancer.ground.rates import pipeline_rate, plan_rate
+from balancer.ground.rates import latency_ns, pipeline_rate, plan_rate
 from balancer.learning.correcting import Evidence, corrected
 from balancer.learning.fitting import Observed, fitted
-from balancer.loops.aiming import Aim, Measured, aim_of
+from balancer.loops.aiming import Achieved, Aim, narrowed
 from balancer.loops.simulating import perturbed
-from balancer.loops.sources import TrueCosts, segment_sets
-from balancer.planning.asked import Asked
+from balancer.loops.sources import TrueCosts
+from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.planning.assembling import assemble
 from balancer.planning.comparing import comparison, default_cuts
 from balancer.planning.predicting import partition_plan
-from balancer.planning.remembering import setting_of
+from balancer.planning.setting import setting_of
+from balancer.planning.solved import pipelines_of
 from balancer.planning.solving import solve_setting
 from balancer.runtime.provenance import mixture
-from balancer.solve import PipelineSpec, Solution, StageSpec, evaluate
+from balancer.solve import PipelineSpec, Solution, evaluate
 from balancer.solve.bisection import Bisection, bisect_cuts
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from balancer.ground.opsets import OpSet
     from balancer.loops.sources import Seen, Source
     from balancer.plan import ComparisonRow, Plan, Segment, SegmentReport
+    from balancer.planning.options import Options
     from balancer.planning.setting import Setting
-    from balancer.solve import SolverOptions
 
 _LOG = logging.getLogger(__name__)
 ROUNDS = 5
@@ -60,8 +61,8 @@ class TuneRound:
     broken: str = ""
 
     @property
-    def measured(self) -> Measured:
-        return Measured(self.measured_per_s, self.measured_latency_ns)
+    def achieved(self) -> Achieved:
+        return Achieved(self.measured_per_s, self.measured_latency_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +80,26 @@ class Tuned:
 
 
 def tune(
-    plan: Plan,
+    plan: AnyPlan | OpenedPlan,
     source: Source,
     *,
     rounds: int = ROUNDS,
-    options: SolverOptions | None = None,
+    options: Options | None = None,
     on_round: Callable[[TuneRound], None] = lambda found: None,
 ) -> Tuned:
     """The best plan for the plan's model and number of TPUs as this source measures it, within what the plan was held to.
 
-    options: what all plans are held to beside that (pipelines, replicas). Raises PlanError where the plan's model is
-    gone, ConstraintError where the options would drop a limit of the plan or it does not keep to them itself, and what
-    the source raises at the first round; where it fails later, or Ctrl-C comes, the rounds before count.
+    plan: a plan, its file, or its directory. source: measures a plan's segments, see `sources`. rounds: at most so many.
+    options: what all plans are held to beside what the first one was, and how they are searched for. on_round: told of each
+    round.
+
+    Raises PlanError where the plan's model is gone, ConstraintError where the options would drop a limit of the plan or the
+    plan does not keep to them, and what the source raises at the first round. Where the source fails later, or Ctrl-C
+    comes, the rounds before count.
     """
-    loop = _Tuning(setting_of(plan), plan.n_tpus, source, aim_of(plan, options), on_round)
-    return loop.run(plan, rounds)
+    opened = open_plan(plan)
+    aim = Aim(narrowed(opened.plan, options))
+    return _Tuning(setting_of(opened), opened.plan.n_tpus, source, aim, on_round).run(opened.plan, rounds)
 
 
 @dataclass
@@ -109,7 +115,7 @@ class _Tuning:
     seen: list[tuple[tuple[PipelineSpec, ...], Seen]] = field(default_factory=list)
 
     def run(self, plan: Plan, rounds: int) -> Tuned:
-        self._measure(plan, plan_pipelines(plan, self.setting.hardware.name))
+        self._measure(plan, pipelines_of(plan))
         try:
             ended = self._improve(rounds)
             found = self._best(self._proof)
@@ -117,7 +123,7 @@ class _Tuning:
             ended = f"interrupted after round {len(self.rounds)}"
             found = self._best(self._no_proof)
         best = self.rounds[self._best_round]
-        return Tuned(found, tuple(self.rounds), ended, best, self.aim.gain(self.rounds[0].measured, best.measured))
+        return Tuned(found, tuple(self.rounds), ended, best, self.aim.gain(self.rounds[0].achieved, best.achieved))
 
     def _improve(self, rounds: int) -> str:
         """Solve and measure again; why it ended."""
@@ -132,10 +138,10 @@ class _Tuning:
             if any(solution.pipelines == old for old, _ in self.seen):
                 return "a partition repeats"
             # A plan that promises less than 1 % is not worth a round of compiling and measuring.
-            if not self.aim.promises_more(solution.value, self.rounds[self._best_round].measured):
+            if not self.aim.promises_more(solution.value, self.rounds[self._best_round].achieved):
                 return "another one promises less than 1 % more"
             try:
-                self._measure(assemble(known, solution, self.n_tpus, (), self.aim.held_to), solution.pipelines)
+                self._measure(assemble(known, solution, self.n_tpus, (), self.aim.options.held_to), solution.pipelines)
             except BalancerError as error:
                 # What was measured before still counts: a plan that no compiler here can compile, a device that is gone.
                 ended = f"round {len(self.rounds) + 1} cannot be measured: {error}"
@@ -144,14 +150,13 @@ class _Tuning:
         return f"{rounds} rounds were allowed"
 
     def _solve(self, known: Setting) -> Solution:
-        return solve_setting(known, self.n_tpus, self.aim.options, self.aim.overflow or "stream")
+        return solve_setting(known, self.n_tpus, self.aim.options)
 
     def _measure(self, plan: Plan, pipelines: tuple[PipelineSpec, ...]) -> None:
         seen = self.source(plan)
-        sets = segment_sets(plan)
         worst = 0.0
         for segment in seen.plan.segments:
-            ops, measured, reported = sets[segment.name], segment.measured, segment.reported
+            ops, measured, reported = segment.ops, segment.measured, segment.reported
             if measured is None:
                 continue
             self.observed.pop(ops, None)  # the latest ones last
@@ -160,15 +165,15 @@ class _Tuning:
                 self.evidence[ops] = Evidence(ops, reported)
             worst = max(worst, abs(segment.predicted.stage_ns - measured.stage_ns) / max(1, measured.stage_ns))
         hardware = self.setting.hardware
-        found = Measured(
+        achieved = Achieved(
             measured_rate(seen, hardware.host.host_ns_per_stage), _latency_ns(seen, hardware.host.handover_ns)
         )
         self.seen.append((pipelines, seen))
         self.rounds.append(
             TuneRound(
                 number=len(self.rounds) + 1, segments=len(plan.segments), predicted_per_s=plan.predicted.throughput_per_s,
-                measured_per_s=found.per_s, measured_latency_ns=found.latency_ns, worst=worst, source=_source(seen),
-                broken=self.aim.broken(found),
+                measured_per_s=achieved.per_s, measured_latency_ns=achieved.latency_ns, worst=worst, source=_source(seen),
+                broken=self.aim.broken(achieved),
             )
         )  # fmt: skip
         self.on_round(self.rounds[-1])
@@ -182,13 +187,13 @@ class _Tuning:
     @property
     def _best_round(self) -> int:
         """Its place in `rounds`."""
-        return min(range(len(self.rounds)), key=lambda i: self.aim.key(self.rounds[i].measured))
+        return min(range(len(self.rounds)), key=lambda i: self.aim.key(self.rounds[i].achieved))
 
     def _best(self, prove: Callable[[Setting, Solution], tuple[Solution, Sequence[ComparisonRow]]]) -> Plan:
         """Predicted by all that was learnt, its own stages last; measured, and reported, as it was."""
         pipelines, seen = self.seen[self._best_round]
-        for ops in segment_sets(seen.plan).values():
-            self.observed[ops] = self.observed.pop(ops)
+        for segment in seen.plan.segments:
+            self.observed[segment.ops] = self.observed.pop(segment.ops)
         known = self._learnt()
         value = evaluate(known.problem(self.n_tpus), pipelines)
         if value is None:
@@ -196,19 +201,16 @@ class _Tuning:
         counts = {"measured_rounds": len(self.rounds)}
         given = Solution(solver="tune", pipelines=pipelines, value=value, bound_ns=0, over="nothing", statistics=counts)
         solution, rows = prove(known, given)
-        plan = assemble(known, solution, self.n_tpus, rows, self.aim.held_to)
-        old = {ops: seen.plan.segment(name) for name, ops in segment_sets(seen.plan).items()}
-        sets = segment_sets(plan)
+        plan = assemble(known, solution, self.n_tpus, rows, self.aim.options.held_to)
+        old = {segment.ops: segment for segment in seen.plan.segments}
         segments = tuple(
-            replace(s, measured=old[sets[s.name]].measured, reported=_by_compiler(old[sets[s.name]]))
-            for s in plan.segments
+            replace(s, measured=old[s.ops].measured, reported=_by_compiler(old[s.ops])) for s in plan.segments
         )
-        return replace(plan, segments=segments, made=compiled_files(seen.plan))
+        return replace(plan, segments=segments, made=compiled_files(open_plan(seen.plan)))
 
     def _proof(self, known: Setting, found: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
         """The solution with what is known of the optimum, and other ways beside it."""
-        asked = Asked(self.aim.options, self.aim.overflow or "stream")
-        rows = comparison(known, self.n_tpus, found.pipelines, asked=asked)
+        rows = comparison(known, self.n_tpus, found.pipelines, options=self.aim.options)
         try:
             bound = self._solve(known)
         except InfeasibleError:
@@ -228,14 +230,14 @@ class _Tuning:
 def _latency_ns(seen: Seen, handover_ns: int) -> int:
     """Of one input alone, through the slowest of the pipelines."""
     times = {s.name: (s.measured or s.predicted).stage_ns for s in seen.plan.segments}
-    return max(sum(times[s.segment] + handover_ns for s in p.stages) for p in seen.plan.pipelines)
+    return max(latency_ns((times[s.segment] for s in p.stages), handover_ns) for p in seen.plan.pipelines)
 
 
 def _source(seen: Seen) -> str:
     return mixture(s.measured.source for s in seen.plan.segments if s.measured)
 
 
-def truth_of(plan: Plan, seed: int) -> TrueCosts:
+def truth_of(plan: AnyPlan | OpenedPlan, seed: int) -> TrueCosts:
     """Hardware that differs from the cost model as `perturbed` says: the same for the same model and seed, whatever the
     plan's own costs have learnt.
     """
@@ -246,14 +248,6 @@ def _by_compiler(segment: Segment) -> SegmentReport | None:
     """Its report, unless a simulated compiler gave it; its files are in `made` until the plan is saved."""
     reported = segment.reported
     return replace(reported, file=None, log=None) if reported and reported.sha256 else None
-
-
-def plan_pipelines(plan: Plan, kind: str) -> tuple[PipelineSpec, ...]:
-    """A plan's pipelines as a solver has them."""
-    sets = segment_sets(plan)
-    return tuple(
-        PipelineSpec(tuple(StageSpec(sets[s.segment], kind, s.replicas) for s in p.stages)) for p in plan.pipelines
-    )
 
 
 def measured_rate(seen: Seen, host_ns: int) -> float:
@@ -268,10 +262,11 @@ def measured_rate(seen: Seen, host_ns: int) -> float:
     return float(plan_rate(rates, [host_ns * len(p.stages) for p in plan.pipelines]))
 
 
-def bisected(plan: Plan, source: Source, segments: int | None = None) -> Bisection:
+def bisected(plan: AnyPlan | OpenedPlan, source: Source, segments: int | None = None) -> Bisection:
     """Google's profiling bisection for the plan's model, one pipeline of so many single TPUs, against this source."""
-    setting = setting_of(plan)
-    n, count = len(setting.graph.ops), segments or plan.n_tpus
+    opened = open_plan(plan)
+    setting = setting_of(opened)
+    n, count = len(setting.graph.ops), segments or opened.plan.n_tpus
 
     def latency(start: int, end: int) -> int | None:
         edges = sorted({0, start, end, n})
@@ -280,8 +275,7 @@ def bisected(plan: Plan, source: Source, segments: int | None = None) -> Bisecti
         if made is None:
             return None
         wanted = (1 << end) - (1 << start)
-        found = source(made).plan
-        sets = segment_sets(found)
-        return next(s.measured.stage_ns for s in found.segments if s.measured and sets[s.name] == wanted)
+        measured = source(made).plan
+        return next(s.measured.stage_ns for s in measured.segments if s.measured and s.ops == wanted)
 
     return bisect_cuts(n, count, latency, default_cuts(setting, count))

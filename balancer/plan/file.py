@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING
 
 from balancer.documents import Refusal, read_json
 from balancer.errors import PlanError
-from balancer.ground.opsets import parse_op_ranges
-from balancer.plan.document import from_json
-from balancer.plan.records import FORMAT, VERSION, Plan, PlanPipeline, Segment
+from balancer.ground.opsets import interval_set
+from balancer.plan.document import MOST_OPS, from_json
+from balancer.plan.records import FORMAT, VERSION, Plan, PlanPipeline
 from balancer.plan.remembered import check_remembered
 from balancer.plan.state import STATE_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from balancer.ground.opsets import OpSet
 
-_MOST_OPS = 16_384  # four times what a model may have that is read here
 _MOST_TPUS = 1024
 _LARGEST_CONSTANT = 10**10  # as in hardware files: times of thousands of ops fit 64 bits
 _REFUSAL = Refusal(PlanError, "give a plan file that balancer wrote")
@@ -107,7 +106,7 @@ def _check(plan: Plan, where: str) -> None:
         raise PlanError("segments are named twice, or there is no pipeline", where, "solve again")
     if not 1 <= plan.n_tpus <= _MOST_TPUS:
         raise PlanError(f"a plan for {plan.n_tpus} TPUs is impossible", where, "solve again")
-    if not 1 <= plan.model.ops <= _MOST_OPS:
+    if not 1 <= plan.model.ops <= MOST_OPS:
         raise PlanError(f"a model of {plan.model.ops} ops is impossible", where, "solve again")
     if plan.state not in (None, *STATE_WORDS):
         raise PlanError(f"state '{plan.state}' is none of {', '.join(STATE_WORDS)}", where, "solve again")
@@ -130,9 +129,12 @@ def _check(plan: Plan, where: str) -> None:
         raise PlanError(f"a TPU is used twice, or is not among the {plan.n_tpus}", where, "solve again")
     if set(names) != {stage.segment for p in plan.pipelines for stage in p.stages}:
         raise PlanError("a pipeline names no segment, or a segment stands in none", where, "solve again")
-    held = {s.name: _ops(s, plan.model.ops, where) for s in plan.segments}
+    for segment in plan.segments:
+        if segment.ops >> plan.model.ops:
+            what = f"'{segment.op_ranges}' is not within ops 0 to {plan.model.ops - 1}"
+            raise PlanError(what, f"{where}: {segment.name}", "solve again")
     for pipeline in plan.pipelines:
-        _check_pipeline(plan, pipeline, held, where)
+        _check_pipeline(plan, pipeline, where)
     check_remembered(plan.costs, plan.held_to, plan.model.ops, plan.n_tpus, where)
 
 
@@ -142,15 +144,14 @@ def _is_bare(file: str) -> bool:
     return file == known == Path(file).name and file not in ("", "..") and not set(file) & {"\\", "\0"}
 
 
-def _check_pipeline(plan: Plan, pipeline: PlanPipeline, held: Mapping[str, list[int]], where: str) -> None:
+def _check_pipeline(plan: Plan, pipeline: PlanPipeline, where: str) -> None:
     if any(stage.replicas < 1 or len(stage.tpus) != stage.replicas for stage in pipeline.stages):
         raise PlanError("a stage does not have one TPU for each replica", where, "solve again")
-    if sorted(i for stage in pipeline.stages for i in held[stage.segment]) != list(range(plan.model.ops)):
+    seen: OpSet = 0
+    for stage in pipeline.stages:
+        ops = plan.segment(stage.segment).ops
+        if ops & seen:
+            raise PlanError("a pipeline does not hold each op once", where, "solve again")
+        seen |= ops
+    if seen != interval_set(0, plan.model.ops):
         raise PlanError("a pipeline does not hold each op once", where, "solve again")
-
-
-def _ops(segment: Segment, n_ops: int, where: str) -> list[int]:
-    try:
-        return parse_op_ranges(segment.ops, n_ops)
-    except ValueError as error:
-        raise PlanError(str(error), f"{where}: {segment.name}", "solve again") from error

@@ -7,12 +7,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from balancer.plan.document import UNSAVED, to_json
+from balancer.ground.opsets import OpSet, op_text
+from balancer.plan.document import OP_RANGES, UNSAVED, to_json
 from balancer.plan.remembered import HeldTo, KnownCosts  # noqa: TC001 - `document` reads the types when it runs
 
 FORMAT, VERSION = "balancer-plan", 1
+
+
+class ModelSource(Protocol):
+    """The model that a plan was just made from, opened. name: its stem. data: the file's bytes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def data(self) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +122,14 @@ class SegmentMeasurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """ops: closed ranges, "0-11,14". reported: what the compiler said. measured: on a device."""
+    """A set of ops that becomes one file. reported: what the compiler said of it. measured: on a device. Both are null
+    where nobody compiled or measured it.
+
+    ops: an op set; closed ranges in the file, "0-11,14".
+    """
 
     name: str
-    ops: str
+    ops: OpSet = field(metadata=OP_RANGES)
     file: str | None
     sha256: str | None
     inputs: tuple[SegmentInput, ...]
@@ -122,6 +137,11 @@ class Segment:
     predicted: SegmentPrediction
     reported: SegmentReport | None = None
     measured: SegmentMeasurement | None = None
+
+    @property
+    def op_ranges(self) -> str:
+        """Its ops as text, to be shown."""
+        return op_text(self.ops)
 
     @property
     def compiled_name(self) -> str:
@@ -201,8 +221,9 @@ class Plan:
 
     state: of a model that has some: "reset" before each input, or "kept", which the plan was solved for.
 
-    origin: where the model's bytes are found (a path, or the bytes); directory: where the plan was saved or loaded;
-    made: contents of files that are not saved yet (compiled segments and logs), by name. They stay out of the file.
+    origin: the model (its file, or the opened model that a plan was just made from), null where nobody knows; directory:
+    where the plan was saved or loaded; made: contents of files that are not saved yet (compiled segments and logs), by
+    name. These three stay out of the file.
     costs: what replaced the costs that the hardware's constants give, null for nothing. held_to: what the plan had to
     keep to, null where nobody knows.
     """
@@ -219,7 +240,7 @@ class Plan:
     comparison: tuple[ComparisonRow, ...]
     versions: dict[str, str]
     state: str | None = None
-    origin: Path | bytes | None = field(default=None, repr=False, compare=False, metadata=UNSAVED)
+    origin: Path | ModelSource | None = field(default=None, repr=False, compare=False, metadata=UNSAVED)
     directory: Path | None = field(default=None, compare=False, metadata=UNSAVED)
     made: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False, metadata=UNSAVED)
 
@@ -228,7 +249,9 @@ class Plan:
         """The model's name without ending, from which all file names are made."""
         if self.model.file:
             return Path(self.model.file).stem
-        return self.origin.stem if isinstance(self.origin, Path) else "model"
+        if self.origin is None:
+            return "model"
+        return self.origin.stem if isinstance(self.origin, Path) else self.origin.name
 
     @property
     def costs_label(self) -> str:

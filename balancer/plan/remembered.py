@@ -5,11 +5,12 @@ With them a plan can be costed and solved again as it was. Both are null in plan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from balancer.errors import PlanError
-from balancer.ground.opsets import parse_op_ranges
+from balancer.ground.opsets import OpSet, op_text
+from balancer.plan.document import OP_RANGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,13 +58,13 @@ class OpAtStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Constraints on one pipeline. pinned: ops that stand in a stage; kept_from: that do not. together: op ranges that
+    """Constraints on one pipeline. pinned: ops that stand in a stage; kept_from: that do not. together: op sets that
     share a stage. max_objective_ns: a rate that is to be met, under which the latency is what counts.
     """
 
     pinned: tuple[OpAtStage, ...]
     kept_from: tuple[OpAtStage, ...]
-    together: tuple[str, ...]
+    together: tuple[OpSet, ...] = field(metadata=OP_RANGES)
     max_boundary_tensors: int | None
     max_boundary_bytes: int | None
     max_segment_bytes: int | None
@@ -117,11 +118,9 @@ def _check_limits(limits: Limits, n_ops: int, n_tpus: int, where: str) -> None:
     _check_within((p.stage for p in placed), 0, n_tpus - 1, where)
     most = (limits.max_boundary_tensors, limits.max_boundary_bytes, limits.max_segment_bytes)
     _check_within((*most, limits.max_latency_ns, limits.max_objective_ns), 0, LARGEST, where)
-    try:
-        for group in limits.together:
-            parse_op_ranges(group, n_ops)
-    except ValueError as error:
-        raise PlanError(str(error), where, _REMEDY) from error
+    for group in limits.together:
+        if group >> n_ops:
+            raise PlanError(f"'{op_text(group)}' is not within ops 0 to {n_ops - 1}", where, _REMEDY)
 
 
 def _check_within(values: Iterable[int | None], least: int, most: int, where: str) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.errors import PlanError
-from balancer.ground.opsets import parse_op_ranges
 
 if TYPE_CHECKING:
+    from balancer.ground.opsets import OpSet
     from balancer.plan.records import Plan
 
 RESET, KEPT = "reset", "kept"
@@ -22,17 +22,16 @@ STATE_WORDS = {
 }
 
 
-def state_of(stateful: int, *, keep_state: bool) -> str | None:
-    """What happens to the state of a model whose ops with state are these (as bits): KEPT, RESET, or None where it has none."""
+def state_of(stateful: OpSet, *, keep_state: bool) -> str | None:
+    """What happens to the state of a model with these stateful ops: KEPT, RESET, or None where there are none."""
     if not stateful:
         return None
     return KEPT if keep_state else RESET
 
 
-def segments_with_state(plan: Plan, stateful: int) -> frozenset[str]:
+def segments_with_state(plan: Plan, stateful: OpSet) -> frozenset[str]:
     """Names of the segments that hold state, of a plan that can keep it. Raises PlanError where it cannot."""
-    ops = {s.name: parse_op_ranges(s.ops, plan.model.ops) for s in plan.segments}
-    held = {name for name, there in ops.items() if any(stateful >> i & 1 for i in there)}
+    held = {s.name for s in plan.segments if s.ops & stateful}
     remedy = "solve with --keep-state"
     if held and len(plan.pipelines) > 1:
         raise PlanError(f"cannot keep state: it has {len(plan.pipelines)} pipelines", plan.file_name, remedy)

@@ -8,25 +8,26 @@ from dataclasses import asdict
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from balancer import plan as plans
 from balancer.graph import Graph, boundary_names
-from balancer.ground.opsets import OpSet, members, op_ranges
-from balancer.ground.rates import pipeline_rate, shared_rates
-from balancer.ground.units import MIB, ceil_div
+from balancer.ground.opsets import OpSet
+from balancer.ground.rates import latency_ns, load_ns, pipeline_rate, shared_rates
+from balancer.opened import known_costs
 from balancer.plan import (
     BoundaryTensor,
+    ComparisonRow,
     HardwareInfo,
     HeldTo,
     ModelInfo,
     PipelinePrediction,
     Plan,
+    PlanPipeline,
     PlanPrediction,
+    PlanStage,
     Segment,
     SegmentInput,
     SegmentPrediction,
     SolverReport,
 )
-from balancer.planning.remembering import known_costs
 from balancer.version import VERSION
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def assemble(
     setting: Setting,
     solution: Solution,
     n_tpus: int,
-    comparison: Sequence[plans.ComparisonRow],
+    comparison: Sequence[ComparisonRow],
     held: HeldTo | None = None,
 ) -> Plan:
     """The plan that a solution describes. held: what the solution was held to, None where nobody knows."""
@@ -52,7 +53,11 @@ def assemble(
     graph, hardware, value = setting.graph, setting.hardware, solution.value
     return Plan(
         model=ModelInfo(
-            file=None, sha256=setting.sha256, ops=len(graph.ops), parameter_bytes=graph.parameter_bytes, macs=graph.macs
+            file=None,
+            sha256=setting.model.sha256,
+            ops=len(graph.ops),
+            parameter_bytes=graph.parameter_bytes,
+            macs=graph.macs,
         ),
         hardware=HardwareInfo(name=hardware.name, constants=hardware.constants),
         costs=known_costs(setting.profile),
@@ -74,7 +79,7 @@ def assemble(
         comparison=tuple(comparison),
         versions={"balancer": VERSION},
         state=setting.state,
-        origin=setting.origin,
+        origin=setting.model,
     )
 
 
@@ -108,7 +113,7 @@ def _named_segments(setting: Setting, partition: Partition, stem: str, names: Ma
         segments.append(
             Segment(
                 name=name,
-                ops=op_ranges(members(ops)),
+                ops=ops,
                 file=None,
                 sha256=None,
                 inputs=tuple(SegmentInput(**_boundary(graph, t, names), source=made_in.get(t)) for t in inputs),
@@ -127,18 +132,16 @@ def _boundary(graph: Graph, t: int, names: Mapping[int, str]) -> dict[str, Any]:
 
 def _pipelines(
     setting: Setting, pipelines: Sequence[PipelineSpec], named: Mapping[Partition, list[Segment]]
-) -> tuple[plans.PlanPipeline, ...]:
+) -> tuple[PlanPipeline, ...]:
     """With TPUs numbered from 0 over pipelines, stages, replicas."""
     tpu, found = 0, []
     for pipeline in pipelines:
         segments, stages = named[_partition(pipeline)], []
         for stage, segment in zip(pipeline.stages, segments, strict=True):
             tpus = tuple(range(tpu, tpu + stage.replicas))
-            stages.append(plans.PlanStage(segment=segment.name, replicas=stage.replicas, tpus=tpus))
+            stages.append(PlanStage(segment=segment.name, replicas=stage.replicas, tpus=tpus))
             tpu += stage.replicas
-        found.append(
-            plans.PlanPipeline(stages=tuple(stages), predicted=_pipeline_prediction(setting, pipeline, segments))
-        )
+        found.append(PlanPipeline(stages=tuple(stages), predicted=_pipeline_prediction(setting, pipeline, segments)))
     return tuple(found)
 
 
@@ -147,16 +150,13 @@ def _stage_ns(segments: Sequence[Segment]) -> list[int]:
 
 
 def _latency_ns(setting: Setting, segments: Sequence[Segment]) -> int:
-    return sum(_stage_ns(segments)) + setting.hardware.host.handover_ns * len(segments)
+    return latency_ns(_stage_ns(segments), setting.hardware.host.handover_ns)
 
 
 def _first_inference_ns(setting: Setting, segments: Sequence[Segment]) -> int:
     """The first inference also sends the parameters that stay on chip, one segment after the other."""
-    hardware = setting.hardware
-    loads = (
-        ceil_div(s.predicted.cached_bytes * hardware.link.load_ns_per_mib, MIB) + hardware.link.load_ns
-        for s in segments
-    )
+    link = setting.hardware.link
+    loads = (load_ns(s.predicted.cached_bytes, link.load_ns_per_mib, link.load_ns) for s in segments)
     return _latency_ns(setting, segments) + sum(loads)
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from balancer.errors import BalancerError, InfeasibleError
 from balancer.ground.opsets import interval_set
 from balancer.plan import KEPT, ComparisonRow
-from balancer.planning.asked import Asked
 from balancer.planning.assembling import DECIMALS
+from balancer.planning.options import Options
 from balancer.planning.reported import reported_problem
 from balancer.solve import PipelineSpec, Problem, SolverOptions, StageSpec, evaluate, solve, steady_rate
 from balancer.solve.baselines import equal_op_counts, parameter_count
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from fractions import Fraction
 
-    from balancer.loops.default_split import DefaultSplit
+    from balancer.ground.opsets import OpSet
+    from balancer.plan import SegmentReport
     from balancer.planning.setting import Setting
 
 Pipelines = Sequence[PipelineSpec]
@@ -37,16 +38,27 @@ _BY_RULE = {
     "equal-op-counts": EQUAL, "parameter-count": DEFAULT, EXHAUSTIVE: EXHAUSTIVE,
     **{solver: row for row, solver in BASELINES.items()},
 }  # fmt: skip
-ANYTHING = Asked(SolverOptions())
+ANYTHING = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultSplit:
+    """What the compiler's own `--num_segments` made of a model: a pipeline of single TPUs with what was reported of its
+    segments; without them, note says why.
+    """
+
+    pipelines: Pipelines
+    reports: Mapping[OpSet, SegmentReport]
+    note: str | None
 
 
 def comparison(
-    setting: Setting, n_tpus: int, plan: Pipelines, *, asked: Asked = ANYTHING, default: DefaultSplit | None = None
+    setting: Setting, n_tpus: int, plan: Pipelines, *, options: Options = ANYTHING, default: DefaultSplit | None = None
 ) -> tuple[ComparisonRow, ...]:
     """The rows, slow ways first as a rule. The last one is the plan that they are about: `ours`, or the baseline that
     made it.
 
-    asked: of the plan; rows that do not keep to it say so.
+    options: what the plan was held to; rows that do not keep to it say so.
     default: what the compiler's `--num_segments` really did, where that is known; it stands beside its stand-in, with
     the memory that was reported.
     """
@@ -59,9 +71,9 @@ def comparison(
         EQUAL: _cut(problem, equal_op_counts(problem.n_ops, min(n_tpus, problem.n_ops))),
         **{row: _baseline(problem, solver) for row, solver in BASELINES.items()},
         **({EXHAUSTIVE: _baseline(problem, EXHAUSTIVE)} if problem.n_ops**n_tpus <= MOST_TRIED else {}),
-        OURS_ONE: _one_pipeline(problem, asked.options.seconds),
+        OURS_ONE: _one_pipeline(problem, options.seconds),
     }
-    own = row_of(asked.options.solver)
+    own = row_of(options.solver)
     plans.pop(own, None)  # by the same rule
     plans[own] = plan
     rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
@@ -72,7 +84,7 @@ def comparison(
     breaking = {
         name
         for name, made in plans.items()
-        if made and rates[name] and name != own and not asked.kept_by(setting, n_tpus, made)
+        if made and rates[name] and name != own and not options.kept_by(setting, n_tpus, made)
     }
     return tuple(replace(row, breaks_limits=row.name in breaking) for row in rows)
 

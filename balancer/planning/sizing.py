@@ -8,7 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from balancer.errors import InfeasibleError
-from balancer.planning.setting import check_tpus, open_setting
+from balancer.ground.units import NS_PER_S
+from balancer.planning.checks import check_tpus
+from balancer.planning.setting import open_setting
 from balancer.solve import Constraints, SolverOptions, evaluate, solve
 from balancer.solve.offers import best_plan, pipeline_offer
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from balancer.solve.offers import Offer
 
 KNEE = 0.05  # another TPU that adds less is past the knee
-NS_PER_S, NS_PER_MS = 1e9, 1e6
 _LONGEST_NS = 1 << 60
 
 
@@ -57,29 +58,29 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
     *,
     hardware: str | Path | Hardware = "pcie",
     max_tpus: int = 16,
-    target_fps: float | None = None,
-    max_latency_ms: float | None = None,
+    target_per_s: float | None = None,
+    max_latency_ns: float | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Sizing:
     """What 1 to max_tpus Edge TPUs give for a model, and how many are worth having.
 
-    target_fps: inferences per second that are wanted. max_latency_ms: of one input alone; plans that take longer do not
+    target_per_s: inferences per second that are wanted. max_latency_ns: of one input alone; plans that take longer do not
     count. progress: called with the number of TPUs that are done. Raises ModelError, HardwareError, or ValueError for
     arguments out of range.
     """
     check_tpus(max_tpus)
-    for name, value in (("target_fps", target_fps), ("max_latency_ms", max_latency_ms)):
+    for name, value in (("target_per_s", target_per_s), ("max_latency_ns", max_latency_ns)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0, not {value}")
     setting = open_setting(model, hardware)
-    limit_ns = None if max_latency_ms is None else int(min(max_latency_ms * NS_PER_MS, _LONGEST_NS))
+    limit_ns = None if max_latency_ns is None else int(min(max_latency_ns, _LONGEST_NS))
     best = _Best(setting, max_tpus, limit_ns)
     rows: list[SizeRow] = []
     for n in range(1, max_tpus + 1):
         rows.append(_no_worse(best.row(n), rows))
         progress(n)
     fits = next((n for n in range(1, max_tpus + 1) if _fits(setting, n)), None)
-    return Sizing(tuple(rows), fits, _knee(rows), _target(rows, target_fps, asked=target_fps or max_latency_ms))
+    return Sizing(tuple(rows), fits, _knee(rows), _target(rows, target_per_s, asked=target_per_s or max_latency_ns))
 
 
 class _Best:
@@ -145,8 +146,8 @@ def _knee(rows: list[SizeRow]) -> int | None:
     return None if knee is None else rows[knee].n_tpus
 
 
-def _target(rows: list[SizeRow], target_fps: float | None, *, asked: float | None) -> int | None:
+def _target(rows: list[SizeRow], target_per_s: float | None, *, asked: float | None) -> int | None:
     if asked is None:
         return None
-    enough = (row.n_tpus for row in rows if row.throughput_per_s and row.throughput_per_s >= (target_fps or 0.0))
+    enough = (row.n_tpus for row in rows if row.throughput_per_s and row.throughput_per_s >= (target_per_s or 0.0))
     return next(enough, None)

@@ -6,18 +6,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.plan import KEPT
-from balancer.solve import Solution, SolverOptions, solve
+from balancer.solve import Solution, solve
 
 if TYPE_CHECKING:
+    from balancer.planning.options import Options
     from balancer.planning.setting import Setting
 
 
-def solve_setting(setting: Setting, n_tpus: int, options: SolverOptions, overflow: str) -> Solution:
-    """The best plan under the setting's costs. overflow: of `setting.OVERFLOW`. Raises InfeasibleError."""
-    problem = setting.problem(n_tpus, overflow=overflow)
+def solve_setting(setting: Setting, n_tpus: int, options: Options, overflow: str | None = None) -> Solution:
+    """The best plan under the setting's costs, held to the options. overflow: instead of the options' own rule.
+
+    Raises InfeasibleError.
+    """
+    problem = setting.problem(n_tpus, overflow=overflow or options.overflow_now)
     if setting.state != KEPT:
-        return solve(problem, options)
+        return solve(problem, options.for_solver)
     # The whole plan is restricted: a stage that holds state needs all items, in their order; see `plan.state`.
-    solution = solve(problem, replace(options, max_pipelines=1, max_replicas=1))
+    solution = solve(problem, replace(options.for_solver, max_pipelines=1, max_replicas=1))
     claims = bool(solution.bound_ns)  # a baseline claims nothing
     return replace(solution, over=f"{solution.over}, as kept state needs") if claims else solution

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from balancer.plan import file_bytes
 from balancer.runtime.provenance import costed_for_others
 from balancer.tflite.package import is_compiled, read_package
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from balancer.opened import OpenedPlan
     from balancer.plan import Plan
 
 _LOG = logging.getLogger(__name__)
@@ -31,15 +31,16 @@ def mapping_entries(compiled: bytes, name: str) -> int:
     return sum(-(-size // _PAGE_BYTES) for size in (package.instruction_bytes, package.streamed_bytes, *tensors))
 
 
-def warn_of_mappings(plan: Plan, devices: Sequence[str]) -> None:
+def warn_of_mappings(opened: OpenedPlan, devices: Sequence[str]) -> None:
     """Log a warning for each segment that comes near the limit of a PCIe device."""
+    plan = opened.plan
     for pipeline in plan.pipelines:
         for stage in pipeline.stages:
             segment = plan.segment(stage.segment)
             on_pci = any(devices[t].startswith(("pci", ":")) for t in stage.tpus)
-            if not on_pci or not segment.reported or not segment.reported.file:
+            if not on_pci or not segment.reported:
                 continue
-            entries = mapping_entries(file_bytes(plan, segment.reported.file, None), segment.name)
+            entries = mapping_entries(opened.compiled_file(segment), segment.name)
             if entries > SIMPLE_ENTRIES * 9 // 10:
                 _LOG.warning(
                     "%s needs about %d of the PCIe driver's %d page-table entries; where it fails with 'is not free', "

@@ -15,26 +15,25 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from balancer.errors import BalancerError, InputError, StageError
-from balancer.plan import KEPT, STATE_WORDS, Plan, load_plan, segments_with_state, state_of
+from balancer.inputs import model_interface
+from balancer.opened import AnyPlan, OpenedPlan, open_plan
+from balancer.plan import KEPT, STATE_WORDS, segments_with_state, state_of
 from balancer.queues import Finished, Stopped
 from balancer.runtime.devices import device_names
 from balancer.runtime.executors import Executor, Recipe, make_executor
 from balancer.runtime.limits import warn_of_mappings, warn_of_other_kinds
 from balancer.runtime.mapping import Feeder, Turns
 from balancer.runtime.options import CONTINUE, RunOptions
-from balancer.runtime.recipes import NONE, ModelInterface, keeping_state, plan_interface, recipes
+from balancer.runtime.recipes import NONE, check_tensors, keeping_state, recipes
 from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
 from balancer.runtime.tensors import FrameTensors, SharedFrames, Tensors, dead_after, layout, lives
 from balancer.workers import Failure, Work, WorkerLost, Workers, run_at_once
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
 _MOST_ITEMS = 256
@@ -52,23 +51,25 @@ class _Item:
 class Pipeline:
     """Runs a plan: `with Pipeline(plan, devices) as pipeline: for result in pipeline.map(items): ...`.
 
-    plan: a saved plan, its file, or its directory. devices: a name for each TPU of the plan, "sim", "cpu", or None for
+    plan: a plan, its file, or its directory. devices: a name for each TPU of the plan, "sim", "cpu", or None for
     the Edge TPUs of this machine; see `balancer.runtime.devices`. Inputs and results are dicts of arrays by tensor name,
     inputs of shape and type as the model has them. state: "reset" or "kept" where the model has some.
     """
 
     def __init__(
-        self, plan: Plan | str | Path, devices: str | Sequence[str] | None = None, options: RunOptions | None = None
+        self, plan: AnyPlan | OpenedPlan, devices: str | Sequence[str] | None = None, options: RunOptions | None = None
     ) -> None:
         """Nothing is opened yet. Raises PlanError or DeviceError where plan and devices do not go together."""
-        self.plan = plan if isinstance(plan, Plan) else load_plan(plan)
+        self._opened = opened = open_plan(plan)
+        check_tensors(opened)
+        self.plan = opened.plan
         self.options = options or RunOptions()
         count = 1 + max(t for p in self.plan.pipelines for stage in p.stages for t in stage.tpus)
         none = devices == "none"
         self.devices = ["none"] * count if none else device_names(devices, count)
-        self.interface: ModelInterface = plan_interface(self.plan)
+        self.interface = model_interface(opened.graph)
         self.simulation = self.options.simulation.beside(self.devices)
-        self._recipes = recipes(self.plan, self.devices, self.simulation)
+        self._recipes = recipes(opened, self.devices, self.simulation)
         self.state = state_of(self.interface.stateful, keep_state=self.options.keep_state)
         if self.state == KEPT:
             self._recipes = keeping_state(self._recipes, segments_with_state(self.plan, self.interface.stateful))
@@ -94,7 +95,7 @@ class Pipeline:
                 raise self._stopped()
             if self._workers is not None:
                 raise RuntimeError("a pipeline is entered once")
-            warn_of_mappings(self.plan, self.devices)
+            warn_of_mappings(self._opened, self.devices)
             warn_of_other_kinds(self.plan, self.devices)
             try:
                 self._start()

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.errors import DependencyError, PlanError
-from balancer.plan import RESET, Plan, file_bytes, pycoral_obstacle, state_of
+from balancer.inputs import model_interface
+from balancer.opened import AnyPlan, OpenedPlan, open_plan
+from balancer.plan import RESET, file_bytes, pycoral_obstacle, state_of
 from balancer.runtime.devices import device_names
 from balancer.runtime.limits import warn_of_other_kinds
-from balancer.runtime.recipes import interface, plan_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -29,10 +30,13 @@ if TYPE_CHECKING:
 class PycoralRunner:
     """Like `Pipeline`, as far as Google's runner goes: `with PycoralRunner(plan) as runner: runner.map(items)`."""
 
-    def __init__(self, plan: Plan, devices: str | Sequence[str] | None = None, *, keep_state: bool = False) -> None:
+    def __init__(
+        self, plan: AnyPlan | OpenedPlan, devices: str | Sequence[str] | None = None, *, keep_state: bool = False
+    ) -> None:
         """keep_state: of a model that has some, since that is what its runner does. Raises PlanError where its runner
         cannot run the plan, DependencyError where it is not installed."""
-        self.plan = plan
+        opened = open_plan(plan)
+        self.plan = plan = opened.plan
         pipeline = plan.pipelines[0]
         obstacle = pycoral_obstacle(plan)
         if len(plan.pipelines) > 1 or any(stage.replicas > 1 for stage in pipeline.stages):
@@ -40,7 +44,7 @@ class PycoralRunner:
         if obstacle:
             raise PlanError(f"pycoral's runner cannot run it: {obstacle}", plan.file_name, "leave out --runner pycoral")
         self.devices = device_names(devices, len(pipeline.stages))
-        self.interface = interface(plan_model(plan), plan.stem)
+        self.interface = model_interface(opened.graph)
         self.state = state_of(self.interface.stateful, keep_state=keep_state)
         if self.state == RESET:
             what = "pycoral's runner cannot run it: it keeps state from input to input"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from balancer.ground.rates import objective_ns, pipeline_rate, plan_rate
+from balancer.ground.rates import latency_ns, objective_ns, pipeline_rate, plan_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -223,7 +223,7 @@ def evaluate(problem: Problem, pipelines: Sequence[PipelineSpec]) -> Value | Non
     for pipeline in pipelines:
         costs = _costs(problem, pipeline) or []
         streamed += sum(c.streamed_bytes * s.replicas for c, s in zip(costs, pipeline.stages, strict=True))
-        latency = max(latency, sum(c.time_ns + problem.handover_ns for c in costs))
+        latency = max(latency, latency_ns((c.time_ns for c in costs), problem.handover_ns))
     return Value(objective_ns(rate), sum(pipeline.devices for pipeline in pipelines), streamed, latency)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from balancer.directory.compiling import segment_report
 from balancer.ground.opsets import OpSet, op_set
+from balancer.opened import AnyPlan, OpenedPlan, open_plan
+from balancer.planning.comparing import DefaultSplit
 from balancer.solve import PipelineSpec, StageSpec
 
 if TYPE_CHECKING:
@@ -14,34 +15,26 @@ if TYPE_CHECKING:
 
     from balancer.compiler import Compiler
     from balancer.graph import Graph
-    from balancer.plan import SegmentReport
-    from balancer.planning.setting import Setting
 
 
-@dataclass(frozen=True, slots=True)
-class DefaultSplit:
-    """A pipeline of single TPUs with what was reported of its segments; without them, note says why."""
+def default_split(plan: AnyPlan | OpenedPlan, compiler: Compiler) -> DefaultSplit:
+    """Run `--num_segments` on the plan's whole model, for as many segments as the plan has TPUs.
 
-    pipelines: Sequence[PipelineSpec]
-    reports: dict[OpSet, SegmentReport]
-    note: str | None
-
-
-def default_split(setting: Setting, n_tpus: int, compiler: Compiler) -> DefaultSplit:
-    """Run `--num_segments` on the whole model. Raises CompilerError or OutputError where it cannot be run at all."""
+    Raises CompilerError or OutputError where it cannot be run at all.
+    """
+    opened = open_plan(plan)
+    graph, n_tpus = opened.graph, opened.plan.n_tpus
     if n_tpus == 1:
         return DefaultSplit((), {}, "one TPU: nothing to split")
-    found = compiler.split(setting.graph.name, setting.data, n_tpus)
+    found = compiler.split(graph.name, opened.model.data, n_tpus)
     if found.failure:
         return DefaultSplit((), {}, f"failed in the compiler: {found.failure}")
-    partition = _partition(setting.graph, found.outputs)
+    partition = _partition(graph, found.outputs)
     if not all(partition):
         return DefaultSplit((), {}, "the segments that it wrote are not parts of this model")
-    reports = {
-        ops: segment_report(ops, setting.graph, compiler, c) for ops, c in zip(partition, found.segments, strict=True)
-    }
+    reports = {ops: segment_report(ops, graph, compiler, c) for ops, c in zip(partition, found.segments, strict=True)}
     return DefaultSplit(
-        [PipelineSpec(tuple(StageSpec(ops, setting.hardware.name) for ops in partition))], reports, None
+        [PipelineSpec(tuple(StageSpec(ops, opened.plan.hardware.name) for ops in partition))], reports, None
     )
 
 

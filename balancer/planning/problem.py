@@ -1,0 +1,92 @@
+"""The solver's view of a model on hardware: numbered ops, and what segments of them cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from balancer.cost.batch import SegmentBatch
+from balancer.cost.timing import input_ns, output_ns
+from balancer.ground.opsets import members
+from balancer.solve import Between, Cost, CostColumns, Kept, Kind, Problem, Structure, Transfer
+
+if TYPE_CHECKING:
+    from balancer.cost.hardware import Hardware
+    from balancer.cost.segment import SegmentCosts
+    from balancer.graph import Graph
+    from balancer.ground.downsets import DownSets
+    from balancer.ground.opsets import OpSet
+
+
+def problem_of(costs: SegmentCosts, devices: tuple[tuple[Kind, int], ...], *, may_overflow: bool) -> Problem:
+    """Split the ops of the costs' graph over these devices. may_overflow: whether a segment may stream parameters for which
+    the chip has no capacity left.
+    """
+    graph, hardware = costs.graph, costs.hardware
+
+    def exact(ops: OpSet, kind: Kind) -> Cost | None:
+        if not costs.allowed(ops):
+            return None
+        terms = costs.terms(ops)
+        return Cost(terms.stage_ns, terms.streamed_bytes) if may_overflow or not terms.overflow_bytes else None
+
+    def batch(sets: DownSets, kind: Kind) -> Between:
+        segments = SegmentBatch(costs, sets)
+
+        def between(inners: Any, outers: Any) -> CostColumns:
+            table = segments(inners, outers)
+            allowed = table.allowed if may_overflow else table.allowed & (table.overflow_bytes == 0)
+            return CostColumns(table.time_ns, table.streamed_bytes, allowed)
+
+        return between
+
+    return Problem(
+        before=graph.before,
+        devices=devices,
+        exact=exact,
+        lower=lambda ops, kind: costs.lower(ops),
+        batch=batch,
+        together=graph.together + _with_neighbours(graph),
+        structures={kind: structure(costs, may_overflow=may_overflow) for kind, _ in devices},
+        op_bytes=tuple(op.parameter_bytes for op in graph.ops),
+        host_ns=hardware.host.host_ns_per_stage,
+        handover_ns=hardware.host.handover_ns,
+    )
+
+
+def _with_neighbours(graph: Graph) -> tuple[OpSet, ...]:
+    """Folded ops cost nothing wherever they stand: each stays with the next op that is computed, or the last one."""
+    real = [op.index for op in graph.ops if not op.folded]
+    return tuple(1 << i | 1 << min((r for r in real if r > i), default=real[-1]) for i in members(graph.folded) if real)
+
+
+def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
+    """What the cost of a segment is made of, as far as it is additive; the rest makes it dearer, never cheaper.
+
+    Ops that may end up on the CPU count with the cheaper of both; room for parameters is the most that there can be.
+    """
+    hardware, graph, sure = costs.hardware, costs.graph, costs.sure_on_tpu
+    caching = costs.caching
+    return Structure(
+        stage_ns=hardware.link.invoke_ns,
+        op_ns=tuple(costs.least_ns),
+        transfers=tuple(_transfer(graph, hardware, t) for t in sorted(set(graph.producer) | set(graph.readers))),
+        kept=tuple(Kept(i, caching.size[i], costs.waiting[i]) for i in caching.priority if sure >> i & 1),
+        capacity_bytes=costs.room.largest,
+        spill_start_ns=hardware.link.stream_start_ns,
+        streaming=tuple(i for i in members(sure) if costs.layout[i].always_streamed),
+        op_bytes=tuple(caching.size[i] if sure >> i & 1 else 0 for i in range(len(graph.ops))),
+        limit_bytes=None if may_overflow else costs.room.largest,
+        relaxed=True,
+    )
+
+
+def _transfer(graph: Graph, hardware: Hardware, t: int) -> Transfer:
+    size = graph.tensors[t].bytes
+    return Transfer(
+        producer=graph.producer.get(t),
+        readers=graph.readers.get(t, ()),
+        leaves=t in graph.outputs,
+        receive_ns=input_ns(size, hardware),
+        send_ns=output_ns(size, hardware),
+        size_bytes=size,
+    )
