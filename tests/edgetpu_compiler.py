@@ -35,6 +35,7 @@ from balancer.tflite.package import is_compiled, read_package
 from balancer.tflite.schema import schema
 
 VERSION = "16.0.384591198"
+_VERSION_LINE = "Edge TPU Compiler version"
 NOTICE = (
     "Model successfully compiled but not all operations are supported by the Edge TPU. A percentage of the model will "
     "instead run on the CPU, which is slower. If possible, consider updating your model to use only operations supported "
@@ -78,9 +79,13 @@ def install(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "edgetpu_compiler"
     behaviour = folder / "behaviour.json"
-    behaviour.write_text(json.dumps(asdict(Behaviour(folder=str(folder), **changes))))
+    made = Behaviour(folder=str(folder), **changes)
+    behaviour.write_text(json.dumps(asdict(made)))
     root = Path(__file__).resolve().parents[1]
-    lines = f'#!/bin/sh\nPYTHONPATH="{root}" "{sys.executable}" "{Path(__file__).resolve()}" "{behaviour}" "$@"\n'
+    told = (
+        f'[ "$*" = --version ] && echo "{_VERSION_LINE} {made.version}" && exit\n'  # most starts ask for nothing else
+    )
+    lines = f'#!/bin/sh\n{told}PYTHONPATH="{root}" "{sys.executable}" "{Path(__file__).resolve()}" "{behaviour}" "$@"\n'
     script.write_text(lines)
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script
@@ -99,7 +104,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("-v", "--version", action="store_true")
     parser.add_argument("model", nargs="?")
     options = parser.parse_args(arguments[1:])
-    print(f"Edge TPU Compiler version {behaviour.version}", flush=True)
+    print(_VERSION_LINE, behaviour.version, flush=True)
     if options.version:
         return 0
     source = Path(options.model)

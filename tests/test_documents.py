@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -317,7 +318,7 @@ def test_times_that_nobody_can_wait_are_refused_in_the_api(seconds: float) -> No
 def test_simulated_times_are_finite(value: float) -> None:
     for name in ("stage_ns", "first_ns", "jitter"):
         with pytest.raises(ValueError, match=name):
-            Behaviour(**{"stage_ns": 1, name: value})
+            replace(Behaviour(stage_ns=1), **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])

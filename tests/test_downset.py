@@ -169,4 +169,4 @@ def test_a_spent_budget_leaves_a_valid_plan_and_an_honest_bound(problem: Problem
             solution = None
         if solution is not None and best is not None:
             check(problem, solution)
-            assert solution.bound_ns <= best.objective_ns <= solution.value.objective_ns
+            assert (solution.bound_ns or 0) <= best.objective_ns <= solution.value.objective_ns

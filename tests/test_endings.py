@@ -23,6 +23,7 @@ from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
+from tests.plans import three_stages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,11 +84,7 @@ SCRIPTS = {
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Three stages."""
-    folder = tmp_path_factory.mktemp("plan")
-    (folder / "net.tflite").write_bytes(synth.fc(60, layers=4))
-    return balancer.save(
-        balancer.balance(folder / "net.tflite", 3, options=balancer.Options(stages=3)), folder / "plan"
-    )
+    return three_stages(tmp_path_factory.mktemp("plan"), synth.fc(60, layers=4))
 
 
 def _path(plan: Plan) -> str:

@@ -34,7 +34,7 @@ from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
 from balancer.workers import Failure
 from tests import edgetpu_compiler, handmade
-from tests.replicas import with_replicas
+from tests.plans import with_replicas
 from tests.shared import ZOO
 
 if TYPE_CHECKING:
@@ -484,7 +484,7 @@ def test_a_plan_that_is_not_saved_runs_and_one_that_is_not_compiled_does_not(mod
     with pytest.raises(PlanError, match="run `balancer compile`"):
         Pipeline(plan, "usb")
     with pytest.raises(ValueError, match="on_error"):
-        Pipeline(plan, "cpu", RunOptions(on_error="shrug"))
+        Pipeline(plan, "cpu", RunOptions(on_error="shrug"))  # type: ignore[arg-type]
 
 
 def test_a_device_that_cannot_be_opened_closes_the_others(tmp_path: Path, model: Path) -> None:

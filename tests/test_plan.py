@@ -117,7 +117,7 @@ def _changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 def test_a_changed_plan_file_is_a_plan_or_refused_in_one_line(plan: balancer.Plan, tmp_path: Path) -> None:
     document = json.loads(plan_text(plan))
     draw = random.Random(4)
-    values = [..., None, -1, 10**30, "x", "../x", "0-99999999999", [], {}, [[]], True, 1.5, float("inf")]
+    values: list[Any] = [..., None, -1, 10**30, "x", "../x", "0-99999999999", [], {}, [[]], True, 1.5, float("inf")]
     path, refused = tmp_path / "p.json", 0
     for place in draw.sample(list(_places(document)), 150):
         for value in draw.sample(values, 4):

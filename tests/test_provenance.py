@@ -23,7 +23,7 @@ from balancer.runtime.provenance import costed_for_others, joined, parse_provena
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
-from tests.replicas import with_replicas
+from tests.plans import three_stages, with_replicas
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,11 +36,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Three stages, costed for pcie."""
-    folder = tmp_path_factory.mktemp("plan")
-    (folder / "net.tflite").write_bytes(synth.fc(300, layers=6))
-    return balancer.save(
-        balancer.balance(folder / "net.tflite", 3, options=balancer.Options(stages=3)), folder / "plan"
-    )
+    return three_stages(tmp_path_factory.mktemp("plan"), synth.fc(300, layers=6))
 
 
 def _path(plan: Plan) -> str:

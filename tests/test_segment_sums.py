@@ -14,7 +14,7 @@ from balancer.cost.hardware import load_hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.ground.downsets import DownSets, NestedSets, OpGroups
 from balancer.ground.opsets import members
-from balancer.solve.allocation import _Speed
+from balancer.solve.allocation import _RateCurve
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 from tests import handmade
@@ -82,7 +82,7 @@ rates = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 
 
 @given(rates, rates)
 def test_one_speed_reaches_another_where_it_does_at_every_corner(left: Any, right: Any) -> None:
-    one, other = _Speed(), _Speed()
+    one, other = _RateCurve(), _RateCurve()
     for host, a, b in left:
         one = one.plus(Fraction(a, b), host)
     for host, a, b in right:

@@ -177,14 +177,14 @@ def _random_slice(c: Chain, draw: st.DrawFn, at: int, type_name: str, kind: str)
     masks = {f"{name}_mask": draw(st.integers(0, 1)) for name in ("begin", "end", "shrink_axis")}
     begin, end, step = draw(
         st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.sampled_from([1, 1, 2, -1])).filter(
-            lambda b: all(_takes(n, *b, masks) for n in lengths)
+            lambda b: all(_takes(n, *b, masks=masks) for n in lengths)
         )
     )
     inputs = [at, c.constant([begin]), c.constant([end]), c.constant([step])]
     return c.op("STRIDED_SLICE", inputs, Table("StridedSliceOptions", masks), type_name)
 
 
-def _takes(length: int, begin: int, end: int, step: int, masks: dict[str, int]) -> bool:
+def _takes(length: int, begin: int, end: int, step: int, *, masks: dict[str, int]) -> bool:
     """Whether there is something in the slice."""
     if masks["shrink_axis_mask"]:
         return step > 0 and -length <= begin < length

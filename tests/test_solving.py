@@ -19,7 +19,6 @@ from balancer.planning.setting import open_setting
 from balancer.solve import SOLVERS, Ended, Problem, SolverOptions, Structure, check, solve, structured_problem
 from balancer.solve.cpsat import PipelineSearch
 from balancer.solve.structured import StructuredCosts
-from balancer.tflite import synth
 from tests import handmade
 from tests.shared import SOURCES, stem
 
@@ -28,15 +27,6 @@ if TYPE_CHECKING:
 
     from balancer.ground.downsets import DownSets
     from balancer.solve import Between, CostColumns, Kind
-
-WIDE = synth.fc(1800, layers=6)  # streams on one TPU and on two
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "net.tflite"
-    path.write_bytes(WIDE)
-    return path
 
 
 def _solved(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -168,7 +158,7 @@ def test_a_clock_leaves_the_best_so_far_and_an_honest_bound() -> None:
     check(problem, solution, SolverOptions(max_pipelines=1, max_replicas=1, seconds=0.3))
     assert solution.value.objective_ns <= chain.value.objective_ns
     assert (
-        solution.bound_ns
+        (solution.bound_ns or 0)
         <= -(-sum(1000 + 137 * (i * i % 31) for i in range(40)) // 3) + 10
         <= solution.value.objective_ns
     )
@@ -201,7 +191,7 @@ def test_an_interrupted_search_gives_the_best_so_far(where: str, monkeypatch: py
     assert solution.ended is Ended.INTERRUPTED
     assert solution.statistics["interrupted"] == 1
     assert solution.value == chain.value
-    assert solution.bound_ns <= solution.value.objective_ns
+    assert (solution.bound_ns or 0) <= solution.value.objective_ns
     check(problem, solution)
 
 

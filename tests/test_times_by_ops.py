@@ -16,6 +16,7 @@ from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts, beha
 from balancer.planning.predicting import partition_plan
 from balancer.planning.setting import setting_of
 from balancer.runtime.options import RunOptions
+from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.recipes import Simulation
 from balancer.tflite import synth
 
@@ -174,11 +175,10 @@ def test_simulated_tpus_never_compute_while_they_are_measured(
     from balancer.loops import sources
 
     seen: list[str] = []
-    real = sources.Pipeline
 
     def pipeline(plan: balancer.OpenedPlan, devices: Any, options: RunOptions) -> Any:
         seen.append(options.simulation.outputs)
-        return real(plan, devices, options)
+        return Pipeline(plan, devices, options)
 
     monkeypatch.setattr(sources, "Pipeline", pipeline)
     options = RunOptions(simulation=Simulation(outputs=outputs))

@@ -10,7 +10,7 @@ import pytest
 import balancer
 from balancer.errors import InputError, ModelError
 from balancer.graph import boundary_names
-from balancer.inputs import InputSpec, load_items, model_interface, random_items
+from balancer.inputs import InputSpec, Item, load_items, model_interface, random_items
 from balancer.interpreter import open_interpreter
 from balancer.tflite.cut import Cutter
 from balancer.tflite.opened import open_model
@@ -28,7 +28,7 @@ def _segments(data: bytes, *sets: int) -> list[SegmentFile]:
     return [SegmentFile(f"segment {k}", ops, cutter.cut(ops, names)) for k, ops in enumerate(sets)]
 
 
-def _items(data: bytes, count: int = 3) -> list[dict[str, object]]:
+def _items(data: bytes, count: int = 3) -> list[Item]:
     return random_items(model_interface(Cutter(data).graph).inputs, count)
 
 
