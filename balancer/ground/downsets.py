@@ -189,7 +189,7 @@ class NestedSets(DownSets):
 
 
 def word_count(n_ops: int) -> int:
-    """How many words hold a set of so many ops; at least one.
+    """How many words hold a set of n_ops ops; at least one.
 
     >>> word_count(65)
     2

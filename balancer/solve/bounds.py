@@ -3,7 +3,7 @@
 They need the structure of the cost (see `structure`). All stages before a down-set I together take at least
 
     the time of I's ops  +  the sending of each tensor that I hands on  +  one start for each stage
-    + the cheapest spilling of those parameters of I that exceed the capacity of so many stages.
+    + the cheapest spilling of those parameters of I that exceed the capacity of that many stages.
 
 Likewise for the stages after I. The spilling is a fractional knapsack: whole parameters are relaxed to parts of them,
 so that the cheapest bytes spill first. Stages that take t_i on r_i devices have a period of at least sum t_i / sum r_i,
@@ -50,11 +50,11 @@ class CutBounds:
     streaming: IntArray
 
     def prefix_ns(self, stages: int) -> IntArray:
-        """For each down-set, the least ns that its ops take together in so many stages."""
+        """For each down-set, the least ns that its ops take together in this number of stages."""
         return self.inside_ns + self._overhead_ns(self.kept_bytes, self.streaming, stages)
 
     def suffix_ns(self, stages: int) -> IntArray:
-        """For each down-set, the least ns that all ops outside it take together in so many stages."""
+        """For each down-set, the least ns that all ops outside it take together in this number of stages."""
         kept_bytes, streaming = self.kept_bytes[-1] - self.kept_bytes, self.streaming[-1] - self.streaming
         return self.outside_ns + self._overhead_ns(kept_bytes, streaming, stages)
 
@@ -68,6 +68,7 @@ def cut_bounds(structure: Structure, sets: DownSets) -> CutBounds:
     sizes = [0] * len(op_ns)
     for kept in structure.kept:
         sizes[kept.op] = kept.size_bytes
+    # An op that cannot run on this kind counts as 0: still a lower bound, and no pipeline has it here.
     work_ns = sets.total(op_ns)
     inside_ns, outside_ns = work_ns.copy(), sum(op_ns) - work_ns
     for transfer in structure.transfers:
@@ -102,8 +103,9 @@ def _transfer_ns(transfer: Transfer, sets: DownSets) -> tuple[IntArray, IntArray
 
 
 def spilled_ns(structure: Structure, kept_bytes: IntArray, streaming: IntArray, stages: int) -> IntArray:
-    """The least ns that spilling costs, for each entry: where kept_bytes ask for memory in so many stages, with so many
-    ops that stream by nature.
+    """For each entry, a lower bound in ns on what spilling costs.
+
+    kept_bytes: of parameters that share the capacity of the stages. streaming: how many ops stream by nature.
     """
     excess = kept_bytes - stages * structure.capacity_bytes
     # The cheapest spills, by bytes: a convex piecewise linear function, which is the fractional knapsack's optimum.
@@ -113,7 +115,7 @@ def spilled_ns(structure: Structure, kept_bytes: IntArray, streaming: IntArray, 
 
 
 def pipeline_bound_ns(problem: Problem, stages: int, devices: int, most_replicas: int) -> int:
-    """ns per inference: a lower bound for all pipelines of so many stages on so many devices.
+    """ns per inference: a lower bound for all pipelines with these numbers of stages and devices.
 
     At best the devices share the work evenly. The op that takes longest alone stands in one stage, which has at most
     most_replicas devices, and leaves one for each other stage. The host works on every stage of every inference.
@@ -122,6 +124,7 @@ def pipeline_bound_ns(problem: Problem, stages: int, devices: int, most_replicas
     kind = problem.devices[0][0]
     if len(problem.devices) > 1:
         return max(1, host, mixed_bound_ns(problem, stages, devices, most_replicas))
+    # Every other stage needs a device, so the slowest one has at most this number.
     replicas = min(most_replicas, devices - stages + 1)
     structure = problem.structures.get(kind)
     if structure is None:
@@ -131,7 +134,7 @@ def pipeline_bound_ns(problem: Problem, stages: int, devices: int, most_replicas
 
 
 def least_total_ns(structure: Structure, stages: int) -> int:
-    """ns: a lower bound for the sum of the times of so many stages that hold all ops.
+    """ns: a lower bound for the sum of the times of all stages of a pipeline, by their number.
 
     It counts the ops, the model's inputs and outputs, the start of each stage, and the cheapest spilling.
     """
@@ -144,7 +147,7 @@ def least_total_ns(structure: Structure, stages: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CutReachability:
-    """Which cuts so many devices can get to, and get on from, without a stage that takes longer than a period.
+    """Which cuts a number of devices can get to, and get on from, without a stage that takes longer than a period.
 
     bounds: for the first kind of device; None where the structure of some kind's cost is not known: nothing is ruled
     out then. speedups: for each kind the most ns of work on the first kind that one ns on this kind does. With several
@@ -156,19 +159,19 @@ class CutReachability:
     speedups: tuple[float, ...]
 
     def window(self, longest_ns: int | None) -> WorkWindow | None:
-        """What rules out segments that take longer than so many ns on every kind; None where nothing does."""
+        """A window that rules out segments which take longer than longest_ns on every kind; None where nothing can."""
         if self.bounds is None or longest_ns is None:
             return None
         return WorkWindow(self.bounds.work_ns, longest_ns * max(self.speedups) * (1 + _ROUNDING))
 
     def prefix_fits(self, devices: Sequence[int], period_ns: float, most_stages: int) -> BoolArray:
-        """For each cut, whether so many devices of each kind may be enough for the ops before it."""
+        """For each cut, whether this number of devices of each kind may be enough for the ops before it."""
         if self.bounds is None:
             return np.ones(self.n_cuts, bool)
         return self._fits(self.bounds.prefix_ns, self.bounds.work_ns, devices, (period_ns, most_stages))
 
     def suffix_fits(self, devices: Sequence[int], period_ns: float, most_stages: int) -> BoolArray:
-        """For each cut, whether so many devices of each kind may be enough for the ops after it."""
+        """For each cut, whether this number of devices of each kind may be enough for the ops after it."""
         if self.bounds is None:
             return np.ones(self.n_cuts, bool)
         work_ns = self.bounds.work_ns[-1] - self.bounds.work_ns
@@ -183,6 +186,7 @@ class CutReachability:
     ) -> BoolArray:
         """least_ns: of the ops in question, by stages. most: the period in ns, and the number of stages."""
         period_ns, most_stages = most
+        # Each device works for one period: together they do at most the period times the sum of their speed-ups.
         if any(devices[1:]):
             speed = sum(count * speedup for count, speedup in zip(devices, self.speedups, strict=True) if count)
             fits: BoolArray = work_ns <= period_ns * speed * (1 + _ROUNDING)

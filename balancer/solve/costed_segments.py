@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from balancer.solve.budget import Budget
     from balancer.solve.problem import Problem
 
-FEW_SETS = 2048  # the costs of all pairs of so many sets take about 50 MiB
+FEW_SETS = 2048  # the costs of all pairs of this number of sets take about 50 MiB
 _BATCH_SEGMENTS = 1 << 17
 
 

@@ -211,7 +211,7 @@ class DownSetSearch(PlanSearch):
         return []
 
     def _pipelines(self, counts: tuple[int, ...], most_ns: int) -> list[ShortestPeriod]:
-        """The non-dominated pipelines on at most so many devices, with a period of at most so many ns."""
+        """The non-dominated pipelines on at most these devices, with a period of at most most_ns."""
         forced = self.options.stages
         result = self._searched(counts, most_ns, exact_stages=forced is not None or len(counts) > 1)
         return [point for point in result.front if forced in (None, point.stages)]
@@ -233,7 +233,7 @@ class DownSetSearch(PlanSearch):
 
         By the pigeonhole principle, a better plan has a pipeline whose rate per device is above the incumbent's. Such
         pipelines are fast, so few cuts are open in a search for them: they come first, and where there are none, the
-        incumbent is optimal. Next come those at least as fast as the fastest known on so many devices; then all that
+        incumbent is optimal. Next come those at least as fast as the fastest known on as many devices; then all that
         could still improve the plan.
         """
         count = self.counts[0]
@@ -245,7 +245,10 @@ class DownSetSearch(PlanSearch):
             self._improve(devices, None)
 
     def _improve(self, devices: int, longest: Fraction | None) -> None:
-        """Pipelines on exactly so many devices that could make the best plan better, with at most this period in ns."""
+        """Look for pipelines on exactly this number of devices that could make the best plan better.
+
+        longest: the longest period of interest, in ns; None for any.
+        """
         limits = self.bounds.limits_to_improve(devices, self.objective_ns())
         if limits is None:
             return

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from balancer.solve.tie_rules import CutPath
 
 Devices = tuple[int, ...]  # a count for each kind
+UsedSegments = list[list[tuple[int, SegmentColumns]]]  # for each kind: cuts, with the segments that start there
 MOST_STATES = 1 << 26  # of the table `best`: half a GiB
 _UPDATES_A_PAIR = 4  # extending a pipeline by a segment takes about this fraction of the time of costing the segment
 _CUTS_AHEAD = 256  # cuts whose segments are costed together
@@ -63,9 +64,10 @@ _CUTS_AHEAD = 256  # cuts whose segments are costed together
 
 @dataclass(frozen=True, slots=True)
 class PipelineLimits:
-    """Which pipelines a search looks for: at most so many devices of each kind, stages, and ns of period.
+    """Which pipelines a search looks for.
 
-    exact_stages: a pipeline of more stages counts even where one of fewer stages is as good.
+    devices: at most these. most_ns: of the period. exact_stages: whether a pipeline of more stages counts even where one
+    of fewer stages is as good.
     """
 
     devices: Devices
@@ -76,11 +78,12 @@ class PipelineLimits:
 
 @dataclass(frozen=True, slots=True)
 class CutLattice:
-    """A family of down-sets that cuts may be, with what all searches in it share; made by `cut_lattice`.
+    """A family of down-sets among which cuts are chosen, with what all searches in it share. `cut_lattice` makes one.
 
-    sets: the empty set first, that of all ops last, each before those that contain it. most_replicas: of a stage.
-    may_replicate_whole: whether the only stage of a pipeline may have several. segments: None where there are too many sets
-    to keep the costs of all segments between them.
+    sets: the empty set first, that of all ops last, each before those that contain it.
+    most_replicas: of a stage.
+    may_replicate_whole: whether a stage that holds all ops may have several replicas.
+    segments: None where there are too many sets to keep the costs of all segments between them.
     """
 
     problem: Problem
@@ -99,10 +102,14 @@ def cut_lattice(
     may_replicate_whole: bool = False,
     longest_ns: int | None = None,
 ) -> CutLattice:
-    """The lattice of these sets. longest_ns: no search will want a segment that takes longer; None where that is not known."""
+    """The lattice of these sets.
+
+    longest_ns: no search will want a segment that takes longer; None where no such limit is known.
+    """
     reachability = cut_reachability([problem.structures.get(kind) for kind, _ in problem.devices], sets)
     segments = None
     if len(sets) <= FEW_SETS:
+        # Costing is most of the work: with few sets, each segment is costed once for all searches.
         segments = CostedSegments(problem, sets, reachability.window(longest_ns), keep=True)
     return CutLattice(problem, sets, min(most_replicas, MOST_REPLICAS), may_replicate_whole, reachability, segments)
 
@@ -125,17 +132,17 @@ class DeviceNumbers:
 
     @cached_property
     def strides(self) -> list[int]:
-        """For each kind, what one more device of it adds to the number."""
+        """For each kind, what one more device of it adds to the number: states advance by an addition, not a look-up."""
         return [math.prod(count + 1 for count in self.devices[k + 1 :]) for k in range(len(self.devices))]
 
 
 @dataclass(frozen=True, slots=True)
 class OpenCuts:
-    """The cuts that bounds leave, and with which devices.
+    """The cuts that bounds leave, and with which devices in use. Cuts are numbered in their order here.
 
-    rows: their numbers among the lattice's sets; elsewhere they are numbered in this order. is_open[cut, used]: whether
-    a pipeline can get to the cut with these devices in use, and on from it with the rest. highest[kind][cut]: the most
-    devices of a kind that may be in use there, -1 where none of the combinations is open.
+    rows: the number of each among the lattice's sets.
+    is_open[cut, used]: whether a pipeline can get to the cut with these devices in use, and on from it with the rest.
+    highest[kind][cut]: the most devices of a kind that may be in use at the cut; -1 where the cut is not open at all.
     """
 
     rows: IndexArray
@@ -181,20 +188,22 @@ class DpTable:
 
         A dominated way can be left out: whatever follows it can follow the other.
         """
-        counts = self.best[cut].reshape(-1, *(count + 1 for count in self.limits.devices))
-        kept, least = counts <= self.limit, counts
-        axes = range(int(self.limits.exact_stages), counts.ndim)
+        # One axis for the stages, one for the devices of each kind.
+        values = self.best[cut].reshape(-1, *(count + 1 for count in self.limits.devices))
+        kept, least = values <= self.limit, values
+        axes = range(int(self.limits.exact_stages), values.ndim)
         # After this, least[s, u] is the best value with at most s stages and at most u devices of each kind.
         for axis in axes:
             least = np.minimum.accumulate(least, axis)
+        # An entry stays if it is below that minimum of its neighbours with one stage or one device less.
         for axis in axes:
             fewer, more = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
-            kept[more] &= least[fewer] > counts[more]
+            kept[more] &= least[fewer] > values[more]
         stages, used = np.nonzero(kept.reshape(self.best.shape[1:]))
         return StateColumns(stages, used, self.best[cut, stages, used])
 
     def ahead(self, cut: int) -> Iterator[int]:
-        """The next cuts that are reached so far."""
+        """The next cuts that are reached so far: a guess at which segments will be asked for soon."""
         reached = (self.best[cut : cut + _CUTS_AHEAD] <= self.limit).any(axis=(1, 2))
         yield from (cut + np.nonzero(reached)[0]).tolist()
 
@@ -227,14 +236,14 @@ class DpPaths:
     arrivals: StateColumns
     numbers: DeviceNumbers
     most_replicas: list[int]
-    used: list[list[tuple[int, SegmentColumns]]]
+    used: UsedSegments
 
     def ops_between(self, start: int, end: int) -> tuple[int, ...]:
         """The ops between two cuts: by them segments are ranked where all else is equal."""
         return tuple(members(self.sets.set_of(end) & ~self.sets.set_of(start)))
 
     def stage_options(self, most_ns: float) -> list[StageOptions]:
-        """What stages with a period of at most so many ns can be, of all kinds."""
+        """The segments that can be stages of all kinds with a period of at most most_ns, with their replicas."""
         return [option for kind in range(len(self.used)) for option in self._stage_options(kind, most_ns)]
 
     def _stage_options(self, kind: int, most_ns: float) -> Iterator[StageOptions]:
@@ -245,6 +254,7 @@ class DpPaths:
         columns = zip(*(segments for _, segments in self.used[kind]), strict=True)
         end, time, streamed = (np.concatenate(column) for column in columns)
         placed = np.zeros(len(time), bool)
+        # The same division and comparison as in the search, so that exactly the segments that it used come back.
         for r in range(1, self.most_replicas[kind] + 1):
             fast = np.maximum(time, 1) / r <= most_ns
             here = np.nonzero(fast & ~placed)[0]
@@ -267,9 +277,11 @@ def open_mask(lattice: CutLattice, limits: PipelineLimits, numbers: DeviceNumber
     reachability, stages = lattice.reachability, _most_stages(limits)
     mask = np.zeros((len(lattice.sets), len(numbers.vectors)), bool)
     for number, used in enumerate(numbers.vectors):
+        # Both bounds are relaxations of the same pipeline, cut in two: each may assume its best number of stages.
         rest = tuple(total - count for total, count in zip(limits.devices, used, strict=True))
         if any(used):
             mask[:, number] = reachability.prefix_fits(used, limits.most_ns, stages)
+            # Without devices left, only the last cut can be reached: nothing may come after it.
             mask[:-1, number] &= reachability.suffix_fits(rest, limits.most_ns, stages)[:-1] if any(rest) else False
     mask[0] = False  # nothing comes before the empty set; the DP starts there by itself
     return mask
@@ -296,11 +308,12 @@ def best_paths(
 ) -> DpPaths:
     """Run the dynamic program. Raises BudgetSpent, also where the table would be too large."""
     numbers = DeviceNumbers(limits.devices)
+    # The table is dense: most entries stay infinite, but numpy then visits all states of a cut at once.
     shape = (len(cuts.sets), _most_stages(limits) + 1, len(numbers.vectors))
     if math.prod(shape) > MOST_STATES:
         raise BudgetSpent
     table = DpTable(np.full(shape, np.inf), cuts, limits, numbers, replicas_by_kind(lattice, limits), rule.limit)
-    used: list[list[tuple[int, SegmentColumns]]] = [[] for _ in limits.devices]
+    used: UsedSegments = [[] for _ in limits.devices]
     if cuts.is_open[-1].any():
         _fill(table, rule, budget, used)
     arrivals = table.non_dominated(len(cuts.sets) - 1)
@@ -318,7 +331,7 @@ def _most_stages(limits: PipelineLimits) -> int:
     return min(limits.most_stages, sum(limits.devices))
 
 
-def _fill(table: DpTable, rule: ExtensionRule, budget: Budget, used: list[list[tuple[int, SegmentColumns]]]) -> None:
+def _fill(table: DpTable, rule: ExtensionRule, budget: Budget, used: UsedSegments) -> None:
     """Visit the cuts in order and extend what got there. used: gains the segments that the rule takes, for each kind.
 
     Subsets stand before supersets, so when a cut is visited, all ways to get to it are known.
@@ -327,7 +340,7 @@ def _fill(table: DpTable, rule: ExtensionRule, budget: Budget, used: list[list[t
     for cut in range(len(table.cuts.sets) - 1):
         states = table.non_dominated(cut)
         if not len(states.stages):
-            continue
+            continue  # never reached within the limits: its segments need no costing
         for kind, segments in enumerate(table.cuts.segments.after(cut, table.ahead(cut), budget)):
             budget.spend(len(states.stages) * (len(segments.end) // _UPDATES_A_PAIR + 1))
             taken = rule.extend(table, cut, kind, segments, states)
@@ -335,16 +348,14 @@ def _fill(table: DpTable, rule: ExtensionRule, budget: Budget, used: list[list[t
                 used[kind].append((cut, taken))
 
 
-def _without_dead_ends(
-    used: list[list[tuple[int, SegmentColumns]]], n_cuts: int
-) -> list[list[tuple[int, SegmentColumns]]]:
+def _without_dead_ends(used: UsedSegments, n_cuts: int) -> UsedSegments:
     """The segments from which others lead on to the last cut, for each kind: a sweep from the last cut backwards.
 
     Empties `used`, whose entries stand in the order of their cuts: both lists in full would take twice the memory.
     """
     leads_on = np.zeros(n_cuts, bool)
     leads_on[-1] = True
-    kept: list[list[tuple[int, SegmentColumns]]] = [[] for _ in used]
+    kept: UsedSegments = [[] for _ in used]
     for _, kind in sorted(((cut, kind) for kind, starts in enumerate(used) for cut, _ in starts), reverse=True):
         cut, segments = used[kind].pop()
         leading = leads_on[segments.end]

@@ -36,7 +36,7 @@ _NEVER_NS = 1 << 62  # where there is no pipeline
 
 
 def mixed_bound_ns(problem: Problem, stages: int, devices: int, most_replicas: int) -> int:
-    """ns per inference: a lower bound for pipelines of so many stages on so many devices of any of the problem's kinds.
+    """ns per inference: a lower bound for pipelines of this number of stages on this number of devices of any kinds.
 
     0 where the structure of some kind's cost is not known, or some op can run on no kind.
     """
@@ -82,8 +82,9 @@ def _work(structures: Sequence[Structure], units: Sequence[OpSet]) -> FloatArray
 
 
 def _bound_ns(work: FloatArray, starts: FloatArray, counts: Sequence[int], most_replicas: int) -> int:
-    """The bound for exactly so many devices of each kind. work: [kind, unit] in ns. starts: ns of all stages' starts, if
-    they all stood on the kind.
+    """The bound for exactly these counts of devices of each kind.
+
+    work: [kind, unit] in ns. starts: for each kind the ns of all stages' starts, if they all stood on it.
     """
     here = [k for k, count in enumerate(counts) if count]
     work, starts, numbers = work[here], starts[here], np.array(counts, float)[here]

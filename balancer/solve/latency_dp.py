@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class LowestLatency(NamedTuple):
-    """The lowest latency, in ns, of any pipeline of exactly so many stages on exactly so many devices of each kind."""
+    """The lowest latency, in ns, of any pipeline of exactly these numbers of stages and of devices of each kind."""
 
     stages: int
     devices: Devices
@@ -55,6 +55,7 @@ class LatencyResult:
         """The pipeline that the tie rules name of those with the goal's stages and devices, within the period searched
         for and at most this latency.
         """
+        # The tie rules sum the stages' times alone; hand-overs are the same for all pipelines of so many stages.
         most_ns = most_latency_ns - self.paths.problem.handover_ns * goal.stages
         options = self.paths.stage_options(self.limits.most_ns)
         cuts, key = len(self.paths.sets), self.paths.ops_between
@@ -68,6 +69,7 @@ def lowest_latencies(
     numbers = DeviceNumbers(limits.devices)
     before_ns, after_ns = _least_latencies(lattice, limits)
     mask = open_mask(lattice, limits, numbers)
+    # A shortest path visits no node whose lower bounds, to it and from it, exceed the length allowed (as in A*).
     mask[before_ns + after_ns > most_latency_ns] = False
     longest_ns = min(limits.most_ns * max(replicas_by_kind(lattice, limits)), most_latency_ns)
     cuts = open_cuts(lattice, mask, numbers, longest_ns)
@@ -88,6 +90,7 @@ def _least_latencies(lattice: CutLattice, limits: PipelineLimits) -> tuple[IntAr
     if bounds is None or len(limits.devices) > 1:
         return before_ns, after_ns  # the bounds are those of the first kind alone
     handover_ns = lattice.problem.handover_ns
+    # The number of stages on either side is not known: the least over all of them is a bound.
     stages = range(1, min(limits.most_stages, sum(limits.devices)) + 1)
     before_ns[1:] = np.minimum.reduce([bounds.prefix_ns(s)[1:] + s * handover_ns for s in stages])
     after_ns[:-1] = np.minimum.reduce([bounds.suffix_ns(s)[:-1] + s * handover_ns for s in stages])
@@ -109,6 +112,7 @@ class _LatencyRule:
         self, table: DpTable, cut: int, kind: int, segments: SegmentColumns, states: StateColumns
     ) -> SegmentColumns | None:
         """See `ExtensionRule`."""
+        # The fewest replicas that keep the period: ceil(time / period).
         replicas = np.maximum(1, -(-segments.time_ns // table.limits.most_ns))
         added = segments.time_ns + self.handover_ns
         # The latency up to this cut that still lets a pipeline with the segment keep the limit.

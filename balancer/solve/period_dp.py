@@ -39,7 +39,7 @@ _UPDATES_AT_ONCE = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class ShortestPeriod:
-    """The shortest period, in ns, of any pipeline of exactly so many stages on exactly so many devices of each kind."""
+    """The shortest period, in ns, of any pipeline of exactly these numbers of stages and of devices of each kind."""
 
     stages: int
     devices: Devices
@@ -100,6 +100,7 @@ class _PeriodRule:
         if not len(fast):
             return None
         segments, fewest, most = segments.take(fast), fewest[fast], most[fast]
+        # A segment from the first cut to the last one is the whole model.
         if cut == 0 and not self.may_replicate_whole:
             most = np.where(segments.end == len(table.cuts.sets) - 1, 1, most)
         extendable = states.stages < table.stages
@@ -122,13 +123,15 @@ def _relax(
     most_in_use = table.cuts.highest[kind][end] - r
     in_use = table.numbers.counts[states.used, kind]
     best, shape, is_open = table.best.reshape(-1), table.best.shape, table.cuts.is_open
-    # All pairs of a state and an entry would be too large an array: so many states at once that it stays small.
+    # The array of all pairs of a state and an entry could be too large: states are taken in batches.
     at_once = max(1, _UPDATES_AT_ONCE // max(1, len(which)))
     for first in range(0, len(in_use), at_once):
         state, entry = np.nonzero(in_use[first : first + at_once, None] <= most_in_use)
         state += first
         used = states.used[state] + step[entry]
+        # `highest` looked at one kind alone; `is_open` is about the devices of all kinds together.
         opens = is_open[end[entry], used]
         state, entry, used = state[opens], entry[opens], used[opens]
+        # Several pairs may reach the same cell: `minimum.at` takes them all, plain indexing would keep one.
         cell = (end[entry] * shape[1] + states.stages[state] + 1) * shape[2] + used
         np.minimum.at(best, cell, np.maximum(states.value[state], periods[entry]))

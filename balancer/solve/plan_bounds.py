@@ -53,7 +53,10 @@ class PlanBounds:
         return math.floor(NS_PER_S / rate * (1 - _ROUNDING)) if rate else 0
 
     def limits_to_improve(self, devices: int, objective_ns: int) -> PipelineLimits | None:
-        """Which pipelines on exactly so many devices might lead to a plan below an objective; None where none can."""
+        """Which pipelines on exactly this number of devices might lead to a plan below an objective; None where none can.
+
+        objective_ns: of the incumbent. Plans compare by whole ns per inference: a better one has at least 1 ns less.
+        """
         if objective_ns < 2:
             return None
         others = self._most_worth(self.most_pipelines - 1)[self.devices - devices] + self.prices * NS_PER_S
@@ -74,7 +77,7 @@ class PlanBounds:
         return PipelineLimits((devices,), math.ceil(min(most_ns, self.longest_ns)), most_stages)
 
     def raise_least(self, stages: int, devices: int, least_ns: float) -> None:
-        """Note that all pipelines of so many stages and devices with a shorter period are known, or useless."""
+        """Note that all pipelines of these numbers of stages and devices with a shorter period are known, or useless."""
         self.least_ns[stages, devices] = max(self.least_ns[stages, devices], least_ns)
 
     def note_search(self, result: PeriodResult) -> None:
@@ -88,7 +91,11 @@ class PlanBounds:
             self.raise_least(stages, devices, shortest)
 
     def _most_worth(self, pipelines: int) -> FloatArray:
-        """[devices, price]: the most that so many pipelines on so many devices are worth together: a knapsack."""
+        """[devices, price]: the most that this number of pipelines are worth together on the devices.
+
+        An unbounded knapsack whose items are pipelines, one more of them in each round.
+        """
+        # A pipeline that costs the host more than it brings is left out, and is worth nothing.
         shares = np.maximum(0, 1 - self.prices[None, :] * self.host_ns[:, None])
         worth = (NS_PER_S / self.least_ns[:, :, None] * shares[:, None, :]).max(axis=0)
         filled = np.zeros((self.devices + 1, len(self.prices)))
@@ -97,7 +104,7 @@ class PlanBounds:
             for used in range(1, self.devices + 1):
                 grown[used] = np.maximum(grown[used], (filled[used - 1 :: -1] + worth[1 : used + 1]).max(axis=0))
             if np.array_equal(grown, filled):
-                break
+                break  # more pipelines no longer help
             filled = grown
         return filled
 
@@ -111,6 +118,7 @@ def plan_bounds(problem: Problem, most_pipelines: int, most_replicas: int, *, ma
     least_ns = np.full((devices + 1, devices + 1), math.inf)
     for used in range(1, devices + 1):
         for stages in range(1, used + 1):
+            # Elsewhere there is no pipeline: the devices are too many for the replicas allowed.
             if used <= stages * most_replicas and (stages > 1 or used == 1 or may_replicate_whole):
                 least_ns[stages, used] = pipeline_bound_ns(problem, stages, used, most_replicas)
     return PlanBounds(

@@ -235,7 +235,7 @@ class LatencyRateSearch:
         return min(pipeline_bound_ns(self.problem, s, devices, self.most_replicas) for s in stages)
 
     def _least_latency_ns(self, stages: int) -> int:
-        """ns: a lower bound on the latency of all pipelines of so many stages; 0 where nothing is known."""
+        """ns: a lower bound on the latency of all pipelines with this number of stages; 0 where nothing is known."""
         structure = self.problem.structures.get(self.problem.devices[0][0])
         if structure is None or len(self.counts) > 1:
             return 0

@@ -97,7 +97,7 @@ def best_path(  # noqa: PLR0913 - one question's data
 ) -> CutPath:
     """The path from cut 0 to the last of `cuts` cuts that the tie rules name.
 
-    Only paths of exactly so many stages on exactly so many devices of each kind count; there must be one. most_ns: the
+    Only paths of exactly these numbers of stages and of devices of each kind count; there must be one. most_ns: the
     most that the stages' times may sum to, None for any.
     """
     streamed = [option.streamed_bytes for option in options]
@@ -130,6 +130,7 @@ class _StageGraph:
         for stage in range(self.stages):
             stages_left = self.stages - stage - 1
             for used, vector in enumerate(self.vectors):
+                # Each earlier stage took a device at least, and only the first stage starts with none in use.
                 if sum(vector) < stage or (stage == 0) != (used == 0):
                     continue
                 for k, option in enumerate(self.options):
@@ -143,6 +144,7 @@ class _StageGraph:
     def keep_lightest(self, weights: Sequence[IntArray]) -> int:
         """The least total weight of a path; edges on no path of this weight are dropped. weights: by option."""
         forward, _ = self._distances(weights)
+        # All stages, all devices, the last cut: where every path ends.
         lightest = int(forward[self.stages, -1, self.cuts - 1])
         self._keep_within(weights, lightest)
         return lightest
@@ -152,6 +154,7 @@ class _StageGraph:
         forward, backward = self._distances(weights)
         for move, kept in self.kept.items():
             start, end = self._ends(move, kept)
+            # An edge lies on a path of at most this weight where the lightest path through it does.
             through = forward[move.stage, move.used, start] + weights[move.option][kept]
             self.kept[move] = kept[through + backward[move.stage + 1, move.used_after, end] <= most]
 
@@ -160,6 +163,7 @@ class _StageGraph:
         shape = (self.stages + 1, len(self.vectors), self.cuts)
         forward, backward = np.full(shape, _UNREACHED, np.int64), np.full(shape, _UNREACHED, np.int64)
         forward[0, 0, 0] = backward[self.stages, -1, self.cuts - 1] = 0
+        # Several edges may end in one node, so `minimum.at`.
         for move, kept in self.kept.items():
             start, end = self._ends(move, kept)
             reached = forward[move.stage, move.used, start] + weights[move.option][kept]
@@ -191,13 +195,14 @@ class _StageGraph:
 
         streamed, times: by option.
         """
-        self._keep_within(times, most_ns)
+        self._keep_within(times, most_ns)  # fewer edges mean shorter fronts
         forward, _ = self._distances(times)
         # Where a part of a path is dominated, exchanging it makes a better path: so every rest of the best path is on
         # the Pareto front of the node where it starts, and the path can be followed by its labels.
         fronts: dict[_Node, list[_Label]] = {(self.stages, len(self.vectors) - 1, self.cuts - 1): [_Label(0, 0)]}
         for move, segment, start, end in self._edges_backwards():
             weight = int(streamed[move.option][segment]), int(times[move.option][segment])
+            # A rest that takes longer than this cannot be completed to a path within most_ns.
             time_left = most_ns - int(forward[move.stage, move.used, start])
             rests = fronts.get((move.stage + 1, move.used_after, end), ())
             longer = (_Label(s + weight[0], t + weight[1]) for s, t in rests)
@@ -225,6 +230,7 @@ class _StageGraph:
             for move, segment, end in self._leaving(stage, used, cut):
                 option, k = self.options[move.option], move.option
                 rest = _Label(left.streamed_bytes - int(streamed[k][segment]), left.time_ns - int(times[k][segment]))
+                # An edge belongs to a path with the label where what remains of the label is on the front behind it.
                 if rest in fronts.get((stage + 1, move.used_after, end), ()):
                     allowed.append((key(cut, end), option.replicas, option.kind, end, k, move.used_after, rest))
             _, replicas, kind, cut, _, used, left = min(allowed)
