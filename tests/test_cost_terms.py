@@ -47,8 +47,8 @@ TRANSFERS = NOTHING.changed(
         "large_input_ns_per_mib": 700 * MIB, "large_output_ns_per_mib": 9_000 * MIB,
     }
 )  # fmt: skip
-# A small chip: a few kernels fit, and dense ops meet the limit of a tile.
-SMALL = PCIE.changed({"wide_bytes_per_tile": 27_600, "dense_tile_bytes": 900, "narrow_bytes": 4_000})
+# A small chip: beside the scratch of a 3x3 kernel, 13,312 bytes a tile, one or two kernels fit. A tile holds one group.
+SMALL = PCIE.changed({"wide_bytes_per_tile": 640 + 13_312 + 1_200, "dense_tile_bytes": 900, "narrow_bytes": 4_000})
 
 
 @st.composite
@@ -74,7 +74,7 @@ def graphs(draw: Callable[[Any], Any], most_ops: int = 6) -> Graph:
         kind = draw(st.sampled_from(["ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "FULLY_CONNECTED"]))
         depth = draw(st.integers(1, 9))
         shape = {"ADD": (1, 1, 5, 7), "CONV_2D": (70, 3, 3, depth), "DEPTHWISE_CONV_2D": (1, 3, 3, 8 * depth)}
-        weights = add(shape.get(kind, (20 * depth, 12)), parameter=True)
+        weights = add(shape.get(kind, (100 * depth, 12)), parameter=True)
         made = [activation() for _ in range(draw(st.integers(1, 2)))]
         unmapped = draw(st.sampled_from(["", "", "", "not taken"]))
         ops.append(Op(i, kind, 1, (read[0], weights, -1, *read[1:]), tuple(made), unmapped=unmapped))
