@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from balancer.errors import ModelError
 from balancer.graph import Tensor
 from balancer.interpreter import open_interpreter
+from balancer.tflite.constant_folding import folded
 from balancer.tflite.cut import Cutter
 from balancer.tflite.decoding import MOST_OPS, decode_model
 from balancer.tflite.flatbuffer import Table
 from balancer.tflite.macs import macs
+from balancer.tflite.read import read_model_bytes
 from balancer.tflite.shape_rules import OpInputs, shapes_of_outputs
 from balancer.tflite.shapes import inferred_shapes, propagate_shapes
 from balancer.tflite.support import unmapped_reason
@@ -27,6 +29,7 @@ from tests import handmade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -180,16 +183,17 @@ def _blocks(draw: st.DrawFn, kind: str) -> Case:
 
 @st.composite
 def _batched(draw: st.DrawFn, kind: str) -> Case:
-    batch, height, width, depth = (draw(SMALL) for _ in range(4))
-    block = [draw(SMALL), draw(SMALL)]
+    """With one or two dimensions between batch and depth."""
+    batch, depth = draw(SMALL), draw(SMALL)
+    sizes = draw(st.lists(SMALL, min_size=1, max_size=2))
+    block = [draw(SMALL) for _ in sizes]
     if kind == "SPACE_TO_BATCH_ND":
         # Padding makes the size a multiple of the block.
         before = [draw(st.integers(0, 2)) for _ in block]
-        padding = [[b, -(size + b) % n] for size, b, n in zip((height, width), before, block, strict=True)]
-        return Case(((batch, height, width, depth), _ints(block), _ints(padding)))
-    shape = (batch * math.prod(block), height, width, depth)
+        padding = [[b, -(size + b) % n] for size, b, n in zip(sizes, before, block, strict=True)]
+        return Case(((batch, *sizes, depth), _ints(block), _ints(padding)))
     crops = [[0, draw(st.integers(0, n - 1))] for n in block]
-    return Case((shape, _ints(block), _ints(crops)))
+    return Case(((batch * math.prod(block), *sizes, depth), _ints(block), _ints(crops)))
 
 
 @st.composite
@@ -518,6 +522,8 @@ TYPE, RANK = "Operation is working on an unsupported data type", "Tensor has uns
         ("RESIZE_BILINEAR", {}, [_tensor((1, 2, 2, 4))], [_tensor((1, 16, 16, 4))], ""),
         ("RESIZE_BILINEAR", {}, [_tensor((1, 2, 2, 4))], [_tensor((1, 16, 17, 4))], "more than 8 times"),
         ("RESIZE_NEAREST_NEIGHBOR", {}, [_tensor((1, 2, 2, 4))], [_tensor((1, 17, 2, 4))], "more than 8 times"),
+        ("RESIZE_BILINEAR", {}, [_tensor((1, 0, 2, 4))], [_tensor((1, 8, 2, 4))], ""),
+        ("RESIZE_BILINEAR", {}, [_tensor((1, 0, 2, 4))], [_tensor((1, 9, 2, 4))], "more than 8 times"),
         ("RESIZE_BILINEAR", {}, [_tensor((2, 2, 4))], [_tensor((1, 2, 2, 4))], "other than a picture"),
         ("RESIZE_BILINEAR", {}, [_tensor((1, 2, 2, 4))], [_tensor((2, 2, 4))], "other than a picture"),
         ("SOFTMAX", {}, [_tensor((1, 16_384))], [_tensor((1, 16_384))], ""),
@@ -549,7 +555,85 @@ def test_float_is_taken_by_a_quantize_of_a_model_input_alone(kind: str, dtype: s
     assert bool(said) != taken
 
 
+# Limits of what is folded and inferred.
+
+
+def _folded(kind: str, options: str, *values: NDArray[Any], **fields: int) -> NDArray[Any] | None:
+    return folded(kind, values, Table(options, fields), values[0].dtype)
+
+
+@pytest.mark.parametrize(("size", "understood"), [(1023, True), (1024, True), (1025, False)])
+def test_computations_of_shapes_have_few_elements(size: int, understood: bool) -> None:
+    one = np.zeros(size, np.int32)
+    assert (_folded("CAST", "CastOptions", one) is not None) == understood
+    parts = (one[:500], one[500:])
+    joined = _folded("CONCATENATION", "ConcatenationOptions", *parts, axis=0)
+    assert (joined is not None) == understood
+
+
+@pytest.mark.parametrize(("rank", "understood"), [(4, True), (5, False)])
+def test_values_have_as_many_dimensions_as_every_kernel_takes(rank: int, understood: bool) -> None:
+    assert (_folded("CAST", "CastOptions", np.zeros((1,) * rank, np.int32)) is not None) == understood
+
+
+def test_values_without_elements_or_with_the_options_of_another_op_are_not_understood() -> None:
+    assert _folded("CAST", "CastOptions", np.zeros(0, np.int32)) is None
+    assert _folded("CAST", "PackOptions", np.zeros(1, np.int32)) is None
+
+
+@pytest.mark.parametrize(("left", "right"), [(2**31 - 2, 1), (-(2**31) + 1, -1)])
+def test_sums_that_just_fit_are_folded_and_others_are_not(left: int, right: int) -> None:
+    made = _folded("ADD", "AddOptions", _ints(left), _ints(right))
+    assert made is not None
+    assert made.tolist() == [left + right]
+    assert _folded("ADD", "AddOptions", made, _ints(right)) is None
+
+
+@pytest.mark.parametrize(("more", "expected"), [(508, 0b11), (509, 0b1)])
+def test_inputs_of_a_folded_op_take_few_bytes(more: int, expected: int) -> None:
+    """4 dimensions and so many constants, each of 8 bytes, are 4096 bytes."""
+    b = handmade.Builder()
+    source = b.tensor("in", shape_signature=_ints(-1, 4, 4, 4))
+    shape, joined = b.tensor("shape", (4,), "INT64", scale=None), b.tensor("joined", (), "INT64", scale=None)
+    b.op("SHAPE", [source], [shape], Table("ShapeOptions", {"out_type": 4}))
+    constant = b.tensor("constant", (more,), "INT64", scale=None, data=np.zeros(more, np.int64))
+    b.op("CONCATENATION", [shape, constant], [joined], Table("ConcatenationOptions", {"axis": 0}))
+    assert Cutter(b.file([source], [b.conv(source, "conv")])).graph.folded == expected
+
+
+def _behind_a_free_batch(kind: str, shape: Shape, constant: NDArray[Any], rank: int) -> bytes:
+    b = handmade.Builder()
+    source = b.tensor("in", shape, shape_signature=_ints(-1, *shape[1:]))
+    made = b.tensor("made", (1,) * rank, shape_signature=_ints([-1] * rank))
+    b.op(kind, [source, b.ints("constant", constant)], [made], Table("ExpandDimsOptions", {}))
+    return b.file([source], [made])
+
+
+def test_a_dimension_beyond_31_bits_is_refused() -> None:
+    fits = _behind_a_free_batch("TILE", (1, 1 << 16), _ints(1, (1 << 15) - 1), 2)
+    assert Cutter(fits).graph.tensors[1].shape == (1, (1 << 31) - (1 << 16))
+    with pytest.raises(ModelError, match=r"the shape of its output would be \[1, 2147483648\]"):
+        Cutter(_behind_a_free_batch("TILE", (1, 1 << 16), _ints(1, 1 << 15), 2))
+
+
+def test_more_than_eight_dimensions_are_refused() -> None:
+    assert Cutter(_behind_a_free_batch("EXPAND_DIMS", (1,) * 7, _int(0), 8)).graph.tensors[1].shape == (1,) * 8
+    b = handmade.Builder()
+    source = b.tensor("in", (1,) * 8, shape_signature=_ints([-1] + [1] * 7))
+    made = b.tensor("made", (1,), shape_signature=_ints([-1]))
+    b.op("EXPAND_DIMS", [source, b.ints("axis", 0)], [made], Table("ExpandDimsOptions", {}))
+    with pytest.raises(ModelError, match="the shape of its output would be"):
+        Cutter(b.file([source], [made]))
+
+
 # Limits of what is read.
+
+
+def test_a_file_that_no_flatbuffer_can_be_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "large.tflite").open("wb") as file:
+        file.truncate(1 << 31)
+    with pytest.raises(ModelError, match="larger than 2 GiB"):
+        read_model_bytes(tmp_path / "large.tflite")
 
 
 def _with_tensor(**fields: Any) -> bytes:
