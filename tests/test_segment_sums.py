@@ -14,7 +14,7 @@ from balancer.cost.hardware import load_hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.ground.downsets import DownSets, NestedSets, OpGroups
 from balancer.ground.opsets import members
-from balancer.solve.allocation import _RateCurve
+from balancer.solve.allocation import RateCurve
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 from tests import handmade
@@ -81,10 +81,10 @@ rates = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 
 
 
 @given(rates, rates)
-def test_one_speed_reaches_another_where_it_does_at_every_corner(left: Any, right: Any) -> None:
-    one, other = _RateCurve(), _RateCurve()
+def test_one_rate_curve_is_nowhere_below_another_where_it_is_not_at_its_corners(left: Any, right: Any) -> None:
+    one, other = RateCurve(), RateCurve()
     for host, a, b in left:
         one = one.plus(Fraction(a, b), host)
     for host, a, b in right:
         other = other.plus(Fraction(a, b), host)
-    assert one.reaches(other) == all(one.within(time) >= rate for time, rate in other.corners)
+    assert one.is_nowhere_below(other) == all(one.at(time) >= rate for time, rate in other.corners)

@@ -1,4 +1,4 @@
-"""What running and measuring show."""
+"""Draws what running, measuring and tuning show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def devices(found: Sequence[Device], sound: str) -> None:
-    """The Edge TPUs of this machine. sound: what is known of one that has no problem."""
+    """The Edge TPUs of this machine. sound: what to say of one without a problem."""
     if not found:
         print("no Edge TPU is seen here: none in /sys/class/apex, no USB device 1a6e:089a or 18d1:9302;")
         print("`--devices sim` simulates as many as a plan needs")
@@ -68,7 +68,7 @@ def round_line(found: TuneRound) -> str:
 
 
 def tuned(found: Tuned) -> None:
-    """What tuning has brought, and why it ended."""
+    """The best round of tuning, and why tuning ended."""
     best, first = found.best, found.rounds[0]
     print(
         f"best: round {best.number}, {best.measured_per_s:.1f}/s, {best.measured_per_s / first.measured_per_s:.3f} times the "
@@ -85,7 +85,7 @@ def tuned(found: Tuned) -> None:
 
 
 def bisection(found: Bisection) -> None:
-    """What Google's way makes of the same times."""
+    """The result of Google's profiling bisection on the same times."""
     print(
         f"profiling bisection: {1e9 / found.slowest_ns:.1f}/s with {len(found.cuts) + 1} single TPUs, after "
         f"{found.rounds} rounds and {found.measured} measured segments"

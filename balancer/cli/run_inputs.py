@@ -1,10 +1,10 @@
-"""What `run` is given: arrays of a file, or pictures of a folder, one at a time, each with its name to the end."""
+"""The inputs of `run`: arrays of a file, or pictures of a folder, read one at a time; each keeps its name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from balancer.errors import BalancerError, StageError
 from balancer.inputs import load_items
@@ -16,12 +16,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balancer.inputs import InputSpec, Item
+    from balancer.runtime.items import Result
+
+    class Run(Protocol):
+        """Runs items, as `Pipeline.map` does."""
+
+        def __call__(self, items: Iterable[Item], /) -> Iterable[Result | Failure]:
+            """A result or Failure for each item, in their order. Raises StageError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """One input. name: of what comes of it. where: the file that it stands in, and its place there. load: raises
-    BalancerError where it cannot be read.
+    """One input. name: of its output file. where: its own file, and its place in it. load: raises BalancerError where it
+    cannot be read.
     """
 
     name: str
@@ -30,16 +37,16 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one input. result: its outputs, or None and the line that says why not."""
+class InputOutcome:
+    """What became of one input. result: its outputs; None where it failed, with the reason in `failure`."""
 
     given: Given
-    result: dict[str, Any] | None
+    result: Result | None
     failure: str = ""
 
 
 def given_inputs(path: Path, specs: Sequence[InputSpec]) -> list[Given]:
-    """Those of a file of arrays, or of a folder of pictures. Raises InputError where it is neither."""
+    """The inputs in a file of arrays, or in a folder of pictures. Raises InputError where the path is neither."""
     if path.is_dir():
         return [
             Given(f"{k:06}_{picture.stem}", str(picture), partial(_picture, picture, specs[0]))
@@ -57,13 +64,11 @@ def _picture(path: Path, spec: InputSpec) -> Item:
 
 @dataclass(slots=True)
 class Reading:
-    """Inputs read one at a time. going_on: past those that cannot be read, which are then in `unread`; else the error
-    is raised.
-    """
+    """Inputs read one at a time. going_on: an input that cannot be read goes to `unread`; else its error is raised."""
 
     given: Sequence[Given]
     going_on: bool
-    unread: list[Outcome] = field(default_factory=list)
+    unread: list[InputOutcome] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[tuple[Given, Item]]:
         for one in self.given:
@@ -72,22 +77,21 @@ class Reading:
             except BalancerError as error:
                 if not self.going_on:
                     raise
-                self.unread.append(Outcome(one, None, str(error)))
+                self.unread.append(InputOutcome(one, None, str(error)))
                 continue
             yield one, item
 
     def at_once(self) -> list[Item]:
-        """All of them, which from now on are kept."""
-        found = list(self)
-        self.given = [replace(one, load=partial(dict, item)) for one, item in found]
-        return [item for _, item in found]
+        """Read all inputs now, and keep them in memory."""
+        read = list(self)
+        self.given = [replace(one, load=partial(dict, item)) for one, item in read]
+        return [item for _, item in read]
 
 
-def outcomes(reading: Reading, run: Callable[[Iterable[Item]], Iterable[Any]]) -> Iterator[Outcome]:
-    """What becomes of each input: those that are run in their order, then those that cannot be read.
+def outcomes(reading: Reading, run: Run) -> Iterator[InputOutcome]:
+    """What becomes of each input: first those that run, in their order, then those that cannot be read.
 
-    run: from items to a result or Failure for each, as `Pipeline.map`. Where it raises for an input, that one's file is
-    named.
+    Raises what `run` raises; a StageError then names the file of the input that it was raised for.
     """
     handed: list[Given] = []
 
@@ -109,7 +113,7 @@ def outcomes(reading: Reading, run: Callable[[Iterable[Item]], Iterable[Any]]) -
     yield from reading.unread
 
 
-def _outcome(one: Given, result: Any) -> Outcome:
+def _outcome(one: Given, result: Result | Failure) -> InputOutcome:
     if isinstance(result, Failure):
-        return Outcome(one, None, f"{one.where}: {result.error}")
-    return Outcome(one, result)
+        return InputOutcome(one, None, f"{one.where}: {result.error}")
+    return InputOutcome(one, result)

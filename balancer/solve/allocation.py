@@ -78,7 +78,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class _RateCurve:
+class RateCurve:
     """The rate of a set of pipelines as a function of the host's time, as drawn above.
 
     rates: (host_ns, sum of the rates of all pipelines with that host work), ascending in host_ns.
@@ -86,10 +86,10 @@ class _RateCurve:
 
     rates: tuple[tuple[int, Fraction], ...] = ()
 
-    def plus(self, rate: Fraction, host_ns: int) -> _RateCurve:
+    def plus(self, rate: Fraction, host_ns: int) -> RateCurve:
         merged = dict(self.rates)
         merged[host_ns] = merged.get(host_ns, Fraction(0)) + rate
-        return _RateCurve(tuple(sorted(merged.items())))
+        return RateCurve(tuple(sorted(merged.items())))
 
     @cached_property
     def corners(self) -> list[tuple[Fraction, Fraction]]:
@@ -108,7 +108,7 @@ class _RateCurve:
         """The rate with so much of the host's time in each second."""
         return _interpolated(self.corners, [host_ns for host_ns, _ in self.rates], host_ns_per_s)
 
-    def is_nowhere_below(self, other: _RateCurve) -> bool:
+    def is_nowhere_below(self, other: RateCurve) -> bool:
         """Whether the rate is at least the other's at every share of the host's time.
 
         It then stays so with any pipelines added to both. Between two of its corners the other curve is a line, and this
@@ -148,7 +148,7 @@ def _interpolated(corners: Sequence[tuple[_Number, _Number]], hosts: Sequence[in
 class _PartialPlan:
     """Pipelines chosen so far. chosen: indices of candidates, ascending. worth: of them, at each price of the bound."""
 
-    curve: _RateCurve
+    curve: RateCurve
     streamed_bytes: int
     latency_ns: int
     chosen: tuple[int, ...]
@@ -199,7 +199,7 @@ def allocate(candidates: Sequence[Candidate], devices: int, max_pipelines: int |
     # A cell is (devices used, pipelines left). The latter counts only where pipelines are scarcer than devices; else it
     # stays the same throughout.
     scarce, complete = most < devices, True
-    nothing = _PartialPlan(_RateCurve(), 0, 0, (), np.zeros(len(bound.prices)))
+    nothing = _PartialPlan(RateCurve(), 0, 0, (), np.zeros(len(bound.prices)))
     cells: dict[tuple[int, int], list[_PartialPlan]] = {(0, most): [nothing]}
     for index, candidate in enumerate(candidates):
         # Ascending in `used`, so that a candidate can extend plans that hold it already: it may be taken repeatedly.
