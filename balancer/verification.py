@@ -92,7 +92,7 @@ def verify_partition(
 ) -> Verification:
     """Compare the chained segments with the whole model on these items.
 
-    items: inputs by tensor name, as `inputs.model_interface` describes them. progress: gets the number of items done. keep_state: on
+    items: inputs by tensor name, see `inputs.model_interface`. progress: gets the number of items done. keep_state: on
     both sides, variable tensors keep their values from item to item; else they are reset before each.
 
     Raises ModelError where a file is not the segment that it should be, InterpreterError where one cannot be opened for
