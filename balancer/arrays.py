@@ -1,7 +1,8 @@
-"""Files of arrays: .npy and .npz, as numpy writes them, of plain numbers.
+"""Reads arrays of numbers from .npy and .npz files as numpy writes them.
 
-numpy's own reader raises whatever its parts do, evaluates the header, and takes memory for as many elements as a
-header claims. Here the header is matched, not evaluated; memory grows with what the file really holds.
+numpy's own reader is not safe on files from elsewhere: it evaluates the header as Python, allocates as much memory as
+the header claims, and raises many kinds of exceptions. This module matches the header with regular expressions and
+allocates memory only for bytes that the file really holds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import struct
 import zipfile
 import zlib
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Container
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 _MAGIC, _ZIP = b"\x93NUMPY", b"PK"
-_LENGTHS = {1: "<H", 2: "<I", 3: "<I"}  # of the header's length, by the format's version
+_LENGTHS = {1: "<H", 2: "<I", 3: "<I"}  # how the header's length is stored in each version of the format
 _MOST_HEADER_BYTES = 65_536
 _MOST_BYTES = 1 << 32
 _MOST_RANK = 32
@@ -30,15 +33,15 @@ _CHUNK = 1 << 20
 _DESCR = re.compile(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[biufc](?:1|2|4|8|16))['"]""")
 _ORDER = re.compile(r"""['"]fortran_order['"]\s*:\s*(True|False)""")
 _SHAPE = re.compile(r"""['"]shape['"]\s*:\s*\(([0-9, ]*)\)""")
-# What zipfile raises for archives that are cut short, corrupt, encrypted, or packed in a way that it does not know.
+# zipfile raises these for archives that are truncated, corrupt, encrypted, or compressed by an unknown method.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError, EOFError, ValueError,
                OSError, OverflowError, MemoryError)  # fmt: skip
 
 
-def load_arrays(path: Path, wanted: Container[str]) -> Any:
-    """The array in a .npy file, or those of these names in a .npz file, by name. Others are not looked at.
+def load_arrays(path: Path, wanted: Container[str]) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """The array in a .npy file; or, from a .npz file, a dict of the arrays whose names are in `wanted`.
 
-    Raises InputError where the file cannot be read, is neither, or holds other things than numbers.
+    Raises InputError if the file cannot be read, is neither, or a wanted array is not one of numbers.
     """
     try:
         with path.open("rb") as file:
@@ -48,33 +51,34 @@ def load_arrays(path: Path, wanted: Container[str]) -> Any:
                 return _array(file)
             if start.startswith(_ZIP):
                 return _members(file, wanted)
-            raise ValueError("it begins like neither")
+            raise ValueError("it starts like neither")
     except _ZIP_ERRORS as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error or type(error).__name__
         what = f"is not a readable .npy or .npz file ({reason})"
         raise InputError(what, str(path), "write it with numpy.save or numpy.savez") from error
 
 
-def _members(file: IO[bytes], wanted: Container[str]) -> dict[str, Any]:
-    found = {}
+def _members(file: IO[bytes], wanted: Container[str]) -> dict[str, NDArray[Any]]:
+    arrays = {}
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
             if name in wanted:
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise ValueError("packed in a way that numpy does not write")
+                    raise ValueError("compressed in a way that numpy does not write")
                 with archive.open(entry) as member:
-                    found[name] = _array(member)
-    return found
+                    arrays[name] = _array(member)
+    return arrays
 
 
-def _array(file: IO[bytes]) -> Any:
-    """Raises ValueError where it is none of plain numbers, or is cut short."""
+def _array(file: IO[bytes]) -> NDArray[Any]:
+    """Raises ValueError if the file is not a .npy file of numbers, or is truncated."""
     dtype, order, shape = _header(file)
     size = math.prod(shape) * dtype.itemsize
     if size > _MOST_BYTES:
-        raise ValueError(f"an array of {size} bytes, where {_MOST_BYTES} are the most")
+        raise ValueError(f"an array of {size} bytes, more than {_MOST_BYTES}")
     data = bytearray()
+    # In chunks: a forged header may claim gigabytes, and `read` would allocate them before it reads anything.
     while len(data) < size and (chunk := file.read(min(_CHUNK, size - len(data)))):
         data += chunk
     if len(data) < size:
@@ -82,19 +86,20 @@ def _array(file: IO[bytes]) -> Any:
     return np.frombuffer(data, dtype).reshape(shape, order=order)
 
 
-def _header(file: IO[bytes]) -> tuple[np.dtype[Any], Any, tuple[int, ...]]:
-    """Element type, order ("C" or "F") and shape."""
+def _header(file: IO[bytes]) -> tuple[np.dtype[Any], Literal["C", "F"], tuple[int, ...]]:
+    """Element type, memory order ("C": last axis fastest, "F": first axis fastest) and shape."""
     start = file.read(len(_MAGIC) + 2)
     form = _LENGTHS.get(start[-2]) if start[:-2] == _MAGIC else None
     if form is None:
-        raise ValueError("not a .npy file of a version that is known")
+        raise ValueError("not a .npy file of a known version")
     (length,) = struct.unpack(form, file.read(struct.calcsize(form)))
     if length > _MOST_HEADER_BYTES:
         raise ValueError(f"a header of {length} bytes")
     text = file.read(length).decode("latin-1")
     descr, order, dimensions = (pattern.search(text) for pattern in (_DESCR, _ORDER, _SHAPE))
     if not (descr and order and dimensions):
-        raise ValueError("no array of plain numbers")
+        raise ValueError("not an array of numbers")
+    # 18 digits fit 64 bits, and keep int() fast on forged ones.
     shape = tuple(int(d[:18]) for d in dimensions.group(1).replace(" ", "").split(",") if d)
     if len(shape) > _MOST_RANK:
         raise ValueError(f"an array of {len(shape)} dimensions")

@@ -1,8 +1,12 @@
-"""Files of text that anybody may have written: one door for JSON, one for CSV.
+"""Text files that anybody may have written: one function reads JSON, one reads CSV.
 
-Past a door a reader meets plain values alone. The file has a size that memory takes and is UTF-8. JSON is not nested
-deeply, its numbers are finite and fit 64 bits, no key stands twice in an object. Each row of a table has all columns
-and no more.
+Both check the file before a reader sees its values:
+
+- The file is UTF-8 and at most 16 MiB.
+- JSON is nested at most 32 levels deep. Its numbers are finite and fit 64 bits. No object has a key twice.
+- Every row of a CSV file has exactly the columns that the first line names.
+
+balancer's own JSON files also say of which format and version they are; `read_document` checks both.
 """
 
 from __future__ import annotations
@@ -13,21 +17,25 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from balancer.errors import BalancerError
 
-_MOST_BYTES = 16 << 20  # twenty times the largest plan or profile; as Python's objects some 400 MiB
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+JsonObject: TypeAlias = "dict[str, JsonValue]"
+
+_MOST_BYTES = 16 << 20  # twenty times the largest plan or profile; parsed, it takes about 400 MiB
 _DEEPEST = 32  # a plan has 7 levels
-_MOST_DIGITS = 20
+_MOST_DIGITS = 20  # Python's int() takes quadratic time: longer numbers are refused before they are converted
 _LARGEST = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """How a reader refuses a file. remedy: of one that is not what it should be. unread: what is said of one that
-    cannot be read, and unread_remedy what helps.
+    """The error that a reader raises for a file that it cannot take.
+
+    remedy: for a file with the wrong content. unread, unread_remedy: message and remedy for a file that cannot be read.
     """
 
     error: type[BalancerError]
@@ -37,22 +45,63 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentKind:
+    """One kind of JSON file that balancer writes itself, such as a plan.
+
+    format: the value of its key "format". versions: the values of "version" that can be read. name: what messages call
+    such a file. format_remedy, version_remedy: for a file of another format, and for an unknown version.
+    """
+
+    format: str
+    versions: tuple[int, ...]
+    name: str
+    refusal: Refusal
+    format_remedy: str
+    version_remedy: str = "update balancer"
+
+
+@dataclass(frozen=True, slots=True)
 class CsvTable:
-    """A CSV file: its columns, and for each row the line in the file where it ends and its fields by column."""
+    """A CSV file.
+
+    columns: their names. rows: for each row the number of its last line in the file, and its fields by column.
+    """
 
     columns: frozenset[str]
     rows: tuple[tuple[int, dict[str, str]], ...]
 
 
-def read_json(path: str | Path, refusal: Refusal) -> Any:
-    """The value in a JSON file. Raises the refusal's error where the file cannot be read or is not fit JSON."""
+def read_document(path: str | Path, kind: DocumentKind) -> JsonObject:
+    """The top-level object of a JSON file of this kind.
+
+    Raises the kind's error if the file cannot be read, is not JSON, has another format, or an unknown version.
+    """
+    return _check_kind(read_json(path, kind.refusal), str(path), kind)
+
+
+def parse_document(data: bytes, where: str, kind: DocumentKind) -> JsonObject:
+    """The same for a file's bytes. where: the file's name in messages."""
+    return _check_kind(parse_json(data, where, kind.refusal), where, kind)
+
+
+def _check_kind(value: JsonValue, where: str, kind: DocumentKind) -> JsonObject:
+    error = kind.refusal.error
+    if not isinstance(value, dict) or value.get("format") != kind.format:
+        raise error(f"not a {kind.name} (no format '{kind.format}')", where, kind.format_remedy)
+    if value.get("version") not in kind.versions:
+        raise error(f"version {value.get('version')!r} is unknown", where, kind.version_remedy)
+    return value
+
+
+def read_json(path: str | Path, refusal: Refusal) -> JsonValue:
+    """The value in a JSON file. Raises the refusal's error if the file cannot be read or breaks a rule of this module."""
     return parse_json(_bytes(path, refusal), str(path), refusal)
 
 
-def parse_json(data: bytes, where: str, refusal: Refusal) -> Any:
-    """The value in these bytes of JSON; see `read_json`."""
+def parse_json(data: bytes, where: str, refusal: Refusal) -> JsonValue:
+    """The same for a file's bytes. where: the file's name in messages."""
     try:
-        value = json.loads(
+        value: JsonValue = json.loads(
             data.decode("utf-8-sig"), parse_int=_whole, parse_float=_finite, parse_constant=_finite,
             object_pairs_hook=_unique,
         )  # fmt: skip
@@ -65,17 +114,17 @@ def parse_json(data: bytes, where: str, refusal: Refusal) -> Any:
 
 
 def read_table(path: str | Path, refusal: Refusal) -> CsvTable:
-    """The rows of a CSV file, whose first line names its columns. Blank lines are none.
+    """A CSV file whose first line names its columns. Blank lines are skipped.
 
-    Raises the refusal's error where the file cannot be read, is no CSV, names a column twice, or a row has not as many
-    fields as there are columns.
+    Raises the refusal's error if the file cannot be read, is not CSV, names a column twice, or if a row has more or
+    fewer fields than the first line.
     """
     data, where = _bytes(path, refusal), str(path)
     try:
         reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         lines = [(reader.line_num, fields) for fields in reader if fields]
     except (ValueError, csv.Error) as error:
-        raise refusal.error(f"is no CSV file ({error})", where, refusal.remedy) from error
+        raise refusal.error(f"not a CSV file ({error})", where, refusal.remedy) from error
     columns = lines[0][1] if lines else []
     if len(set(columns)) < len(columns):
         raise refusal.error("names a column twice", where, refusal.remedy)
@@ -92,7 +141,7 @@ def _bytes(path: str | Path, refusal: Refusal) -> bytes:
     try:
         with Path(path).open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as error:  # a ValueError: a path with a NUL
+    except (OSError, ValueError) as error:  # ValueError: the path contains a NUL character
         reason = getattr(error, "strerror", None) or error
         raise refusal.error(f"{refusal.unread} ({reason})", str(path), refusal.unread_remedy) from error
     if len(data) > _MOST_BYTES:
@@ -101,29 +150,31 @@ def _bytes(path: str | Path, refusal: Refusal) -> bytes:
 
 
 def _whole(text: str) -> int:
+    """An integer of JSON, e.g. '12'. Raises ValueError if it does not fit 64 bits."""
     if len(text) > _MOST_DIGITS or abs(int(text)) > _LARGEST:
         raise ValueError(f"{text[:_MOST_DIGITS]} is too large a number")
     return int(text)
 
 
 def _finite(text: str) -> float:
+    """A number of JSON with a point or an exponent, or one of Python's NaN and Infinity, which raise ValueError."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text[:_MOST_DIGITS]} is not a finite number")
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _unique(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
+    made: JsonObject = {}
     for key, value in pairs:
-        if key in found:
+        if key in made:  # Python's json would silently keep the last one
             raise ValueError(f"'{key[:40]}' stands twice in one object")
-        found[key] = value
-    return found
+        made[key] = value
+    return made
 
 
-def _check_depth(value: Any) -> None:
-    """Level by level: recursion is what is guarded against."""
+def _check_depth(value: JsonValue) -> None:
+    """Raises ValueError for values nested too deeply. Walks level by level, since recursion could itself overflow."""
     level = [value]
     for _ in range(_DEEPEST):
         level = [child for parent in level for child in _children(parent)]
@@ -132,7 +183,7 @@ def _check_depth(value: Any) -> None:
     raise ValueError(f"nested more than {_DEEPEST} levels deep")
 
 
-def _children(value: Any) -> list[Any]:
+def _children(value: JsonValue) -> list[JsonValue]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []

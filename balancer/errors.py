@@ -1,33 +1,34 @@
-"""What can go wrong, each with its remedy.
+"""All exceptions that a user can meet. Each message says what is wrong, where, and what to do about it.
 
     BalancerError              exit code 1
-    ├── ModelError             the model file is not one that balancer can take
-    ├── PlanError              the plan file, or a file that it names, is not what it should be
-    ├── OutputError            something cannot be written, or would replace what is there
+    ├── ModelError             the model file is corrupt, or balancer does not support it
+    ├── PlanError              the plan file, or a file that it names, is not valid
+    ├── OutputError            a file cannot be written, or one that exists would be replaced
     ├── InputError             the inputs given for a run do not fit the model
-    ├── ProfileError             the per-op profile is not what it should be, or of another model
-    ├── MeasurementError         a file of measurements is not what it should be
-    ├── HardwareError          the hardware file is not what it should be
+    ├── ProfileError           the per-op profile is not valid, or was written for another model
+    ├── MeasurementError       a file of measurements is not valid
+    ├── HardwareError          the hardware file is not valid
     ├── DependencyError        a package that this step needs is not installed, or does not work
     ├── InterpreterError       the interpreter refuses a model
-    ├── CompilerError          the vendor's compiler is not there, or does not compile
-    ├── DeviceError            an Edge TPU is not there, or cannot be used
+    ├── CompilerError          the vendor's compiler is not installed, or fails
+    ├── DeviceError            an Edge TPU is not connected, or cannot be used
     ├── StageError             a stage of a pipeline failed on an item
-    ├── ConstraintError        a constraint makes no sense, or contradicts another
-    └── InfeasibleError        exit code 3: no plan meets what was asked
+    ├── ConstraintError        a constraint is impossible, or contradicts another
+    └── InfeasibleError        exit code 3: no plan satisfies the constraints
 
-A programmer's wrong argument stays a ValueError or TypeError.
+A wrong argument in a program's call raises ValueError or TypeError instead.
 """
 
 from __future__ import annotations
 
-_MOST_LETTERS = 1000  # of what a part of a message says: it may quote a file
+_MOST_LETTERS = 1000  # of each part of a message, since it may quote text from a file
 
 
 class BalancerError(Exception):
-    """Something a user can mend. str() is the one line that they read.
+    """An error that a user can do something about. str() is the one line that they read.
 
-    what: what is wrong. where: file, tensor, op or offset. remedy: what to do about it.
+    what: what is wrong. where: file, tensor, op or offset. remedy: what to do. All three are positional, since an
+    exception with required keywords cannot be unpickled, and these travel between processes.
     """
 
     exit_code = 1
@@ -41,21 +42,21 @@ class BalancerError(Exception):
 
 
 def _line(text: str) -> str:
-    """In one line, and not without end."""
+    """The text on one line, truncated after 1000 characters."""
     line = " ".join(text.split())
     return line if len(line) <= _MOST_LETTERS else f"{line[:_MOST_LETTERS]}..."
 
 
 class ModelError(BalancerError):
-    """The model file is not one that balancer can take."""
+    """The model file is corrupt, or balancer does not support it."""
 
 
 class PlanError(BalancerError):
-    """The plan file, or a file that it names, is not what it should be."""
+    """The plan file, or a file that it names, is not valid."""
 
 
 class OutputError(BalancerError):
-    """Something cannot be written, or would replace what is there."""
+    """A file cannot be written, or one that exists would be replaced."""
 
 
 class InputError(BalancerError):
@@ -63,15 +64,15 @@ class InputError(BalancerError):
 
 
 class ProfileError(BalancerError):
-    """The per-op profile is not what it should be, or of another model."""
+    """The per-op profile is not valid, or was written for another model."""
 
 
 class MeasurementError(BalancerError):
-    """A file of measurements is not what it should be."""
+    """A file of measurements is not valid."""
 
 
 class HardwareError(BalancerError):
-    """The hardware file is not what it should be."""
+    """The hardware file is not valid."""
 
 
 class DependencyError(BalancerError):
@@ -83,11 +84,11 @@ class InterpreterError(BalancerError):
 
 
 class CompilerError(BalancerError):
-    """The vendor's compiler is not there, or does not compile what it is given."""
+    """The vendor's compiler is not installed, or fails on a segment."""
 
 
 class DeviceError(BalancerError):
-    """An Edge TPU is not there, or cannot be used."""
+    """An Edge TPU is not connected, or cannot be used."""
 
 
 class StageError(BalancerError):
@@ -95,10 +96,10 @@ class StageError(BalancerError):
 
 
 class ConstraintError(BalancerError):
-    """A constraint that makes no sense for the model, the devices or the solver."""
+    """A constraint is impossible for the model, the devices or the solver, or contradicts another."""
 
 
 class InfeasibleError(BalancerError):
-    """No plan meets what was asked."""
+    """No plan satisfies the constraints."""
 
     exit_code = 3

@@ -1,11 +1,11 @@
-"""A model as plain data: ops in execution order, the tensors between them, and what depends on what.
+"""A model as plain data: ops in execution order, the tensors between them, and which op depends on which.
 
-Knows no file format and no cost. Words:
+This module knows no file format and no cost. Its words:
 
-op set      ops as the bits of an int: bit i is the op with index i in the execution order.
-parameter   a constant tensor; an activation is any other.
+op set      a set of ops as the bits of an int: bit i is the op with index i in the execution order.
+parameter   a constant tensor. Every other tensor is an activation.
 folded op   an op that only computes shapes (SHAPE, STRIDED_SLICE, PACK ... of a free batch). It keeps its index and
-            costs nothing; what it computes enters each segment that reads it as a constant.
+            costs nothing. Each segment that reads its result has that as a constant.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ _STATE = {"resource", "variant"}
 class Tensor:
     """A value between ops, or a constant.
 
-    shape: None where it is not known before the model runs (outputs of some custom ops, of WHERE); then `bytes` is 0.
-    bytes: size of the value. dtype: numpy's name ("int8"), or the file's in lower case where numpy has none.
-    is_parameter: constant, also when a folded op computes it. all_zero: a parameter whose bytes are all 0.
+    shape: None if it is not known before the model runs (outputs of WHERE and of some custom ops); then `bytes` is 0.
+    bytes: size of the value. dtype: the file's name of the element type in lower case, which mostly is numpy's ("int8").
+    is_parameter: constant, also if a folded op computes it. is_variable: state, kept from one inference to the next.
+    all_zero: a constant in the file whose bytes are all 0.
     """
 
     index: int
@@ -52,10 +53,10 @@ class Tensor:
 class Op:
     """One operator.
 
-    inputs, intermediates: tensor indices, -1 where an optional one is absent. options: its scalar options by name.
-    parameter_bytes: bytes of its constant inputs as the file holds them, each tensor once. macs: multiply-accumulates.
-    unmapped: why the Edge TPU does not take the op; empty where it does. The op's own property: its neighbours in a
-    segment may keep it on the CPU all the same.
+    inputs, intermediates: tensor indices, -1 if an optional one is absent. options: its scalar options by name.
+    macs: multiply-accumulates of one inference. parameter_bytes: of its constant inputs as the file holds them, each
+    tensor once. unmapped: why the Edge TPU does not take the op; empty if it does. This is a property of the op alone:
+    its neighbours in a segment may keep it on the CPU nevertheless.
     """
 
     index: int
@@ -84,9 +85,10 @@ class Interface(NamedTuple):
 
 @dataclass(frozen=True)
 class Graph:
-    """A model. inputs, outputs: tensor indices in the model's order.
+    """A model.
 
-    together: op sets that share a variable tensor and so must stay in one segment.
+    tensors, ops: by index. inputs, outputs: tensor indices in the model's order. together: disjoint op sets that share
+    state, each of which must stay in one segment.
     """
 
     name: str
@@ -98,12 +100,12 @@ class Graph:
 
     @cached_property
     def producer(self) -> dict[int, int]:
-        """Activation -> the op that computes it. Model inputs and parameters are absent."""
+        """For each activation the op that computes it. Model inputs and parameters are absent."""
         return {t: op.index for op in self.ops if not op.folded for t in op.outputs}
 
     @cached_property
     def activations(self) -> tuple[tuple[int, ...], ...]:
-        """For each op the activations that it reads, each once, in the order of its inputs; none for a folded op."""
+        """For each op the activations that it reads, each once, in the order of its inputs. Folded ops read none."""
         return tuple(() if op.folded else self._activations_of(op) for op in self.ops)
 
     def _activations_of(self, op: Op) -> tuple[int, ...]:
@@ -114,12 +116,12 @@ class Graph:
 
     @cached_property
     def readers(self) -> dict[int, tuple[int, ...]]:
-        """Activation -> the ops that read it, ascending; an activation that nobody reads is absent."""
-        found: dict[int, list[int]] = {}
+        """For each activation the ops that read it, ascending. An activation that no op reads is absent."""
+        readers: dict[int, list[int]] = {}
         for op in self.ops:
             for t in self.activations[op.index]:
-                found.setdefault(t, []).append(op.index)
-        return {t: tuple(ops) for t, ops in found.items()}
+                readers.setdefault(t, []).append(op.index)
+        return {t: tuple(ops) for t, ops in readers.items()}
 
     @cached_property
     def before(self) -> tuple[OpSet, ...]:
@@ -136,7 +138,7 @@ class Graph:
 
     @cached_property
     def stateful(self) -> OpSet:
-        """Ops that read or write what stays from input to input: a variable tensor or a resource."""
+        """Ops that read or write state, which stays from one inference to the next: a variable tensor or a resource."""
         held = {t.index for t in self.tensors if t.is_variable or t.dtype in _STATE}
         return op_set(op.index for op in self.ops if held & {*op.inputs, *op.outputs, *op.intermediates})
 
@@ -146,22 +148,23 @@ class Graph:
 
     @cached_property
     def parameter_bytes(self) -> int:
-        """Bytes of all constants that an op reads, each tensor once."""
+        """Bytes of all constants that ops read, each tensor once."""
         read = {t for op in self.ops if not op.folded for t in op.inputs if t >= 0 and self.tensors[t].is_parameter}
         return sum(self.tensors[t].bytes for t in read)
 
     @cached_property
     def _rank(self) -> dict[int, tuple[int, int]]:
-        """Order in which activations come into being: model inputs in the model's order, then by producing op."""
+        """A sort key for activations: model inputs in the model's order, then by the op that produces them."""
         made = {t: (op.index, k) for op in self.ops for k, t in enumerate(op.outputs)}
+        # Reversed, so that an input that is listed twice keeps its first position.
         return made | {t: (-1, k) for k, t in reversed(list(enumerate(self.inputs)))}
 
     def interface(self, ops: OpSet) -> Interface:
-        """What a segment of these ops takes and gives.
+        """The input and output tensors of the segment that holds these ops.
 
         Inputs: model inputs in the model's order, then boundary tensors in the order they are produced. Outputs: model
-        outputs in the model's order, then boundary tensors in the order they are produced. A tensor appears once. The
-        segment that holds every op has the model's own interface, with inputs that no op reads.
+        outputs in the model's order, then boundary tensors in the order they are produced. Each tensor appears once.
+        The segment that holds every op has the model's own interface, including inputs that no op reads.
         """
         if ops | self.folded == self.all_ops:
             return Interface(tuple(dict.fromkeys(self.inputs)), tuple(dict.fromkeys(self.outputs)))
@@ -174,9 +177,9 @@ class Graph:
         return Interface(tuple(sorted(read, key=self._rank.__getitem__)), final + tuple(onward))
 
     def to_networkx(self) -> networkx.DiGraph:
-        """Ops as nodes (attribute `op`), an edge for each pair that hands a tensor over (attribute `tensors`).
+        """A directed graph with the ops as nodes (attribute `op`) and the dependences between them as edges.
 
-        Folded ops are nodes without edges.
+        An edge's attribute `tensors` lists the tensors that the first op gives to the second. Folded ops have no edges.
         """
         import networkx
 
@@ -192,9 +195,10 @@ class Graph:
 
 
 def boundary_names(graph: Graph, segments: Iterable[OpSet]) -> dict[int, str]:
-    """Tensor -> its name in the segments' files, for each tensor that enters or leaves one, or the model.
+    """For each tensor that enters or leaves a segment or the model, its name in the segments' files.
 
-    Names are unique and not empty. Deterministic: they depend on the model and on nothing else but which tensors cross.
+    Names are unique and not empty, since runners match tensors by name. They depend only on the model and on which
+    tensors cross a boundary.
     """
     crossing = sorted({t for ops in (graph.all_ops, *segments) for side in graph.interface(ops) for t in side})
     uses = Counter(tensor.name for tensor in graph.tensors)

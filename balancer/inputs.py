@@ -7,24 +7,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from balancer.arrays import load_arrays
 from balancer.errors import InputError
 from balancer.graph import boundary_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from balancer.graph import Graph
     from balancer.ground.opsets import OpSet
 
-Item = dict[str, Any]
+Array = NDArray[Any]  # of any element type and shape: a model decides
+Item = dict[str, Array]  # a model's inputs, or its outputs, by tensor name
 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One input of a model. low, high: the range of useful float values; unused for integers."""
+    """One input of a model. dtype: a numpy name. low, high: range of useful values of a float input; else unused."""
 
     name: str
     shape: tuple[int, ...]
@@ -66,14 +68,19 @@ def _input_spec(graph: Graph, t: int, name: str) -> InputSpec:
 
 
 def random_items(specs: Sequence[InputSpec], count: int, seed: int = 0) -> list[Item]:
-    """`count` items of uniform noise: integers of 8 bits over their whole range, wider ones 0 or 1, floats low to
-    high.
+    """Items of uniform noise: 8-bit integers over their whole range, wider ones 0 or 1, floats from low to high.
+
+    The same seed gives the same items. Raises InputError where an input's element type is unknown to numpy.
+
+    >>> (item,) = random_items([InputSpec("in", (1, 3), "int8")], 1)
+    >>> item["in"].shape, item["in"].dtype.name
+    ((1, 3), 'int8')
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     return [{spec.name: _noise(spec, generator) for spec in specs} for _ in range(count)]
 
 
-def _noise(spec: InputSpec, generator: np.random.Generator) -> Any:
+def _noise(spec: InputSpec, generator: np.random.Generator) -> Array:
     dtype = _numpy_type(spec)
     if dtype.kind == "f":
         return generator.uniform(spec.low, spec.high, spec.shape).astype(dtype)
@@ -83,23 +90,23 @@ def _noise(spec: InputSpec, generator: np.random.Generator) -> Any:
     return generator.integers(0, 2, spec.shape).astype(dtype)
 
 
-def npz_bytes(arrays: Item) -> bytes:
+def npz_bytes(arrays: Mapping[str, Array]) -> bytes:
     """A .npz file of these arrays by name, as `load_items` reads it."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    members: dict[str, Any] = dict(arrays)
+    np.savez(buffer, **members)
     return buffer.getvalue()
 
 
 def load_items(path: Path, specs: Sequence[InputSpec]) -> list[Item]:
-    """Items from a .npy file (a model with one input) or a .npz file (arrays by tensor name); the leading axis counts
-    them.
+    """Items from a .npy file (for a model with one input) or a .npz file (arrays by tensor name).
 
-    A leading axis of items may stand before the input's shape or in place of its batch of 1. Raises InputError where
-    the file does not fit the model.
+    The leading axis counts the items. It stands before the input's shape, or in place of its batch of 1. Raises
+    InputError where the file does not fit the model.
     """
     arrays = _arrays(path, specs)
     counts = set()
-    per_item: dict[str, list[Any]] = {}
+    per_item: dict[str, list[Array]] = {}
     for spec in specs:
         if spec.name not in arrays:
             raise InputError(
@@ -108,11 +115,13 @@ def load_items(path: Path, specs: Sequence[InputSpec]) -> list[Item]:
         per_item[spec.name] = _split(arrays[spec.name], spec, path)
         counts.add(len(per_item[spec.name]))
     if len(counts) != 1 or counts == {0}:
-        raise InputError(f"the inputs have {sorted(counts)} items", str(path), "give as many of each, at least one")
+        raise InputError(
+            f"the inputs have {sorted(counts)} items", str(path), "give the same number of each, at least one"
+        )
     return [dict(zip(per_item, values, strict=True)) for values in zip(*per_item.values(), strict=True)]
 
 
-def _arrays(path: Path, specs: Sequence[InputSpec]) -> dict[str, Any]:
+def _arrays(path: Path, specs: Sequence[InputSpec]) -> Item:
     loaded = load_arrays(path, {spec.name for spec in specs})
     if isinstance(loaded, dict):
         return loaded
@@ -121,7 +130,8 @@ def _arrays(path: Path, specs: Sequence[InputSpec]) -> dict[str, Any]:
     return {specs[0].name: loaded}
 
 
-def _split(array: Any, spec: InputSpec, path: Path) -> list[Any]:
+def _split(array: Array, spec: InputSpec, path: Path) -> list[Array]:
+    """The array's items, each with the input's shape. Raises InputError where it does not fit the input."""
     wanted = _numpy_type(spec)
     if array.dtype != wanted:
         raise InputError(f"input '{spec.name}' is {array.dtype}", str(path), f"convert it to {wanted}")

@@ -1,7 +1,7 @@
-"""Which TFLite runtime is there, and the one place that opens an interpreter on the CPU.
+"""Finds the installed TFLite runtime, and opens interpreters: the only place that does so.
 
-Always builtin kernels without default delegates, on one thread: kernel sets differ from each other by a step here and
-there, so two runs are only comparable with one and the same set.
+On the CPU an interpreter always uses the builtin kernels, without default delegates, on one thread. Sets of kernels round
+differently in places, so two runs can only be compared bit for bit where both use the same set.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from balancer.errors import BalancerError, DependencyError, InterpreterError
 
@@ -25,17 +26,18 @@ _INSTALL = {"ai-edge-litert": "ai-edge-litert", "tflite-runtime": "'edgetpu-bala
 PACKAGES = tuple(_MODULES)
 CHOICE = "BALANCER_INTERPRETER"
 EDGETPU_LIBRARY = "libedgetpu.so.1"
+_Array = NDArray[Any]  # of any element type and shape: a model decides
 
 
 def runtime() -> str:
-    """The package that interpreters come from: the one that the environment variable BALANCER_INTERPRETER names, else
-    ai-edge-litert where both are there.
+    """The package that interpreters come from: the one that the environment variable BALANCER_INTERPRETER names; without
+    it ai-edge-litert, else tflite-runtime.
 
-    Raises DependencyError where it is not there, or neither is.
+    Raises DependencyError where that package, or without a choice both of them, is not installed.
     """
     chosen = os.environ.get(CHOICE)
     if chosen and chosen not in PACKAGES:
-        raise DependencyError(f"{CHOICE} names no interpreter", chosen, f"choose from {', '.join(PACKAGES)}")
+        raise DependencyError(f"{CHOICE} names an unknown interpreter", chosen, f"choose from {', '.join(PACKAGES)}")
     for package in (chosen,) if chosen else PACKAGES:
         try:
             metadata.version(package)
@@ -47,7 +49,7 @@ def runtime() -> str:
 
 
 def runtime_label() -> str:
-    """Name, version and kernels of the runtime, as results name it."""
+    """Name, version and kernels of the runtime, for results to print. Raises DependencyError like `runtime`."""
     package = runtime()
     return f"{package} {metadata.version(package)}, builtin kernels without delegates, one thread"
 
@@ -56,6 +58,7 @@ class Interpreter:
     """One model on the CPU. Inputs and outputs are in the order of the model's file."""
 
     def __init__(self, raw: Any, delegate: Any = None) -> None:
+        """raw: the runtime's interpreter, tensors allocated. delegate: the runtime's own, which must outlive `raw`."""
         self._raw = raw
         self._delegate = delegate
         self._inputs = [d["index"] for d in raw.get_input_details()]
@@ -68,8 +71,8 @@ class Interpreter:
         """Tensor name -> index in the model's file."""
         return {d["name"]: d["index"] for d in self._raw.get_tensor_details()}
 
-    def run(self, values: Sequence[Any]) -> None:
-        """One inference on these inputs, with state (variable tensors) reset first.
+    def run(self, values: Sequence[_Array]) -> None:
+        """One inference. Variable tensors (state) are reset first. values: the inputs, in the file's order.
 
         Raises InterpreterError where the runtime refuses the values or fails.
         """
@@ -79,8 +82,8 @@ class Interpreter:
             raise _refused(error) from error
         self.run_next(values)
 
-    def run_next(self, values: Sequence[Any]) -> None:
-        """One inference on these inputs, with state as the inference before left it. Raises InterpreterError like `run`."""
+    def run_next(self, values: Sequence[_Array]) -> None:
+        """One inference, with variable tensors as the last one left them. Raises InterpreterError like `run`."""
         try:
             for index, value in zip(self._inputs, values, strict=True):
                 self._raw.set_tensor(index, value)
@@ -88,35 +91,37 @@ class Interpreter:
         except (ValueError, RuntimeError) as error:
             raise _refused(error) from error
 
-    def outputs(self) -> list[Any]:
+    def outputs(self) -> list[_Array]:
         """Copies of the outputs of the last run."""
         return [self._raw.get_tensor(index) for index in self._outputs]
 
     def close(self) -> None:
-        """Give the memory back, and the device: the interpreter first, else the driver crashes."""
+        """Free the memory and the device."""
+        # In this order: the driver crashes where the delegate is freed before the interpreter that uses it.
         self._raw = None
         self._delegate = None
 
-    def tensor(self, index: int) -> Any:
-        """A copy of any tensor of the last run; needs an interpreter that keeps them all."""
-        return self._raw.get_tensor(index)
+    def tensor(self, index: int) -> _Array:
+        """A copy of any tensor of the last run, for an interpreter of `open_keeping_all`."""
+        value: _Array = self._raw.get_tensor(index)
+        return value
 
 
 def open_interpreter(model: bytes) -> Interpreter:
-    """An interpreter ready to run. Raises InterpreterError where the runtime refuses the model."""
+    """An interpreter on the CPU, ready to run. Raises InterpreterError where the runtime refuses the model."""
     return _open(model)
 
 
 def open_keeping_all(model: bytes) -> Interpreter:
-    """The same, which keeps every tensor of a run readable instead of reusing their memory."""
+    """Like `open_interpreter`; every tensor of a run stays readable, as no memory is reused."""
     return _open(model, experimental_preserve_all_tensors=True)
 
 
 def load_delegate(device: str) -> Any:
-    """libedgetpu's delegate for a device as it names them (":0", "usb:1", "pci:0"). The driver ends the whole process
-    where it fails badly: do this in one that may die.
+    """libedgetpu's delegate for a device, by libedgetpu's name (":0", "usb:1", "pci:0").
 
-    Raises DependencyError where the library is not there, InterpreterError where the device is refused.
+    A driver that fails badly ends the whole process, so call this in a process that may die. Raises DependencyError where
+    the library cannot be loaded, InterpreterError where the device is refused.
     """
     module = _module()
     with _without_noise():
@@ -127,7 +132,7 @@ def load_delegate(device: str) -> Any:
             remedy = "install libedgetpu1-std, built for TensorFlow 2.13 or newer"
             refusal: BalancerError = DependencyError(what, EDGETPU_LIBRARY, remedy)
         except ValueError as error:
-            # One text for: no device, a device that does not answer, one that another process holds, a wrong name.
+            # libedgetpu has one message for all of these: no device, no answer, held by another process, wrong name.
             what = f"{error} (not there, or another program has it)"
             refusal = InterpreterError(what, device, "end the program that has it, or see `balancer devices`")
     raise refusal
@@ -135,7 +140,7 @@ def load_delegate(device: str) -> Any:
 
 @contextmanager
 def _without_noise() -> Iterator[None]:
-    """Both runtimes' half-made delegates complain on stderr when they are thrown away."""
+    """Both runtimes print a traceback on stderr when a delegate whose constructor failed is collected. It is hidden."""
     old, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
@@ -144,7 +149,7 @@ def _without_noise() -> Iterator[None]:
 
 
 def open_on_tpu(model: bytes, device: str) -> Interpreter:
-    """An interpreter of a compiled model on an Edge TPU. Raises DependencyError, InterpreterError; see `load_delegate`."""
+    """An interpreter of a compiled model on an Edge TPU. Raises as `load_delegate`, whose warning holds here too."""
     delegate = load_delegate(device)
     try:
         raw = _module().Interpreter(model_content=model, experimental_delegates=[delegate], num_threads=1)

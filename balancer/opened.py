@@ -136,11 +136,11 @@ def known_costs(profile: Profile | None) -> KnownCosts | None:
     """A profile in the form in which plans hold it."""
     if profile is None:
         return None
-    most = profile.room_most_bytes
+    most = profile.capacity_max_bytes
     return KnownCosts(
         label=profile.label, learnt_from=profile.learnt_from, constants=dict(profile.constants),
-        room_per_million=profile.room_per_million, room_more_bytes=max(0, profile.room_more_bytes),
-        room_fewer_bytes=max(0, -profile.room_more_bytes), room_most_bytes=None if most >= UNBOUNDED else most,
+        room_per_million=profile.capacity_scale_per_million, room_more_bytes=max(0, profile.capacity_offset_bytes),
+        room_fewer_bytes=max(0, -profile.capacity_offset_bytes), room_most_bytes=None if most >= UNBOUNDED else most,
         ops=tuple(KnownOp(op=i, **asdict(profile.ops[i])) for i in sorted(profile.ops)),
     )  # fmt: skip
 

@@ -1,18 +1,18 @@
-"""Segments against the whole model, on a CPU, bit for bit, at every boundary.
+"""Compares the segments with the whole model, on a CPU, bit for bit, at every boundary.
 
-On each input the whole model runs once with all its tensors kept; the segments run one after the other, a thread
-each; and each tensor that a segment hands on or gives out is compared with what the whole model computed there, so
-that a mismatch names the first segment and tensor that differ.
+On each input the whole model runs once, with all its tensors kept, and the segments run one after the other, each in a
+thread. Each output of a segment is compared with the same tensor of the whole model, so that a mismatch names the first
+segment and tensor that differ.
 
-Where the interpreter has no kernel for an op, it is left out on both sides with all that depends on it. What remains is
-compared; the result names the op.
+An op for which the interpreter has no kernel is left out on both sides, with all ops that depend on it. The rest is
+compared, and the result names the op.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -27,10 +27,15 @@ from balancer.workers import Failure, run_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from balancer.inputs import Item
+    from balancer.inputs import Array, Item
     from balancer.tflite.opened import OpenedModel
 
-    Infer = Callable[[Interpreter, Sequence[Any]], None]
+
+class Infer(Protocol):
+    """One inference: `Interpreter.run`, which resets state first, or `Interpreter.run_next`."""
+
+    def __call__(self, interpreter: Interpreter, values: Sequence[Array], /) -> None:
+        """Run the interpreter on these inputs. Raises InterpreterError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class SegmentFile:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """The first tensor that differs. item: index of the input; elements: how many of its elements differ."""
+    """The first tensor that differs. item: index of the input. elements: how many of the tensor's elements differ."""
 
     segment: str
     tensor: str
@@ -55,11 +60,12 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """verified_segments: those of which every output was compared and equal. stopped_by: ops that no interpreter here
-    runs.
+    """What a comparison showed.
 
-    compared_tensors: how many were compared and equal, over all items. state: "reset" before each input or "kept", on
-    both sides, where the model has some.
+    items: inputs that ran. compared_tensors: tensors that were compared and equal, over all items. runtime: the
+    interpreter. verified_segments: those whose outputs were all compared and equal. mismatch: the first one. stopped_by:
+    ops that the interpreter cannot run. state: "reset" before each input or "kept", on both sides; None for a model
+    without state.
     """
 
     items: int
@@ -86,10 +92,11 @@ def verify_partition(
 ) -> Verification:
     """Compare the chained segments with the whole model on these items.
 
-    keep_state: both sides keep variable tensors from item to item; else both are reset before each.
+    items: inputs by tensor name, see `inputs.model_interface`. progress: gets the number of items done. keep_state: on
+    both sides, variable tensors keep their values from item to item; else they are reset before each.
 
-    items: inputs by tensor name, see `inputs.model_interface`. progress: called with the number of items done.
-    Raises InterpreterError or ModelError where a file cannot be opened for another reason than a missing kernel.
+    Raises ModelError where a file is not the segment that it should be, InterpreterError where one cannot be opened for
+    another reason than a missing kernel.
     """
     cutter = model.cutter
     names = boundary_names(cutter.graph, [s.ops for s in segments])
@@ -102,8 +109,8 @@ def verify_partition(
     for done, outcome in enumerate(run_all([reference.run, *(r.run for r in runners)], items)):
         if isinstance(outcome, Failure):
             raise outcome.error
-        found, of_item = _compare(outcome, runners, done)
-        mismatch = mismatch or found
+        first, of_item = _compare(outcome, runners, done)
+        mismatch = mismatch or first
         equal += of_item
         progress(done + 1)
     return Verification(
@@ -119,14 +126,16 @@ def verify_partition(
 
 @dataclass(slots=True)
 class _Run:
-    """One item on its way: what the whole model computed at the boundaries, and what the segments have so far."""
+    """One item on its way. expected: what the whole model computed at the boundaries. values: what the segments have
+    computed so far, and the model's inputs.
+    """
 
-    expected: dict[str, Any]
-    values: dict[str, Any]
+    expected: Item
+    values: Item
 
 
 class _Reference:
-    """The whole model, or what of it the interpreter can run. blocked: the ops that it cannot."""
+    """The whole model, or the part of it that the interpreter can run. blocked: the ops that it has no kernel for."""
 
     def __init__(self, model: bytes, cutter: Cutter, names: Mapping[int, str], infer: Infer) -> None:
         graph, self.infer = cutter.graph, infer
@@ -144,12 +153,15 @@ class _Reference:
             self.index = {name: known[name] for name in names.values() if name in known}
 
     def run(self, item: Item) -> _Run:
+        """Run the model. Raises InterpreterError."""
         self.infer(self.interpreter, [item[name] for name in self.inputs])
         return _Run({name: self.interpreter.tensor(t) for name, t in self.index.items()}, dict(item))
 
 
 class _SegmentRunner:
-    """One segment's file, or what of it the interpreter can run. gives: the outputs that it computes."""
+    """One segment's file, or the part of it that the interpreter can run. interface: names of the file's inputs and
+    outputs. takes, gives: the same of the part that runs.
+    """
 
     def __init__(self, segment: SegmentFile, infer: Infer) -> None:
         self.name, self.infer = segment.name, infer
@@ -161,10 +173,10 @@ class _SegmentRunner:
         except InterpreterError:
             _, ops = _runnable(cutter)
             self.interpreter = open_interpreter(cutter.cut(ops))
-        self.complete = ops == graph.all_ops
         self.takes, self.gives = _names(graph, ops)
 
     def run(self, run: _Run) -> _Run:
+        """Add the segment's outputs, where its inputs could be computed. Raises InterpreterError."""
         if all(name in run.values for name in self.takes):
             self.infer(self.interpreter, [run.values[name] for name in self.takes])
             run.values |= dict(zip(self.gives, self.interpreter.outputs(), strict=True))
@@ -183,24 +195,25 @@ def _compare(run: _Run, runners: Sequence[_SegmentRunner], item: int) -> tuple[M
         for name in runner.gives:
             if name not in run.expected or name not in run.values:
                 continue
-            expected, found = run.expected[name], run.values[name]
-            if expected.dtype != found.dtype or expected.tobytes() != found.tobytes():
-                return _mismatch(runner.name, name, item, expected, found), equal
+            expected, made = run.expected[name], run.values[name]
+            # Bytes, not ==: a NaN equals itself, and 0.0 differs from -0.0.
+            if expected.dtype != made.dtype or expected.tobytes() != made.tobytes():
+                return _mismatch(runner.name, name, item, expected, made), equal
             equal[runner.name] += 1
     return None, equal
 
 
-def _mismatch(segment: str, tensor: str, item: int, expected: Any, found: Any) -> Mismatch:
-    if expected.shape != found.shape or expected.dtype != found.dtype:
-        return Mismatch(segment, tensor, item, max(expected.size, found.size), float("inf"))
-    difference = np.abs(expected.astype(np.float64) - found.astype(np.float64))
-    return Mismatch(segment, tensor, item, int((expected != found).sum()), float(difference.max(initial=0.0)))
+def _mismatch(segment: str, tensor: str, item: int, expected: Array, made: Array) -> Mismatch:
+    if expected.shape != made.shape or expected.dtype != made.dtype:
+        return Mismatch(segment, tensor, item, max(expected.size, made.size), float("inf"))
+    difference = np.abs(expected.astype(np.float64) - made.astype(np.float64))
+    return Mismatch(segment, tensor, item, int((expected != made).sum()), float(difference.max(initial=0.0)))
 
 
 def _check_interfaces(
     graph: Graph, segments: Sequence[SegmentFile], runners: Sequence[_SegmentRunner], names: Mapping[int, str]
 ) -> None:
-    """Each file must take and give what its place in the partition says."""
+    """Raises ModelError where a file's inputs or outputs are not those that the segment's ops have in the model."""
     for segment, runner in zip(segments, runners, strict=True):
         inputs, outputs = (tuple(names[t] for t in side) for side in graph.interface(segment.ops))
         if runner.interface != (inputs, outputs):
@@ -211,9 +224,9 @@ def _check_interfaces(
 
 
 def _runnable(cutter: Cutter) -> tuple[OpSet, OpSet]:
-    """The ops for which the interpreter has no kernel, and the ops that neither are such nor depend on one.
+    """The ops for which the interpreter has no kernel, and the ops that do not depend on any of them.
 
-    Found by opening one op of each code alone. Raises InterpreterError where that explains nothing or leaves nothing.
+    Opens one op of each type and version alone. Raises InterpreterError where all of these open, or no op is left.
     """
     graph = cutter.graph
     works: dict[tuple[str, int], bool] = {}
@@ -223,7 +236,7 @@ def _runnable(cutter: Cutter) -> tuple[OpSet, OpSet]:
     blocked = op_set(op.index for op in graph.ops if not op.folded and not works[op.type, op.version])
     kept = _without(graph, blocked)
     if not blocked or not kept & ~graph.folded:
-        open_interpreter(cutter.cut(graph.all_ops))  # says why
+        open_interpreter(cutter.cut(graph.all_ops))  # raises the interpreter's own reason
         raise InterpreterError("opens now and did not before", graph.name, "try again")
     return blocked, kept
 
@@ -237,7 +250,7 @@ def _opens(model: bytes) -> bool:
 
 
 def _without(graph: Graph, blocked: OpSet) -> OpSet:
-    """All ops but these and what depends on them."""
+    """All ops but the blocked ones and those that depend on them."""
     gone = blocked
     for op in graph.ops:
         if graph.before[op.index] & gone:

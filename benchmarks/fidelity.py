@@ -1,4 +1,4 @@
-"""Predicted against measured, on published measurements and compiled files.
+"""The cost model's predictions beside published measurements and compiled files.
 
     python benchmarks/fidelity.py --data FILE.csv         synthetic models: times and streamed bytes
     python benchmarks/fidelity.py --decisions FILE.csv    how often the faster of two configurations is predicted
@@ -6,27 +6,32 @@
     python benchmarks/fidelity.py --imagenet FILE.csv --model M.tflite     the compiler's split on N TPUs
     python benchmarks/fidelity.py --grid FILE.csv --model M.tflite         partitions of 8 TPUs into pipelines
 
-Several may be given at once. Rows with `use` = 0 and rows without a split are not scored.
+Several of these may be given at once; --json FILE writes each predicted value beside the measured one. Rows with `use` =
+0 and rows without a split are not scored. Nothing is timed here: the same files always give the same figures.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import statistics
 import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.cost.feeding import StageCost, latency_ns, period_ns, stage_cost
+from sampling import measuring_parser, recorded
+
+from balancer.cost.feeding import StageCost, period_ns, stage_cost
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.layout import layout
 from balancer.cost.segment import SegmentCosts
-from balancer.errors import BalancerError, MeasurementError
+from balancer.errors import MeasurementError
 from balancer.ground.opsets import op_set
-from balancer.ground.rates import pipeline_rate, plan_rate
+from balancer.ground.rates import latency_ns, pipeline_rate, plan_rate
+from balancer.ground.units import MIB
 from balancer.learning.measurements import SyntheticRow, read_measurements
 from balancer.planning.comparing import default_cuts
 from balancer.planning.setting import Setting, open_setting
@@ -34,14 +39,20 @@ from balancer.tflite.package import load_package
 from balancer.tflite.read import load_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import argparse
+    from collections.abc import Callable, Iterable, Sequence
+
+    from sampling import Sample
 
     from balancer.graph import Graph
 
-MIB = 1 << 20
+    Configuration = tuple[int, tuple[int, ...]]  # TPUs, split
+
 NOT_COUNTED = {"UNIDIRECTIONAL_SEQUENCE_LSTM"}  # its layout on the chip is not known
 SMALL_BYTES = 50_000
 BATCHED = 50
+SHORT_MS = 1  # below it an error is told in ms, since percentages of small times say little
+LEAST_DECIDED_MS, LEAST_DECIDED_RATIO = 1.5, 1.05  # of two measured times that are compared
 
 
 def read_rows(path: Path) -> list[SyntheticRow]:
@@ -78,75 +89,106 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def score_data(path: Path) -> None:
-    groups: dict[tuple[str, int, int, str], list[SyntheticRow]] = {}
+@dataclass
+class DataScores:
+    """Errors of predicted times by kind of row, and which rows' streamed bytes are exact."""
+
+    errors: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    exact: list[bool] = field(default_factory=list)
+
+    def add_group(self, key: tuple[str, int, int, str], rows: Sequence[SyntheticRow]) -> None:
+        """Print and count the rows of one family, number of TPUs, batch and partitioner."""
+        long = [row for row in rows if measured_ms(row) >= SHORT_MS]
+        short = [row for row in rows if measured_ms(row) < SHORT_MS]
+        kind = "single" if key[1] == 1 else "batch1" if key[2] == 1 else "batched"
+        percentages = [abs(predicted_ms(row) / measured_ms(row) - 1) * 100 for row in long]
+        differences_ms = [abs(predicted_ms(row) - measured_ms(row)) for row in short]
+        self.errors[kind] += percentages
+        self.errors["below"] += differences_ms
+        for unit, part, errors in (("%", long, percentages), ("ms", short, differences_ms)):
+            if part:
+                known = [exact for row in part if (exact := streamed_exact(row)) is not None]
+                self.exact += known
+                p90 = sorted(errors)[int(0.9 * (len(errors) - 1))]
+                share = f"{100 * mean(known):.1f} %" if known else "-"
+                print(
+                    f"{key[0]:6} {key[1]:2} {key[2]:5} {key[3]:18} {len(part):5} {mean(errors):6.3f} {unit:2} "
+                    f"{p90:8.3f} {share:>15}"
+                )
+
+    def print_summary(self) -> None:
+        means = {kind: mean(self.errors[kind]) for kind in ("single", "batch1", "batched", "below")}
+        print(
+            f"MAPE single {means['single']:.2f} % batch1 {means['batch1']:.2f} % batched {means['batched']:.2f} % | "
+            f"below 1 ms {means['below']:.3f} ms | off-chip exact {100 * mean(self.exact):.1f} %"
+        )
+
+
+def score_data(path: Path) -> list[Sample]:
+    """Print the errors of times and streamed bytes. Returns the predicted and the measured ms of each row."""
+    groups: dict[tuple[str, int, int, str], list[SyntheticRow]] = defaultdict(list)
     for row in read_rows(path):
-        groups.setdefault((row.family, row.n_tpus, row.batch, row.partitioner), []).append(row)
-    errors: dict[str, list[float]] = {"single": [], "batch1": [], "batched": [], "below": []}
-    exact: list[bool] = []
+        groups[row.family, row.n_tpus, row.batch, row.partitioner].append(row)
     print(
         f"{'family':6} {'N':>2} {'batch':>5} {'partitioner':18} {'rows':>5} {'mean':>9} {'p90':>8} {'off-chip exact':>15}"
     )
+    scores = DataScores()
     for key, rows in sorted(groups.items()):
-        long = [row for row in rows if measured_ms(row) >= 1]
-        for unit, part in (("%", long), ("ms", [row for row in rows if measured_ms(row) < 1])):
-            if not part:
-                continue
-            found = [
-                abs(predicted_ms(row) / measured_ms(row) - 1) * 100
-                if unit == "%"
-                else abs(predicted_ms(row) - measured_ms(row))
-                for row in part
-            ]
-            kind = "below" if unit == "ms" else "single" if key[1] == 1 else "batch1" if key[2] == 1 else "batched"
-            errors[kind] += found
-            known = [e for row in part if (e := streamed_exact(row)) is not None]
-            exact += known
-            p90 = sorted(found)[int(0.9 * (len(found) - 1))]
-            share = f"{100 * mean(known):.1f} %" if known else "-"
-            print(
-                f"{key[0]:6} {key[1]:2} {key[2]:5} {key[3]:18} {len(part):5} {mean(found):6.3f} {unit:2} {p90:8.3f} {share:>15}"
-            )
-    print(
-        f"MAPE single {mean(errors['single']):.2f} % batch1 {mean(errors['batch1']):.2f} % "
-        f"batched {mean(errors['batched']):.2f} % | "
-        f"below 1 ms {mean(errors['below']):.3f} ms | off-chip exact {100 * mean(exact):.1f} %"
-    )
+        scores.add_group(key, rows)
+    scores.print_summary()
+    return [
+        {
+            "score": "data", "family": row.family, "tpus": row.n_tpus, "batch": row.batch, "width": row.width,
+            "partitioner": row.partitioner, "layers": row.layers, "predicted_ms": predicted_ms(row),
+            "measured_ms": measured_ms(row),
+        }
+        for _, rows in sorted(groups.items())
+        for row in rows
+    ]  # fmt: skip
 
 
-def score_decisions(path: Path) -> None:
-    """Pairs of configurations of one model: is the one predicted faster the one measured faster?"""
-    models: dict[tuple[str, int, int, str], dict[tuple[int, tuple[int, ...]], list[SyntheticRow]]] = {}
-    for row in read_rows(path):
+def configurations(rows: Iterable[SyntheticRow]) -> list[dict[Configuration, list[SyntheticRow]]]:
+    """For each model its configurations with their rows: those on one TPU, and those measured with large batches."""
+    models: dict[tuple[str, int, int, str], dict[Configuration, list[SyntheticRow]]] = {}
+    for row in rows:
         if row.batch >= BATCHED or row.n_tpus == 1:
             model = models.setdefault((row.family, row.layers, row.width, row.inputs), {})
             model.setdefault((row.n_tpus, row.split), []).append(row)
-    same: list[bool] = []
-    other: list[bool] = []
-    for configurations in models.values():
-        for (a, rows_a), (b, rows_b) in combinations(configurations.items(), 2):
+    return list(models.values())
+
+
+def score_decisions(path: Path) -> list[Sample]:
+    """Print how often the configuration that is predicted faster was measured faster. Returns each pair."""
+    samples: list[Sample] = []
+    for model in configurations(read_rows(path)):
+        for (a, rows_a), (b, rows_b) in combinations(model.items(), 2):
             measured = [statistics.median(measured_ms(row) for row in rows) for rows in (rows_a, rows_b)]
-            if min(measured) < 1.5 or max(measured) <= 1.05 * min(measured):
+            if min(measured) < LEAST_DECIDED_MS or max(measured) <= LEAST_DECIDED_RATIO * min(measured):
                 continue
             predicted = [statistics.median(predicted_ms(row) for row in rows) for rows in (rows_a, rows_b)]
-            right = (predicted[0] < predicted[1]) == (measured[0] < measured[1])
-            (same if a[0] == b[0] else other).append(right)
-    for name, pairs in (("equal n_tpus", same), ("different n_tpus", other)):
-        print(f"{name}: {sum(pairs)} of {len(pairs)} right")
-    pairs = same + other
-    print(f"decisions: {100 * mean(pairs):.1f} % of {len(pairs)} pairs right")
+            samples.append({
+                "score": "decisions", "tpus": [a[0], b[0]], "predicted_ms": predicted, "measured_ms": measured,
+                "right": (predicted[0] < predicted[1]) == (measured[0] < measured[1]),
+            })  # fmt: skip
+    same = [sample["right"] for sample in samples if len(set(sample["tpus"])) == 1]
+    different = [sample["right"] for sample in samples if len(set(sample["tpus"])) == 2]
+    for name, right in (("equal n_tpus", same), ("different n_tpus", different)):
+        print(f"{name}: {sum(right)} of {len(right)} right")
+    print(f"decisions: {100 * mean(same + different):.1f} % of {len(samples)} pairs right")
+    return samples
 
 
 def blob_bytes(graph: Graph, hardware: Hardware) -> int:
-    """Parameter bytes of what is on the Edge TPU, as the compiled file holds them."""
+    """Parameter bytes of the ops that run on the Edge TPU, as the compiled file holds them."""
     costs = SegmentCosts(graph, hardware)
     on_cpu = costs.on_cpu(graph.all_ops)
     layouts = [layout(graph, op) for op in graph.ops if costs.mapped >> op.index & 1 and not on_cpu >> op.index & 1]
     return sum(lay.streamed + lay.always_streamed for lay in layouts)
 
 
-def score_compiled(folder: Path) -> None:
-    errors = []
+def score_compiled(folder: Path) -> list[Sample]:
+    """Print predicted parameter bytes beside those of each compiled file, and return both."""
+    errors, samples = [], []
     for compiled in sorted((folder / "compiled").glob("*_edgetpu.tflite")):
         source = folder / f"{compiled.stem.removesuffix('_edgetpu')}.tflite"
         if not source.exists():
@@ -157,15 +199,20 @@ def score_compiled(folder: Path) -> None:
         left_out = any(op.type in NOT_COUNTED for op in graph.ops)
         note = "not counted: layout unknown" if left_out else ""
         print(f"{source.stem:55} {true:9} {predicted:9} {error:6.2f} % {predicted - true:8} B {note}")
+        samples.append({
+            "score": "compiled", "model": source.stem, "predicted_bytes": predicted, "compiled_bytes": true,
+            "counted": not left_out,
+        })  # fmt: skip
         if not left_out:
             errors.append(error)
     print(
         f"parameter bytes: mean error {mean(errors):.2f} % max {max(errors, default=float('nan')):.2f} % over {len(errors)}"
     )
+    return samples
 
 
 def default_stages(setting: Setting, segments: int) -> list[StageCost]:
-    """Stages of the compiler's split."""
+    """The stages of the compiler's split into this many segments."""
     edges = [0, *default_cuts(setting, segments), len(setting.graph.ops)]
     return [stage_cost(setting.costs.terms(op_set(range(a, b)))) for a, b in pairwise(edges)]
 
@@ -182,78 +229,98 @@ def unpruned(path: Path, columns: set[str]) -> list[dict[str, str]]:
     return [r for r in rows if not float(r.get("pruning_pct") or 0)]
 
 
-def score_imagenet(path: Path, model: Path) -> None:
+def score_imagenet(path: Path, model: Path) -> list[Sample]:
+    """Print rate, latency and streamed MiB of the compiler's split beside the measured ones, and return them."""
     setting = open_setting(model, "pcie")
-    errors, latencies = [], []
+    errors, latencies, samples = [], [], []
     print(f"{'N':>2} {'fps':>8} {'measured':>9} {'ms':>8} {'measured':>9} {'streamed MiB':>13} {'reported':>9}")
     for r in unpruned(path, {"n_segments", "throughput_fps", "latency_ms_mean", "off_chip_mib_total"}):
         stages = default_stages(setting, int(r["n_segments"]))
-        fps, ms = 1e9 / period_ns(stages, setting.hardware), latency_ns(stages, setting.hardware) / 1e6
-        measured, measured_ms = float(r["throughput_fps"]), float(r["latency_ms_mean"])
+        fps = 1e9 / period_ns(stages, setting.hardware)
+        ms = latency_ns((s.stage_ns for s in stages), setting.hardware.host.handover_ns) / 1e6
+        fps_measured, ms_measured = float(r["throughput_fps"]), float(r["latency_ms_mean"])
         streamed = sum(stage.streamed_bytes for stage in stages) / MIB
         reported = r["off_chip_mib_total"] or "-"
-        print(f"{len(stages):2} {fps:8.2f} {measured:9.2f} {ms:8.2f} {measured_ms:9.2f} {streamed:13.2f} {reported:>9}")
-        errors.append(100 * abs(fps / measured - 1))
-        latencies.append(100 * abs(ms / measured_ms - 1))
+        print(
+            f"{len(stages):2} {fps:8.2f} {fps_measured:9.2f} {ms:8.2f} {ms_measured:9.2f} {streamed:13.2f} {reported:>9}"
+        )
+        errors.append(100 * abs(fps / fps_measured - 1))
+        latencies.append(100 * abs(ms / ms_measured - 1))
+        samples.append({
+            "score": "imagenet", "tpus": len(stages), "predicted_per_s": fps, "measured_per_s": fps_measured,
+            "predicted_ms": ms, "measured_ms": ms_measured, "predicted_streamed_mib": streamed,
+            "reported_streamed_mib": None if reported == "-" else float(reported),
+        })  # fmt: skip
     print(f"latency MAPE {mean(latencies):.2f} %")
     print(f"throughput MAPE {mean(errors):.2f} % over {len(errors)}")
+    return samples
 
 
-def score_grid(path: Path, model: Path) -> None:
+def score_grid(path: Path, model: Path) -> list[Sample]:
+    """Print the rate of each partition of 8 TPUs into pipelines beside the measured one, and return them."""
     setting = open_setting(model, "pcie")
-    hardware = setting.hardware
+    host_ns_per_stage = setting.hardware.host.host_ns_per_stage
 
     @cache
-    def part(segments: int) -> tuple[StageCost, ...]:
+    def stages_of(segments: int) -> tuple[StageCost, ...]:
         return tuple(default_stages(setting, segments))
 
-    found: list[tuple[float, float, str]] = []
+    rates: list[tuple[float, float, str]] = []
     for r in unpruned(path, {"partition", "fps_total"}):
-        pipelines = [part(int(p)) for p in r["partition"].split("+")]
-        rates = [pipeline_rate([s.stage_ns for s in p], [1] * len(p)) for p in pipelines]
-        fps = float(plan_rate(rates, [hardware.host.host_ns_per_stage * len(p) for p in pipelines]))
+        pipelines = [stages_of(int(p)) for p in r["partition"].split("+")]
+        pipeline_rates = [pipeline_rate([s.stage_ns for s in p], [1] * len(p)) for p in pipelines]
+        fps = float(plan_rate(pipeline_rates, [host_ns_per_stage * len(p) for p in pipelines]))
         measured = float(r["fps_total"])
-        found.append((fps, measured, r["partition"]))
+        rates.append((fps, measured, r["partition"]))
         print(
             f"{r['partition']:16} predicted {fps:8.2f} measured {measured:8.2f} fps {100 * (fps / measured - 1):+6.2f} %"
         )
-    mape = mean([100 * abs(fps / measured - 1) for fps, measured, _ in found])
-    _, measured, name = max(found)
+    mape = mean([100 * abs(fps / measured - 1) for fps, measured, _ in rates])
+    _, measured, name = max(rates)
     print(
-        f"grid MAPE {mape:.2f} %, best predicted {name} measured {measured:.2f} fps of best {max(m for _, m, _ in found):.2f}"
+        f"grid MAPE {mape:.2f} %, best predicted {name} measured {measured:.2f} fps of best {max(m for _, m, _ in rates):.2f}"
     )
+    return [
+        {"score": "grid", "partition": name, "predicted_per_s": fps, "measured_per_s": measured}
+        for fps, measured, name in rates
+    ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("data", "decisions", "compiled", "imagenet", "grid", "model"):
-        parser.add_argument(f"--{name}", type=Path)
-    arguments = parser.parse_args(argv)
-    try:
-        return score(parser, arguments)
-    except BalancerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-
-
-def score(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Everything that was asked for."""
-    if (arguments.imagenet or arguments.grid) and not arguments.model:
-        parser.error("--imagenet and --grid need --model")
-    simple: list[tuple[Path | None, Callable[[Path], None]]] = [
+def score(arguments: argparse.Namespace) -> Iterable[list[Sample]]:
+    """The samples of each score that was asked for."""
+    by_file: list[tuple[Path | None, Callable[[Path], list[Sample]]]] = [
         (arguments.compiled, score_compiled),
         (arguments.data, score_data),
         (arguments.decisions, score_decisions),
     ]
-    for path, print_score in simple:
+    by_model: list[tuple[Path | None, Callable[[Path, Path], list[Sample]]]] = [
+        (arguments.imagenet, score_imagenet),
+        (arguments.grid, score_grid),
+    ]
+    for path, print_score in by_file:
         if path:
-            print_score(path)
-    if arguments.imagenet:
-        score_imagenet(arguments.imagenet, arguments.model)
-    if arguments.grid:
-        score_grid(arguments.grid, arguments.model)
+            yield print_score(path)
+    for path, print_model_score in by_model:
+        if path:
+            yield print_model_score(path, arguments.model)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = measuring_parser(__doc__)
+    parser.add_argument("--data", type=Path, metavar="CSV", help="measured times of synthetic models")
+    parser.add_argument("--decisions", type=Path, metavar="CSV", help="the same file, compared in pairs")
+    parser.add_argument("--compiled", type=Path, metavar="DIR", help="a folder of models with their compiled files")
+    parser.add_argument("--imagenet", type=Path, metavar="CSV", help="measured pipelines of the compiler's split")
+    parser.add_argument("--grid", type=Path, metavar="CSV", help="measured partitions of 8 TPUs into pipelines")
+    parser.add_argument("--model", type=Path, metavar="TFLITE", help="the model that --imagenet and --grid are about")
+    arguments = parser.parse_args(argv)
+    if (arguments.imagenet or arguments.grid) and not arguments.model:
+        parser.error("--imagenet and --grid need --model")
+    with recorded("fidelity", arguments) as samples:
+        for scored in score(arguments):
+            samples += scored
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -1,67 +1,66 @@
-"""Plots of predicted against measured for docs/fidelity.md.
+"""Draw predicted and measured values for docs/fidelity.md.
 
-    python benchmarks/fidelity_plots.py SHARED/data/measurements [--out docs]
+    python benchmarks/fidelity_plots.py MEASUREMENTS [--model ResNet101_int8.tflite] [--out docs]
 
-One picture per family: time on one TPU over width, with the steps where parameters spill; batched pipelines; and
-streamed MiB. Needs matplotlib.
+MEASUREMENTS is the folder with the published measurements. There is one picture per family of synthetic models, with
+three panels over the width of the layers: ms on one TPU, which steps up where parameters no longer fit the chip; ms per
+inference of batched pipelines; and streamed MiB. Points are measured or reported, lines are predicted. Needs matplotlib.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fidelity import BATCHED, default_stages
+from fidelity import BATCHED, default_stages, load_hardware_once, measured_ms, predicted_ms, read_rows
+from sampling import benchmark_parser
 
-from balancer.cost.hardware import load_hardware
-from balancer.learning.measurements import SyntheticRow, read_measurements
+from balancer.ground.units import MIB
 from balancer.planning.setting import open_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-MIB = 1 << 20
+    from balancer.learning.measurements import SyntheticRow
+
+    Points = list[tuple[int, float]]
+
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
 def synthetic(folder: Path) -> list[SyntheticRow]:
-    rows = read_measurements(folder / "synthetic_fc_conv_pcie.csv")
-    return [
-        row for row in rows if isinstance(row, SyntheticRow) and row.layers == 5 and row.inputs in ("64", "64x64x3")
-    ]
+    """The rows of five layers with the usual inputs."""
+    rows = read_rows(folder / "synthetic_fc_conv_pcie.csv")
+    return [row for row in rows if row.layers == 5 and row.inputs in ("64", "64x64x3")]
+
+
+def draw_pair(axes: Any, points: Points, line: Points, label: tuple[str, str], colour: str) -> None:
+    """Known values as points and predicted ones as a line. label: of the series, and how its points are known."""
+    series, known = label
+    axes.plot(*zip(*points, strict=True), ".", color=colour, ms=4, label=f"{series}, {known}")
+    axes.plot(*zip(*line, strict=True), "-", color=colour, lw=1, label=f"{series}, predicted")
 
 
 def draw_times(axes: Any, rows: Iterable[SyntheticRow], label: str, colour: str) -> None:
-    """Measured as points, predicted as a line, over width."""
+    """ms over width."""
     ordered = sorted(rows, key=lambda row: row.width)
-    hardware = load_hardware("pcie-python")
-    widths = [row.width for row in ordered]
-    axes.plot(widths, [row.measured_ns / 1e6 for row in ordered], ".", color=colour, ms=4, label=f"{label}, measured")
-    axes.plot(
-        widths,
-        [row.predicted_ns(hardware) / 1e6 for row in ordered],
-        "-",
-        color=colour,
-        lw=1,
-        label=f"{label}, predicted",
-    )
+    measured = [(row.width, measured_ms(row)) for row in ordered]
+    draw_pair(axes, measured, [(row.width, predicted_ms(row)) for row in ordered], (label, "measured"), colour)
 
 
 def draw_streamed(axes: Any, rows: Iterable[SyntheticRow], label: str, colour: str) -> None:
+    """Streamed MiB over width."""
     ordered = sorted((row for row in rows if row.streamed_mib), key=lambda row: row.width)
-    hardware = load_hardware("pcie-python")
-    widths = [row.width for row in ordered]
-    axes.plot(
-        widths, [sum(row.streamed_mib or ()) for row in ordered], ".", color=colour, ms=4, label=f"{label}, reported"
-    )
-    predicted = [sum(stage.streamed_bytes for stage in row.stages(hardware)) / MIB for row in ordered]
-    axes.plot(widths, predicted, "-", color=colour, lw=1, label=f"{label}, predicted")
+    reported = [(row.width, sum(row.streamed_mib or ())) for row in ordered]
+    hardware = load_hardware_once("pcie-python")
+    line = [(row.width, sum(stage.streamed_bytes for stage in row.stages(hardware)) / MIB) for row in ordered]
+    draw_pair(axes, reported, line, (label, "reported"), colour)
 
 
 def family_figure(rows: Sequence[SyntheticRow], family: str) -> Any:
-    """Three panels: one TPU, default pipelines with batches, streamed MiB."""
+    """Three panels: ms on one TPU, ms per inference of the compiler's pipelines with batches, and streamed MiB."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -89,10 +88,11 @@ def family_figure(rows: Sequence[SyntheticRow], family: str) -> Any:
 
 
 def resnet_figure(folder: Path, model: Path) -> Any:
-    """Throughput and latency of the compiler's split over N."""
+    """Throughput and latency of the compiler's split over the number of TPUs."""
     from matplotlib.figure import Figure
 
-    from balancer.cost.feeding import latency_ns, period_ns
+    from balancer.cost.feeding import period_ns
+    from balancer.ground.rates import latency_ns
 
     setting = open_setting(model, "pcie")
     with (folder / "imagenet_pipeline_pcie_resnet101.csv").open(newline="", encoding="utf-8") as file:
@@ -104,7 +104,8 @@ def resnet_figure(folder: Path, model: Path) -> Any:
     fps.plot(n, [float(r["throughput_fps"]) for r in rows], "o", label="measured")
     fps.plot(n, [1e9 / period_ns(s, setting.hardware) for s in stages], "-", label="predicted")
     latency.plot(n, [float(r["latency_ms_mean"]) for r in rows], "o", label="measured")
-    latency.plot(n, [latency_ns(s, setting.hardware) / 1e6 for s in stages], "-", label="predicted")
+    predicted_ns = [latency_ns((stage.stage_ns for stage in s), setting.hardware.host.handover_ns) for s in stages]
+    latency.plot(n, [ns / 1e6 for ns in predicted_ns], "-", label="predicted")
     for axes, title in ((fps, "inferences/s"), (latency, "latency, ms")):
         axes.set(title=f"ResNet-101, compiler's split: {title}", xlabel="TPUs")
         axes.legend(fontsize=7)
@@ -113,10 +114,12 @@ def resnet_figure(folder: Path, model: Path) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measurements", type=Path)
-    parser.add_argument("--model", type=Path, help="ResNet-101, for its own figure")
-    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("measurements", type=Path, metavar="MEASUREMENTS", help="the folder with the CSV files")
+    parser.add_argument("--model", type=Path, metavar="TFLITE", help="ResNet-101: draw its pipelines, too")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs"), metavar="DIR", help="for the pictures (default: docs)"
+    )
     arguments = parser.parse_args(argv)
     rows = synthetic(arguments.measurements)
     for family in ("fc", "conv"):
@@ -129,4 +132,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

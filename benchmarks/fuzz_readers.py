@@ -1,18 +1,19 @@
-"""Broken files for each reader: nothing but balancer's own errors may come of them.
+"""Hand broken files to each reader of balancer, which must accept them or raise balancer's own errors.
 
-    python benchmarks/fuzz_readers.py [READER ...] [--count 100000] [--seed 1] [--only K] [--keep DIR]
+    python benchmarks/fuzz_readers.py [READER ...] [--count 100000] [--seed 1] [--only K] [--keep DIR] [--json FILE]
 
-Each file is a small seed, mutated by its structure or as bytes (`mutations.py`); number and seed give the same file
-again (`--only`). A file may take 5 s of processor time and 1 GiB more memory than the process has. Warnings count as
-failures. Files that fail are kept in DIR, and the exit code is 1. Ctrl-C ends it with what was found so far. Run it
-from a checkout: seeds come from its tests.
+Each file is made from a small sound one, mutated by its structure or as bytes (`tests/broken.py`). The same seed and
+number always make the same file, so that --only repeats a failure. A file may take 5 s of processor time and 1 GiB more
+memory than the process has at the start. A warning counts as a failure. One line per reader: files tried; files
+accepted ("taken"); the slowest file; and the kinds of failure, each with the first file that shows it. Files that fail
+are kept in DIR, and the exit code is 1. Ctrl-C ends the run; what was tried until then is printed.
 """
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import io
+import json
 import random
 import resource
 import signal
@@ -27,27 +28,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from mutations import (
-    mutate_bytes,
-    mutate_csv,
-    mutate_json,
-    mutate_lines,
-    mutate_npy,
-    mutate_npz,
-    mutate_png,
-    mutate_tables,
-)
+from models import DATA, ROOT
+from sampling import measuring_parser, recorded
 
 import balancer
 from balancer.compiler.report import parse_report
-from balancer.cost.batch import SegmentBatch
 from balancer.cost.hardware import load_hardware
 from balancer.cost.profile import load_profile
 from balancer.cost.segment import SegmentCosts
 from balancer.documents import Refusal, read_json
 from balancer.errors import BalancerError
-from balancer.ground.downsets import DownSets
-from balancer.inputs import InputSpec, load_items, model_interface, npz_bytes
+from balancer.inputs import InputSpec, Item, load_items, model_interface, npz_bytes
 from balancer.learning.measurements import SyntheticRow, read_measurements
 from balancer.learning.profiling import profile_document
 from balancer.loops.sources import RecordedTimes
@@ -61,46 +52,48 @@ from balancer.runtime.limits import mapping_entries
 from balancer.runtime.recipes import check_tensors, promised
 from balancer.runtime.tensors import layout, lives
 from balancer.tflite import synth
-from balancer.tflite.cut import Cutter
 from balancer.tflite.package import describe, is_compiled, read_package
+
+sys.path.insert(0, str(ROOT))  # sound files and mutations are those of the tests
+
+from tests import edgetpu_compiler, handmade
+from tests.broken import (
+    mutate_bytes,
+    mutate_csv,
+    mutate_json,
+    mutate_lines,
+    mutate_npy,
+    mutate_npz,
+    mutate_png,
+    mutate_tables,
+    use_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from mutations import Mutate
+    from tests.broken import Mutate
 
 SECONDS, MEMORY_BYTES = 5.0, 1 << 30
 MOST_BYTES = 1 << 18  # of a mutated file
-ROOT = Path(__file__).resolve().parents[1]
 SPECS = [InputSpec("x", (1, 2, 3), "int8"), InputSpec("y", (2,), "float32")]
 PICTURES = [InputSpec("x", (1, 8, 8, c), dtype) for c, dtype in ((3, "uint8"), (1, "float32"), (1, "int8"))]
 
 
 class TookTooLong(BaseException):
-    """No Exception: a reader that catches too much must not catch it."""
+    """A file took longer than SECONDS. Not an Exception, so that a reader that catches too much does not catch it."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """seeds: files to mutate. structured: mutations that know the format. use: what reads a file, and everything that
-    trusts what was read. suffix: of the file.
+    """seeds: sound files to mutate. structured: mutations that know the format. use: reads a file and does all that is
+    done with the result. suffix: of the file.
     """
 
     seeds: Sequence[bytes]
     structured: Sequence[Mutate]
     use: Callable[[Path], object]
     suffix: str = ""
-
-
-def _model(path: Path) -> None:
-    cutter = Cutter(path.read_bytes())
-    graph = cutter.graph
-    costs = SegmentCosts(graph, load_hardware("pcie"))
-    half = (1 << (len(graph.ops) + 1) // 2) - 1
-    SegmentBatch(costs, DownSets.of([0, half, graph.all_ops], len(graph.ops)))([0, 0, 1], [1, 2, 2])
-    for ops in (half, graph.all_ops & ~half):
-        if ops & ~graph.folded:
-            cutter.cut(ops)
 
 
 def _package(path: Path) -> None:
@@ -128,10 +121,10 @@ def _plan(path: Path) -> None:
 
 
 def _report(path: Path) -> None:
-    found = parse_report(path.read_bytes().decode("utf-8", "replace"))
-    for model in found.models:
+    report = parse_report(path.read_bytes().decode("utf-8", "replace"))
+    for model in report.models:
         model.reasons(model.statuses[0].type if model.statuses else "")
-        found.about(model.output_file or "")
+        report.about(model.output_file or "")
 
 
 def _measurements(path: Path) -> None:
@@ -141,10 +134,7 @@ def _measurements(path: Path) -> None:
 
 
 def _readers(folder: Path) -> dict[str, Reader]:
-    """In a folder with a plan's files, which plans and tables of times speak of."""
-    sys.path.insert(0, str(ROOT))
-    from tests import edgetpu_compiler, handmade
-
+    """All readers by name. folder: filled with a plan's files, since plans and tables of times refer to them."""
     made = [handmade.conv_chain(), handmade.custom_op(), handmade.free_batch("RESHAPE"), handmade.shared_state(),
             handmade.free_batch("TRANSPOSE_CONV"), handmade.with_signature_and_metadata(),
             handmade.branch_and_add(), synth.fc(8, layers=3, inputs=4)]  # fmt: skip
@@ -153,17 +143,17 @@ def _readers(folder: Path) -> dict[str, Reader]:
     plan = balancer.save(balancer.balance(model, 3, options=balancer.Options(stages=3)), folder / "plan")
     home = folder / "plan"
     compiler = balancer.find_compiler(edgetpu_compiler.install(folder / "bin"))
-    compiled = balancer.balancing.compile_plan(plan, compiler).plan
+    compiled = balancer.compile_plan(plan, compiler).plan
     packages = [p.read_bytes() for p in sorted(home.glob("*_edgetpu.tflite"))]
     logs = [p.read_bytes() for p in sorted(home.glob("*.log"))] + [
-        p.read_bytes() for p in sorted((ROOT.parent / "shared/data/compiler_logs").glob("*.log"))
+        p.read_bytes() for p in sorted((DATA / "compiler_logs").glob("*.log"))
     ]
     graph = balancer.load_graph(model)
     sha256 = plan.model.sha256
-    profile = _json(profile_document(model))
+    profile = json.dumps(profile_document(model)).encode()
     times = "".join(f"{plan.file_name},{s.name},1.5\n" for s in plan.segments)
     simple = f"plan,stage,measured_ms\n{times}".encode()
-    arrays = {"x": np.zeros((3, 1, 2, 3), np.int8), "y": np.ones((3, 2), np.float32)}
+    arrays: Item = {"x": np.zeros((3, 1, 2, 3), np.int8), "y": np.ones((3, 2), np.float32)}
 
     def hardware(path: Path) -> None:
         SegmentCosts(graph, load_hardware(path)).terms(graph.all_ops)
@@ -177,7 +167,7 @@ def _readers(folder: Path) -> dict[str, Reader]:
         b'"measured": null', b'"measured": {"stage_ns": 9, "runs": 1, "device": "x", "from": "cpu"}'
     )
     return {
-        "models": Reader(made, [mutate_tables], _model, ".tflite"),
+        "models": Reader(made, [mutate_tables], lambda path: use_model(path.read_bytes()), ".tflite"),
         "packages": Reader(packages, [mutate_tables], _package, ".tflite"),
         "plans": Reader([document, measured], [mutate_json], _plan, ".json"),
         "hardware": Reader([preset, preset.replace(b'"constants"', b'"base": "usb3", "constants"')], [mutate_json],
@@ -193,12 +183,6 @@ def _readers(folder: Path) -> dict[str, Reader]:
         "pictures": Reader(_pictures(), [mutate_png], lambda path: [load_image(path, spec) for spec in PICTURES], ".png"),
         "reports": Reader(logs, [mutate_lines], _report, ".log"),
     }  # fmt: skip
-
-
-def _json(document: object) -> bytes:
-    import json
-
-    return json.dumps(document).encode()
 
 
 def _npy(array: object) -> bytes:
@@ -223,7 +207,7 @@ def _pictures() -> list[bytes]:
     grey = Image.fromarray(dice.integers(0, 1 << 16, (12, 10), dtype=np.uint16))
     text = PngImagePlugin.PngInfo()
     text.add_text("key", "value", zip=True)
-    found = []
+    files = []
     for picture, form, more in (
         (colours, "PNG", {"pnginfo": text}), (grey, "PNG", {}), (colours.quantize(8), "PNG", {"transparency": b"\0\1"}),
         (colours.convert("LA"), "PNG", {}), (colours, "JPEG", {}), (colours.convert("L"), "JPEG", {"progressive": True}),
@@ -231,12 +215,12 @@ def _pictures() -> list[bytes]:
     ):  # fmt: skip
         made = io.BytesIO()
         picture.save(made, form, **more)
-        found.append(made.getvalue())
-    return found
+        files.append(made.getvalue())
+    return files
 
 
 def mutated(reader: Reader, name: str, seed: int, k: int) -> bytes:
-    """File k of a reader: by its structure, as bytes, or first one and then the other."""
+    """File k of a reader: mutated by its structure, as bytes, or first in one way and then in the other."""
     dice = random.Random(f"{name} {seed} {k}")
     data = reader.seeds[k % len(reader.seeds)]
     kind = dice.random()
@@ -247,46 +231,71 @@ def mutated(reader: Reader, name: str, seed: int, k: int) -> bytes:
 
 @dataclass
 class Outcome:
-    """Of one reader. failed: by kind of failure, the first file's number and the whole story."""
+    """What became of the files of one reader. failed: by kind of failure, the first file's number and the traceback."""
 
     files: int = 0
     taken: int = 0
-    slowest: float = 0.0
+    slowest_s: float = 0.0
     failed: dict[str, tuple[int, str]] = field(default_factory=dict)
+    complete: bool = False
+
+    def note(self, what: str, k: int, keep: Path, data: bytes) -> None:
+        """Count a failure, and keep the file if it is the first of its kind."""
+        if what not in self.failed:
+            self.failed[what] = k, traceback.format_exc(limit=-6)
+            keep.parent.mkdir(parents=True, exist_ok=True)
+            keep.with_name(f"{k}-{keep.name}").write_bytes(data)
+
+    def print(self, reader: str) -> None:
+        print(f"{reader:15} {self.files:7} files {self.taken:7} taken  slowest {1000 * self.slowest_s:6.0f} ms  "
+              f"{len(self.failed)} kinds of failure", flush=True)  # fmt: skip
+        for what, (k, story) in self.failed.items():
+            print(f"  --only {k}: {what}\n{story}", flush=True)
 
 
-def try_reader(reader: Reader, files: Iterable[tuple[int, bytes]], path: Path, keep: Path, found: Outcome) -> None:
-    """Hand it these files, one after the other. path: where each stands in its turn. keep: what those that fail are
-    called, but for their numbers. found: is filled in.
+@dataclass
+class Trial:
+    """A reader at work on broken files.
+
+    path: where each file is written in its turn. keep: where a file that fails is kept, with its number before the name.
     """
-    for k, data in files:
-        path.write_bytes(data)
+
+    reader: Reader
+    path: Path
+    keep: Path
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def run(self, files: Iterable[tuple[int, bytes]]) -> Outcome:
+        """Try the numbered files one after the other. Ctrl-C ends this early."""
+        with suppress(KeyboardInterrupt):
+            for k, data in files:
+                self._try(k, data)
+            self.outcome.complete = True
+        return self.outcome
+
+    def _try(self, k: int, data: bytes) -> None:
+        self.path.write_bytes(data)
         start = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            reader.use(path)
-            found.taken += 1
+            self.reader.use(self.path)
+            self.outcome.taken += 1
         except BalancerError as error:
             if "\n" in str(error) or len(str(error)) > 4000:
-                _note(found, k, data, keep, f"message {str(error)[:60]!r}")
+                self.outcome.note(f"message {str(error)[:60]!r}", k, self.keep, data)
         except (Exception, TookTooLong) as error:  # noqa: BLE001 - that is what is sought
             place = traceback.extract_tb(error.__traceback__)[-1]
-            what = f"{type(error).__name__} at {place.filename}:{place.lineno}"
-            _note(found, k, data, keep, what)
+            what = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+            self.outcome.note(what, k, self.keep, data)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        found.files += 1
-        found.slowest = max(found.slowest, time.process_time() - start)
+        self.outcome.files += 1
+        self.outcome.slowest_s = max(self.outcome.slowest_s, time.process_time() - start)
 
 
-def _note(found: Outcome, k: int, data: bytes, keep: Path, what: str) -> None:
-    if what not in found.failed:
-        found.failed[what] = k, traceback.format_exc(limit=-6)
-        keep.parent.mkdir(parents=True, exist_ok=True)
-        keep.with_name(f"{k}-{keep.name}").write_bytes(data)
+def _limit_process() -> None:
+    """Turn a file that takes too long into TookTooLong, too much memory into MemoryError, and warnings into errors."""
 
-
-def _limit() -> None:
     def late(*_: object) -> None:
         raise TookTooLong
 
@@ -299,37 +308,36 @@ def _limit() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__)
     parser.add_argument("readers", nargs="*", metavar="READER", help="default: all")
-    parser.add_argument("--count", type=int, default=100_000, help="of files for each reader")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, metavar="K", help="this file alone")
+    parser.add_argument("--count", type=int, default=100_000, help="files for each reader (default: 100000)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random changes (default: 1)")
+    parser.add_argument("--only", type=int, metavar="K", help="try file K alone")
     parser.add_argument("--keep", type=Path, default=Path("fuzz_failures"), metavar="DIR", help="for files that fail")
     arguments = parser.parse_args(argv)
-    failed = 0
-    with tempfile.TemporaryDirectory(prefix="balancer-fuzz-") as name:
-        readers = _readers(Path(name))
+    numbers = range(arguments.count) if arguments.only is None else [arguments.only]
+    with (
+        tempfile.TemporaryDirectory(prefix="balancer-fuzz-") as scratch,
+        recorded("fuzz_readers", arguments) as samples,
+    ):
+        readers = _readers(Path(scratch))
         unknown = set(arguments.readers) - set(readers)
         if unknown:
             parser.error(f"no reader {', '.join(sorted(unknown))}; there are {', '.join(readers)}")
-        _limit()
-        for reader in arguments.readers or readers:
-            numbers = range(arguments.count) if arguments.only is None else [arguments.only]
-            one = readers[reader]
-            files = ((k, mutated(one, reader, arguments.seed, k)) for k in numbers)
-            place = Path(name) / "plan" / f"mutated{one.suffix}"
-            found, going_on = Outcome(), False
-            with suppress(KeyboardInterrupt):
-                try_reader(one, files, place, arguments.keep / f"{reader}{one.suffix}", found)
-                going_on = True
-            print(f"{reader:15} {found.files:7} files {found.taken:7} taken  slowest {1000 * found.slowest:6.0f} ms  "
-                  f"{len(found.failed)} kinds of failure", flush=True)  # fmt: skip
-            for what, (k, story) in found.failed.items():
-                print(f"  --only {k}: {what}\n{story}", flush=True)
-            failed += len(found.failed)
-            if not going_on:
+        _limit_process()
+        for name in arguments.readers or readers:
+            reader = readers[name]
+            files = ((k, mutated(reader, name, arguments.seed, k)) for k in numbers)
+            place = Path(scratch) / "plan" / f"mutated{reader.suffix}"
+            outcome = Trial(reader, place, arguments.keep / f"{name}{reader.suffix}").run(files)
+            outcome.print(name)
+            samples.append({
+                "reader": name, "files": outcome.files, "taken": outcome.taken, "slowest_s": outcome.slowest_s,
+                "failed": {what: k for what, (k, _) in outcome.failed.items()}, "complete": outcome.complete,
+            })  # fmt: skip
+            if not outcome.complete:
                 break
-    return 1 if failed else 0
+    return 1 if any(sample["failed"] for sample in samples) else 0
 
 
 if __name__ == "__main__":

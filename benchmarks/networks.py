@@ -1,7 +1,8 @@
-"""Networks of any size for `scaling.py`, as int8 TFLite files: their shapes are real, their weights are zeros.
+"""Networks of any size for `scaling.py`, as int8 TFLite files with real shapes and zeros as weights.
 
-Ops are those that converters write for such networks: normalisation, attention and GELU in pieces. BATCH_MATMUL is not
-for the Edge TPU, so that what depends on it stays on the CPU, unless a cut comes between.
+The ops are those that converters write for such networks: normalisation, attention and GELU are made of several ops
+each. The Edge TPU does not support BATCH_MATMUL, so that all ops that depend on one run on the CPU, unless a cut
+separates them.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def chain(ops: int, *, channels: int = 32, side: int = 8) -> bytes:
 
 
 def branches(count: int, *, channels: int = 8, side: int = 8) -> bytes:
-    """One convolution, so many others that read it, and what joins them all."""
+    """One convolution, `count` convolutions that read its output, and a concatenation of their outputs."""
     net = _Network()
     stem = net.conv(net.input((1, side, side, channels)), channels, kernel=3)
     made = [net.conv(stem, channels) for _ in range(count)]
@@ -67,7 +68,7 @@ def branches(count: int, *, channels: int = 8, side: int = 8) -> bytes:
 
 
 def _norm(net: _Network, x: int) -> int:
-    """(x - mean) * gamma / deviation + beta, with the mean subtracted last, as it is converted."""
+    """Layer norm, (x - mean) * gamma / deviation + beta. Converters subtract the mean last, as is done here."""
     channels, mean = net.shape(x)[-1], net.mean(x)
     variance = net.mean(net.op("SQUARED_DIFFERENCE", [x, mean], net.shape(x)))
     deviation = net.op("RSQRT", [net.scaled("ADD", variance, 1)], net.shape(variance))
@@ -77,7 +78,7 @@ def _norm(net: _Network, x: int) -> int:
 
 
 def _gelu(net: _Network, x: int) -> int:
-    """By its approximation x * logistic(1.702 x)."""
+    """GELU by its approximation x * logistic(1.702 x)."""
     gate = net.op("LOGISTIC", [net.scaled("MUL", x, 1)], net.shape(x))
     return net.op("MUL", [x, gate], net.shape(x))
 
@@ -95,7 +96,7 @@ def _attention(net: _Network, x: int, heads: int) -> int:
 
 
 class _Network:
-    """Collects tensors and ops; every method gives the number of the tensor that it makes."""
+    """A model under construction. Each method that adds an op returns the number of the op's output tensor."""
 
     def __init__(self) -> None:
         self.tensors: list[Table] = []
@@ -115,7 +116,7 @@ class _Network:
         return self._tensor(shape, buffer=len(self.buffers) - 1)
 
     def conv(self, x: int, channels: int, *, kernel: int = 1, side: int | None = None) -> int:
-        """side: of the picture made, where it is another one."""
+        """A convolution. side: of the output picture; None keeps that of the input."""
         before, after = self.shape(x)[1], side or self.shape(x)[1]
         weights = self.constant((channels, kernel, kernel, self.shape(x)[-1]))
         options = {"stride_w": before // after, "stride_h": before // after}
@@ -127,16 +128,16 @@ class _Network:
         return self.op("DEPTHWISE_CONV_2D", [x, weights], self.shape(x), options)
 
     def dense(self, x: int, channels: int) -> int:
-        """Over the last axis."""
+        """A fully connected layer over the last axis."""
         *outer, inner = self.shape(x)
         return self.op("FULLY_CONNECTED", [x, self.constant((channels, inner))], (*outer, channels))
 
     def mean(self, x: int, shape: Shape | None = None) -> int:
-        """shape: of the result, by default one number for each place."""
+        """The mean over the last axis. shape: of the result, where other axes are averaged, too."""
         return self.op("MEAN", [x], shape or (*self.shape(x)[:-1], 1))
 
     def scaled(self, kind: str, x: int, channels: int) -> int:
-        """With a constant of so many numbers, which may be more than x has."""
+        """An element-wise op of this kind with a constant of `channels` numbers. A last axis of 1 is broadcast."""
         shape = (*self.shape(x)[:-1], max(self.shape(x)[-1], channels))
         return self.op(kind, [x, self.constant((channels,))], shape)
 
@@ -165,7 +166,7 @@ class _Network:
         return len(self.tensors) - 1
 
     def file(self, output: int) -> bytes:
-        """The model's bytes. The first tensor is its input."""
+        """The model as a TFLite file. Its input is the first tensor. output: the number of its output tensor."""
         numbers = schema().enums["BuiltinOperator"]
         codes = [
             Table("OperatorCode", {"deprecated_builtin_code": min(n, 127), "builtin_code": n, "version": 2})

@@ -1,37 +1,40 @@
-"""The solvers on the published instances of Tarnawski et al. (NeurIPS 2020), with their cost and their optima.
+"""The solvers on the published instances of Tarnawski et al. (NeurIPS 2020), beside the published optima.
 
-    python benchmarks/partitioning.py [FILES ...] [--solver auto]
+    python benchmarks/partitioning.py [FILES ...] [--solver auto] [--json FILE]
 
-Each file is solved once for each of its rows in `optima.csv` beside it, with the row's devices and memory limit, and,
-where there is no row for them, with its own. Printed are the objective, recomputed in floating point from the
-partition; whether it is proven, or the gap; seconds (reading the file is not counted); the peak of memory, in MiB, of a
-process that solves this one problem and nothing else; and the optimum that the row names.
+The table `optima.csv` beside the instances gives numbers of devices, a memory limit and the optimum for them. Each
+instance is solved once for each of its rows, and for the devices that the instance itself names where no row has them.
+Columns: the instance; accelerators; CPUs; the memory limit of an accelerator in bytes; the objective, which is computed
+again from the partition in floating point, without any of the solvers' code; whether it is proven, or the gap; seconds
+(reading the file is not counted); the peak memory in MiB of the process, which solves this row alone; the published
+optimum, and `differs` where the objective is not equal to it. The solver first solves a problem of two ops, which is
+not counted. The exit code is 1 unless each row is proven and equal to its optimum.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
-import multiprocessing
-import resource
 import sys
-import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models import DATA, add_files, existing
+from sampling import in_own_process, measuring_parser, peak_mib, recorded, timed
+
 from balancer.errors import BalancerError
-from balancer.solve import SolverOptions, Structure, Transfer, solve, structured_problem
+from balancer.solve import SOLVERS, SolverOptions, Structure, Transfer, check, solve, structured_problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
+
+    from sampling import Sample
 
     from balancer.solve import Problem, Solution
 
-FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "partitioning"
 ROW = "{:27} {:>3} {:>4} {:>11} {:>14} {:>12} {:>8} {:>5} {:>14} {}"
 PER_UNIT = 1e9  # solvers work on whole numbers: times in the file's unit times this, rounded up
 _TOLERANCE = 1e-6
@@ -39,7 +42,10 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Instance:
-    """A published graph: nodes by number in a topological order, times in the file's unit, sizes in bytes."""
+    """A published graph. Nodes are numbered in a topological order; times are in the file's unit, sizes in bytes.
+
+    sends[i]: the time to transfer node i's output. readers[i]: the nodes that read it.
+    """
 
     name: str
     nodes: list[dict[str, Any]]
@@ -51,7 +57,7 @@ class Instance:
 
     @property
     def problem(self) -> Problem:
-        """Both kinds of devices; CPUs pay for no transfer and have no memory limit."""
+        """Accelerators and CPUs. A CPU pays for no transfer and has no memory limit."""
         before = [0] * len(self.nodes)
         for i, readers in enumerate(self.readers):
             for r in readers:
@@ -81,7 +87,7 @@ class Instance:
         return structured_problem(before, devices, structures, together=groups)
 
     def objective(self, solution: Solution) -> float:
-        """The largest load of a device, by the definition beside the instances and nothing of ours."""
+        """The largest load of any device, by the definition that stands beside the instances."""
         loads = []
         for pipeline in solution.pipelines:
             for stage in pipeline.stages:
@@ -103,7 +109,7 @@ def _whole(time_units: float) -> int:
 
 
 def load(path: Path) -> Instance:
-    """Raises BalancerError where the file is no instance."""
+    """Raises BalancerError where the file is not an instance."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         nodes = {node["id"]: node for node in data["nodes"]}
@@ -128,15 +134,16 @@ def load(path: Path) -> Instance:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BalancerError(
-            f"is no instance ({error!r})", str(path), "give a JSON file in the published format"
+            f"not an instance ({error!r})", str(path), "give a JSON file in the published format"
         ) from None
 
 
 def _topological(readers: dict[int, list[int]]) -> list[int]:
-    """Depth first, so that branches stay together."""
+    """Names in a depth-first topological order, so that the ops of a branch stay together."""
     missing = dict.fromkeys(readers, 0)
-    for r in (r for found in readers.values() for r in found):
-        missing[r] += 1
+    for reader_names in readers.values():
+        for r in reader_names:
+            missing[r] += 1
     ready, order = sorted((name for name, count in missing.items() if not count), reverse=True), []
     while ready:
         order.append(name := ready.pop())
@@ -151,7 +158,7 @@ def _topological(readers: dict[int, list[int]]) -> list[int]:
 
 @dataclass(frozen=True)
 class Row:
-    """What to solve, and the optimum of it, None where none is known."""
+    """What to solve. optimum: the published one, None where none is known."""
 
     path: Path
     accelerators: int
@@ -161,72 +168,88 @@ class Row:
 
     @property
     def instance(self) -> Instance:
-        """Raises BalancerError where the file is no instance."""
+        """Raises BalancerError where the file is not an instance."""
         return replace(load(self.path), accelerators=self.accelerators, cpus=self.cpus, memory=self.memory)
 
 
 def rows(path: Path) -> list[Row]:
-    """What to solve of one file. Raises BalancerError where it is no instance."""
-    own, table, found = load(path), path.parent / "optima.csv", []
+    """What to solve of one file. Raises BalancerError where it is not an instance."""
+    own, table = load(path), path.parent / "optima.csv"
+    published = []
     if table.exists():
         with table.open(encoding="utf-8", newline="") as file:
-            found = [
+            published = [
                 Row(path, int(r["accelerators"]), int(r["cpus"]), float(r["memory_limit"]), float(r["optimum"]))
                 for r in csv.DictReader(file)
                 if r["instance"] == own.name
             ]
-    if (own.accelerators, own.cpus, own.memory) in [(row.accelerators, row.cpus, row.memory) for row in found]:
-        return found
-    return [Row(path, own.accelerators, own.cpus, own.memory), *found]
+    if (own.accelerators, own.cpus, own.memory) in [(row.accelerators, row.cpus, row.memory) for row in published]:
+        return published
+    return [Row(path, own.accelerators, own.cpus, own.memory), *published]
 
 
-def solved(row: Row, solver: str) -> tuple[Instance, Solution, float, float]:
-    """The instance, its solution, seconds and the process's peak in MiB. Raises BalancerError or ValueError."""
+def measure(row: Row, solver: str) -> Sample:
+    """Solve the row in this process. Raises BalancerError or ValueError."""
+    options = SolverOptions(solver=solver, max_pipelines=1, max_replicas=1)
+    structure = Structure(stage_ns=0, op_ns=(1, 1))
+    solve(structured_problem([0, 1], [("accelerator", 2)], {"accelerator": structure}), options)
     instance = row.instance
-    start = time.perf_counter()
-    solution = solve(instance.problem, SolverOptions(solver=solver, max_pipelines=1, max_replicas=1))
-    seconds = time.perf_counter() - start
-    return instance, solution, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def solved() -> tuple[Solution, float]:
+        problem = instance.problem
+        solution = solve(problem, options)
+        check(problem, solution, options)
+        objective = instance.objective(solution)
+        assert objective * PER_UNIT <= solution.value.objective_ns * (1 + _TOLERANCE)
+        return solution, objective
+
+    (solution, objective), seconds = timed(solved)
+    return {
+        "instance": instance.name, "accelerators": row.accelerators, "cpus": row.cpus, "memory_bytes": row.memory,
+        "objective": objective, "optimum": row.optimum, "proven": solution.status == "optimal", "gap": solution.gap,
+        "solve_s": seconds, "peak_mib": peak_mib(),
+    }  # fmt: skip
 
 
-def report(row: Row, solver: str) -> tuple[bool, float]:
-    """Print a row of the table: whether it is proven and as referenced, and seconds. Raises BalancerError or ValueError."""
-    with multiprocessing.get_context("spawn").Pool(1) as alone:
-        instance, solution, seconds, peak = alone.apply(solved, (row, solver))
-    objective, known = instance.objective(solution), row.optimum
-    proven = solution.status == "optimal"
-    agrees = known is None or math.isclose(objective, known, rel_tol=_TOLERANCE)
+def agrees(sample: Sample) -> bool:
+    """Whether the objective is the published optimum, where there is one."""
+    return sample["optimum"] is None or math.isclose(sample["objective"], sample["optimum"], rel_tol=_TOLERANCE)
+
+
+def print_row(sample: Sample) -> None:
+    proof = "optimal" if sample["proven"] else f"gap {100 * sample['gap']:.2f} %"
+    optimum = "" if sample["optimum"] is None else f"{sample['optimum']:.12g}"
     print(
         ROW.format(
-            instance.name, row.accelerators, row.cpus, f"{row.memory:.0f}", f"{objective:.12g}",
-            "optimal" if proven else f"gap {100 * solution.gap:.2f} %", f"{seconds:.2f}", f"{peak:.0f}",
-            "" if known is None else f"{known:.12g}", "" if agrees else "differs",
+            sample["instance"], sample["accelerators"], sample["cpus"], f"{sample['memory_bytes']:.0f}",
+            f"{sample['objective']:.12g}", proof, f"{sample['solve_s']:.2f}", sample["peak_mib"], optimum,
+            "" if agrees(sample) else "differs",
         ).rstrip(),
         flush=True,
     )  # fmt: skip
-    return proven and agrees, seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, help="default: the shared instances")
-    parser.add_argument("--solver", default="auto")
+    parser = measuring_parser(__doc__)
+    add_files(parser, "all instances in shared/data/partitioning")
+    parser.add_argument("--solver", choices=sorted(SOLVERS), default="auto", help="(default: auto)")
     arguments = parser.parse_args(argv)
-    print(
-        ROW.format(
-            "instance", "acc", "cpus", "memory", "objective", "proof", "seconds", "MiB", "reference", ""
-        ).rstrip()
-    )
+    files = existing(parser, arguments.files, sorted((DATA / "partitioning").glob("*.json")))
+    headings = ("instance", "acc", "cpus", "memory", "objective", "proof", "seconds", "MiB", "reference", "")
+    print(ROW.format(*headings).rstrip())
     try:
-        wanted = [row for path in arguments.files or sorted(FOLDER.glob("*.json")) for row in rows(path)]
-        found = [report(row, arguments.solver) for row in wanted]
-    except (BalancerError, ValueError) as error:
+        with recorded("partitioning", arguments) as samples:
+            for row in [row for path in files for row in rows(path)]:
+                samples.append(in_own_process(measure, row, arguments.solver))
+                print_row(samples[-1])
+    except ValueError as error:  # the solver does not take such problems
         print(error, file=sys.stderr)
         return 1
-    good, seconds = sum(fine for fine, _ in found), [taken for _, taken in found]
-    print(f"optimal {good} of {len(found)}, {sum(seconds):.2f} s, the slowest {max(seconds, default=0):.2f} s")
-    return 0 if good == len(found) else 1
+    good = sum(sample["proven"] and agrees(sample) for sample in samples)
+    seconds = [sample["solve_s"] for sample in samples]
+    print(f"optimal {good} of {len(samples)}, {sum(seconds):.2f} s, the slowest {max(seconds):.2f} s")
+    return 0 if good == len(samples) else 1
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -1,15 +1,14 @@
-"""Runs the commands that README.md shows and compares, or rewrites, the output under them.
+"""Compare the output blocks of README.md with what their commands print now, or rewrite them.
 
     python benchmarks/readme.py [--update]
 
-A block is fenced as `console`; a line that begins with `$ ` is a command, what follows is its output. Commands run in
-a folder of their own, in which the zoo's models lie. Versions of the interpreter differ between machines and are not
-compared.
+A block is fenced as `console`. A line that begins with `$ ` is a command; the lines below it are its output. Commands
+run in a temporary folder that holds links to the zoo's models. Versions of the interpreter differ between machines and
+are not compared. The exit code is 1 where README.md differs and is not rewritten. This measures nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -18,11 +17,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models import ROOT, zoo
+from sampling import benchmark_parser
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-ZOO = Path(__file__).resolve().parents[2] / "shared" / "models" / "zoo"
+README = ROOT / "README.md"
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _VERSION = re.compile(r"(ai-edge-litert|tflite-runtime) [0-9.]+")
 
@@ -32,7 +33,7 @@ def run_block(block: str, folder: Path) -> str:
     lines = []
     for command in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
         program = command.replace("balancer ", f"{sys.executable} -m balancer ", 1)
-        environment = os.environ | {"PYTHONPATH": str(README.parent), "NO_COLOR": "1"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
         done = subprocess.run(
             program, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
@@ -42,19 +43,20 @@ def run_block(block: str, folder: Path) -> str:
 
 
 def refreshed(text: str, folder: Path) -> str:
-    """README's text with every console block run anew."""
-    for model in ZOO.glob("*.tflite"):
+    """The README with the output of every console block as its commands print it in this folder."""
+    for model in zoo():
         (folder / model.name).symlink_to(model)
     return _BLOCK.sub(lambda match: f"```console\n{run_block(match[1], folder)}```", text)
 
 
 def comparable(text: str) -> str:
+    """The text without the versions of the interpreter."""
     return _VERSION.sub(r"\1", text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--update", action="store_true", help="rewrite README.md")
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--update", action="store_true", help="rewrite README.md instead of reporting the difference")
     arguments = parser.parse_args(argv)
     written = README.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
@@ -71,4 +73,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -1,31 +1,33 @@
-"""How time and memory grow with ops, branches and TPUs: one table, each case in a process of its own.
+"""How time and memory grow with the number of ops, branches and TPUs. Each case runs in a process of its own.
 
-    python benchmarks/scaling.py [CASE ...] [--large]
+    python benchmarks/scaling.py [CASE ...] [--large] [--json FILE]
 
-Cases are networks of `networks.py` on a number of TPUs, as `NETWORK:SIZE@TPUS` or `NETWORK:SIZE@TPUS+HARDWARE`; the
-default is a small run, and --large adds the sizes at which a proof may take a minute. Columns: ops; seconds of this
-process's CPU to read the file, and to solve and prove from the graph on; the same as a ratio to the row above, where
-that is a smaller case of the same kind; MiB at most; the objective in ns per inference, and its gap.
+A case is a network of `networks.py` on a number of TPUs: `NETWORK:SIZE@TPUS` or `NETWORK:SIZE@TPUS+HARDWARE`, for
+instance `transformer:12@16`. Without cases, a list of small ones runs; --large adds sizes at which a proof may take a
+minute. Columns: ops; the CPU seconds to read the file, and to solve and prove; the ratio of the latter to the row above,
+where that row is a smaller case of the same network; the peak memory in MiB; the objective in ns per inference; and
+whether it is proven, or its gap. A tiny case is solved first in each process and is not counted.
 """
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import resource
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import networks
+from sampling import in_own_process, measuring_parser, peak_mib, recorded, timed
 
-from balancer.errors import BalancerError
 from balancer.planning.setting import open_setting
-from balancer.solve import SolverOptions, solve
+from balancer.solve import SolverOptions, check, solve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from sampling import Sample
+
+    from balancer.solve import Solution
 
 SMALL = (
     "chain:125@8", "chain:250@8", "chain:500@8", "branches:75@8", "branches:150@8", "branches:300@8",
@@ -49,7 +51,7 @@ class Case:
 
     @classmethod
     def named(cls, name: str) -> Case:
-        """Raises ValueError where it is no case."""
+        """Raises ValueError where the name is not that of a case."""
         what, _, hardware = name.partition("+")
         network, _, tpus = what.partition("@")
         kind, _, size = network.partition(":")
@@ -58,14 +60,14 @@ class Case:
         return cls(name, kind, int(size), int(tpus), hardware or "pcie")
 
     def grown_from(self, other: Case) -> bool:
-        """Whether the other differs by its smaller size or its fewer TPUs alone."""
+        """Whether this case differs from the other by a larger size alone, or by more TPUs alone."""
         same = (self.network, self.hardware) == (other.network, other.hardware)
         larger = (self.size > other.size) + (self.tpus > other.tpus) == 1
         return same and larger and (self.size == other.size or self.tpus == other.tpus)
 
 
 def convnext(blocks: int) -> bytes:
-    """ConvNeXt-Tiny has 18 blocks; others share them out alike."""
+    """ConvNeXt-Tiny has 18 blocks; other numbers are spread over its four stages in the same proportions."""
     shares = ((3, 96, 56), (3, 192, 28), (9, 384, 14), (3, 768, 7))
     return networks.convnext([(max(1, n * blocks // 18), channels, side) for n, channels, side in shares])
 
@@ -75,21 +77,47 @@ NETWORKS: dict[str, Callable[[int], bytes]] = {
 }  # fmt: skip
 
 
-def run(case: Case) -> tuple[int, float, float, int, int, float]:
-    """ops, seconds to read and to solve, MiB, objective in ns, gap."""
+def measure(case: Case) -> Sample:
+    """Read and solve the case in this process."""
+    solve(open_setting(networks.chain(4), case.hardware).problem(2))
     data = NETWORKS[case.network](case.size)
-    start = time.process_time()
-    setting = open_setting(data, case.hardware)
-    read = time.process_time()
-    solution = solve(setting.problem(case.tpus), SolverOptions())
-    solved = time.process_time()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    objective, gap = solution.value.objective_ns, solution.gap
-    return len(setting.graph.ops), read - start, solved - read, most, objective, gap
+    setting, read_s = timed(lambda: open_setting(data, case.hardware), time.process_time)
+
+    def solved() -> Solution:
+        problem = setting.problem(case.tpus)
+        solution = solve(problem, SolverOptions())
+        check(problem, solution)
+        return solution
+
+    solution, solve_s = timed(solved, time.process_time)
+    return {
+        "case": case.name, "ops": len(setting.graph.ops), "read_cpu_s": read_s, "solve_cpu_s": solve_s,
+        "peak_mib": peak_mib(), "objective_ns": solution.value.objective_ns, "gap": solution.gap,
+    }  # fmt: skip
+
+
+def print_row(sample: Sample, ratio: float | None) -> None:
+    verdict = "proven" if not sample["gap"] else f"{100 * sample['gap']:.1f} %"
+    seconds = [f"{sample[name]:.2f}" for name in ("read_cpu_s", "solve_cpu_s")]
+    print(
+        ROW.format(
+            sample["case"], sample["ops"], *seconds, f"{ratio:.1f}" if ratio is not None else "", sample["peak_mib"],
+            sample["objective_ns"], verdict,
+        ),
+        flush=True,
+    )  # fmt: skip
+
+
+def measure_all(cases: Sequence[Case], samples: list[Sample]) -> None:
+    """Fill in a sample for each case. Raises BalancerError where a network has no plan on the hardware."""
+    for k, case in enumerate(cases):
+        samples.append(in_own_process(measure, case))
+        grown = k > 0 and case.grown_from(cases[k - 1])
+        print_row(samples[k], samples[k]["solve_cpu_s"] / samples[k - 1]["solve_cpu_s"] if grown else None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help="for instance transformer:12@16")
     parser.add_argument("--large", action="store_true", help="add the large sizes")
     arguments = parser.parse_args(argv)
@@ -98,21 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     print(ROW.format("case", "ops", "read", "solve", "ratio", "MiB", "ns", "gap"))
-    before: tuple[Case, float] | None = None
-    for case in cases:
-        try:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                ops, read, solved, most, objective, gap = pool.apply(run, (case,))
-        except BalancerError as error:
-            print(error, file=sys.stderr)
-            return error.exit_code
-        grown = before is not None and case.grown_from(before[0])
-        ratio = f"{solved / before[1]:.1f}" if grown and before else ""
-        verdict = "proven" if not gap else f"{100 * gap:.1f} %"
-        print(ROW.format(case.name, ops, f"{read:.2f}", f"{solved:.2f}", ratio, most, objective, verdict), flush=True)
-        before = case, solved
+    with recorded("scaling", arguments) as samples:
+        measure_all(cases, samples)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -1,38 +1,42 @@
-"""What plans are worth and how fast they are found, for each model and number of TPUs, by every way of splitting.
+"""What plans are worth and how fast they are proven, for each model and number of TPUs, by every way of splitting.
 
-    python benchmarks/solve_zoo.py [FILES ...] [-n 2-8,16] [--hardware pcie] [--seeds 5]
+    python benchmarks/solve_zoo.py [FILES ...] [-n 2-8,16] [--hardware pcie] [--seeds 5] [--json FILE]
 
-First the predicted rates of all ways, in inferences per second; then for the exact solver the gap and the seconds that
-it took from the graph in memory on: one pipeline of single TPUs over all down-sets, and any pipelines and replicas.
-Then what one pipeline of single TPUs over all down-sets gains over one over intervals of the execution order, over the
-compiler's rule and over copies; with replicas; and with pipelines side by side. Last, the same splits where the hardware is not
-what the model of it says: per op type a factor of 0.5 to 2 on computing, capacity down by 15 %, streaming and transfers
-up or down by up to 30 %, seeded.
+The table shows predicted rates, in inferences per second, of the baselines and of two exact searches: `single` is one
+pipeline of single TPUs over all down-sets, `ours` is any number of pipelines and replicas. Beside each stand the seconds
+from the decoded graph to its proof, or its gap where it is not proven. The costs of segments are computed anew for each
+search; one search on the smallest number of TPUs comes first and is not counted.
+
+Below the table stand geometric means over all cases: what one pipeline over all down-sets gains over intervals of the
+execution order, over the compiler's rule and over copies; then the same with replicas, and with several pipelines.
+Last, the same plans on hardware that differs from the cost model: compute times of an op type are multiplied by 0.5 to
+2, the capacity is 15 % smaller, streaming and transfers are up to 30 % faster or slower, by a seed.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
-import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.errors import BalancerError, InfeasibleError
+from models import add_files, existing, zoo
+from sampling import measuring_parser, recorded, timed
+
+from balancer.errors import InfeasibleError
 from balancer.loops.simulating import perturbed
 from balancer.planning.comparing import COPIES, DEFAULT, comparison
 from balancer.planning.setting import Setting, open_setting
-from balancer.solve import PipelineSpec, SolverOptions, solve, steady_rate
+from balancer.solve import PipelineSpec, SolverOptions, check, solve, steady_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from sampling import Sample
+
     from balancer.plan import ComparisonRow
     from balancer.solve import Solution
 
-ZOO = Path(__file__).resolve().parents[2] / "shared" / "models" / "zoo"
 COLUMNS = (
     "one TPU", "copies", "compiler default", "equal op counts", "depth balanced", "profiling bisection",
     "DFS + interval DP",
@@ -40,7 +44,7 @@ COLUMNS = (
 SHORT = ("one TPU", "copies", "default", "equal", "depth", "bisect", "DFS+DP")
 ROW = "{:22} {:>2}" + " {:>7}" * 11
 SINGLE = SolverOptions(max_pipelines=1, max_replicas=1)
-# Ways to plan that are compared with each other: the wider in what, the narrower.
+# Ways to plan that are compared: each of WAYS with each of BASES.
 CHAIN, DOWNSETS, REPLICAS, OURS = "chain", "down-sets", "replicas", "pipelines"
 WAYS = {DOWNSETS: "down-sets", REPLICAS: "with replicas", OURS: "with pipelines side by side"}
 BASES = {CHAIN: "intervals", DEFAULT: "the compiler's rule", COPIES: "copies"}
@@ -53,6 +57,7 @@ class Tally:
     ratios: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, better: float | None, base: float | None) -> None:
+        """Does nothing where one of the rates is missing."""
         if better and base:
             self.ratios.setdefault(name, []).append(better / base)
 
@@ -63,29 +68,34 @@ class Tally:
 
 
 def numbers(text: str) -> list[int]:
-    """ "2-8,16" -> 2 to 8 and 16."""
-    found: list[int] = []
+    """The numbers of ranges joined by commas: "2-8,16" is 2 to 8 and 16."""
+    values: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        found.extend(range(int(first), int(last or first) + 1))
-    return found
+        values.extend(range(int(first), int(last or first) + 1))
+    return values
 
 
-def timed(setting: Setting, n_tpus: int, options: SolverOptions) -> tuple[Solution, float]:
-    """A solution, and the seconds that it took from the graph on, without any cached costs."""
+def search(setting: Setting, n_tpus: int, options: SolverOptions) -> tuple[Solution, float]:
+    """A solution and the seconds that it took from the graph on, without any cached costs."""
     fresh = Setting(setting.model, setting.hardware)
-    start = time.perf_counter()
-    solution = solve(fresh.problem(n_tpus), options)
-    return solution, time.perf_counter() - start
+
+    def solved() -> Solution:
+        problem = fresh.problem(n_tpus)
+        solution = solve(problem, options)
+        check(problem, solution, options)
+        return solution
+
+    return timed(solved)
 
 
 def rate(setting: Setting, n_tpus: int, plan: Sequence[PipelineSpec]) -> float | None:
-    found = steady_rate(setting.problem(n_tpus), plan)
-    return float(found) if found else None
+    exact = steady_rate(setting.problem(n_tpus), plan)
+    return float(exact) if exact else None
 
 
 def plans(setting: Setting, n_tpus: int) -> Iterator[tuple[str, Sequence[PipelineSpec]]]:
-    """The plans that gains and robustness are told of, by name; those that exist."""
+    """The plans whose gains and robustness are reported, by name. Ways that have no plan are left out."""
     wanted = {
         CHAIN: replace(SINGLE, solver="chain"), DOWNSETS: SINGLE, REPLICAS: SolverOptions(max_pipelines=1),
         OURS: SolverOptions(), "default": SolverOptions(solver="parameter-count"),
@@ -99,26 +109,32 @@ def plans(setting: Setting, n_tpus: int) -> Iterator[tuple[str, Sequence[Pipelin
 
 
 class Run:
-    """All models and numbers of TPUs."""
+    """All models and numbers of TPUs. seeds: how many perturbed hardwares each case is tried on."""
 
-    def __init__(self, seeds: int) -> None:
+    def __init__(self, seeds: int, samples: list[Sample]) -> None:
         self.seeds = seeds
+        self.samples = samples
         self.gains, self.robust = Tally(), Tally()
         self.slowest = {"one pipeline": 0.0, "any": 0.0}
-        self.open = 0
+        self.unproven = 0
 
     def case(self, setting: Setting, n_tpus: int) -> None:
-        """One row, and its share of the tallies."""
-        single, single_seconds = timed(setting, n_tpus, SINGLE)
-        best, best_seconds = timed(setting, n_tpus, SolverOptions())
+        """Print one row, and add its share to the tallies."""
+        single, single_s = search(setting, n_tpus, SINGLE)
+        best, best_s = search(setting, n_tpus, SolverOptions())
         rows = {row.name: row for row in comparison(setting, n_tpus, best.pipelines)}
-        self.slowest["one pipeline"] = max(self.slowest["one pipeline"], single_seconds)
-        self.slowest["any"] = max(self.slowest["any"], best_seconds)
-        self.open += (single.status != "optimal") + (best.status != "optimal")
+        self.slowest["one pipeline"] = max(self.slowest["one pipeline"], single_s)
+        self.slowest["any"] = max(self.slowest["any"], best_s)
+        self.unproven += (single.status != "optimal") + (best.status != "optimal")
         figures = [_figure(rows.get(name)) for name in COLUMNS]
         ours = [f"{1e9 / solution.value.objective_ns:.1f}" for solution in (single, best)]
-        times = [_verdict(single, single_seconds), _verdict(best, best_seconds)]
+        times = [_verdict(single, single_s), _verdict(best, best_s)]
         print(ROW.format(setting.graph.name[:22], n_tpus, *figures, ours[0], times[0], ours[1], times[1]), flush=True)
+        self.samples.append({
+            "model": setting.graph.name, "tpus": n_tpus,
+            "rates_per_s": {name: row.throughput_per_s for name, row in rows.items()},
+            "single": _searched(single, single_s), "ours": _searched(best, best_s),
+        })  # fmt: skip
         self._compare(setting, n_tpus, rows)
 
     def _compare(self, setting: Setting, n_tpus: int, rows: dict[str, ComparisonRow]) -> None:
@@ -136,6 +152,15 @@ class Run:
                 self.robust.add(f"{what} over the compiler's rule", real.get(ours), real.get("default"))
                 self.robust.add(f"{what} over depth-balanced", real.get(ours), real.get("depth balanced"))
 
+    def print_summary(self) -> None:
+        print("\nGains, predicted, one pipeline of single TPUs if nothing else is said:")
+        self.gains.print()
+        if self.seeds:
+            print(f"\nThe same plans on {self.seeds} perturbed hardwares each:")
+            self.robust.print()
+        slow = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.slowest.items())
+        print(f"\nslowest: {slow}; not proven: {self.unproven}")
+
 
 def _figure(row: ComparisonRow | None) -> str:
     return f"{row.throughput_per_s:.1f}" if row and row.throughput_per_s else "-"
@@ -145,34 +170,38 @@ def _verdict(solution: Solution, seconds: float) -> str:
     return f"{seconds:.2f} s" if solution.status == "optimal" else f"{100 * solution.gap:.1f} %"
 
 
+def _searched(solution: Solution, seconds: float) -> Sample:
+    return {
+        "objective_ns": solution.value.objective_ns, "bound_ns": solution.bound_ns, "status": solution.status,
+        "solve_s": seconds,
+    }  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, help="default: the shared zoo")
-    parser.add_argument("-n", type=numbers, default=numbers("2-8,16"), metavar="2-8,16")
-    parser.add_argument("--hardware", default="pcie")
-    parser.add_argument("--seeds", type=int, default=5, help="perturbed hardwares for each case; 0 for none")
+    parser = measuring_parser(__doc__)
+    add_files(parser, "all models of the zoo")
+    parser.add_argument(
+        "-n", type=numbers, default=numbers("2-8,16"), metavar="2-8,16", help="numbers of TPUs (default: 2-8,16)"
+    )
+    parser.add_argument("--hardware", default="pcie", help="a preset, or a hardware file (default: pcie)")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="perturbed hardwares for each case; 0 for none (default: 5)"
+    )
     arguments = parser.parse_args(argv)
+    files = existing(parser, arguments.files, zoo())
     print("Rates per second, predicted. single: one pipeline of single TPUs; ours: any pipelines and replicas;")
     print("beside each the seconds to its proof, or its gap.")
     print(ROW.format("model", "N", *SHORT, "single", "proof", "ours", "proof"))
-    run = Run(arguments.seeds)
-    for path in arguments.files or sorted(ZOO.glob("*.tflite")):
-        try:
+    with recorded("solve_zoo", arguments) as samples:
+        run = Run(arguments.seeds, samples)
+        search(open_setting(files[0], arguments.hardware), min(arguments.n), SolverOptions())
+        for path in files:
             setting = open_setting(path, arguments.hardware)
             for n_tpus in arguments.n:
                 run.case(setting, n_tpus)
-        except BalancerError as error:  # noqa: PERF203
-            print(error, file=sys.stderr)
-            return error.exit_code
-    print("\nGains, predicted, one pipeline of single TPUs if nothing else is said:")
-    run.gains.print()
-    if run.seeds:
-        print(f"\nThe same plans on {run.seeds} perturbed hardwares each:")
-        run.robust.print()
-    slow = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in run.slowest.items())
-    print(f"\nslowest: {slow}; not proven: {run.open}")
+        run.print_summary()
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

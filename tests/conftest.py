@@ -1,14 +1,24 @@
-"""What all tests share: where the real models are, and how many examples Hypothesis draws."""
+"""What all tests share: fixtures, marks, skips, and how many examples Hypothesis draws.
+
+Variables of the environment: HYPOTHESIS_PROFILE=thorough draws 1000 examples instead of 30. BALANCER_FAULT_SECONDS is
+how long each test of test_faults.py lasts (5). BALANCER_KILLS is how often test_compiling.py kills one call (8).
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.shared import HERE, SHARED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 # Derandomised, without deadlines: a loaded machine must not decide what passes. `thorough` is for a nightly run.
 settings.register_profile(
@@ -17,6 +27,16 @@ settings.register_profile(
 settings.register_profile("thorough", settings.get_profile("ci"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# Files whose tests run in every Python version, and single tests of others. They enter every rank in half a minute.
+QUICK = {
+    "test_allocation", "test_baselines", "test_cost", "test_cut", "test_doctests", "test_flatbuffer", "test_handing_in",
+    "test_layers", "test_schema", "test_segment_sums", "test_tensors", "test_verification", "test_workers",
+    "test_every_solver_can_be_chosen_and_none_beats_the_proven_one", "test_order_and_bits",
+    "test_on_two_kinds_every_solver_meets_brute_force", "test_edge_tpus_each_in_a_process",
+}  # fmt: skip
+# Files whose tests only repeat in bulk what others reach. Tracing them would take minutes and show no further line.
+UNTRACED = {"test_bit_exact", "test_forged", "test_hostile", "test_kinds"}
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -24,16 +44,45 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model that streams on one TPU and on two."""
+    from tests.plans import WIDE  # at the top it would load balancer before coverage starts to look
+
+    path = tmp_path / "net.tflite"
+    path.write_bytes(WIDE)
+    return path
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    # Tests start a thousand processes. They read the bytecode that the first one wrote, which halves the time of a
+    # start; this variable would have each of them compile the package for itself.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "shared: reads the folder with the real models; skipped where it is absent")
+    config.addinivalue_line("markers", "quick: one of the tests that run in every Python version")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two processes, whatever the machine: tests start processes of their own, and some of them watch a clock."""
+    return 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The one place where a test is skipped: real models are not part of the repository."""
-    if HERE:
-        return
+    """Marks the quick tests. The one place where a test is skipped: real models are not part of the repository."""
     for item in items:
-        if item.get_closest_marker("shared"):
+        names = {item.path.stem, item.name.partition("[")[0]}
+        if names & QUICK and not item.get_closest_marker("shared"):
+            item.add_marker(pytest.mark.quick)
+        if names & UNTRACED:
+            item.add_marker(pytest.mark.no_cover)
+        if not HERE and item.get_closest_marker("shared"):
             item.add_marker(pytest.mark.skip(reason=f"no folder {SHARED}: the real models are not here"))

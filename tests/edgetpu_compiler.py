@@ -28,12 +28,14 @@ from balancer.cost.segment import SegmentCosts
 from balancer.ground.opsets import members
 from balancer.tflite import flatbuffer
 from balancer.tflite.cut import Cutter
+from balancer.tflite.decoding import decode_model
 from balancer.tflite.flatbuffer import Table
-from balancer.tflite.model import EDGETPU_CUSTOM_OP, IDENTIFIER, Model
+from balancer.tflite.model import EDGETPU_CUSTOM_OP, IDENTIFIER
 from balancer.tflite.package import is_compiled, read_package
 from balancer.tflite.schema import schema
 
 VERSION = "16.0.384591198"
+_VERSION_LINE = "Edge TPU Compiler version"
 NOTICE = (
     "Model successfully compiled but not all operations are supported by the Edge TPU. A percentage of the model will "
     "instead run on the CPU, which is slower. If possible, consider updating your model to use only operations supported "
@@ -77,9 +79,13 @@ def install(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "edgetpu_compiler"
     behaviour = folder / "behaviour.json"
-    behaviour.write_text(json.dumps(asdict(Behaviour(folder=str(folder), **changes))))
+    made = Behaviour(folder=str(folder), **changes)
+    behaviour.write_text(json.dumps(asdict(made)))
     root = Path(__file__).resolve().parents[1]
-    lines = f'#!/bin/sh\nPYTHONPATH="{root}" "{sys.executable}" "{Path(__file__).resolve()}" "{behaviour}" "$@"\n'
+    told = (
+        f'[ "$*" = --version ] && echo "{_VERSION_LINE} {made.version}" && exit\n'  # most starts ask for nothing else
+    )
+    lines = f'#!/bin/sh\n{told}PYTHONPATH="{root}" "{sys.executable}" "{Path(__file__).resolve()}" "{behaviour}" "$@"\n'
     script.write_text(lines)
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script
@@ -98,7 +104,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("-v", "--version", action="store_true")
     parser.add_argument("model", nargs="?")
     options = parser.parse_args(arguments[1:])
-    print(f"Edge TPU Compiler version {behaviour.version}", flush=True)
+    print(_VERSION_LINE, behaviour.version, flush=True)
     if options.version:
         return 0
     source = Path(options.model)
@@ -135,7 +141,7 @@ def applies(to: Any, name: str) -> bool:
 def compile_one(behaviour: Behaviour, options: Namespace, name: str, data: bytes, source: Path) -> int:
     if options.search_delegate:
         print(f"Searching for valid delegate with step {options.delegate_search_step}")
-        print(f"Try to compile segment with {len(Model(data, name).operators)} ops")
+        print(f"Try to compile segment with {len(decode_model(data, name).operators)} ops")
     print(f"Started a compilation timeout timer of {options.timeout_sec} seconds.", flush=True)
     time.sleep(behaviour.seconds)
     if applies(behaviour.hangs, name):
@@ -169,14 +175,14 @@ class Truth:
     """What this compiler does with one model."""
 
     def __init__(self, behaviour: Behaviour, data: bytes) -> None:
-        self.model = Model(data, "model")
+        self.model = decode_model(data, "model")
         self.graph = Cutter(data).graph
         outputs = {op.index: self.graph.tensors[op.outputs[0]].name for op in self.graph.ops}
         ops = {i: OpCosts(mapped=False) for i, name in outputs.items() if name in behaviour.on_cpu}
         plain = SegmentCosts(self.graph, load_hardware("pcie"))
         scale = behaviour.bytes_per_million
         if scale != 1_000_000:
-            sizes = ((i, layout.cached * scale // 1_000_000) for i, layout in enumerate(plain.layout))
+            sizes = ((i, op.layout.cached * scale // 1_000_000) for i, op in enumerate(plain.op_terms))
             ops |= {i: OpCosts(parameter_bytes=size, mapped=False if i in ops else None) for i, size in sizes}
         profile = Profile("truth", ops, behaviour.room_per_million, behaviour.room_more, behaviour.room_most)
         costs = SegmentCosts(self.graph, load_hardware("pcie"), profile)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from balancer.tflite import flatbuffer
+from balancer.tflite.decoding import decode_model
 from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import IDENTIFIER
 from balancer.tflite.schema import schema
@@ -18,7 +19,7 @@ SHAPE = (1, 4, 4, 4)
 # Of the int8 kernels in use; the resolver knows a range of versions for each op.
 _VERSIONS = {
     "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "ADD": 2, "MUL": 2, "MAX_POOL_2D": 2, "SPLIT": 2, "TRANSPOSE_CONV": 3,
-    "FULLY_CONNECTED": 4, "CONCATENATION": 2, "RELU": 2, "DEQUANTIZE": 2, "PACK": 2,
+    "FULLY_CONNECTED": 4, "CONCATENATION": 2, "RELU": 2, "DEQUANTIZE": 2, "PACK": 2, "BROADCAST_TO": 2,
 }  # fmt: skip
 
 
@@ -200,6 +201,14 @@ def custom_op() -> bytes:
         custom_options=np.arange(7, dtype=np.uint8), custom_options_format=0, intermediates=np.array([scratch], np.int32),
     )  # fmt: skip
     return b.file([source], made)
+
+
+def constant_input(data: bytes, *, op: int, position: int) -> bytes:
+    """The bytes of a constant that an op of a model reads. position: among the op's inputs."""
+    model = decode_model(data, "handmade")
+    constant = model.constant(int(model.operators[op]["inputs"][position]))
+    assert constant is not None
+    return constant.tobytes()
 
 
 def shared_buffer() -> bytes:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from balancer.ground.rates import objective_ns, plan_rate
 from balancer.ground.units import NS_PER_S
-from balancer.solve.allocation import Candidate, allocate
+from balancer.solve.allocation import Candidate, TieValues, allocate
 from balancer.solve.baselines import equal_op_counts, parameter_count
 from balancer.solve.problem import Value
 
@@ -22,7 +22,7 @@ CANDIDATES = st.lists(
         # Long against the host's work and equal now and then, so that neither rounding nor the host hides what is chosen.
         rate=st.sampled_from([7, 40, 40, 97, 130, 400]).map(lambda t: Fraction(NS_PER_S, t)),
         host_ns=st.sampled_from([0, 0, 5, 20, 60]),
-        settle=st.tuples(st.integers(0, 3), st.integers(1, 20)).map(lambda found: lambda: found),
+        find_ties=st.builds(TieValues, st.integers(0, 3), st.integers(1, 20)).map(lambda ties: lambda: ties),
     ),
     min_size=1,
     max_size=4,
@@ -31,7 +31,7 @@ CANDIDATES = st.lists(
 
 def _value(chosen: tuple[Candidate, ...]) -> Value:
     rate = plan_rate([c.rate for c in chosen], [c.host_ns for c in chosen])
-    streamed, latency = sum(c.settled[0] for c in chosen), max(c.settled[1] for c in chosen)
+    streamed, latency = sum(c.ties.streamed_bytes for c in chosen), max(c.ties.latency_ns for c in chosen)
     return Value(objective_ns(rate), sum(c.devices for c in chosen), streamed, latency)
 
 

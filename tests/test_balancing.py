@@ -116,7 +116,7 @@ def test_what_is_no_number_of_tpus_is_a_value_error(n: Any) -> None:
 @pytest.mark.parametrize("options", [{"pipelines": 0}, {"stages": 0}, {"stages": 5}, {"overflow": "maybe"}])
 def test_options_out_of_range_are_value_errors(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
-        balancer.balance(SPILLING, 4, **options)
+        balancer.balance(SPILLING, 4, options=balancer.Options(**options))
 
 
 @pytest.mark.shared

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from balancer.errors import BalancerError
 from balancer.ground.opsets import interval_set
-from balancer.solve import Problem, SolverOptions, Structure, evaluate, solve, structured_problem
+from balancer.solve import Problem, SolverOptions, Structure, check, evaluate, solve, structured_problem
 from balancer.solve.baselines import BASELINES
 from balancer.solve.bisection import bisect_cuts
 from balancer.solve.depth_balanced import balanced_cuts, depth_balanced
 from balancer.solve.orders import depth_first_order, levels
-from tests.check import check
 from tests.dags import dag_problems, graphs, ops_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.errors import InfeasibleError
-from balancer.solve import Cost, Problem, SolverOptions, solve
-from tests.check import check
+from balancer.solve import Cost, Problem, SolverOptions, check, solve
 from tests.strategies import all_partitions, all_plans, chain_problems, interval_problem
 
 
@@ -21,7 +20,7 @@ def _key(pipeline: object) -> list[int]:
 @given(chain_problems())
 def test_the_best_plan_is_as_good_as_brute_force_over_all_plans(problem: Problem) -> None:
     solution = solve(problem, SolverOptions(max_replicas=1))
-    check(problem, solution)
+    check(problem, solution, SolverOptions(max_replicas=1))
     best = min(value for value, _ in all_plans(problem))
     assert solution.value.objective_ns == best.objective_ns
     assert solution.value.devices == best.devices
@@ -33,7 +32,7 @@ def test_the_best_plan_is_as_good_as_brute_force_over_all_plans(problem: Problem
 @given(chain_problems(most_ops=7, most_devices=4))
 def test_one_pipeline_meets_brute_force_in_every_tie(problem: Problem) -> None:
     solution = solve(problem, SolverOptions(max_pipelines=1, max_replicas=1))
-    check(problem, solution)
+    check(problem, solution, SolverOptions(max_pipelines=1, max_replicas=1))
     plans = all_plans(problem, most_pipelines=1)
     best = min(value for value, _ in plans)
     assert solution.value == best
@@ -66,7 +65,7 @@ def test_forced_stages_are_exactly_so_many_and_the_best_of_them(problem: Problem
             solve(roomy, SolverOptions(stages=stages, max_replicas=1))
         return
     solution = solve(roomy, SolverOptions(stages=stages, max_replicas=1))
-    check(roomy, solution)
+    check(roomy, solution, SolverOptions(stages=stages, max_replicas=1))
     assert [len(p.stages) for p in solution.pipelines] == [stages]
     plans = [v for v, plan in all_plans(roomy, 1) if len(plan[0].stages) == stages]
     assert solution.value == min(plans)
@@ -82,7 +81,7 @@ def test_one_more_device_never_lowers_the_rate(problem: Problem) -> None:
 @given(chain_problems(), st.integers(1, 3))
 def test_a_limit_on_pipelines_is_kept_and_used_well(problem: Problem, most: int) -> None:
     solution = solve(problem, SolverOptions(max_pipelines=most, max_replicas=1))
-    check(problem, solution)
+    check(problem, solution, SolverOptions(max_pipelines=most, max_replicas=1))
     assert len(solution.pipelines) <= most
     assert solution.value.objective_ns == min(v for v, _ in all_plans(problem, most)).objective_ns
 
@@ -102,7 +101,7 @@ def test_replicas_and_pipelines_are_as_good_as_brute_force_over_all_allocations(
     problem: Problem, replicas: int, pipelines: int | None
 ) -> None:
     solution = solve(problem, SolverOptions(max_replicas=replicas, max_pipelines=pipelines))
-    check(problem, solution)
+    check(problem, solution, SolverOptions(max_replicas=replicas, max_pipelines=pipelines))
     assert all(stage.replicas <= replicas for p in solution.pipelines for stage in p.stages)
     best = min(value for value, _ in all_plans(problem, pipelines, replicas))
     assert solution.value.objective_ns == best.objective_ns
@@ -114,7 +113,7 @@ def test_replicas_and_pipelines_are_as_good_as_brute_force_over_all_allocations(
 @given(chain_problems(most_ops=5, most_devices=6))
 def test_one_replicated_pipeline_meets_brute_force_in_every_tie(problem: Problem) -> None:
     solution = solve(problem, SolverOptions(max_pipelines=1, max_replicas=6))
-    check(problem, solution)
+    check(problem, solution, SolverOptions(max_pipelines=1, max_replicas=6))
     assert solution.value == min(value for value, _ in all_plans(problem, 1, 6))
 
 

@@ -32,6 +32,7 @@ LARGE = (
     "Compilation failed: Compilation failed due to large activation tensors in model."
 )
 SEGMENTS = [f"net_segment_{i}_of_3" for i in range(3)]
+KILLS = int(os.environ.get("BALANCER_KILLS", "8"))
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +254,7 @@ def test_a_compiler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(CompilerError, match="the vendor has none for aarch64"):
         find_compiler()
-    with pytest.raises(CompilerError, match="is no program that can be run"):
+    with pytest.raises(CompilerError, match="is not a program that can be run"):
         find_compiler(tmp_path / "nothing")
 
 
@@ -264,7 +265,7 @@ def test_a_program_that_is_no_compiler(tmp_path: Path, content: bytes) -> None:
     program = tmp_path / "edgetpu_compiler"
     program.write_bytes(content)
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    with pytest.raises(CompilerError, match=r"cannot be run|does not say its version"):
+    with pytest.raises(CompilerError, match=r"cannot be run|does not print its version"):
         find_compiler(program)
 
 
@@ -381,14 +382,14 @@ def _start(plan: Path, program: Path, cache: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_killed_at_any_moment_and_called_again(solved: Path, tmp_path: Path, how: signal.Signals) -> None:
-    """The directory is the same, byte for byte, as that of one undisturbed run."""
+    """The directory is the same, byte for byte, as that of one undisturbed run. BALANCER_KILLS=100 tries it longer."""
     program = edgetpu_compiler.install(tmp_path / "bin")
     shutil.copytree(solved, tmp_path / "whole")
     start = time.monotonic()
     assert _start(tmp_path / "whole" / "net_plan_3.json", program, tmp_path / "cache whole").wait() == 0
     whole, seconds = _contents(tmp_path / "whole"), time.monotonic() - start
     dice = random.Random(how)
-    for attempt in range(20 if how is signal.SIGKILL else 3):
+    for attempt in range(KILLS if how is signal.SIGKILL else 3):
         folder = tmp_path / f"plan {attempt}"
         shutil.copytree(solved, folder)
         cache = tmp_path / f"cache {attempt}"

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.cost.batch import SegmentBatch
-from balancer.cost.capacity import Room
+from balancer.cost.capacity import CapacityRule
 from balancer.cost.hardware import CONSTANTS, load_hardware, preset_names
 from balancer.cost.layout import layout
 from balancer.cost.profile import OpCosts, Profile
@@ -67,12 +67,12 @@ MADE = [
     handmade.shared_state(), handmade.custom_op(), handmade.free_batch("TRANSPOSE_CONV"), handmade.float_glue(),
     handmade.outputs_against_execution_order(), synth.fc(700), synth.conv(40, layers=4, size=64),
 ]  # fmt: skip
-# So little room that almost everything streams, and dense ops meet the limit of a tile.
+# So little capacity that almost everything streams, and dense ops meet the limit of a tile.
 TIGHT = PCIE.changed({"wide_bytes_per_tile": 30_000, "dense_tile_bytes": 20_000})
 
 
 def _learnt(graph: Graph, seed: int) -> Profile:
-    """What a compiler might have taught: other bytes, scratch, ops on the CPU, room."""
+    """What a compiler might have taught: other bytes, scratch, ops on the CPU, capacity."""
     draw = random.Random(seed)
     pick = [None, None, 0, 1]
     ops = {
@@ -98,15 +98,15 @@ def test_the_table_equals_the_exact_cost_with_what_was_learnt(data: bytes, seed:
 
 
 @given(st.integers(0, 600_000), st.integers(0, 1_500_000), st.integers(-(1 << 22), 1 << 22), st.integers(0, 9 << 20))
-def test_room_shrinks_with_scratch_and_scratch_can_be_found_for_it(
+def test_capacity_shrinks_with_scratch_and_scratch_can_be_found_for_it(
     scratch: int, share: int, more: int, most: int
 ) -> None:
-    room = Room(PCIE.chip.wide_bytes_per_tile, share, more, most)
-    assert room.largest >= room(scratch) >= room(scratch + 1) >= 0
-    assert room.each(np.array([scratch])).tolist() == [room(scratch)]
-    wanted = room(scratch)
+    rule = CapacityRule(PCIE.chip.wide_bytes_per_tile, share, more, most)
+    wanted = rule.capacity_bytes(scratch)
+    assert rule.largest_bytes >= wanted >= rule.capacity_bytes(scratch + 1) >= 0
+    assert rule.capacities_bytes(np.array([scratch])).tolist() == [wanted]
     if share:
-        assert room(room.scratch_for(wanted)) <= wanted
+        assert rule.capacity_bytes(rule.scratch_for(wanted)) <= wanted
 
 
 @pytest.mark.parametrize("hardware", [PCIE, load_hardware("usb"), TIGHT], ids=["pcie", "usb", "tight"])
@@ -183,10 +183,10 @@ def test_bytes_of_known_shapes_are_as_in_compiled_files() -> None:
     assert (first, second) == (128 * (9 * 4 + 8), 128 * (9 * 72 + 8))
 
 
-def test_of_two_convolutions_the_larger_one_gets_the_room() -> None:
-    """FACTS D 1. The first layer comes earlier and would fit, but not beside the second."""
+def test_of_two_convolutions_the_larger_one_is_cached() -> None:
+    """The first layer comes earlier and would fit, but not beside the second."""
     costs = SegmentCosts(read_graph(synth.conv(70, layers=2, size=8), name="conv"), PCIE)
-    assert costs.caching.cached(0b110, costs.layout[2].cached) == 0b100
+    assert costs.caching.cached(0b110, costs.op_terms[2].layout.cached) == 0b100
 
 
 @pytest.mark.shared
@@ -208,7 +208,7 @@ def test_parameter_bytes_agree_with_the_compiled_files() -> None:
         graph = load_graph(source)
         costs = SegmentCosts(graph, PCIE)
         on_tpu = costs.mapped & ~costs.on_cpu(graph.all_ops)
-        layouts = [costs.layout[i] for i in range(len(graph.ops)) if on_tpu >> i & 1]
+        layouts = [costs.op_terms[i].layout for i in range(len(graph.ops)) if on_tpu >> i & 1]
         true = int(cached) + int(streamed)
         assert abs(sum(lay.streamed + lay.always_streamed for lay in layouts) - true) <= max(0.06 * true, 16 * 1024), (
             name

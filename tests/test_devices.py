@@ -95,8 +95,8 @@ def test_names(wanted: Any, count: int, names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("wanted", "count", "says"),
     [
-        ("tpu", 1, "is no device"), ("usb:x", 1, "is no device"), ("", 1, "is no device"), ("usb:0,usb:0", 2, "named twice"),
-        ("usb:0", 2, "2 devices are needed, 1 are named"), ("pci:12345", 1, "is no device"),
+        ("tpu", 1, "not the name"), ("usb:x", 1, "not the name"), ("", 1, "not the name"), ("usb:0,usb:0", 2, "named twice"),
+        ("usb:0", 2, "2 devices are needed, 1 are named"), ("pci:12345", 1, "not the name"),
     ],
 )  # fmt: skip
 def test_names_that_are_none(wanted: str, count: int, says: str) -> None:

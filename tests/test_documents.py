@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ import balancer
 from balancer.compiler.cache import Cache, Entry
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.profile import load_profile
-from balancer.documents import Refusal, read_json, read_table
+from balancer.documents import DocumentKind, Refusal, read_document, read_json, read_table
 from balancer.errors import BalancerError, HardwareError, MeasurementError, PlanError
 from balancer.learning.measurements import read_measurements
 from balancer.loops.sources import RecordedTimes
@@ -76,7 +77,7 @@ def test_json_is_read_as_it_was_written_with_and_without_a_byte_order_mark(tmp_p
         ("a,b\n1,2\n3\n", "line 3: has 1 fields, the first line 2"),
         ("a,b\n1,2,3\n", "line 2: has 3 fields"),
         ("a,a\n1,2\n", "names a column twice"),
-        ("\xff", "is no CSV file"),
+        ("\xff", "not a CSV file"),
     ],
 )
 def test_a_table_has_all_columns_in_each_row(tmp_path: Path, text: str, what: str) -> None:
@@ -105,6 +106,69 @@ def test_nested_documents_are_refused_by_each_reader(plan: balancer.Plan, tmp_pa
     for reader in readers:
         with pytest.raises(BalancerError, match="not JSON"):
             reader(tmp_path / "deep.json")
+
+
+KIND = DocumentKind("made-up", (2, 3), "made-up file", REFUSAL, format_remedy="give another", version_remedy="update")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "not a made-up file \\(no format 'made-up'\\); give another"),
+        ({}, "not a made-up file"),
+        ({"format": "balancer-plan", "version": 2}, "not a made-up file"),
+        ({"format": "made-up"}, "version None is unknown; update"),
+        ({"format": "made-up", "version": 1}, "version 1 is unknown"),
+        ({"format": "made-up", "version": 4}, "version 4 is unknown"),
+        ({"format": "made-up", "version": [2]}, "version \\[2\\] is unknown"),
+    ],
+)
+def test_a_document_of_another_format_or_version_is_refused(tmp_path: Path, value: Any, message: str) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(value))
+    with pytest.raises(MeasurementError, match=message):
+        read_document(tmp_path / "x.json", KIND)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_each_version_that_a_kind_names_is_read(tmp_path: Path, version: int) -> None:
+    value = {"format": "made-up", "version": version, "more": [1]}
+    (tmp_path / "x.json").write_text(json.dumps(value))
+    assert read_document(tmp_path / "x.json", KIND) == value
+
+
+def _written(path: Path, **document: Any) -> Path:
+    path.write_text(json.dumps({"format": "balancer-hardware", "version": 1} | document))
+    return path
+
+
+def test_hardware_takes_from_its_base_what_it_does_not_say_itself(tmp_path: Path) -> None:
+    path = _written(tmp_path / "mine.json", base="usb", constants={"op_ns": {"value": 7}})
+    assert load_hardware(path) == Hardware.with_constants("mine", load_hardware("usb").constants | {"op_ns": 7})
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "has no constants"),
+        ({"constants": []}, "has no constants"),
+        ({"constants": {}, "base": "absent"}, "its base 'absent' is not a preset; name one of: .*usb"),
+        ({"constants": {}, "base": ["usb"]}, "is not a preset"),
+        ({"constants": {}}, "constant '.*' is not an integer"),
+        ({"constants": {}, "base": "usb", "name": 3}, "its name is not a text"),
+        ({"constants": {}, "version": 9}, "version 9 is unknown; update balancer"),
+        ({"format": "balancer-plan"}, "not a hardware file \\(no format 'balancer-hardware'\\); give a hardware file"),
+    ],
+)
+def test_a_hardware_file_that_lacks_something_is_refused(tmp_path: Path, document: Any, message: str) -> None:
+    with pytest.raises(HardwareError, match=message):
+        load_hardware(_written(tmp_path / "mine.json", **document))
+
+
+def test_hardware_that_is_neither_a_preset_nor_a_file_names_the_presets() -> None:
+    with pytest.raises(
+        HardwareError, match=r"absent: no such preset, nor a readable file .*; use one of: .*pcie.*, or a file"
+    ):
+        load_hardware("absent")
 
 
 def test_a_cache_whose_hashes_are_nested_without_end_counts_as_none(tmp_path: Path) -> None:
@@ -196,7 +260,7 @@ def test_a_plan_file_with_impossible_numbers_is_refused(
 
 def test_a_segment_that_no_pipeline_runs_is_refused(plan: balancer.Plan) -> None:
     document = json.loads(plan_text(plan))
-    left_over = document["segments"][0] | {"name": "left_over", "ops": "99-3"}
+    left_over = document["segments"][0] | {"name": "left_over", "ops": "0"}
     with pytest.raises(PlanError, match="stands in no pipeline"):
         load_plan(_forged(plan, ("segments",), [*document["segments"], left_over]))
 
@@ -254,7 +318,7 @@ def test_times_that_nobody_can_wait_are_refused_in_the_api(seconds: float) -> No
 def test_simulated_times_are_finite(value: float) -> None:
     for name in ("stage_ns", "first_ns", "jitter"):
         with pytest.raises(ValueError, match=name):
-            Behaviour(**{"stage_ns": 1, name: value})
+            replace(Behaviour(stage_ns=1), **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])

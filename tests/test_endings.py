@@ -21,9 +21,9 @@ from balancer.inputs import random_items
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.recipes import Simulation
-from balancer.runtime.remote import RemoteExecutor
 from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
+from tests.plans import three_stages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(120)
 BOTH = pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
 
 START = """
-import atexit, itertools, os, sys, threading, time
+import atexit, itertools, os, psutil, sys, threading, time
 from balancer import Pipeline, RunOptions
 from balancer.inputs import random_items
 from balancer.runtime.recipes import Simulation
@@ -48,12 +48,12 @@ options = RunOptions(processes=sys.argv[2] == "processes", simulation=simulation
 pipeline = Pipeline(path, "sim", options)
 item = random_items(pipeline.interface.inputs, 1)[0]
 
-def say(p):
-    print(*(getattr(e, "pid", "") for e in p._executors), flush=True)
+def say():
+    print(*(child.pid for child in psutil.Process().children()), flush=True)
 
 def results(items=itertools.repeat(item)):
     with pipeline as p:
-        say(p)
+        say()
         yield from p.map(items)
 """
 SCRIPTS = {
@@ -61,21 +61,21 @@ SCRIPTS = {
     "break": "it = results()\nfor r in it:\n    break",
     "exit": "it = results()\nfor r in it:\n    sys.exit(0)",
     "exit in a function": "def main():\n    for r in results():\n        sys.exit(0)\nmain()",
-    "bare enter": "pipeline.__enter__(); say(pipeline); pipeline.push(item); pipeline.pop()",
-    "bare enter, full": "pipeline.__enter__(); say(pipeline)\nfor _ in range(3): pipeline.push(item)",
-    "map that is left": "pipeline.__enter__(); say(pipeline); it = pipeline.map(itertools.repeat(item)); next(it)",
+    "bare enter": "pipeline.__enter__(); say(); pipeline.push(item); pipeline.pop()",
+    "bare enter, full": "pipeline.__enter__(); say()\nfor _ in range(3): pipeline.push(item)",
+    "map that is left": "pipeline.__enter__(); say(); it = pipeline.map(itertools.repeat(item)); next(it)",
     "source that waits": (
         "def items():\n    yield item\n    threading.Event().wait()\nit = results(items()); next(it)"
     ),
     "daemon": (
-        "def use():\n    with pipeline as p:\n        say(p)\n        next(p.map([item])); ready.set()\n"
+        "def use():\n    with pipeline as p:\n        say()\n        next(p.map([item])); ready.set()\n"
         "        time.sleep(1000)\nready = threading.Event()\n"
         "threading.Thread(target=use, daemon=True).start(); ready.wait()"
     ),
     "cycle": "it = results(); next(it)\nclass A: pass\na = A(); a.a, a.it = a, it; del it, a",
-    "own atexit": "pipeline.__enter__(); say(pipeline); atexit.register(pipeline.close)",
+    "own atexit": "pipeline.__enter__(); say(); atexit.register(pipeline.close)",
     "forked": (
-        "pipeline.__enter__(); say(pipeline); pid = os.fork()\n"
+        "pipeline.__enter__(); say(); pid = os.fork()\n"
         "if pid:\n    assert os.waitpid(pid, 0)[1] == 0; pipeline.push(item); assert pipeline.pop() is not None"
     ),
 }
@@ -84,11 +84,7 @@ SCRIPTS = {
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Three stages."""
-    folder = tmp_path_factory.mktemp("plan")
-    (folder / "net.tflite").write_bytes(synth.fc(60, layers=4))
-    return balancer.save(
-        balancer.balance(folder / "net.tflite", 3, options=balancer.Options(stages=3)), folder / "plan"
-    )
+    return three_stages(tmp_path_factory.mktemp("plan"), synth.fc(60, layers=4))
 
 
 def _path(plan: Plan) -> str:
@@ -129,7 +125,7 @@ def test_a_script_that_fails_ends_with_its_own_error_alone(plan: Plan, processes
 
 @BOTH
 def test_a_script_ends_while_devices_hang(plan: Plan, processes: bool) -> None:
-    done = _run(plan, "pipeline.__enter__(); say(pipeline); pipeline.push(item); time.sleep(0.5)", processes, 1_000_000)
+    done = _run(plan, "pipeline.__enter__(); say(); pipeline.push(item); time.sleep(0.5)", processes, 1_000_000)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -137,7 +133,7 @@ def test_a_script_ends_while_devices_hang(plan: Plan, processes: bool) -> None:
 def test_a_thread_of_the_users_own_goes_on_to_its_end(plan: Plan, processes: bool) -> None:
     """Python waits for it, and so does the pipeline."""
     script = (
-        "def use():\n    with pipeline as p:\n        say(p); ready.set(); threading.main_thread().join()\n"
+        "def use():\n    with pipeline as p:\n        say(); ready.set(); threading.main_thread().join()\n"
         "        for _ in range(50): p.push(item); assert p.pop() == {}\n        print('done')\n"
         "ready = threading.Event(); threading.Thread(target=use).start(); ready.wait()"
     )
@@ -253,14 +249,17 @@ def test_closed_by_many_threads_nothing_is_closed_twice(plan: Plan, processes: b
         start.wait()
         try:
             pipeline.close()
-            if pipeline._executors or pipeline._frames:
+            if psutil.Process().children() or frames() > before:
                 lost.append("close returned before all was given back")
         except BaseException as error:  # noqa: BLE001 - what a thread raises is asked for below
             failed.append(error)
 
+    def frames() -> int:
+        return sum("/memfd:balancer " in entry.path for entry in psutil.Process().memory_maps(grouped=False))
+
     stranger = threading.Thread(target=strangers)
     stranger.start()
-    item = _item(plan)
+    item, before = _item(plan), frames()
     try:
         for _ in range(6):
             with Pipeline(plan, "sim", RunOptions(processes=processes)) as pipeline:
@@ -291,7 +290,7 @@ def test_closed_while_it_opens(plan: Plan, processes: bool, delay: float) -> Non
                 pipeline.push(_item(plan))
                 pipeline.pop()
         timer.join()
-        assert not pipeline._executors
+        assert not psutil.Process().children()
 
 
 @pytest.mark.parametrize("processes", [True])
@@ -357,9 +356,7 @@ def test_a_process_that_cannot_be_started_anew_loses_its_worker_alone(
     item = _item(plan)
     with Pipeline(plan, "cpu", RunOptions(processes=True, on_error="continue")) as pipeline:
         assert isinstance(pipeline.run([item])[0], dict)
-        executor = pipeline._executors[1]
-        assert isinstance(executor, RemoteExecutor)
-        executor._process.kill()  # type: ignore[union-attr]
+        psutil.Process().children()[0].kill()
 
         def refuse(*_: Any, **__: Any) -> Any:
             raise OSError(11, "Resource temporarily unavailable")

@@ -20,10 +20,10 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 @pytest.mark.shared
 def test_a_cat_is_the_same_cat_in_four_segments() -> None:
     command = [
-        sys.executable, EXAMPLES / "classify.py", MODELS / "mobilenet_v2_1.0_224_quant.tflite", MODELS / "cat.bmp",
+        EXAMPLES / "classify.py", MODELS / "mobilenet_v2_1.0_224_quant.tflite", MODELS / "cat.bmp",
         MODELS / "imagenet_labels.txt", "--segments", "4",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 5
     assert lines[0].count("Egyptian cat") == 2

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 import balancer
 from balancer.errors import InfeasibleError
-from balancer.solve import Cost, Problem, Solution, SolverOptions, evaluate, solve
+from balancer.solve import Cost, Problem, Solution, SolverOptions, check, evaluate, solve
 from balancer.solve.periods import MOST_REPLICAS, exact_period, longest_ns
-from tests.check import check
 from tests.dags import all_pipelines, best_value, dag_problems
 from tests.shared import ZOO
 from tests.strategies import all_plans, chain_problems, interval_problem
@@ -45,7 +44,7 @@ def test_with_any_replicas_and_few_pipelines_the_optimum_is_that_of_brute_force(
 @given(chain_problems(most_ops=5, most_devices=4), st.integers(1, 3))
 def test_the_chain_counts_one_stage_with_replicas_as_one_pipeline(problem: Problem, pipelines: int) -> None:
     solution = solve(problem, SolverOptions(solver="chain", max_pipelines=pipelines))
-    check(problem, solution)
+    check(problem, solution, SolverOptions(solver="chain", max_pipelines=pipelines))
     best = min(value for value, _ in all_plans(problem, pipelines, 4))
     assert solution.value.objective_ns == best.objective_ns == solution.bound_ns
 

@@ -11,8 +11,9 @@ from ai_edge_litert import schema_py_generated as generated
 
 from balancer.errors import ModelError
 from balancer.tflite import flatbuffer
+from balancer.tflite.decoding import decode_root
 from balancer.tflite.flatbuffer import Table
-from balancer.tflite.model import IDENTIFIER, decode_model
+from balancer.tflite.model import IDENTIFIER
 from balancer.tflite.schema import schema
 from tests import handmade
 from tests.shared import PACKAGES, SOURCES, stem
@@ -25,7 +26,7 @@ _ALIGNMENT = 16
 
 
 def _decode(data: bytes) -> Table:
-    return decode_model(data, "a test")
+    return decode_root(data, "a test")
 
 
 def _encode(root: Table) -> bytes:

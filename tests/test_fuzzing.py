@@ -15,7 +15,7 @@ _LINE = re.compile(r"^(\S+) +(\d+) files +(\d+) taken .* (\d+) kinds of failure$
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "benchmarks" / "fuzz_readers.py", *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz_readers.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 

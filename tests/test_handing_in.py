@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 
 from balancer.queues import Finished, Stopped
 from balancer.workers import Failure, WorkerLost, Workers
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-pytestmark = pytest.mark.timeout(20)
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert set(threading.enumerate()) == before
+pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("no_thread_is_left")]
 
 
 def _end(workers: Workers) -> None:

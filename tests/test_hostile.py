@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import random
 import resource
-import struct
 import subprocess
 import sys
 import time
@@ -15,14 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from balancer.cost.batch import SegmentBatch
-from balancer.cost.hardware import load_hardware
-from balancer.cost.segment import SegmentCosts
 from balancer.errors import BalancerError
-from balancer.ground.downsets import DownSets
-from balancer.tflite.cut import Cutter
 from balancer.tflite.package import read_package
 from tests import handmade
+from tests.broken import mutate_bytes, use_model
 from tests.shared import COMPILED, MODELS, ZOO
 
 if TYPE_CHECKING:
@@ -31,7 +26,6 @@ if TYPE_CHECKING:
 
 MUTATIONS = 2400
 SECONDS_A_FILE = 5.0  # a hundred times what the slowest took when this was written: a hang, not a slow machine
-_EXTREMES = [0, 1, 0x7F, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFE, 0x10000000, 0x00FFFFFF]
 
 
 def _sources() -> list[bytes]:
@@ -48,49 +42,11 @@ def _sources() -> list[bytes]:
     return made + [path.read_bytes() for path in real if path.exists()]
 
 
-def _structure(data: bytes) -> int:
-    """Where the tables lie: at the front of what our encoder and TensorFlow's write, small next to the constants."""
-    return min(len(data), 20_000)
-
-
-def _mutated(data: bytes, draw: random.Random) -> bytes:
-    kind = draw.randrange(5)
-    if kind == 0:
-        return data[: draw.randrange(len(data))]
-    changed = bytearray(data)
-    reach = _structure(data) if draw.random() < 0.7 else len(data)
-    for _ in range(draw.choice([1, 1, 2, 8])):
-        at = draw.randrange(max(1, reach - 8))
-        if kind == 1:
-            changed[at] ^= 1 << draw.randrange(8)
-        elif kind == 2:
-            struct.pack_into("<I", changed, at & ~3, draw.choice(_EXTREMES))
-        elif kind == 3:
-            struct.pack_into("<H", changed, at & ~1, draw.randrange(1 << 16))
-        else:
-            size = draw.randrange(1, 64)
-            source = draw.randrange(max(1, reach - size))
-            changed[at : at + size] = data[source : source + size]
-    return bytes(changed)
-
-
 def _mutations(count: int, seed: int) -> Iterator[bytes]:
     draw = random.Random(seed)
     sources = _sources()
     for k in range(count):
-        yield _mutated(sources[k % len(sources)], draw)
-
-
-def _use(data: bytes) -> None:
-    """Everything that reads a model without running it."""
-    cutter = Cutter(data)
-    graph = cutter.graph
-    costs = SegmentCosts(graph, load_hardware("pcie"))
-    half = (1 << (len(graph.ops) + 1) // 2) - 1
-    SegmentBatch(costs, DownSets.of([0, half, graph.all_ops], len(graph.ops)))([0, 0, 1], [1, 2, 2])
-    for ops in (half, graph.all_ops & ~half):
-        if ops & ~graph.folded:
-            cutter.cut(ops)
+        yield mutate_bytes(sources[k % len(sources)], draw)
 
 
 def test_mutated_files_give_a_value_or_one_of_our_errors() -> None:
@@ -99,7 +55,7 @@ def test_mutated_files_give_a_value_or_one_of_our_errors() -> None:
     for data in _mutations(MUTATIONS, seed=7):
         start = time.monotonic()
         try:
-            _use(data)
+            use_model(data)
             read += 1
         except BalancerError as error:
             assert "\n" not in str(error)
@@ -118,7 +74,7 @@ def test_mutated_packages_give_a_value_or_one_of_our_errors() -> None:
     for k in range(600):
         start = time.monotonic()
         try:
-            read_package(_mutated(sources[k % len(sources)], draw), name="mutated", where="mutated")
+            read_package(mutate_bytes(sources[k % len(sources)], draw), name="mutated", where="mutated")
         except BalancerError:
             failed += 1
         assert time.monotonic() - start < SECONDS_A_FILE

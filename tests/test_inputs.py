@@ -55,7 +55,10 @@ def test_arrays_are_read_as_numpy_writes_them(array: Any, fortran: bool) -> None
         plain, packed = Path(folder) / "x.npy", Path(folder) / "x.npz"
         np.save(plain, array)
         np.savez_compressed(packed, x=array, y=array)
-        for found in (load_arrays(plain, ()), load_arrays(packed, {"x"})["x"]):
+        one, named = load_arrays(plain, ()), load_arrays(packed, {"x"})
+        assert isinstance(one, np.ndarray)
+        assert isinstance(named, dict)
+        for found in (one, named["x"]):
             assert found.dtype == array.dtype
             assert found.shape == array.shape
             assert found.tobytes() == array.tobytes()
@@ -158,7 +161,7 @@ PICTURES = {
 @pytest.mark.parametrize("data", PICTURES.values(), ids=PICTURES.keys())
 def test_a_broken_picture_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.png").write_bytes(data)
-    with pytest.raises(InputError, match="is no picture that can be read"):
+    with pytest.raises(InputError, match="cannot be read as a picture"):
         load_image(tmp_path / "x.png", PICTURE)
 
 
@@ -202,7 +205,7 @@ def test_pictures_that_cannot_be_read_are_passed_over_and_the_others_keep_their_
             assert set(found["out"].ravel().tolist()) == {k * 20 + 140 - 128}
     assert len(document["failures"]) == 2
     for name, line in zip("bd", document["failures"], strict=True):
-        assert line.startswith(f"{pictures / f'{name}.png'}: is no picture that can be read")
+        assert line.startswith(f"{pictures / f'{name}.png'}: cannot be read as a picture")
 
 
 @pytest.mark.parametrize("how", [["--devices", "cpu"], ["--devices", "sim", "--sim-outputs", "recorded"]])
@@ -210,7 +213,7 @@ def test_the_first_picture_that_cannot_be_read_ends_a_run(
     saved: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: list[str]
 ) -> None:
     assert main(["run", saved, "--inputs", str(pictures), "--outputs", str(tmp_path / "out"), *how]) == 1
-    assert f"balancer: {pictures / 'b.png'}: is no picture" in capsys.readouterr().err
+    assert f"balancer: {pictures / 'b.png'}: cannot be read as a picture" in capsys.readouterr().err
 
 
 def _failing(stop: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +27,7 @@ def worths(problem: Problem, replicas: int = MOST_REPLICAS) -> list[Value]:
     return [v for p in all_pipelines(problem, replicas) if (v := evaluate(problem, [p])) is not None]
 
 
-def asked(problem: Problem, solver: str = "auto", **held: int) -> Solution | None:
+def asked(problem: Problem, solver: str = "auto", **held: Any) -> Solution | None:
     try:
         return solve(problem, SolverOptions(solver=solver, constraints=Constraints(**held)))
     except InfeasibleError:

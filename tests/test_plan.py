@@ -117,7 +117,7 @@ def _changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 def test_a_changed_plan_file_is_a_plan_or_refused_in_one_line(plan: balancer.Plan, tmp_path: Path) -> None:
     document = json.loads(plan_text(plan))
     draw = random.Random(4)
-    values = [..., None, -1, 10**30, "x", "../x", "0-99999999999", [], {}, [[]], True, 1.5, float("inf")]
+    values: list[Any] = [..., None, -1, 10**30, "x", "../x", "0-99999999999", [], {}, [[]], True, 1.5, float("inf")]
     path, refused = tmp_path / "p.json", 0
     for place in draw.sample(list(_places(document)), 150):
         for value in draw.sample(values, 4):
@@ -261,13 +261,18 @@ def test_a_model_whose_name_no_plan_file_can_hold_is_refused(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_changed_since_is_refused(tmp_path: Path) -> None:
+def test_a_plan_is_saved_with_the_model_that_it_was_made_from(tmp_path: Path) -> None:
+    """Also where the file has changed since. A model that changed in the plan's directory is refused."""
     model = tmp_path / "m.tflite"
     model.write_bytes(handmade.conv_chain(3))
     plan = balancer.balance(model, 2)
     model.write_bytes(handmade.conv_chain(4))
-    with pytest.raises(BalancerError, match="hash differs"):
-        balancer.save(plan, tmp_path / "out")
+    saved = balancer.save(plan, tmp_path / "out")
+    assert (tmp_path / "out" / "m.tflite").read_bytes() == handmade.conv_chain(3)
+    (tmp_path / "out" / "m.tflite").write_bytes(handmade.conv_chain(4))
+    for use in (balancer.open_plan, balancer.verify, lambda p: balancer.save(p, tmp_path / "other")):
+        with pytest.raises(BalancerError, match="hash differs"):
+            use(saved)
 
 
 def test_pipelines_that_cut_differently_into_as_many_segments_have_names_of_their_own() -> None:
@@ -281,7 +286,7 @@ def test_pipelines_that_cut_differently_into_as_many_segments_have_names_of_thei
         PipelineSpec((StageSpec(interval_set(0, cut), "pcie"), StageSpec(interval_set(cut, 3), "pcie")))
         for cut in (1, 2, 1)
     )
-    solution = Solution(solver="given", pipelines=pipelines, value=Value(1, 6, 0, 1), bound_ns=0, over="nothing")
+    solution = Solution(solver="given", pipelines=pipelines, value=Value(1, 6, 0, 1), bound_ns=None, over="nothing")
     found = assemble(setting, solution, 6, ())
     assert [s.name for s in found.segments] == [f"model{b}_segment_{k}_of_2" for b in ("", "-b") for k in (0, 1)]
     assert [p.stages[0].segment for p in found.pipelines] == [

@@ -20,6 +20,7 @@ import pytest
 import balancer
 from balancer.cli.main import main
 from balancer.compiler import Compiled, CompilerOptions, Refused, find_compiler
+from balancer.compiler.report import MAPPED
 from balancer.directory.writing import result_folder, write_file
 from balancer.errors import CompilerError, DeviceError
 from balancer.processes.children import Child, python_command, python_environment
@@ -72,7 +73,7 @@ def _await(what: str, found: Any) -> None:
 
 def _lives(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -371,7 +372,7 @@ def test_a_report_that_says_that_nothing_was_mapped_is_believed(plan: Path, tmp_
         ("subgraphs: 0\n", "subgraphs: 1\n"),
         ("run on Edge TPU: 0\n", "run on Edge TPU: 1\n"),
         ("caching model parameters: 0.00B", "caching model parameters: 1.00KiB"),
-        (status, edgetpu_compiler.MAPPED),
+        (status, MAPPED),
     ):
         assert true in said
         assert isinstance(examine(segment.name, source, data, said.replace(true, lie)), Refused)
@@ -382,7 +383,7 @@ def test_a_device_is_one_however_its_number_is_written(names: str) -> None:
     with pytest.raises(DeviceError, match="a device is named twice"):
         device_names(names, 2)
     assert device_names("pci:01,usb:000,:02", 3) == ["pci:1", "usb:0", ":2"]
-    with pytest.raises(DeviceError, match="is no device"):
+    with pytest.raises(DeviceError, match="is not the name of a device"):
         device_names("pci:٣", 1)
 
 

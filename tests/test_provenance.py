@@ -19,11 +19,11 @@ from balancer.loops.tuning import truth_of, tune
 from balancer.runtime.measuring import measure, segment_measurements
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
-from balancer.runtime.provenance import costed_for_others, mixture, source_of
+from balancer.runtime.provenance import costed_for_others, joined, parse_provenance, provenance_of, provenance_text
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
-from tests.replicas import with_replicas
+from tests.plans import three_stages, with_replicas
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,11 +36,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Three stages, costed for pcie."""
-    folder = tmp_path_factory.mktemp("plan")
-    (folder / "net.tflite").write_bytes(synth.fc(300, layers=6))
-    return balancer.save(
-        balancer.balance(folder / "net.tflite", 3, options=balancer.Options(stages=3)), folder / "plan"
-    )
+    return three_stages(tmp_path_factory.mktemp("plan"), synth.fc(300, layers=6))
 
 
 def _path(plan: Plan) -> str:
@@ -78,14 +74,21 @@ def test_replicas_on_different_devices_are_a_mixture(plan: Plan) -> None:
     found = _measured(wanted, Simulation(), ["sim", "cpu", "cpu", "sim"])
     sources = [m.source for m in segment_measurements(found).values()]
     assert sources == ["mixed: cpu; simulated, computed live", "cpu", "simulated, computed live"]
-    assert mixture(sources) == found.source
+    assert joined(map(parse_provenance, sources)) == found.source
+    assert provenance_text(found.source) == "mixed: cpu; simulated, computed live"
 
 
 def test_sources_by_name() -> None:
-    assert source_of(["usb:0", ":1", "pci:3"]) == "device"
-    assert source_of(["cpu", "usb:0"]) == "mixed: cpu; device"
-    assert source_of(["none"]) == "nothing"
-    assert mixture([]) == ""
+    assert provenance_text(provenance_of(["usb:0", ":1", "pci:3"])) == "device"
+    assert provenance_text(provenance_of(["cpu", "usb:0"])) == "mixed: cpu; device"
+    assert provenance_text(provenance_of(["none"])) == "nothing"
+    assert provenance_text(joined([])) == ""
+
+
+@pytest.mark.parametrize("text", ["", "cpu", "simulated, computed live", "mixed: a bench of mine; cpu; device"])
+def test_a_provenance_keeps_its_text(text: str) -> None:
+    """Names that this version does not know included."""
+    assert provenance_text(parse_provenance(text)) == text
 
 
 def test_simulated_tpus_compute_unless_told_not_to(plan: Plan) -> None:
@@ -130,7 +133,7 @@ def test_a_plan_on_other_devices_than_it_was_costed_for_says_so(
     ("hardware", "devices", "others"),
     [
         ("pcie", ["pci:0", "pci:1", "sim"], None), ("pcie", [":0", ":1", ":2"], None), ("usb", ["usb:0"] * 3, None),
-        ("pcie", ["pci:0", "usb:0", "cpu"], "cpu, usb"), ("usb + measured", ["pci:0"] * 3, "pci"),
+        ("pcie", ["pci:0", "usb:0", "cpu"], "cpu, usb"), ("usb", ["pci:0"] * 3, "pci"),
         ("a card of mine", ["usb:0", "pci:0", "sim"], None), ("a card of mine", ["usb:0", "cpu", "sim"], "cpu"),
     ],
 )  # fmt: skip
@@ -147,10 +150,10 @@ def test_kinds_that_are_others(plan: Plan, hardware: str, devices: list[str], ot
 def test_none_is_no_device(plan: Plan, devices: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["bench", _path(plan), "--devices", devices]) == 1
-    assert "is no device" in capsys.readouterr().err
+    assert "is not the name of a device" in capsys.readouterr().err
     arguments = ["run", _path(plan), "--inputs", "x.npy", "--outputs", str(out), "--devices", devices]
     assert main(arguments) == 1
-    assert "is no device" in capsys.readouterr().err
+    assert "is not the name of a device" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -28,7 +28,9 @@ def test_ci_calls_the_readmes_own_test_command() -> None:
     assert all("\n" not in command for command in commands)
     demo, test = commands
     assert demo.endswith("balancer demo")
-    assert test in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    install, _, run = test.rpartition(" && .venv/bin/")
+    assert install in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert f"{run} --cov" in (ROOT / ".ci" / "checks").read_text(encoding="utf-8")
 
 
 def test_relative_links_lead_somewhere() -> None:

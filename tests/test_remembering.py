@@ -165,7 +165,7 @@ COSTS = {
 }  # fmt: skip
 OP = {"op": 0, "ns": None, "parameter_bytes": None, "scratch_bytes": None, "mapped": None}
 HELD = {"pipelines": None, "replicas": None, "stages": None, "overflow": None, "limits": None}
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "pinned": [], "kept_from": [], "together": [], "max_boundary_tensors": None, "max_boundary_bytes": None,
     "max_segment_bytes": None, "max_latency_ns": None, "max_objective_ns": None,
 }  # fmt: skip

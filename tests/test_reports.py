@@ -60,8 +60,9 @@ JOINED = (
     "DEQUANTIZE                     1          Operation is working on an unsupported data type\n"
 )
 
+Figures = tuple[float | None, ...]
 # (version, verdict, [(cached, remaining, streamed, subgraphs, ops, on the CPU, rows of the table)], [reasons])
-EXPECTED = {
+EXPECTED: dict[str, tuple[str | None, bool | None, list[Figures], list[str]]] = {
     "v2_0_ok_no_table.log": ("2.0.291256449", None, [(6.25 * MIB, 0, 18.43 * MIB, 1, 77, 0, 0)], []),
     "v2_1_ok_partial_table_cut.log": ("2.1.302470888", None, [(6.86 * MIB, 7.75 * KIB, 1.22 * MIB, 1, 93, 10, 4)], []),
     "v14_1_ok_partial_wrapped_text.log": ("14.1.317412892", None, [(60 * KIB, 7.96 * MIB, 0, 1, 24, 18, 0)], []),

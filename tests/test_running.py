@@ -85,7 +85,7 @@ def test_run_on_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["000000_a.npz", "000001_b.npz", "000002_c.npz"]
     (folder / "d.png").write_bytes(b"none")
     assert main([*arguments, "--force"]) == 1
-    assert "is no picture that can be read" in capsys.readouterr().err
+    assert "cannot be read as a picture" in capsys.readouterr().err
     assert main([*arguments, "--force", "--on-error", "continue"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert len(document["failures"]) == 1

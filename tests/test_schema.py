@@ -91,7 +91,7 @@ def _union_of(table: str, name: str) -> str:
 def _ours(field: Field) -> str:
     if field.kind in ("string", "strings"):
         return field.kind
-    default = f" {float(field.default)}" if field.kind == "scalar" else ""
+    default = f" {float(field.default)}" if isinstance(field.default, (int, float)) else ""
     return f"{field.kind} {field.type}{default}"
 
 

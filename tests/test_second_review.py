@@ -67,7 +67,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_solving(
 
 def test_a_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.tflite")
-    with pytest.raises(ModelError, match="is no file"):
+    with pytest.raises(ModelError, match="is not a file"):
         balancer.load_graph(tmp_path / "m.tflite")
 
 

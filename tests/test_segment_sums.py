@@ -9,12 +9,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.cost.filling import Fillings
+from balancer.cost.filling import MOST_CELLS, fillings
 from balancer.cost.hardware import load_hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.ground.downsets import DownSets, NestedSets, OpGroups
 from balancer.ground.opsets import members
-from balancer.solve.allocation import _Speed
+from balancer.solve.allocation import RateCurve
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 from tests import handmade
@@ -62,30 +62,29 @@ def test_nested_sets_answer_as_any_sets_do(cuts: tuple[list[int], int], data: st
 
 
 @given(st.integers(0, 1 << 18), st.booleans(), st.booleans())
-def test_what_spills_is_what_the_rule_says(room: int, part: bool, sure: bool) -> None:
+def test_what_overflows_is_what_the_rule_says(capacity: int, part: bool, few_cells: bool) -> None:
     made = synth.fc(200, layers=6) if part else handmade.dag([("conv", k, k + 1) for k in range(9)], [1])
     costs = SegmentCosts(read_graph(made, name="made"), load_hardware("pcie"))
     cuts = [(1 << k) - 1 for k in range(len(costs.graph.ops) + 1)]
-    fillings = Fillings(costs, NestedSets.of(cuts, len(costs.graph.ops)), costs.mapped)
-    if sure:
-        fillings.all = None  # as where there are too many sets for sums of all
+    sets = NestedSets.of(cuts, len(costs.graph.ops))
+    filling = fillings(costs, sets, costs.mapped, most_cells=0 if few_cells else MOST_CELLS)
     inners, outers = np.triu_indices(len(cuts), 1)
-    rooms = np.full(len(inners), room)
-    overflow, _ = fillings.spilled(inners, outers, rooms, np.ones(len(inners), bool))
-    for a, b, bytes_out in zip(inners, outers, overflow.tolist(), strict=True):
+    capacities = np.full(len(inners), capacity)
+    overflow = filling.overflow(inners, outers, capacities, np.ones(len(inners), bool))
+    for a, b, bytes_out in zip(inners, outers, overflow.overflow_bytes.tolist(), strict=True):
         ops = cuts[b] & ~cuts[a] & costs.mapped
-        kept = costs.caching.cached(ops, room)
-        assert bytes_out == sum(costs.layout[i].streamed for i in members(ops & ~kept) if costs.layout[i].cached)
+        kept = costs.caching.cached(ops, capacity)
+        assert bytes_out == sum(costs.op_terms[i].layout.streamed for i in members(ops & ~kept))
 
 
 rates = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 7)), max_size=4)
 
 
 @given(rates, rates)
-def test_one_speed_reaches_another_where_it_does_at_every_corner(left: Any, right: Any) -> None:
-    one, other = _Speed(), _Speed()
+def test_one_rate_curve_is_nowhere_below_another_where_it_is_not_at_its_corners(left: Any, right: Any) -> None:
+    one, other = RateCurve(), RateCurve()
     for host, a, b in left:
         one = one.plus(Fraction(a, b), host)
     for host, a, b in right:
         other = other.plus(Fraction(a, b), host)
-    assert one.reaches(other) == all(one.within(time) >= rate for time, rate in other.corners)
+    assert one.is_nowhere_below(other) == all(one.at(time) >= rate for time, rate in other.corners)

@@ -14,10 +14,10 @@ from balancer.errors import InterpreterError, ModelError
 from balancer.inputs import model_interface, random_items
 from balancer.interpreter import open_keeping_all
 from balancer.tflite.cut import Cutter
+from balancer.tflite.decoding import decode_model
 from balancer.tflite.flatbuffer import Table
-from balancer.tflite.model import Model
 from balancer.tflite.opened import open_model
-from balancer.tflite.shapes import Shapes
+from balancer.tflite.shapes import inferred_shapes, propagate_shapes
 from balancer.verification import SegmentFile, verify_partition
 from tests import handmade
 from tests.shared import RUNNABLE, stem
@@ -177,14 +177,14 @@ def _random_slice(c: Chain, draw: st.DrawFn, at: int, type_name: str, kind: str)
     masks = {f"{name}_mask": draw(st.integers(0, 1)) for name in ("begin", "end", "shrink_axis")}
     begin, end, step = draw(
         st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.sampled_from([1, 1, 2, -1])).filter(
-            lambda b: all(_takes(n, *b, masks) for n in lengths)
+            lambda b: all(_takes(n, *b, masks=masks) for n in lengths)
         )
     )
     inputs = [at, c.constant([begin]), c.constant([end]), c.constant([step])]
     return c.op("STRIDED_SLICE", inputs, Table("StridedSliceOptions", masks), type_name)
 
 
-def _takes(length: int, begin: int, end: int, step: int, masks: dict[str, int]) -> bool:
+def _takes(length: int, begin: int, end: int, step: int, *, masks: dict[str, int]) -> bool:
     """Whether there is something in the slice."""
     if masks["shrink_axis_mask"]:
         return step > 0 and -length <= begin < length
@@ -220,8 +220,8 @@ def test_what_is_folded_is_what_the_interpreter_computes(data: bytes) -> None:
         interpreter.run([np.zeros(SHAPE, np.int8)])
     except InterpreterError:
         assume(False)
-    shapes = Shapes(Model(data, "made"))
-    for t, value in shapes.value.items():
+    shapes = propagate_shapes(decode_model(data, "made"))
+    for t, value in shapes.values.items():
         found = interpreter.tensor(t)
         assert found.shape == value.shape
         assert found.dtype == value.dtype
@@ -326,8 +326,9 @@ def test_an_input_handed_straight_through_is_named_as_the_limit_that_it_is() -> 
 @pytest.mark.shared
 @pytest.mark.parametrize("path", RUNNABLE, ids=stem)
 def test_shape_rules_give_what_real_models_say(path: Path) -> None:
-    model = Model(path.read_bytes(), path.stem)
-    shapes = Shapes(model)
+    model = decode_model(path.read_bytes(), path.stem)
+    known = propagate_shapes(model)
     for operator in model.operators:
-        for t, shape in zip(operator["outputs"], shapes._inferred(operator, model.type_name(operator)), strict=True):
-            assert shape in (None, shapes.shape[int(t)]), model.type_name(operator)
+        inferred = inferred_shapes(model, operator, known.shapes, known.values)
+        for t, shape in zip(operator["outputs"], inferred, strict=True):
+            assert shape in (None, known.shapes[int(t)]), model.type_name(operator)

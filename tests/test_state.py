@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
 
 import balancer
@@ -23,7 +22,6 @@ from balancer.plan import STATE_WORDS
 from balancer.planning.setting import setting_of
 from balancer.runtime.options import RunOptions
 from balancer.runtime.recipes import Simulation
-from balancer.runtime.remote import RemoteExecutor
 from balancer.tflite.flatbuffer import Table
 from balancer.workers import Failure
 from tests import handmade
@@ -87,10 +85,11 @@ def _expected(data: bytes, items: list[dict[str, Any]], *, kept: bool) -> list[b
     return found
 
 
-def _saved(data: bytes, folder: Path, n: int = 3, **options: Any) -> Plan:
+def _saved(data: bytes, folder: Path, n: int = 3, stages: int | None = None, **more: Any) -> Plan:
     model = folder / "state.tflite"
     model.write_bytes(data)
-    return balancer.save(balancer.balance(model, n, **options), folder / "plan")
+    options = balancer.Options(stages=stages)
+    return balancer.save(balancer.balance(model, n, options=options, **more), folder / "plan")
 
 
 def _bytes(result: Any) -> bytes:
@@ -193,9 +192,8 @@ def test_a_process_that_held_state_and_is_lost_is_reported_not_started_anew(tmp_
             pipeline.push(item)
             first.append(_bytes(pipeline.pop()))
         assert first == _expected(data, items, kept=True)[:3]
-        (executor,) = pipeline._executors
-        assert isinstance(executor, RemoteExecutor)
-        os.kill(executor.pid or 0, signal.SIGKILL)
+        (process,) = psutil.Process().children()
+        process.kill()
         for item in items[3:]:
             pipeline.push(item)
             failure = pipeline.pop()

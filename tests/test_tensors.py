@@ -61,12 +61,12 @@ def test_frames_are_shared_and_leave_nothing(tmp_path: Path) -> None:
     other = SharedFrames(frames.layout, 3, fd=os.dup(frames.fd))
     mine, theirs = FrameTensors(1, frames.view(1)), FrameTensors(1, other.view(1))
     mine["a"] = np.arange(6, dtype=np.int8).reshape(2, 3)
-    mine["c"] = [1, 2]
+    mine["c"] = beside = np.array([1, 2])
     assert theirs["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert "c" in mine
     assert "c" not in theirs
     assert other.view(0)["a"].tolist() == [[0, 0, 0]] * 0 + [[0, 0, 0], [0, 0, 0]]
-    assert mine.pop("c", None) == [1, 2]
+    assert mine.pop("c", None) is beside
     del mine, theirs
     other.close()
     frames.close()

@@ -16,6 +16,7 @@ from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts, beha
 from balancer.planning.predicting import partition_plan
 from balancer.planning.setting import setting_of
 from balancer.runtime.options import RunOptions
+from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.recipes import Simulation
 from balancer.tflite import synth
 
@@ -52,7 +53,7 @@ def _path(plan: Plan) -> str:
 def _source(plan: Plan, *more: str) -> Any:
     """As the command has it."""
     arguments = build_parser().parse_args(["tune", _path(plan), "--devices", "sim", "--seconds", "0.3", *more])
-    return run_verbs._source(arguments, plan)
+    return run_verbs._source(arguments, balancer.open_plan(plan))
 
 
 class _Caught(Exception):
@@ -61,13 +62,13 @@ class _Caught(Exception):
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Plan], tuple[Plan, Simulation]]:
-    """What a source tells simulated TPUs of a plan, and the plan that it saved for them; they do not run."""
+    """What a source tells simulated TPUs of a plan, and the plan that it opened for them; they do not run."""
     from balancer.loops import sources
 
     caught: list[tuple[Plan, Simulation]] = []
 
-    def pipeline(plan: Plan, _: object, options: RunOptions) -> None:
-        caught.append((plan, options.simulation))
+    def pipeline(opened: balancer.OpenedPlan, _: object, options: RunOptions) -> None:
+        caught.append((opened.plan, options.simulation))
         raise _Caught
 
     def telling(source: Any, plan: Plan) -> tuple[Plan, Simulation]:
@@ -83,7 +84,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Plan], tuple[Plan, S
 def _by_ops(found: tuple[Plan, Simulation]) -> dict[int, int]:
     plan, simulation = found
     assert simulation.behaviours
-    return {ops: simulation.behaviours[name].stage_ns for name, ops in [(s.name, s.ops) for s in plan.segments]}
+    return {s.ops: simulation.behaviours[s.name].stage_ns for s in plan.segments}
 
 
 def _recorded(folder: Path, *plans: Plan) -> tuple[Path, dict[int, int]]:
@@ -93,9 +94,9 @@ def _recorded(folder: Path, *plans: Plan) -> tuple[Path, dict[int, int]]:
         rows = csv.writer(file)
         rows.writerow(["plan", "stage", "measured_ms"])
         for plan in plans:
-            for name, ops in [(s.name, s.ops) for s in plan.segments]:
-                known[ops] = (5 + 3 * len(known)) * 1_000_000
-                rows.writerow([f"{plan.directory.name}/{plan.file_name}", name, known[ops] / 1e6])  # type: ignore[union-attr]
+            for s in plan.segments:
+                known[s.ops] = (5 + 3 * len(known)) * 1_000_000
+                rows.writerow([f"{plan.directory.name}/{plan.file_name}", s.name, known[s.ops] / 1e6])  # type: ignore[union-attr]
     return path, known
 
 
@@ -174,11 +175,10 @@ def test_simulated_tpus_never_compute_while_they_are_measured(
     from balancer.loops import sources
 
     seen: list[str] = []
-    real = sources.Pipeline
 
-    def pipeline(plan: Plan, devices: Any, options: RunOptions) -> Any:
+    def pipeline(plan: balancer.OpenedPlan, devices: Any, options: RunOptions) -> Any:
         seen.append(options.simulation.outputs)
-        return real(plan, devices, options)
+        return Pipeline(plan, devices, options)
 
     monkeypatch.setattr(sources, "Pipeline", pipeline)
     options = RunOptions(simulation=Simulation(outputs=outputs))

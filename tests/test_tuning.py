@@ -44,7 +44,9 @@ def test_measured_stages_come_out_as_measured(data: st.DataObject, model: Path) 
     """Whatever single ops really take, whatever the link does."""
     setting = open_setting(model, "pcie")
     n = len(setting.graph.ops)
-    ops = {i: OpCosts(ns=round(setting.costs.compute[i] * data.draw(st.floats(0.4, 2.5)))) for i in range(n)}
+    ops = {
+        i: OpCosts(ns=round(setting.costs.op_terms[i].compute_ns * data.draw(st.floats(0.4, 2.5)))) for i in range(n)
+    }
     link = data.draw(st.floats(0.6, 1.6))
     hardware = setting.hardware.changed({"input_ns_per_mib": setting.hardware.link.input_ns_per_mib * link})
     truth = Setting(setting.model, hardware, Profile("truth", ops)).costs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,7 +20,9 @@ from balancer.loops.tuning import Tuned, tune
 from balancer.plan.remembered import check_remembered
 from balancer.planning.options import Options, options_of
 from balancer.planning.setting import setting_of
-from balancer.solve import Constraints
+from balancer.planning.solving import solve_setting
+from balancer.runtime.measuring import measure
+from balancer.solve import Constraints, Ended
 from balancer.tflite import synth
 from tests import edgetpu_compiler
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from balancer.loops.tuning import TuneRound
     from balancer.plan import Plan
+    from balancer.solve import Solution
 
 SMALL = synth.conv(96, layers=8, size=32)  # fits one TPU: copies are the best plan
 LARGE = synth.fc(1800, layers=8, output_type="int8")  # needs a pipeline
@@ -305,11 +308,9 @@ def test_ctrl_c_while_solving_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> No
     from balancer.loops import tuning
 
     plan, source = _moving()
-    solve = tuning.solve_setting
 
-    def interrupted(*given: object) -> object:
-        found = solve(*given)  # type: ignore[arg-type]
-        return replace(found, statistics=found.statistics | {"interrupted": 1})
+    def interrupted(*given: Any) -> Solution:
+        return replace(solve_setting(*given), ended=Ended.INTERRUPTED)
 
     monkeypatch.setattr(tuning, "solve_setting", interrupted)
     source = replace(source, asked=[])
@@ -326,13 +327,13 @@ def test_what_was_measured_before_ctrl_c_is_written(
     path = _saved(tmp_path, LARGE, 4)
     plan = balancer.load_plan(path)
     seed = next(k for k in range(9) if len(tune(plan, _watched(plan, k)).rounds) > 1)
-    measure, calls = sources.measure, []
+    calls = []
 
-    def interrupted(*given: object, **more: object) -> object:
+    def interrupted(*given: Any, **more: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return measure(*given, **more)  # type: ignore[arg-type]
+        return measure(*given, **more)
 
     monkeypatch.setattr(sources, "measure", interrupted)
     arguments = ["tune", path, "--devices", "sim", "--sim-errors", str(seed), "--seconds", "0.3", "--json"]

@@ -10,7 +10,7 @@ import pytest
 import balancer
 from balancer.errors import InputError, ModelError
 from balancer.graph import boundary_names
-from balancer.inputs import InputSpec, load_items, model_interface, random_items
+from balancer.inputs import InputSpec, Item, load_items, model_interface, random_items
 from balancer.interpreter import open_interpreter
 from balancer.tflite.cut import Cutter
 from balancer.tflite.opened import open_model
@@ -28,15 +28,14 @@ def _segments(data: bytes, *sets: int) -> list[SegmentFile]:
     return [SegmentFile(f"segment {k}", ops, cutter.cut(ops, names)) for k, ops in enumerate(sets)]
 
 
-def _items(data: bytes, count: int = 3) -> list[dict[str, object]]:
+def _items(data: bytes, count: int = 3) -> list[Item]:
     return random_items(model_interface(Cutter(data).graph).inputs, count)
 
 
 def test_one_changed_weight_is_found_in_the_first_segment_that_has_it() -> None:
     data = handmade.conv_chain(3)
     files = _segments(data, 0b1, 0b10, 0b100)
-    kernel = Cutter(data)._model.constant(Cutter(data).graph.ops[1].inputs[1]).tobytes()
-    at = files[1].data.index(kernel)
+    at = files[1].data.index(handmade.constant_input(data, op=1, position=1))
     changed = bytearray(files[1].data)
     changed[at + 13] ^= 0x55
     result = verify_partition(
@@ -106,7 +105,7 @@ def test_state_is_reset_before_each_input() -> None:
         results.append(interpreter.outputs()[0].tobytes())
     assert results[0] == results[2]
     # The same input without the reset: the state does reach the output, or the line above would prove nothing.
-    interpreter._raw.invoke()
+    interpreter.run_next(list(first.values()))
     assert interpreter.outputs()[0].tobytes() != results[2]
 
 

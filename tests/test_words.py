@@ -21,21 +21,12 @@ from balancer.planning.sizing import SizeRow, Sizing, _no_worse
 from balancer.runtime.devices import Device
 from balancer.solve import Constraints
 from balancer.solve.baselines import BASELINES
-from balancer.tflite import synth
 from balancer.verification import Mismatch, Verification
 from tests import handmade
+from tests.plans import WIDE
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-WIDE = synth.fc(1800, layers=6)  # streams on one TPU and on two
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "net.tflite"
-    path.write_bytes(WIDE)
-    return path
 
 
 def _rows(plan: Any) -> dict[str, Any]:
@@ -96,7 +87,7 @@ def test_rows_that_break_the_constraints_are_marked(model: Path, capsys: pytest.
     ],
 )  # fmt: skip
 def test_rows_that_break_a_limit_are_marked(limits: dict[str, int], breaking: set[str]) -> None:
-    rows = _rows(balancer.balance(WIDE, 3, **limits))  # type: ignore[arg-type]
+    rows = _rows(balancer.balance(WIDE, 3, options=balancer.Options(**limits)))  # type: ignore[arg-type]
     marked = {name for name, row in rows.items() if row.breaks_limits}
     assert marked - {"ours, one pipeline", "depth balanced"} == breaking
 

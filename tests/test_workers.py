@@ -18,14 +18,7 @@ from balancer.workers import Failure, Work, WorkerLost, Workers, run_all
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.timeout(20)
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert set(threading.enumerate()) == before
+pytestmark = [pytest.mark.timeout(20), pytest.mark.usefixtures("no_thread_is_left")]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -86,7 +79,12 @@ def test_no_more_items_are_taken_than_the_line_holds() -> None:
 
 
 def _numbers(workers: Workers, count: int) -> list[object]:
-    feeder = threading.Thread(target=lambda: [workers.put(i) for i in range(count)] and workers.finish())
+    def feed() -> None:
+        for i in range(count):
+            workers.put(i)
+        workers.finish()
+
+    feeder = threading.Thread(target=feed)
     feeder.start()
     found: list[object] = []
     with suppress(Finished):

@@ -29,9 +29,10 @@ _WIDTH = 80
 _KIB, _MIB = 1 << 10, 1 << 20
 _LEFT = {"", "devices", "ops", "type", "mapped", "tensor", "constant"}
 _CUT_SHORT = {
-    "interrupted": "interrupted, the best so far",
-    "limit_reached": "a limit was reached, the best so far",
-    "down_sets_left_out": "too many down-sets for this solver",
+    "complete": "",
+    "interrupted": "; interrupted, the best so far",
+    "limit_reached": "; a limit was reached, the best so far",
+    "down_sets_left_out": "; too many down-sets for this solver",
 }
 _FOLDED = {"ops", "mapped", "tensor"}
 
@@ -224,14 +225,11 @@ def _from(n: int | None, most: int) -> str:
 def remarks(plan: Plan) -> None:
     """Print what is proved of the plan, what limits its rate, and whether pycoral can run it."""
     s = plan.solver
-    if s.over == "nothing":
+    if s.bound_ns is None:
         print(f"no proof: the cuts are those of {s.name}, which claims nothing")
-    elif not s.bound_ns:
-        print(f"no proof: {s.name} has no bound over {s.over}")
     else:
-        print(
-            f"proof: {_claim(plan)} over {s.over};\n       by {s.name}, under the predicted costs{_cut_short(s.statistics)}"
-        )
+        print(f"proof: {_claim(plan, s.bound_ns)} over {s.over};")
+        print(f"       by {s.name}, under the predicted costs{_CUT_SHORT[s.ended]}")
     if _host_limits(plan):
         print(f"limit: the host, which works {milliseconds(plan.predicted.host_ns)} ms for each inference")
     state(plan.state)
@@ -251,26 +249,21 @@ def state(kept: str | None) -> None:
         print(STATE_WORDS[kept])
 
 
-def _claim(plan: Plan) -> str:
+def _claim(plan: Plan, bound_ns: int) -> str:
     """What is proved, in words: of the rate, or of the latency if that was minimised."""
     s, latency = plan.solver, plan.predicted.latency_ns
     least = s.latency_bound_ns
     if least is not None:
         above = f"latency at most {_percent(latency - least, least)} above the optimum"
         return "latency optimal" if latency <= least else above
-    if s.objective_ns <= s.bound_ns:
+    if s.objective_ns <= bound_ns:
         return "optimal"
-    return f"within {_percent(s.objective_ns - s.bound_ns, s.objective_ns)} of the optimum"
+    return f"within {_percent(s.objective_ns - bound_ns, s.objective_ns)} of the optimum"
 
 
 def _percent(part: int, whole: int) -> str:
     """A share in percent, rounded up: a small gap must not print as 0."""
     return f"{-(-10_000 * part // max(1, whole)) / 100:.2f} %"
-
-
-def _cut_short(statistics: dict[str, int]) -> str:
-    """Why the solver stopped early, in words; empty if it did not."""
-    return next((f"; {words}" for name, words in _CUT_SHORT.items() if statistics.get(name)), "")
 
 
 def graph(graph: Graph) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.cli.drawing import Listing, milliseconds
+from balancer.runtime.provenance import provenance_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ def devices(listed: Sequence[Device], sound: str) -> None:
 def measurement(result: PipelineMeasurement) -> None:
     """Print the table of stages, rate and latency, each predicted and measured."""
     table = Listing(
-        f"measured ({result.source}), {result.items} items in {result.seconds:.1f} s",
+        f"measured ({provenance_text(result.source)}), {result.items} items in {result.seconds:.1f} s",
         ("pipeline", "stage", "devices", "predicted ms", "ms", "queued ms", "share"),
     )
     for stage in result.stages:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from balancer.errors import BalancerError, StageError
 from balancer.inputs import load_items
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balancer.inputs import InputSpec, Item
+    from balancer.runtime.items import Result
+
+    class Run(Protocol):
+        """Runs items, as `Pipeline.map` does."""
+
+        def __call__(self, items: Iterable[Item], /) -> Iterable[Result | Failure]:
+            """A result or Failure for each item, in their order. Raises StageError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +42,11 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class InputOutcome:
     """The outcome for one input. result: its outputs by tensor name; None if it failed. failure: then the reason."""
 
     given: Given
-    result: dict[str, Any] | None
+    result: Result | None
     failure: str = ""
 
 
@@ -70,7 +77,7 @@ class Reading:
 
     given: Sequence[Given]
     going_on: bool
-    unread: list[Outcome] = field(default_factory=list)
+    unread: list[InputOutcome] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[tuple[Given, Item]]:
         for one in self.given:
@@ -79,22 +86,21 @@ class Reading:
             except BalancerError as error:
                 if not self.going_on:
                     raise
-                self.unread.append(Outcome(one, None, str(error)))
+                self.unread.append(InputOutcome(one, None, str(error)))
                 continue
             yield one, item
 
     def at_once(self) -> list[Item]:
-        """All inputs. They stay in memory, so that they are not read a second time."""
-        loaded = list(self)
-        self.given = [replace(one, load=partial(dict, item)) for one, item in loaded]
-        return [item for _, item in loaded]
+        """Read all inputs now, and keep them in memory, so that they are not read a second time."""
+        read = list(self)
+        self.given = [replace(one, load=partial(dict, item)) for one, item in read]
+        return [item for _, item in read]
 
 
-def outcomes(reading: Reading, run: Callable[[Iterable[Item]], Iterable[Any]]) -> Iterator[Outcome]:
+def outcomes(reading: Reading, run: Run) -> Iterator[InputOutcome]:
     """The outcome for each input: first the inputs that are run, in their order, then those that could not be read.
 
-    run: takes inputs and yields a result or a Failure for each, as `Pipeline.map` does. If it raises StageError for an
-    input, the error is raised again with that input's file in it.
+    Raises what `run` raises; a StageError then names the file of the input that it was raised for.
     """
     handed: list[Given] = []
 
@@ -116,7 +122,7 @@ def outcomes(reading: Reading, run: Callable[[Iterable[Item]], Iterable[Any]]) -
     yield from reading.unread
 
 
-def _outcome(one: Given, result: Any) -> Outcome:
+def _outcome(one: Given, result: Result | Failure) -> InputOutcome:
     if isinstance(result, Failure):
-        return Outcome(one, None, f"{one.where}: {result.error}")
-    return Outcome(one, result)
+        return InputOutcome(one, None, f"{one.where}: {result.error}")
+    return InputOutcome(one, result)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from balancer.loops.sources import Source
     from balancer.opened import OpenedPlan
     from balancer.plan import Plan
-    from balancer.runtime.options import RunOptions
+    from balancer.runtime.options import OnError, RunOptions
     from balancer.runtime.recipes import Simulation
 
 _MOST_SECONDS = 1_000_000  # the limit of `RunOptions`
@@ -95,7 +95,7 @@ def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> list[str]:
 
 
 def run_options(
-    arguments: argparse.Namespace, opened: OpenedPlan, inputs: Sequence[Item], *, on_error: str = "stop"
+    arguments: argparse.Namespace, opened: OpenedPlan, inputs: Sequence[Item], *, on_error: OnError = "stop"
 ) -> RunOptions:
     """The options for running the plan. inputs: the inputs of the run, for recorded outputs."""
     keep_state = getattr(arguments, "keep_state", False)  # `tune` has no such argument

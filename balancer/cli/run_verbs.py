@@ -57,7 +57,7 @@ def devices(arguments: argparse.Namespace) -> int:
 
     listed = list_devices()
     if not arguments.no_open:
-        listed = [d if d.problem and "initialised" not in d.problem else probed(d) for d in listed]
+        listed = [probed(device) if device.usable else device for device in listed]
     if arguments.json:
         print_json({"devices": [asdict(d) for d in listed]})
     else:
@@ -185,7 +185,7 @@ def bench(arguments: argparse.Namespace) -> int:
     ):
         measurement = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
     if arguments.json:
-        print_json({"format": "balancer-benchmark", "version": 1, **asdict(measurement), "state": pipeline.state})
+        print_json({"format": "balancer-benchmark", "version": 1, **measurement.to_json(), "state": pipeline.state})
     else:
         drawing.state(pipeline.state)
         drawing_runs.measurement(measurement)

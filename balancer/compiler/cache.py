@@ -1,7 +1,7 @@
-"""What was compiled once, kept by what went in: the segment's bytes and name, the compiler, its options.
+"""Compiled segments, kept under a key made from the segment's bytes and name, the compiler, and its options.
 
-An entry is a folder that appears whole: the compiled file, the compiler's output, and both hashes. A damaged entry
-counts as none.
+An entry is a folder with the compiled file, the compiler's output, and a hash of each. It is written elsewhere and renamed,
+so it appears whole. A damaged entry is removed and not used.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ def default_folder() -> Path:
 
 
 class Cache:
-    """Entries in a folder, which is made when the first one is kept. Where it can't be written, nothing is kept."""
+    """Entries in a folder, which is made with the first entry. Where it cannot be written, nothing is kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def find(self, key: str) -> Entry | None:
+        """The entry of this key; None where there is none, or it is damaged."""
         folder = self.folder / key
         try:
             data, output = (folder / _FILE).read_bytes(), (folder / _OUTPUT).read_bytes()
@@ -53,7 +54,7 @@ class Cache:
         return Entry(data, output.decode("utf-8", "replace"))
 
     def keep(self, key: str, entry: Entry) -> None:
-        """Never fails: a result that can't be kept is only compiled again."""
+        """Add an entry. Raises nothing: a result that cannot be kept is compiled again the next time."""
         output = entry.output.encode("utf-8")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +65,7 @@ class Cache:
                 (whole / _FILE).write_bytes(entry.data)
                 (whole / _OUTPUT).write_bytes(output)
                 (whole / _HASHES).write_text(json.dumps(_hashes(entry.data, output)), encoding="utf-8")
+                # Another process may have kept the same entry meanwhile; the rename then fails or is left out.
                 if not (self.folder / key).exists():
                     whole.rename(self.folder / key)
         except OSError as error:

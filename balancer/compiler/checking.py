@@ -1,11 +1,11 @@
-"""What came of a compilation: the report and the compiled file, held against each other and against the segment."""
+"""The outcome of a compilation: the report and the compiled file, compared with each other and with the segment."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from balancer.compiler.report import FOLLOWS, ModelReport, parse_report, rounding_bytes
+from balancer.compiler.report import ModelReport, parse_report, rounding_bytes
 from balancer.errors import ModelError
 from balancer.tflite.package import COMPILED, Package, describe, is_compiled, read_package
 
@@ -28,8 +28,9 @@ class NotMapped:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A segment that was compiled. data: the file. output: what the compiler printed. package: None where nothing was
-    mapped. doubts: where report, file and segment do not agree.
+    """A segment that was compiled. data: the file. output: what the compiler printed. version: of the compiler. package:
+    what the file holds for the Edge TPU; None where nothing was mapped. doubts: sentences about differences between
+    report, file and segment.
     """
 
     name: str
@@ -43,24 +44,24 @@ class Compiled:
 
     @property
     def cached_bytes(self) -> int:
-        """As the report counts them, in whole groups of 64 outputs; rounded as it is printed."""
+        """As the report counts them: in whole groups of 64 outputs, rounded as printed."""
         return self.report.cached_bytes or 0
 
     @property
     def streamed_bytes(self) -> int:
-        """From the file, where it is exact."""
+        """From the file, which is exact; from the report where the file holds nothing for the Edge TPU."""
         return self.package.streamed_bytes if self.package else self.report.streamed_bytes or 0
 
     @property
     def capacity_bytes(self) -> int:
-        """Used and remaining, as printed; what is used where it does not say what remains."""
-        found = self.report.capacity_bytes
-        return self.cached_bytes if found is None else found
+        """Used and free, as the report says; only what is used where it does not say what is free."""
+        capacity = self.report.capacity_bytes
+        return self.cached_bytes if capacity is None else capacity
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A segment that was not compiled, and why. passing: whether it may pass the next time."""
+    """A segment that was not compiled, and why. passing: whether the next try may succeed."""
 
     name: str
     reason: str
@@ -70,14 +71,14 @@ class Refused:
 
 
 def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compiled | Refused:
-    """What was compiled, from the file and the compiler's output. source: the segment's own file, where it is known.
+    """The outcome, from the compiled file's data and the compiler's output. source: the segment's file, if it is known.
 
-    A file without a package is one that was handed back uncompiled, unless the report says that it had to be.
+    A file without a package was handed back uncompiled, unless the report says that no op could be mapped.
     """
-    found = parse_report(output)
-    report = found.about(f"{name}_edgetpu.tflite")
-    if found.succeeded is False:
-        reason = found.failures[-1].reason if found.failures else "the compiler says that it failed"
+    whole = parse_report(output)
+    report = whole.about(f"{name}_edgetpu.tflite")
+    if whole.succeeded is False:
+        reason = whole.failures[-1].reason if whole.failures else "the compiler says that it failed"
         return Refused(name, reason, "compile again, or cut elsewhere", output, passing=True)
     if report is None:
         what = "the compiler wrote a file, but no report about it"
@@ -97,13 +98,13 @@ def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compil
         return Refused(name, what, "give the vendor's edgetpu_compiler", output, passing=True)
     doubts = [*_doubts_of_memory(report, package), *_doubts_of_ops(report, made, given)]
     return Compiled(
-        name, data, output, found.version or "", report, package, _not_mapped(report, made, given), tuple(doubts)
+        name, data, output, whole.version or "", report, package, _not_mapped(report, made, given), tuple(doubts)
     )
 
 
 def _says_that_nothing_was_mapped(report: ModelReport) -> bool:
-    """As the vendor's compiler does, without a doubt: no subgraph or no op for the Edge TPU (edgetpu#225), and nothing
-    that would be there if there were one.
+    """Whether the report says so as the vendor's compiler does: no subgraph or no op for the Edge TPU (edgetpu#225), and no
+    memory and no mapped op either.
     """
     counts = (report.subgraphs, report.tpu_ops)
     none_said_to_be = 0 in counts and not any(counts)
@@ -113,23 +114,23 @@ def _says_that_nothing_was_mapped(report: ModelReport) -> bool:
 
 
 def _not_mapped(report: ModelReport, made: FileOps, given: FileOps | None) -> tuple[NotMapped, ...]:
-    """Ops that are left in the compiled file, found in the segment by the tensors that they make.
+    """The ops that the compiled file still holds, found in the segment by the tensors that they make.
 
-    The table names reasons by type of op alone. One that reads what another such op makes follows it, for the reason
-    that there is only one part on the chip; any other has a reason of its own.
+    The report's table gives reasons by type of op, not by op. An op that reads what another unmapped op makes is unmapped
+    because it follows that one; every other op has one of the other reasons.
     """
     if given is None:
         return ()
     left = {op.makes for op in made.ops if op.type != COMPILED}
-    found, made_outside = [], set[str]()
+    not_mapped, made_outside = [], set[str]()
     for k, op in enumerate(given.ops):
         if op.makes in left:
-            reasons = report.reasons(op.type.split(":")[0])
+            rows = report.unmapped(op.type.split(":")[0])
             follows = bool(made_outside & set(op.reads))
-            fitting = [r for r in reasons if (r == FOLLOWS) == follows] or reasons
-            found.append(NotMapped(k, op.type, " or ".join(fitting) or "no reason given"))
+            reasons = dict.fromkeys(row.status for row in [r for r in rows if r.follows == follows] or rows)
+            not_mapped.append(NotMapped(k, op.type, " or ".join(reasons) or "no reason given"))
             made_outside |= set(op.makes)
-    return tuple(found)
+    return tuple(not_mapped)
 
 
 def _doubts_of_memory(report: ModelReport, package: Package | None) -> Iterator[str]:
@@ -149,8 +150,8 @@ def _doubts_of_ops(report: ModelReport, made: FileOps, given: FileOps | None) ->
     if report.cpu_ops is not None and report.cpu_ops != outside:
         yield f"the report says that {report.cpu_ops} ops stay on the CPU, the compiled file {outside}"
     if report.statuses and report.ops is not None and sum(s.count for s in report.statuses) != report.ops:
-        yield f"the report's table has other than its {report.ops} ops"
+        yield f"the report's table does not add up to its {report.ops} ops"
     if given is None:
         return
     if report.ops is not None and report.ops != len(given.ops):
-        yield f"the report speaks of {report.ops} ops, the segment has {len(given.ops)}"
+        yield f"the report counts {report.ops} ops, the segment has {len(given.ops)}"

@@ -1,4 +1,4 @@
-"""What `edgetpu_compiler` says when it fails, and what helps. Each was seen in a public report (named per entry)."""
+"""What `edgetpu_compiler` prints when it fails, and what helps. Each entry names the public reports that show it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class KnownFailure:
-    """reason: in one line. remedy: what helps. passing: whether the same command may pass the next time."""
+    """A failure and what helps. reason: in one line. passing: whether the same command may succeed the next time."""
 
     reason: str
     remedy: str
@@ -43,11 +43,15 @@ _KNOWN: tuple[tuple[str, KnownFailure], ...] = (
 
 
 def failures_in(text: str) -> tuple[KnownFailure, ...]:
-    """The failures that an output speaks of, in its order."""
-    found = [
+    """The failures that an output names, in its order.
+
+    >>> [failure.reason for failure in failures_in("Encountered unresolved custom op: Foo.")]
+    ['it does not know the custom op Foo']
+    """
+    placed = [
         (match.start(), _filled(failure, match)) for pattern, failure in _KNOWN for match in re.finditer(pattern, text)
     ]
-    return tuple(failure for _, failure in sorted(found, key=lambda pair: pair[0]))
+    return tuple(failure for _, failure in sorted(placed, key=lambda pair: pair[0]))
 
 
 def _filled(failure: KnownFailure, match: re.Match[str]) -> KnownFailure:

@@ -1,7 +1,7 @@
-"""`edgetpu_compiler`: finding it, and compiling one segment, several at a time, or a model the compiler's own way.
+"""`edgetpu_compiler`: finding it, compiling segments, and having it split a model itself.
 
-Success is more than an exit code of 0, which the compiler also gives when hardly an op was mapped: there is a report
-about the expected file, with its memory lines, and that file is there and holds a package that can be read.
+An exit code of 0 does not mean success: the compiler also gives it when hardly an op was mapped. A segment is compiled
+where the output has a report about the expected file, with its memory lines, and that file holds a readable package.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _INSTALL = (
     "or name it with --edgetpu_compiler_binary"
 )
 _VERSION_SECONDS = 60
-_SHELL_SIGNAL = 128  # what a shell adds to the number of the signal that ended its child
+_SHELL_SIGNAL = 128  # a shell's exit code is this plus the number of the signal that ended its child
 _LOG = logging.getLogger(__name__)
 
 Outcome = Compiled | Refused
@@ -47,9 +47,9 @@ Outcome = Compiled | Refused
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompilerOptions:
-    """What the compiler is told. seconds: its limit for one try, and for saying its version. search_delegate: where a
-    model can't be compiled as a whole, let the Edge TPU's part end earlier, by search_step ops at a time.
-    runtime_version: the oldest runtime that must be able to run the file.
+    """What the compiler is told. seconds: its time limit for one try, and for printing its version. search_delegate: where
+    a model cannot be compiled as a whole, let the Edge TPU's part end earlier, by search_step ops at a time.
+    runtime_version: the oldest runtime that must be able to run the file; None for the compiler's default.
     """
 
     seconds: int = 180
@@ -59,21 +59,21 @@ class CompilerOptions:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Those that decide what comes out."""
+        """The flags that change the compiled file."""
         search = ("--search_delegate", "--delegate_search_step", str(self.search_step)) if self.search_delegate else ()
         runtime = ("--min_runtime_version", str(self.runtime_version)) if self.runtime_version is not None else ()
         return (*search, *runtime)
 
     @property
     def patience_s(self) -> int:
-        """When it is ended from outside: the compiler's own limit speaks first."""
+        """Seconds after which it is ended from outside: somewhat later than by its own limit, whose message says more."""
         return self.seconds + max(1, self.seconds // 10)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What `--num_segments` made: outcomes by segment with the names of each segment's outputs; what went wrong, if
-    anything did.
+    """What `--num_segments` made. outputs: names of each segment's outputs. failure: why there are no segments; else
+    empty.
     """
 
     segments: tuple[Compiled, ...]
@@ -83,7 +83,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """One compiler with its options. identity: what tells it from another one of its name. jobs: segments at a time.
+    """One compiler with its options. identity: path, size and time of the program. jobs: segments compiled at a time.
     What is in the cache is not compiled again.
     """
 
@@ -96,7 +96,7 @@ class Compiler:
     jobs: int
 
     def compile(self, name: str, data: bytes) -> Outcome:
-        """The segment of this name, with a second try where the failure may be a passing one. Raises Stopped."""
+        """Compile a segment, with a second try where that may help. Raises RunStopped after the runner's `stop`."""
         key = self._key(name, data)
         kept = self.cache.find(key)
         if kept:
@@ -114,9 +114,9 @@ class Compiler:
     def compile_all(
         self, models: Sequence[tuple[str, bytes]], *, progress: Callable[[int], None] = lambda done: None
     ) -> list[Outcome]:
-        """All of these (name, bytes), `jobs` at a time, in their order. progress: called with how many are done.
+        """Compile models (name, bytes), `jobs` at a time; outcomes in the models' order. progress: gets how many are done.
 
-        On KeyboardInterrupt what runs is ended; what is done is in the cache.
+        KeyboardInterrupt ends the running compilers; what is done is in the cache.
         """
         pool = ThreadPoolExecutor(max_workers=self.jobs)
         try:
@@ -132,7 +132,7 @@ class Compiler:
             pool.shutdown(cancel_futures=True)
 
     def split(self, name: str, data: bytes, segments: int) -> Split:
-        """The model as the compiler's own `--num_segments` cuts it."""
+        """The model as the compiler itself splits it with `--num_segments`."""
         with _working_folder() as folder:
             finished = self._run(name, data, folder, "--num_segments", str(segments))
             made, outputs = [], []
@@ -160,7 +160,7 @@ class Compiler:
             str(self.program), "--show_operations", "--timeout_sec", str(self.options.seconds), "--out_dir", ".",
             *self.options.flags, *more, f"./{source}",
         )  # fmt: skip
-        # Each try of a search, and each segment, has a limit of its own.
+        # The time limit holds for each try of a search, and for each segment.
         several = self.options.search_delegate or bool(more)
         finished = self.runner(arguments, folder, self.options.patience_s, each_try=several)
         return FinishedRun(finished.exit_code, without_duration(finished.output), finished.ended)
@@ -180,16 +180,14 @@ def find_compiler(
     binary: str | Path | None = None, options: CompilerOptions | None = None, *, runner: Runner | None = None,
     cache: str | Path | None = None, jobs: int | None = None,
 ) -> Compiler:  # fmt: skip
-    """The compiler: the program named, else `edgetpu_compiler` on the PATH.
+    """The compiler. binary: the program; None for `edgetpu_compiler` on the PATH.
 
-    cache: a folder for what was compiled, the user's by default. jobs: segments at a time, by default as many as there
-    are CPUs.
-
-    Raises CompilerError where there is none, or it does not say its version.
+    cache: a folder for compiled segments; None for the user's own. jobs: segments compiled at a time; None for the number
+    of CPUs. Raises CompilerError where there is no compiler, or it does not print its version.
     """
     found = shutil.which(str(binary or NAME))
     if found is None and binary is not None and Path(binary).is_file():
-        found = shutil.which(str(Path(binary).resolve()))  # a bare name in this folder
+        found = shutil.which(str(Path(binary).resolve()))  # a bare name in the working folder
     if found is None:
         raise CompilerError(*_missing(binary))
     program = Path(found).resolve()
@@ -204,7 +202,7 @@ def find_compiler(
     if version is None:
         said = " ".join(finished.output.split())[:80] or f"exit code {finished.exit_code}"
         raise CompilerError(
-            f"does not say its version, but: {said}", str(program), "give the vendor's edgetpu_compiler"
+            f"does not print its version, but: {said}", str(program), "give the vendor's edgetpu_compiler"
         )
     kept_in = Path(cache) if cache else default_folder()
     status = program.stat()
@@ -215,7 +213,7 @@ def find_compiler(
 def _missing(binary: str | Path | None) -> tuple[str, str, str]:
     where = str(binary or NAME)
     if binary is not None:
-        return "is no program that can be run", where, "check the path and its permissions"
+        return "is not a program that can be run", where, "check the path and its permissions"
     if platform.machine() not in ("x86_64", "AMD64"):
         what = f"is not installed, and the vendor has none for {platform.machine()}"
         return what, where, "compile on an x86-64 Linux machine and copy the plan's directory here"
@@ -223,7 +221,7 @@ def _missing(binary: str | Path | None) -> tuple[str, str, str]:
 
 
 def _failure(finished: FinishedRun, *, made: bool) -> KnownFailure:
-    """The first thing that the output says of it; else what the exit code tells."""
+    """The first failure that the output names; else what the exit code tells. made: whether a file was written."""
     report = parse_report(finished.output)
     if finished.ended:
         return KnownFailure(f"it was ended {finished.ended}", "raise --timeout_sec, or use --search_delegate")
@@ -243,7 +241,7 @@ def _failure(finished: FinishedRun, *, made: bool) -> KnownFailure:
 
 
 def _read_part(folder: Path, part: str, output: str) -> tuple[Compiled, tuple[str, ...]] | None:
-    """A segment that the compiler has cut and compiled, with its outputs' names; None where it is not as it should be."""
+    """A segment that the compiler has cut and compiled, with its outputs' names; None where it was not compiled."""
     path = folder / f"{part}{SUFFIX}.tflite"
     if not path.is_file():
         return None
@@ -254,7 +252,7 @@ def _read_part(folder: Path, part: str, output: str) -> tuple[Compiled, tuple[st
 
 @contextmanager
 def _working_folder() -> Iterator[Path]:
-    """A folder for one run, and for nothing but it. Raises OutputError where it cannot be written."""
+    """A folder for one run. Raises OutputError where it cannot be written."""
     try:
         with working_folder("compile") as folder:
             yield folder

@@ -1,11 +1,11 @@
-"""What `edgetpu_compiler` prints, as data: by label, never by line number.
+"""What `edgetpu_compiler` prints, as data: found by label, never by line number.
 
-Reports of compilers 1.0 to 16.0 differ in wording, lines, blank lines and order; published copies also lose line
-breaks, re-wrap paragraphs, stop early, or begin with lines of other programs. Each label is looked for by itself; what
-a report does not say is None. The operation log that the compiler writes beside its output (`Input:`, `Output:`, a
-table) is read by the same rules.
+Reports of compilers 1.0 to 16.0 differ in wording, lines, blank lines and order. Published copies also lose line breaks,
+re-wrap paragraphs, stop early, or begin with lines of other programs. So each label is searched for by itself, and what a
+report does not say is None. The operation log that the compiler writes beside its output (`Input:`, `Output:`, a table)
+is read in the same way.
 
-Sizes are printed with two decimals, so that those of 1 MiB and more are known to 5 KiB only (see `rounding_bytes`).
+Sizes are printed with two decimals. A size of 1 MiB or more is therefore only known to within 5 KiB (`rounding_bytes`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAPPED = "Mapped to Edge TPU"
-FOLLOWS = "More than one subgraph is not supported"  # of ops behind one that is not mapped
+_FOLLOWS = "More than one subgraph is not supported"  # of an op that reads what an unmapped op made
 
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 1 << 10, "MB": 1 << 20}
 _LABELS = {
@@ -40,10 +40,10 @@ _LABELS = {
     "Number of operations that will run on Edge TPU": "tpu_ops",
     "Number of operations that will run on CPU": "cpu_ops",
 }
-_FIRST = {"Input model", "Input"}  # labels that open the part about a model
+_FIRST = {"Input model", "Input"}  # labels that begin the part about a model
 _VERSION = re.compile(r"Edge TPU Compiler version\s+(\d+(?:\.\d+)*)")
 _HEADER = r"Operator\s+Count\s+Status"
-# Where a copy lost its line breaks, they are put back before these.
+# Line breaks that a copy has lost are put back before these.
 _STARTS = re.compile(
     "|".join([*(re.escape(label) + ":" for label in sorted(_LABELS, key=len, reverse=True) if " " in label),
               "Edge TPU Compiler version", "Models? compiled successfully", "Model successfully compiled", _HEADER])
@@ -59,7 +59,10 @@ _MILLISECONDS = re.compile(r"(compiled successfully) in \d+ ms")
 
 @dataclass(frozen=True, slots=True)
 class OpStatus:
-    """Row of the operator table: how many ops of a type share a status. One type may have several rows."""
+    """A row of the operator table: how many ops of a type share a status. One type may have several rows.
+
+    status: in the compiler's words, which only this module compares.
+    """
 
     type: str
     count: int
@@ -67,15 +70,22 @@ class OpStatus:
 
     @property
     def mapped(self) -> bool:
+        """Whether these ops run on the Edge TPU."""
         return self.status == MAPPED
+
+    @property
+    def follows(self) -> bool:
+        """Whether these ops stay on the CPU because an op before them does: the Edge TPU runs one part of a model."""
+        return self.status == _FOLLOWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
-    """What is said of one model (or segment). None: not said. cpu_ops is 0 where the report passes over the counts.
+    """What a report says of one model or segment. None: not said.
 
-    cached_bytes, remaining_bytes, streamed_bytes: of parameters, on chip, free on chip, sent for each inference.
-    statuses: rows of the operator table.
+    cached_bytes, remaining_bytes, streamed_bytes: parameters on chip, free memory on chip, parameters sent for each
+    inference. tpu_ops, cpu_ops: where the report leaves out both counts and names no op that is not mapped, all ops run on
+    the Edge TPU. statuses: rows of the operator table.
     """
 
     input_file: str | None = None
@@ -94,26 +104,30 @@ class ModelReport:
 
     @property
     def capacity_bytes(self) -> int | None:
-        """Room for parameters, used and free. None where one of them is not said."""
+        """On-chip memory for parameters, used and free. None where one of them is not said."""
         if self.cached_bytes is None or self.remaining_bytes is None:
             return None
         return self.cached_bytes + self.remaining_bytes
 
     @property
     def has_memory(self) -> bool:
-        """Whether it says what is on chip and what is not: without that, nothing was compiled."""
+        """Whether it says how many bytes are cached and streamed. Without that, nothing was compiled."""
         return self.cached_bytes is not None and self.streamed_bytes is not None
 
     def reasons(self, op_type: str) -> tuple[str, ...]:
         """Why ops of this type were not mapped, in the compiler's words."""
-        return tuple(dict.fromkeys(s.status for s in self.statuses if s.type == op_type and not s.mapped))
+        return tuple(dict.fromkeys(row.status for row in self.unmapped(op_type)))
+
+    def unmapped(self, op_type: str) -> tuple[OpStatus, ...]:
+        """The rows of ops of this type that stay on the CPU."""
+        return tuple(row for row in self.statuses if row.type == op_type and not row.mapped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A whole output. models: those that were compiled. failures: what went wrong, in the order of the output.
+    """A whole output. version: of the compiler. models: those that were compiled. failures: in the order of the output.
 
-    succeeded: the last verdict that is printed, None where there is none (compilers before 16.0, and copies cut short).
+    succeeded: the last verdict that is printed; None without one, as in compilers before 16.0 and copies cut short.
     """
 
     version: str | None
@@ -122,23 +136,27 @@ class Report:
     succeeded: bool | None
 
     def about(self, output_file: str) -> ModelReport | None:
-        """What it says of the model that was written under this bare name, last where several tries did."""
-        found = [
+        """What it says of the model that was written under this bare file name; the last try, if there were several."""
+        tries = [
             m
             for m in self.models
             if m.output_file and _bare(m.output_file).strip() == output_file.strip() and m.has_memory
         ]
-        return found[-1] if found else None
+        return tries[-1] if tries else None
 
 
 def rounding_bytes(count: int) -> int:
-    """By how much a size may differ from what the report prints: half of the last of two decimals."""
+    """By how much a size may differ from what the report prints: half of the last of two decimals.
+
+    >>> rounding_bytes(900), rounding_bytes(5000), rounding_bytes(3 << 20)
+    (0, 6, 5243)
+    """
     unit = max(size for size in _UNITS.values() if size <= max(count, 1))
     return 0 if unit == 1 else -(-unit // 200)
 
 
 def parse_report(text: str) -> Report:
-    """The data in an output of the compiler, or in its operation log. Never fails: what is not there is None."""
+    """The data in an output of the compiler, or in its operation log. Raises nothing: what is not there is None."""
     lines = _STARTS.sub(lambda found: "\n" + found.group(), _COLOURS.sub("", text.replace("\r", "\n")))
     lines = re.sub(_HEADER, lambda found: found.group() + "\n", lines)
     version = _VERSION.search(lines)
@@ -155,7 +173,11 @@ def parse_report(text: str) -> Report:
 
 
 def without_duration(text: str) -> str:
-    """The output without the milliseconds that compiling took: the same compilation gives the same text."""
+    """The output without the milliseconds that compiling took, so that the same compilation gives the same text.
+
+    >>> without_duration("Model compiled successfully in 12 ms.")
+    'Model compiled successfully.'
+    """
     return _MILLISECONDS.sub(r"\1", text)
 
 
@@ -165,7 +187,7 @@ def _in_order(text: str, *patterns: re.Pattern[str]) -> list[re.Match[str]]:
 
 @dataclass
 class _Part:
-    """What was read of a model so far."""
+    """What was read about a model so far. past_counts: the lines with the counts of ops are over."""
 
     values: dict[str, str] = field(default_factory=dict)
     statuses: list[OpStatus] = field(default_factory=list)
@@ -173,6 +195,7 @@ class _Part:
     in_table: bool = False
 
     def report(self) -> ModelReport:
+        """What was read, with sizes and counts as numbers."""
         values = self.values
         sizes = {
             name: _size(values, name) for name in ("input_bytes", "output_bytes", "cached_bytes", "streamed_bytes")
@@ -195,6 +218,7 @@ class _Part:
 
 
 def _read_line(line: str, parts: list[_Part]) -> None:
+    """Add a line to the last part, or begin the next one."""
     found = _LINE.match(line)
     if found:
         if found.group(1) in _FIRST or not parts:
@@ -215,7 +239,7 @@ def _size(values: Mapping[str, str], name: str) -> int | None:
 
 
 def _remaining(values: Mapping[str, str], used: int | None) -> int | None:
-    """Compilers up to 2.0 print the whole room instead of what remains of it."""
+    """Free on-chip memory. used: cached bytes. Compilers up to 2.0 print the whole capacity instead."""
     available = _size(values, "available_bytes")
     if available is None or used is None:
         return _size(values, "remaining_bytes")
@@ -228,4 +252,9 @@ def _count(values: Mapping[str, str], name: str) -> int | None:
 
 
 def _bare(path: str) -> str:
+    """The path without its folders.
+
+    >>> _bare("out/a.tflite"), _bare("C:\\\\b.tflite")
+    ('a.tflite', 'b.tflite')
+    """
     return path.replace("\\", "/").rsplit("/", 1)[-1]

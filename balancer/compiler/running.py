@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _POLL_S = 0.02
-_MOST_OUTPUT = 1 << 26  # a program that prints more is ended
-_LARGEST_FILE = 1 << 31  # no model is larger
-_KEPT_OUTPUT = 1 << 20  # of the beginning, and of the end
+_MOST_OUTPUT = 1 << 26  # bytes; a program that prints more is ended
+_LARGEST_FILE = 1 << 31  # bytes; no model is larger
+_KEPT_OUTPUT = 1 << 20  # bytes of the beginning, and of the end
 _NEW_TRY = (b"Try to compile segment", b"Started a compilation timeout timer")
-_OUTPUT = ".output"  # of the program, in its own working folder
+_OUTPUT = ".output"  # name of the file in the working folder that gets what the program prints
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
-    """exit_code: negative for the signal that ended it. output: stdout and stderr as they came. ended: why we ended it,
-    if we did.
+    """A program that has ended. exit_code: negative for the signal that ended it. output: stdout and stderr as they came.
+    ended: "after ..." where it was ended before its time; else empty.
     """
 
     exit_code: int
@@ -44,22 +44,24 @@ class Runner(Protocol):
     def __call__(
         self, arguments: Sequence[str], folder: Path, seconds: float, *, each_try: bool = False
     ) -> FinishedRun:
-        """Run to the end, in this working folder, for at most so many seconds (each_try: that the output speaks of).
+        """Run a program to its end, in this working folder, for at most `seconds`.
 
-        Raises CompilerError where it cannot be started, Stopped after `stop`.
+        each_try: the time starts again with each try that the program's output names. Raises CompilerError where the
+        program cannot be started, RunStopped after `stop`.
         """
 
     def stop(self) -> None:
-        """End everything that runs, and start nothing more."""
+        """End all running programs, and start no more."""
 
 
 class RunStopped(Exception):
-    """The runner was told to stop; the user has interrupted."""
+    """The runner was told to stop, as after Ctrl-C."""
 
 
 class ProcessRunner:
-    """Runs each program in a process group of its own, and ends the group with it: a wrapper's children, too. The kernel
-    does so where we are killed ourselves.
+    """Runs each program in a process group of its own, and ends the whole group with it, a wrapper's children included.
+
+    Where this process is killed, the kernel ends the groups (see `processes.children`).
     """
 
     def __init__(self) -> None:
@@ -97,7 +99,7 @@ class ProcessRunner:
                 reason = error.strerror or str(error)
                 remedy = "on another machine than x86-64, compile elsewhere or give a wrapper that emulates it"
                 raise CompilerError(f"cannot be run ({reason})", arguments[0], remedy) from error
-            # Its files can grow faster than we look at them.
+            # A limit of the kernel's, since files can grow faster than `_wait` looks at them.
             with suppress(ProcessLookupError):
                 resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
             self._running.add(process.pid)
@@ -111,11 +113,12 @@ class ProcessRunner:
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float, output: Path, *, each_try: bool) -> str:
-    """Wait for the end; why it was not waited for, if so. each_try: with each try that the output speaks of the time
-    starts anew.
+    """Wait until the program ends; empty. Where it takes too long or prints too much: "after ..." the time or size.
+
+    each_try: the time starts again with each try that the output names.
     """
     end, read = time.monotonic() + seconds, 0
-    # Not reaped yet, so that its number stays its own until the whole group is ended.
+    # WNOWAIT leaves the process unreaped: its number cannot be given to another one before its group is killed.
     while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         size = output.stat().st_size
         if size > _MOST_OUTPUT:
@@ -131,7 +134,8 @@ def _wait(process: subprocess.Popen[bytes], seconds: float, output: Path, *, eac
 
 
 def _speaks_of_a_try(output: Path, start: int, end: int) -> bool:
-    """Whether what was printed between these places does. It may grow faster than it can be read: no further."""
+    """Whether the output between these offsets names a try. It is not read beyond `end`, as it may grow all the time."""
+    # A mark may have been printed in two parts, the first of them before `start`.
     start = max(0, start - max(map(len, _NEW_TRY)))
     with output.open("rb") as source:
         source.seek(start)
@@ -140,16 +144,16 @@ def _speaks_of_a_try(output: Path, start: int, end: int) -> bool:
 
 
 def _text(output: Path) -> str:
-    """What was printed; of much, the beginning and the end."""
+    """What was printed; of a long output, the beginning and the end."""
     size = output.stat().st_size
     with output.open("rb") as source:
-        found = source.read(2 * _KEPT_OUTPUT)
+        kept = source.read(2 * _KEPT_OUTPUT)
         if size > 2 * _KEPT_OUTPUT:
             source.seek(size - _KEPT_OUTPUT)
-            found = found[:_KEPT_OUTPUT] + b"\n[...]\n" + source.read(_KEPT_OUTPUT)
-    return found.decode("utf-8", "replace")
+            kept = kept[:_KEPT_OUTPUT] + b"\n[...]\n" + source.read(_KEPT_OUTPUT)
+    return kept.decode("utf-8", "replace")
 
 
 def _kill(group: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # it has ended by itself
+    with suppress(ProcessLookupError, PermissionError):  # the group has ended already
         os.killpg(group, signal.SIGKILL)

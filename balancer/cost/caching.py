@@ -1,18 +1,31 @@
-"""Which ops the compiler keeps on the chip, and which it streams.
+"""Which ops keep their parameters on the chip, and which stream them with each inference.
 
-Whole ops, in a fixed order: depthwise convolutions, then dense ops, then all others; inside a class the largest
-first. One that does not fit is skipped, and smaller ones still get the room that is left. Convolutions are poured
-from tile to tile, so that only their bytes count; a dense op lies at the same address in all tiles, so that each
-group of 64 outputs must fit whole into one of them: big groups first, each into the least loaded tile.
+The compiler goes through the ops of a segment in a fixed order of priority: depthwise convolutions, then dense ops, then
+all others; within a class the op with more bytes comes first. It caches an op's parameters whole, or not at all. An op
+that does not fit is skipped, and smaller ops after it can still be cached:
+
+    a capacity of 100 bytes
+
+    priority  class      bytes   free before
+    dw_1      depthwise     10           100    cached
+    fc_1      dense         50            90    cached
+    conv_3    other         60            40    skipped: overflow, streamed with each inference
+    conv_1    other         30            40    cached
+    conv_2    other         20            10    skipped
+
+A convolution's parameters are spread evenly over the 16 tiles, so only their bytes count. A dense op needs the same
+address in each tile that holds a part of it, so each of its groups of 64 outputs must fit into one tile whole. Groups
+are placed largest first, each into the tile with the least load.
 
 Source: exact on the published reports of ResNet-101 and ResNet-50, Inception-V3, 807 dense and 337 convolution
-segments, and the co-compiled MobileNets; that dense ops come before convolutions rests on the ResNets alone.
+segments, and the co-compiled MobileNets. That dense ops come before convolutions rests on the ResNets alone.
 """
 
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from balancer.cost.capacity import TILES
 from balancer.cost.geometry import ARRAY_INPUTS, ARRAY_OUTPUTS
@@ -20,72 +33,121 @@ from balancer.ground.opsets import members, op_set
 from balancer.ground.units import ceil_div, ceil_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from balancer.cost.layout import ParameterLayout
     from balancer.graph import Graph
     from balancer.ground.opsets import OpSet
 
-_CLASS = {"DEPTHWISE_CONV_2D": 0, "FULLY_CONNECTED": 1}
-_OTHERS = len(_CLASS)
 _DENSE = "FULLY_CONNECTED"
+_CLASS = {"DEPTHWISE_CONV_2D": 0, _DENSE: 1}
+_OTHERS = len(_CLASS)
 
 
+class DenseGroups(NamedTuple):
+    """The groups of 64 outputs of one dense op: bytes of one group, and the number of groups."""
+
+    group_bytes: int
+    groups: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Caching:
-    """The rule, for the ops of one graph. priority: the ops with parameters, in the order in which they get room. classes:
-    the same as sets, those that get room first before the others.
+    """The compiler's rule for the ops of one graph.
+
+    size_bytes: for each op, what its parameters take on the chip. priority: the ops with parameters, those that are
+    cached first before the others. classes: the same ops as one set for each class, in the order of priority. dense: the
+    dense ops among them. dense_groups: of each dense op. dense_tile_bytes: what dense ops may take of one tile.
+    dense_sure_bytes: dense ops with at most so many bytes in all fit into the tiles, whichever they are.
     """
 
-    def __init__(self, graph: Graph, layouts: list[ParameterLayout], dense_tile_bytes: int) -> None:
-        self.size = [layout.cached for layout in layouts]
-        ops = graph.ops
-        sized = (i for i, size in enumerate(self.size) if size)
-        self.priority = sorted(sized, key=lambda i: (_CLASS.get(ops[i].type, _OTHERS), -self.size[i], i))
-        self.classes = tuple(
-            op_set(i for i in self.priority if _CLASS.get(ops[i].type, _OTHERS) == c) for c in range(_OTHERS + 1)
-        )
-        self.dense = op_set(i for i in self.priority if ops[i].type == _DENSE)
-        self._groups = {i: _groups(graph, i) for i in members(self.dense)}
-        self._tile_bytes = dense_tile_bytes
-        self._fitting: dict[OpSet, bool] = {}
-        # What each dense op takes in the tiles, and how many such bytes fit whatever the ops: a tile that takes a group
-        # is no fuller than the mean before. Groups of fewer ops fit where those of more do.
-        self.dense_bytes = {i: size * count for i, (size, count) in self._groups.items()}
-        largest = max((size for size, _ in self._groups.values()), default=0)
-        sure = max(0, TILES * dense_tile_bytes - (TILES - 1) * largest)
-        self.dense_sure_bytes = sum(self.dense_bytes.values()) if self.dense_fit(self.dense) else sure
+    size_bytes: tuple[int, ...]
+    priority: tuple[int, ...]
+    classes: tuple[OpSet, ...]
+    dense: OpSet
+    dense_groups: Mapping[int, DenseGroups]
+    dense_tile_bytes: int
+    dense_sure_bytes: int
+    _fits: dict[OpSet, bool] = field(default_factory=dict, repr=False, compare=False)  # memoised `dense_fit`
 
-    def cached(self, ops: OpSet, capacity: int) -> OpSet:
-        """Those of the ops whose parameters stay on chip, where there is room for so many bytes."""
-        left, kept = capacity, 0
+    def cached(self, ops: OpSet, capacity_bytes: int) -> OpSet:
+        """Those of the ops whose parameters stay on the chip, where this many bytes are free for parameters."""
+        free_bytes, kept = capacity_bytes, 0
         for i in self.priority:
-            if not ops >> i & 1 or self.size[i] > left:
+            if not ops >> i & 1 or self.size_bytes[i] > free_bytes:
                 continue
             if self.dense >> i & 1 and not self.dense_fit(kept & self.dense | 1 << i):
                 continue
-            left -= self.size[i]
+            free_bytes -= self.size_bytes[i]
             kept |= 1 << i
         return kept
 
     def dense_fit(self, ops: OpSet) -> bool:
-        """Whether the groups of these dense ops fit into the tiles."""
-        if ops not in self._fitting:
-            self._fitting[ops] = _fit([self._groups[i] for i in members(ops)], self._tile_bytes)
-        return self._fitting[ops]
+        """Whether all groups of these dense ops fit into the tiles together."""
+        if ops not in self._fits:
+            self._fits[ops] = groups_fit([self.dense_groups[i] for i in members(ops)], self.dense_tile_bytes)
+        return self._fits[ops]
+
+    def dense_bytes(self, i: int) -> int:
+        """Bytes that op i takes of the tiles as a dense op; 0 for other ops."""
+        dense = self.dense_groups.get(i)
+        return dense.group_bytes * dense.groups if dense else 0
 
 
-def _groups(graph: Graph, i: int) -> tuple[int, int]:
-    """Bytes of a group of 64 outputs, and how many there are."""
-    shape = graph.tensors[graph.ops[i].inputs[1]].shape or (1, 1)
-    return ARRAY_OUTPUTS * ceil_to(shape[-1], ARRAY_INPUTS), ceil_div(shape[0], ARRAY_OUTPUTS)
+def caching_rule(graph: Graph, layouts: Sequence[ParameterLayout], dense_tile_bytes: int) -> Caching:
+    """The rule for this graph. layouts: of each op. dense_tile_bytes: what dense ops may take of one tile."""
+    size_bytes = tuple(layout.cached for layout in layouts)
+    classes = [_CLASS.get(op.type, _OTHERS) for op in graph.ops]
+    with_parameters = (i for i, size in enumerate(size_bytes) if size)
+    priority = tuple(sorted(with_parameters, key=lambda i: (classes[i], -size_bytes[i], i)))
+    dense = op_set(i for i in priority if graph.ops[i].type == _DENSE)
+    dense_groups = {i: _dense_groups(graph, i) for i in members(dense)}
+    return Caching(
+        size_bytes=size_bytes,
+        priority=priority,
+        classes=tuple(op_set(i for i in priority if classes[i] == c) for c in range(_OTHERS + 1)),
+        dense=dense,
+        dense_groups=dense_groups,
+        dense_tile_bytes=dense_tile_bytes,
+        dense_sure_bytes=dense_sure_bytes(list(dense_groups.values()), dense_tile_bytes),
+    )
 
 
-def _fit(groups: Iterable[tuple[int, int]], tile_bytes: int) -> bool:
-    tiles = [0] * TILES
-    for size, count in sorted(groups, reverse=True):
-        for _ in range(count):
-            load = heapq.heappop(tiles) + size
+def dense_sure_bytes(dense: Sequence[DenseGroups], tile_bytes: int) -> int:
+    """The bytes up to which any of these dense ops fit into the tiles together.
+
+    >>> dense_sure_bytes([DenseGroups(group_bytes=10, groups=40)], tile_bytes=20)  # only 2 groups fit into a tile
+    170
+    >>> dense_sure_bytes([DenseGroups(group_bytes=10, groups=3)], tile_bytes=20)
+    30
+    """
+    # Fewer groups never fill a tile more, so where all ops fit together, any of them do.
+    if groups_fit(dense, tile_bytes):
+        return sum(op.group_bytes * op.groups for op in dense)
+    # The tile with the least load is loaded no more than the mean of all tiles. So a group of g bytes that is the last
+    # of T bytes in all fits if (T - g) / TILES + g <= tile_bytes; the largest group gives the tightest condition.
+    largest = max((op.group_bytes for op in dense), default=0)
+    return max(0, TILES * tile_bytes - (TILES - 1) * largest)
+
+
+def groups_fit(dense: Iterable[DenseGroups], tile_bytes: int) -> bool:
+    """Whether the groups of dense ops fit into the tiles: largest first, each into the tile with the least load.
+
+    >>> groups_fit([DenseGroups(group_bytes=10, groups=32)], tile_bytes=20)
+    True
+    >>> groups_fit([DenseGroups(group_bytes=10, groups=33)], tile_bytes=20)
+    False
+    """
+    loads = [0] * TILES
+    for group_bytes, groups in sorted(dense, reverse=True):
+        for _ in range(groups):
+            load = heapq.heappop(loads) + group_bytes
             if load > tile_bytes:
                 return False
-            heapq.heappush(tiles, load)
+            heapq.heappush(loads, load)
     return True
+
+
+def _dense_groups(graph: Graph, i: int) -> DenseGroups:
+    shape = graph.tensors[graph.ops[i].inputs[1]].shape or (1, 1)
+    return DenseGroups(ARRAY_OUTPUTS * ceil_to(shape[-1], ARRAY_INPUTS), ceil_div(shape[0], ARRAY_OUTPUTS))

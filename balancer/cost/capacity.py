@@ -1,33 +1,50 @@
-"""How many bytes on the chip a segment has for parameters: all of wide memory less the largest scratch that one op,
-or one tensor that enters the segment, needs there.
+"""How many bytes on the chip a segment has for parameters, and the scratch memory that its ops need beside them.
 
-Each of the 16 tiles has 8320 lines of 64 bytes of wide memory (the highest address of a buffer in compiled files:
-8.125 MiB in all, which is why reports can print 8.05). Parameters fill it from below, buffers sit at its top. Terms
-marked *decoded* were read out of the instruction streams of compiled files; terms marked *empirical* were set so that
-the streamed bytes of published reports come out, each from the nets named, and are the weak part of this model.
+Each of the 16 tiles has 8320 lines of 64 bytes of *wide memory*. The compiler fills it with parameters from below, and
+puts buffers at its top. The ops of a segment run one after the other, so the buffers of all ops share one place:
+
+    wide memory of one tile
+                 +------------------------------+  532,480 bytes
+                 | scratch                      |  of the op that needs most: landing buffers for weights, tiles of feature
+                 |                              |  maps, rows of tensors that enter the segment
+                 +------------------------------+
+                 | capacity                     |  parameters; what does not fit here is streamed
+                 +------------------------------+  640 bytes
+                 | not used for parameters      |
+                 +------------------------------+  0
+
+    capacity_bytes = 16 * (532,480 - 640 - scratch_bytes)
+
+A 3x3 convolution on a small feature map needs 13,312 bytes of scratch in each tile (`op_scratch`). Where no other op of
+its segment needs more, the segment has 16 * (532,480 - 640 - 13,312) = 8,296,448 bytes for parameters.
+
+Constants marked *decoded* were read out of the instruction streams of compiled files. Those marked *empirical* were set
+so that predicted streamed bytes agree with published reports of the nets named; they are the weakest part of this model.
+The 8320 lines are decoded, too: the highest address of a buffer. They are 8.125 MiB in all, so reports can print 8.05.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.cost.geometry import ARRAY_INPUTS, TILE_SIDE, Picture, Window, picture, window
-from balancer.ground.units import ceil_div, ceil_to
+from balancer.cost.geometry import ARRAY_INPUTS, TILE_SIDE, FeatureMap, Window, feature_map, sliding_window
+from balancer.ground.units import KIB, ceil_div, ceil_to
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from balancer.cost.layout import ParameterLayout
     from balancer.graph import Graph, Op
 
 TILES = 16
-_KIB = 1 << 10
 MILLION = 1_000_000
-UNBOUNDED = 1 << 62
+UNBOUNDED = 1 << 62  # as max_bytes: more than any capacity
 
-# Decoded: rows of a landing buffer are padded to 256 bytes; parameters begin 640 bytes up at most; beside the landing
-# buffers of a convolution stand two of 256 bytes for its headers and a gap of 128 lines.
+# Decoded: rows of a landing buffer are padded to 256 bytes; parameters begin at most 640 bytes up; beside the landing
+# buffers of a convolution stand two buffers of 256 bytes for its headers and a gap of 128 lines.
 _DMA_BYTES = 256
 _BASE_BYTES = 640
 _HEADER_BUFFER_BYTES = 512
@@ -35,129 +52,165 @@ _GAP_BYTES = 128 * 64
 # Decoded, roughly: one weight transfer holds all taps of a kernel with 8 or more, else up to 16 blocks of 64 outputs
 # x 4 inputs.
 _LANDING_BLOCKS = 16
-# Narrow memory, for activations: the largest use in a compiled file is 196,596 bytes a tile.
-_NARROW_BYTES = 192 * _KIB
-# Empirical, convolutions on 64x64 pictures: an input that cannot be held beside the output is kept back in wide memory.
-_HELD_INPUT_BYTES = 39 * _KIB
-# Empirical, five reports: room that a dense op with scales or a bias takes.
-_DENSE_BYTES = 25 * _KIB
-# Empirical, nets that start at 224 px: a window whose pictures take more than the first takes the second.
-_BIG_TILE_BYTES, _BIG_BYTES = 60 * _KIB, 62 * _KIB
-# Empirical, Xception alone: a depthwise convolution takes twice its input tile, up to this tile size.
-_DEPTHWISE_TILE_BYTES = 40 * _KIB
+# Decoded: narrow memory of a tile, for activations. The largest use in a compiled file is 196,596 bytes.
+_NARROW_BYTES = 192 * KIB
+# Empirical, convolutions on 64x64 feature maps: an input that does not fit narrow memory beside the output is held in
+# wide memory.
+_HELD_INPUT_BYTES = 39 * KIB
+# Empirical, five reports: scratch of a dense op with scales or a bias.
+_DENSE_BYTES = 25 * KIB
+# Empirical, nets that start at 224 px: a window whose feature maps take more than the first needs the second.
+_BIG_TILE_BYTES, _BIG_BYTES = 60 * KIB, 62 * KIB
+# Empirical, Xception alone: a depthwise convolution needs twice its input tile, up to this tile size.
+_DEPTHWISE_TILE_BYTES = 40 * KIB
 # Empirical, Inception-V3 (slope) and Inception-V4 (steep part, weak): overlapping pools of stride 1.
-_POOL_PERCENT, _POOL_KNEE_BYTES, _POOL_STEEP_PERCENT = 175, 37 * _KIB, 480
+_POOL_PERCENT, _POOL_KNEE_BYTES, _POOL_STEEP_PERCENT = 175, 37 * KIB, 480
 # Empirical, two points (112x112x64, 147x147x64) and a limit (768 px): overlapping pools of larger stride.
-_STRIDED_POOL_PERCENT, _STRIDED_POOL_FREE_BYTES, _POOL_MOST_BYTES = 244, 66 * _KIB, 268 * _KIB
+_STRIDED_POOL_PERCENT, _STRIDED_POOL_FREE_BYTES, _POOL_MAX_BYTES = 244, 66 * KIB, 268 * KIB
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """Bytes for parameters in a segment, given its largest scratch in bytes a tile.
+class CapacityRule:
+    """From the largest scratch of a segment to its capacity: the bytes that it has for parameters.
 
-    per_million, more_bytes, most_bytes: what the compiler's reports have taught; so many of each million bytes, so
-    many more, and never more than so many.
+        whole    = 16 tiles * (wide_bytes_per_tile - 640 - scratch)
+        capacity = whole * scale_per_million / 1,000,000 + offset_bytes, within 0 .. max_bytes
+
+    scale_per_million, offset_bytes, max_bytes: corrections learnt from the compiler's reports; by default they change
+    nothing. The more scratch, the less capacity.
     """
 
     wide_bytes_per_tile: int
-    per_million: int = MILLION
-    more_bytes: int = 0
-    most_bytes: int = UNBOUNDED
+    scale_per_million: int = MILLION
+    offset_bytes: int = 0
+    max_bytes: int = UNBOUNDED
 
-    def __call__(self, scratch: int) -> int:
-        whole = max(0, TILES * (self.wide_bytes_per_tile - _BASE_BYTES - scratch))
-        return min(self.most_bytes, max(0, whole * self.per_million // MILLION + self.more_bytes))
+    def capacity_bytes(self, scratch_bytes: int) -> int:
+        """Bytes for parameters in all tiles. scratch_bytes: the largest of the segment's ops, of one tile.
 
-    def each(self, scratch: Any) -> Any:
-        """The same for an int64 array of scratches."""
-        whole = np.maximum(0, TILES * (self.wide_bytes_per_tile - _BASE_BYTES - scratch))
-        return np.clip(whole * self.per_million // MILLION + self.more_bytes, 0, self.most_bytes)
+        >>> CapacityRule(532_480).capacity_bytes(13_312)
+        8296448
+        >>> CapacityRule(532_480, max_bytes=8_000_000).capacity_bytes(13_312)
+        8000000
+        """
+        whole = max(0, TILES * (self.wide_bytes_per_tile - _BASE_BYTES - scratch_bytes))
+        return min(self.max_bytes, max(0, whole * self.scale_per_million // MILLION + self.offset_bytes))
+
+    def capacities_bytes(self, scratch_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`capacity_bytes` of each entry."""
+        whole = np.maximum(0, TILES * (self.wide_bytes_per_tile - _BASE_BYTES - scratch_bytes))
+        corrected = whole * self.scale_per_million // MILLION + self.offset_bytes
+        capacities: NDArray[np.int64] = np.clip(corrected, 0, self.max_bytes)
+        return capacities
 
     @property
-    def largest(self) -> int:
-        """Where nothing needs scratch."""
-        return self(0)
+    def largest_bytes(self) -> int:
+        """The capacity of a segment whose ops need no scratch: no segment has more."""
+        return self.capacity_bytes(0)
 
-    def scratch_for(self, room: int) -> int:
-        """The least scratch that leaves no more than so much room."""
-        whole = max(0, room - self.more_bytes) * MILLION // max(self.per_million, 1)
+    def scratch_for(self, capacity_bytes: int) -> int:
+        """The least scratch, in bytes of one tile, that leaves at most this capacity.
+
+        >>> CapacityRule(532_480).scratch_for(8_296_448)
+        13312
+        """
+        whole = max(0, capacity_bytes - self.offset_bytes) * MILLION // max(self.scale_per_million, 1)
         return max(0, self.wide_bytes_per_tile - _BASE_BYTES - whole // TILES)
 
 
 def op_scratch(graph: Graph, op: Op, layout: ParameterLayout) -> int:
-    """Wide memory, in bytes a tile, that the op needs while it runs, wherever its inputs come from."""
+    """Bytes of wide memory in each tile that the op needs while it runs, wherever its inputs come from."""
     if op.type == "FULLY_CONNECTED":
         return _DENSE_BYTES if layout.has_headers else 0
-    found = window(graph, op)
-    if found is None:
+    window = sliding_window(graph, op)
+    if window is None:
         return 0
-    landing = _landing_bytes(found) if found.kind != "pool" else 0
-    if found.source.pixels <= 1:
+    landing = _landing_bytes(window) if window.kind != "pool" else 0
+    if window.source.pixels <= 1:
         return landing
-    return max(landing, _big_bytes(found), _window_bytes(found))
+    return max(landing, _big_bytes(window), _window_bytes(window))
 
 
 def input_scratch(graph: Graph, t: int, reader: Op) -> int:
-    """Wide memory, in bytes a tile, for a tensor that enters the segment and is read by this op of it.
+    """Bytes of wide memory in each tile that tensor t needs where it enters a segment in which this op reads it.
 
-    Two of its rows (decoded); where it is the picture of a convolution and does not fit beside the output, more.
+    Two of the tensor's rows (decoded). The input of a convolution that does not fit narrow memory beside the output needs
+    `_HELD_INPUT_BYTES` more.
     """
-    shape = picture(graph.tensors[t])
+    shape = feature_map(graph.tensors[t])
     rows = 2 * ceil_to(shape.width * shape.channels, _DMA_BYTES)
-    found = window(graph, reader)
-    held = (
-        found is not None and found.kind == "conv" and reader.inputs[0] == t and _working_bytes(found) > _NARROW_BYTES
-    )
-    return rows + (_HELD_INPUT_BYTES if held else 0)
+    window = sliding_window(graph, reader)
+    if window is None or window.kind != "conv" or reader.inputs[0] != t:
+        return rows
+    return rows + (_HELD_INPUT_BYTES if _working_bytes(window) > _NARROW_BYTES else 0)
 
 
-def _landing_bytes(found: Window) -> int:
-    """The double buffer in which every tile receives the weights of a convolution (decoded)."""
-    steps = 1 if found.kind == "depthwise" else ceil_div(found.source.channels, ARRAY_INPUTS)
-    blocks = found.taps
-    if found.kind == "conv" and found.taps < _LANDING_BLOCKS // 2:
-        blocks = min(_LANDING_BLOCKS, found.taps * steps)
+def _landing_bytes(window: Window) -> int:
+    """The double buffer in which every tile receives the weights of a convolution (decoded).
+
+    >>> from balancer.cost.geometry import FeatureMap
+    >>> maps = FeatureMap(8, 8, 64), FeatureMap(8, 8, 64)
+    >>> _landing_bytes(Window("conv", *maps, 3, 3, 1)) == 2 * 256 * 9 + 512 + 128 * 64
+    True
+    >>> _landing_bytes(Window("conv", *maps, 1, 1, 1)) == 2 * 256 * 16 + 512 + 128 * 64
+    True
+    """
+    steps = 1 if window.kind == "depthwise" else ceil_div(window.source.channels, ARRAY_INPUTS)
+    blocks = window.taps
+    if window.kind == "conv" and window.taps < _LANDING_BLOCKS // 2:
+        blocks = min(_LANDING_BLOCKS, window.taps * steps)
     return 2 * _DMA_BYTES * blocks + _HEADER_BUFFER_BYTES + _GAP_BYTES
 
 
-def _big_bytes(found: Window) -> int:
-    overlapping = found.kind != "pool" or _overlaps(found)
-    return _BIG_BYTES if overlapping and found.taps > 1 and _working_bytes(found) > _BIG_TILE_BYTES else 0
+def _big_bytes(window: Window) -> int:
+    """What a window over large feature maps needs, unless it is a pool whose windows do not overlap."""
+    overlapping = window.kind != "pool" or _overlaps(window)
+    return _BIG_BYTES if overlapping and window.taps > 1 and _working_bytes(window) > _BIG_TILE_BYTES else 0
 
 
-def _window_bytes(found: Window) -> int:
+def _window_bytes(window: Window) -> int:
     """What depthwise convolutions and overlapping pools need for their input."""
-    halo = _halo_tile(found)
-    if found.kind == "depthwise":
+    halo = _halo_tile(window)
+    if window.kind == "depthwise":
         return 2 * halo if halo <= _DEPTHWISE_TILE_BYTES else _BIG_BYTES
-    if found.kind != "pool" or not _overlaps(found):
+    if window.kind != "pool" or not _overlaps(window):
         return 0
-    if found.stride > 1:
-        return min(max(0, halo * _STRIDED_POOL_PERCENT // 100 - _STRIDED_POOL_FREE_BYTES), _POOL_MOST_BYTES)
+    if window.stride > 1:
+        return min(max(0, halo * _STRIDED_POOL_PERCENT // 100 - _STRIDED_POOL_FREE_BYTES), _POOL_MAX_BYTES)
     steep = max(0, halo - _POOL_KNEE_BYTES)
-    return min((halo - steep) * _POOL_PERCENT // 100 + steep * _POOL_STEEP_PERCENT // 100, _POOL_MOST_BYTES)
+    return min((halo - steep) * _POOL_PERCENT // 100 + steep * _POOL_STEEP_PERCENT // 100, _POOL_MAX_BYTES)
 
 
-def _overlaps(found: Window) -> bool:
-    return max(found.height, found.width) > found.stride
+def _overlaps(window: Window) -> bool:
+    """Whether neighbouring positions of the window share pixels."""
+    return max(window.height, window.width) > window.stride
 
 
-def _halo_tile(found: Window) -> int:
-    """Bytes of one tile's share of the input in the 4 x 4 split of the output, with the rows and columns beyond its
-    edge.
+def _working_bytes(window: Window) -> int:
+    """Bytes of input and output that one tile works on at once."""
+    return _halo_tile(window) + _output_tile(window.output)
+
+
+def _halo_tile(window: Window) -> int:
+    """Bytes of input that one tile reads to compute its share of the output, which is split over 4 x 4 tiles.
+
+    The rows and columns beyond the tile's own share, the halo, are included.
     """
-    height = min(found.source.height + found.height - 1, _reach(found.made.height, found.stride, found.height))
-    width = min(found.source.width + found.width - 1, _reach(found.made.width, found.stride, found.width))
-    return height * width * ceil_to(found.source.channels, ARRAY_INPUTS)
+    height = min(window.source.height + window.height - 1, _reach(window.output.height, window.stride, window.height))
+    width = min(window.source.width + window.width - 1, _reach(window.output.width, window.stride, window.width))
+    return height * width * ceil_to(window.source.channels, ARRAY_INPUTS)
 
 
-def _reach(made: int, stride: int, kernel: int) -> int:
-    return (ceil_div(made, TILE_SIDE) - 1) * stride + kernel
+def _reach(outputs: int, stride: int, kernel: int) -> int:
+    """Input positions along one axis that one tile's share of `outputs` output positions reads.
+
+    >>> _reach(outputs=16, stride=2, kernel=3)  # a share of 4 outputs reads positions 0 .. 8
+    9
+    """
+    return (ceil_div(outputs, TILE_SIDE) - 1) * stride + kernel
 
 
-def _working_bytes(found: Window) -> int:
-    return _halo_tile(found) + _made_tile(found.made)
-
-
-def _made_tile(made: Picture) -> int:
-    return ceil_div(made.height, TILE_SIDE) * ceil_div(made.width, TILE_SIDE) * ceil_to(made.channels, ARRAY_INPUTS)
+def _output_tile(output: FeatureMap) -> int:
+    """Bytes of one tile's share of the output."""
+    tile_pixels = ceil_div(output.height, TILE_SIDE) * ceil_div(output.width, TILE_SIDE)
+    return tile_pixels * ceil_to(output.channels, ARRAY_INPUTS)

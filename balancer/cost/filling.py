@@ -1,158 +1,242 @@
-"""What of many segments' parameters does not stay on chip. Equal to `Caching.cached` for each of them.
+"""What of many segments' parameters overflows the capacity. Equal to `Caching.cached` for each segment, but in arrays.
 
-Inside a class of ops the largest come first, so that room is given in runs: ops are taken until one does not fit; then
-all that are larger than what is left are skipped at once. With sums over the ops of each down-set in the order in which
-they get room, both ends of a run are found by bisection, for all segments at a time. Only dense ops that may not fit
-into the tiles are tried one by one.
+`Caching` tries one op after the other. Here all segments advance together, in runs: a run of ops that fit is taken, then
+a run of ops that are too large is skipped. One class of ops and a capacity of 75 bytes, for example:
+
+    rank in the order of priority     0     1     2     3     4   (end: 5)
+    bytes                            60    30    20    10     5
+    sum of bytes before the rank      0    60    90   110   120   (125)
+
+    take rank 0          rank 1 is the last one with a sum before it of at most 0 + 75; 75 - 60 = 15 bytes are left
+    skip ranks 1 and 2   rank 3 is the first op of at most 15 bytes; 110 - 60 = 50 bytes overflow
+    take ranks 3 and 4   the end is the last rank with a sum before it of at most 110 + 15
+
+Both ends of a run are found by bisection. A skipped run is contiguous only because the ops of a class are ordered by size:
+once an op does not fit, the ops after it that are as large do not fit either.
+
+A segment lies between two down-sets, and the inner is contained in the outer. So the sum over its ops before a rank is
+the outer set's sum less the inner set's, and one table with a row for each down-set serves all segments. Ops that a segment
+lacks add nothing to its sums.
+
+Dense ops must fit into the tiles besides. Where that is not certain, they are tried one by one.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from balancer.cost.segment import SegmentCosts
     from balancer.ground.downsets import DownSets
     from balancer.ground.opsets import OpSet
 
-MOST_CELLS = 1 << 25  # of a table of sums: more sets than that are taken a part at a time
-_PART = 1 << 14
+MOST_CELLS = 1 << 25  # of a table of sums; where all sets need more, the segments are taken a part at a time
+_PART = 1 << 14  # segments
 
 
+class Overflow(NamedTuple):
+    """One entry for each segment: bytes that do not fit on the chip, and ns that their ops stall for them."""
+
+    overflow_bytes: NDArray[np.int64]
+    stall_ns: NDArray[np.int64]
+
+
+class PrefixSums(NamedTuple):
+    """Sums over the ops of each set before each rank, as flat tables: set after set, `width` ranks each.
+
+    cached: bytes on the chip. streamed: bytes if streamed. stall_ns: if streamed.
+    """
+
+    width: int
+    cached: NDArray[np.signedinteger]
+    streamed: NDArray[np.signedinteger]
+    stall_ns: NDArray[np.signedinteger]
+
+
+@dataclass(frozen=True, slots=True)
 class Fillings:
-    """Segments between down-sets that are filled with the parameters of these ops. Sums are kept if there are few sets."""
+    """Fills segments between down-sets with the parameters of the ops that are on the TPU.
 
-    def __init__(self, costs: SegmentCosts, sets: DownSets, on_tpu: OpSet) -> None:
-        self.costs, self.sets = costs, sets
-        self.order = [i for i in costs.caching.priority if on_tpu >> i & 1]
-        # Ranks of each class's ops; within a class they come by size, as `_Filling.run` needs it.
-        counts = [(ops & on_tpu).bit_count() for ops in costs.caching.classes]
-        self.classes = [range(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
-        self.all: _PrefixSums | None = None
-        if len(sets) * len(self.order) <= MOST_CELLS:
-            self.all = self._sums(np.arange(len(sets)))
+    order: these ops by priority; an op's rank is its position here. classes: the ranks of each class. all_sums: of all
+    sets; None where they are too many, then sums are made for a part of the segments at a time.
+    """
 
-    def _sums(self, rows: Any) -> _PrefixSums:
-        return _PrefixSums(self.costs, self.sets, self.order, rows)
+    costs: SegmentCosts
+    sets: DownSets
+    order: tuple[int, ...]
+    classes: tuple[range, ...]
+    all_sums: PrefixSums | None
 
-    def spilled(self, inners: Any, outers: Any, room: Any, dense_fit: Any) -> tuple[Any, Any]:
-        """Overflow bytes, and ns of waiting for them. room: bytes; dense_fit: whether dense ops fit the tiles for sure."""
-        if self.all:
-            return self._spilled(self.all, inners, outers, room, dense_fit)
-        found = []
+    def overflow(
+        self, inners: NDArray[np.intp], outers: NDArray[np.intp], capacity_bytes: NDArray[np.int64],
+        dense_fit: NDArray[np.bool_],
+    ) -> Overflow:  # fmt: skip
+        """What overflows in each segment.
+
+        inners, outers: rows of the segments' sets. capacity_bytes: for parameters. dense_fit: whether the segment's dense
+        ops fit into the tiles for certain, whichever of them are cached.
+        """
+        if self.all_sums is not None:
+            return self._overflow(self.all_sums, inners, outers, capacity_bytes, dense_fit)
+        parts = []
         for first in range(0, len(inners), _PART):
             part = slice(first, first + _PART)
             rows, numbers = np.unique(np.concatenate([inners[part], outers[part]]), return_inverse=True)
-            here = np.split(numbers, 2)
-            found.append(self._spilled(self._sums(rows), here[0], here[1], room[part], dense_fit[part]))
-        return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
+            inner, outer = np.split(numbers, 2)
+            sums = _prefix_sums(self.costs, self.sets, self.order, rows)
+            parts.append(self._overflow(sums, inner, outer, capacity_bytes[part], dense_fit[part]))
+        return Overflow(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _spilled(self, sums: _PrefixSums, inners: Any, outers: Any, room: Any, dense_fit: Any) -> tuple[Any, Any]:
-        overflow, waiting = np.zeros(len(inners), np.int64), np.zeros(len(inners), np.int64)
+    def _overflow(
+        self, sums: PrefixSums, inners: NDArray[np.intp], outers: NDArray[np.intp], capacity_bytes: NDArray[np.int64],
+        dense_fit: NDArray[np.bool_],
+    ) -> Overflow:  # fmt: skip
+        """inners, outers: rows of the table of sums."""
+        overflow_bytes, stall_ns = np.zeros(len(inners), np.int64), np.zeros(len(inners), np.int64)
         for fit in (True, False):
             here = np.nonzero(dense_fit == fit)[0]
             if len(here):
-                filling = _Filling(self, sums, inners[here], outers[here], room[here])
+                filling = _Filling(self, sums, inners[here], outers[here], capacity_bytes[here])
                 for ops, ranks in zip(self.costs.caching.classes, self.classes, strict=True):
                     if fit or not ops & self.costs.caching.dense:
-                        filling.run(ranks)
+                        filling.take_in_runs(ranks)
                     else:
-                        filling.pour(ranks)
-                overflow[here], waiting[here] = filling.overflow_bytes, filling.waiting_ns
-        return overflow, waiting
+                        filling.take_one_by_one(ranks)
+                overflow_bytes[here], stall_ns[here] = filling.overflow_bytes, filling.stall_ns
+        return Overflow(overflow_bytes, stall_ns)
 
 
-class _PrefixSums:
-    """Over the ops of each set, in the order in which they get room: sums before each rank, as flat tables."""
+def fillings(costs: SegmentCosts, sets: DownSets, on_tpu: OpSet, most_cells: int = MOST_CELLS) -> Fillings:
+    """Prepares to fill segments between these sets. on_tpu: the ops on the chip. most_cells: of a table for all sets."""
+    order = tuple(i for i in costs.caching.priority if on_tpu >> i & 1)
+    counts = [(ops & on_tpu).bit_count() for ops in costs.caching.classes]
+    classes = tuple(range(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True))
+    few = len(sets) * len(order) <= most_cells
+    all_sums = _prefix_sums(costs, sets, order, np.arange(len(sets))) if few else None
+    return Fillings(costs, sets, order, classes, all_sums)
 
-    def __init__(self, costs: SegmentCosts, sets: DownSets, order: Sequence[int], rows: Any) -> None:
-        self.width = len(order) + 1
-        held = sets.members(rows)[:, order]
-        self.cached = self._before(held, [costs.caching.size[i] for i in order])
-        self.streamed = self._before(held, [costs.layout[i].streamed for i in order])
-        self.waiting = self._before(held, [costs.waiting[i] for i in order])
 
-    def _before(self, held: Any, weights: Sequence[int]) -> Any:
-        dtype = np.int32 if sum(weights) < 1 << 31 else np.int64
-        table = np.zeros((len(held), self.width), dtype)
-        np.cumsum(held * np.array(weights, dtype), axis=1, out=table[:, 1:])
-        return table.ravel()
+def _prefix_sums(costs: SegmentCosts, sets: DownSets, order: Sequence[int], rows: NDArray[np.intp]) -> PrefixSums:
+    """The sums of these rows of the sets."""
+    held = sets.members(rows)[:, order]
+    return PrefixSums(
+        width=len(order) + 1,
+        cached=_sums_before(held, [costs.caching.size_bytes[i] for i in order]),
+        streamed=_sums_before(held, [costs.op_terms[i].layout.streamed for i in order]),
+        stall_ns=_sums_before(held, [costs.op_terms[i].stall_ns for i in order]),
+    )
+
+
+def _sums_before(held: NDArray[np.bool_], weights: Sequence[int]) -> NDArray[np.signedinteger]:
+    """For each row the sums of the weights of the ops held before each rank, and before the end.
+
+    >>> _sums_before(np.array([[True, True, True], [True, False, True]]), [60, 30, 20]).reshape(2, 4).tolist()
+    [[0, 60, 90, 110], [0, 60, 60, 80]]
+    """
+    # Half the memory where it suffices: the tables are the largest arrays of the cost model.
+    dtype = np.int32 if sum(weights) < 1 << 31 else np.int64
+    table = np.zeros((len(held), len(weights) + 1), dtype)
+    np.cumsum(held * np.array(weights, dtype), axis=1, out=table[:, 1:])
+    return table.ravel()
 
 
 class _Filling:
-    """Room that is given to the ops of some segments, in order."""
+    """Segments while they are filled, class after class, each from its inner set to its outer set.
 
-    def __init__(self, fillings: Fillings, sums: _PrefixSums, inners: Any, outers: Any, room: Any) -> None:
+    left_bytes: capacity that is not yet taken. overflow_bytes, stall_ns: of the ops skipped so far.
+    """
+
+    def __init__(
+        self, fillings: Fillings, sums: PrefixSums, inners: NDArray[np.intp], outers: NDArray[np.intp],
+        capacity_bytes: NDArray[np.int64],
+    ) -> None:  # fmt: skip
+        """inners, outers: rows of the table of sums. capacity_bytes: of each segment."""
         self.costs, self.order, self.sums = fillings.costs, fillings.order, sums
         self.inners, self.outers = inners * sums.width, outers * sums.width
-        self.left = room.astype(np.int64)
-        self.overflow_bytes, self.waiting_ns = np.zeros(len(room), np.int64), np.zeros(len(room), np.int64)
+        self.left_bytes = capacity_bytes.astype(np.int64)
+        self.overflow_bytes, self.stall_ns = np.zeros(len(inners), np.int64), np.zeros(len(inners), np.int64)
 
-    def _before(self, table: Any, here: Any, ranks: Any) -> Any:
-        """Of some segments, the sum of their ops before a rank."""
-        return table[self.outers[here] + ranks].astype(np.int64) - table[self.inners[here] + ranks]
+    def _before(
+        self, table: NDArray[np.signedinteger], here: NDArray[np.intp], ranks: NDArray[np.intp] | int
+    ) -> NDArray[np.int64]:
+        """For some segments, the sum over their ops before a rank. here: which segments; ranks: of each of them."""
+        sums: NDArray[np.int64] = table[self.outers[here] + ranks].astype(np.int64)
+        sums -= table[self.inners[here] + ranks]
+        return sums
 
-    def run(self, ranks: range) -> None:
-        """Give room to the ops of a class, by runs of those that fit and of those that don't."""
-        smaller = -np.array([self.costs.caching.size[self.order[k]] for k in ranks], np.int64)
-        here = np.arange(len(self.left)) if len(ranks) else np.zeros(0, np.intp)
+    def take_in_runs(self, ranks: range) -> None:
+        """Fill in the ops of a class, by runs of those that fit and of those that do not."""
+        # Ascending, as searchsorted needs it: the largest op stands first.
+        negated = -np.array([self.costs.caching.size_bytes[self.order[k]] for k in ranks], np.int64)
+        here = np.arange(len(self.left_bytes)) if len(ranks) else np.zeros(0, np.intp)
         at = np.full(len(here), ranks.start)
         while len(here):
-            filled = self._before(self.sums.cached, here, at)
-            end = self._fitting(here, at, ranks.stop, filled + self.left[here])
-            self.left[here] -= self._before(self.sums.cached, here, end) - filled
-            on = end < ranks.stop
-            here, end = here[on], end[on]
-            # The next op does not fit, nor do those that are no smaller than it.
-            at = ranks.start + np.searchsorted(smaller, -self.left[here])
-            for table, total in ((self.sums.streamed, self.overflow_bytes), (self.sums.waiting, self.waiting_ns)):
+            taken = self._before(self.sums.cached, here, at)
+            end = self._last_fitting(here, at, ranks.stop, taken + self.left_bytes[here])
+            self.left_bytes[here] -= self._before(self.sums.cached, here, end) - taken
+            unfinished = end < ranks.stop
+            here, end = here[unfinished], end[unfinished]
+            # The op at `end` does not fit. Skip to the first op that is no larger than what is left.
+            at = ranks.start + np.searchsorted(negated, -self.left_bytes[here])
+            for table, total in ((self.sums.streamed, self.overflow_bytes), (self.sums.stall_ns, self.stall_ns)):
                 total[here] += self._before(table, here, at) - self._before(table, here, end)
-            on = at < ranks.stop
-            here, at = here[on], at[on]
+            unfinished = at < ranks.stop
+            here, at = here[unfinished], at[unfinished]
 
-    def _fitting(self, here: Any, low: Any, stop: int, limit: Any) -> Any:
-        """The last rank before which the sum is within the limit."""
+    def _last_fitting(
+        self, here: NDArray[np.intp], low: NDArray[np.intp], stop: int, most_bytes: NDArray[np.int64]
+    ) -> NDArray[np.intp]:
+        """For some segments, the last rank from low to stop before which their ops take at most so many bytes in sum."""
         high = np.full(len(here), stop)
-        high = np.where(self._before(self.sums.cached, here, high) <= limit, high, high - 1)
+        # In most segments all the rest fits. They need no bisection.
+        high = np.where(self._before(self.sums.cached, here, high) <= most_bytes, high, high - 1)
         low = np.where(high == stop, stop, low)
         while (low < high).any():
             middle = (low + high + 1) // 2
-            fits = self._before(self.sums.cached, here, middle) <= limit
+            fits = self._before(self.sums.cached, here, middle) <= most_bytes
             low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
         return low
 
-    def pour(self, ranks: range) -> None:
-        """Give room to dense ops, one after the other, as the tiles take them."""
-        every = np.arange(len(self.left))
-        dense = _Tiles(self.costs, len(self.left))
+    def take_one_by_one(self, ranks: range) -> None:
+        """Fill in dense ops, one after the other, as far as capacity and tiles take them."""
+        every = np.arange(len(self.left_bytes))
+        tiles = _DenseTiles(self.costs, len(self.left_bytes))
         for k in ranks:
             i = self.order[k]
             held = self._before(self.sums.cached, every, k + 1) > self._before(self.sums.cached, every, k)
             here = np.nonzero(held)[0]
-            fits = self.left[here] >= self.costs.caching.size[i]
-            fits[fits] = dense.take(i, here[fits])
-            self.left[here[fits]] -= self.costs.caching.size[i]
-            spilled = here[~fits]
-            self.overflow_bytes[spilled] += self.costs.layout[i].streamed
-            self.waiting_ns[spilled] += self.costs.waiting[i]
+            fits = self.left_bytes[here] >= self.costs.caching.size_bytes[i]
+            fits[fits] = tiles.take(i, here[fits])
+            self.left_bytes[here[fits]] -= self.costs.caching.size_bytes[i]
+            skipped = here[~fits]
+            self.overflow_bytes[skipped] += self.costs.op_terms[i].layout.streamed
+            self.stall_ns[skipped] += self.costs.op_terms[i].stall_ns
 
 
-class _Tiles:
-    """Which dense ops are in the tiles. Few different sets of them occur: each is tried once."""
+class _DenseTiles:
+    """Which dense ops the tiles of each segment hold.
+
+    Few different sets of dense ops occur in many segments. Each set has a number, and is tried once. sets: by number.
+    held: for each segment the number of its set.
+    """
 
     def __init__(self, costs: SegmentCosts, count: int) -> None:
+        """count: of segments. All tiles are empty."""
         self.caching = costs.caching
         self.sets: list[OpSet] = [0]
         self.number: dict[OpSet, int] = {0: 0}
         self.held = np.zeros(count, np.int64)
 
-    def take(self, i: int, here: Any) -> Any:
-        """Where the op finds room; there it is added."""
+    def take(self, i: int, here: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """In which of these segments op i fits beside the dense ops held. There it is added."""
         held = self.held[here]
         fits = np.zeros(len(here), bool)
         for number in np.unique(held).tolist():

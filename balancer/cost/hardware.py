@@ -1,20 +1,22 @@
-"""The constants of a machine with Edge TPUs, as data: each with its unit in the name, its source and how it is known."""
+"""The constants of a machine with Edge TPUs, as data. A name says the unit; the file says the source, and how it is known."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
-from balancer.documents import Refusal, parse_json, read_json
+from balancer.documents import DocumentKind, Refusal, parse_document, read_document
 from balancer.errors import HardwareError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from balancer.documents import JsonObject
+
 FORMAT, VERSION = "balancer-hardware", 1
-# Keeps sums over thousands of ops and tensors of 2 GiB within 64 bits.
+# With constants up to this, sums over thousands of ops and tensors of 2 GiB stay within 64 bits.
 _LARGEST = 10**10
 
 
@@ -22,13 +24,21 @@ _LARGEST = 10**10
 class Chip:
     """The Edge TPU itself.
 
-    mac_ns_per_gmac: ns for 10^9 multiply-accumulates, counted as the array rounds them up. dense_ns_per_mib: ns to read the
-    parameters of dense ops, for each MiB on the chip. written_ns_per_mib: ns for each MiB that ops without
-    multiply-accumulates write. op_ns: start of one op. gather_ns, gather_ns_per_mib: what a convolution takes longer whose
-    input lies spread over the tiles, once and for each MiB of it; only on pictures of gather_least_pixels and more.
-    narrow_bytes: memory for activations. band_bytes, least_bands: a picture that does not fit it is worked on in bands of
-    at most so many bytes, and in at least so many. wide_bytes_per_tile: memory of one tile for parameters and buffers;
-    dense_tile_bytes: what dense ops may take of it.
+    Computing, see `timing`:
+    mac_ns_per_gmac       ns for 10^9 multiply-accumulates, counted as the array pads them
+    dense_ns_per_mib      ns to pass the cached parameters of dense ops through the array, for each MiB
+    written_ns_per_mib    ns to write the outputs of other ops than convolutions and dense ops, for each MiB
+    op_ns                 ns to start one op
+    gather_ns             ns to collect the input of a convolution that lies spread over the tiles, once for each op
+    gather_ns_per_mib     the same, for each MiB of that input
+    gather_least_pixels   smaller inputs need no gathering
+    narrow_bytes          memory for activations
+    band_bytes            activations on which a convolution works at a time where they exceed narrow memory
+    least_bands           the number of bands of such a convolution, at least
+
+    Memory, see `capacity` and `caching`:
+    wide_bytes_per_tile   of one tile, for parameters and scratch
+    dense_tile_bytes      the part of it that dense ops may take
     """
 
     mac_ns_per_gmac: int
@@ -47,12 +57,18 @@ class Chip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """Between the host and one Edge TPU.
+    """The connection between the host and one Edge TPU.
 
-    stream_ns_per_mib, stream_start_ns: parameters that are sent with every inference, for each MiB and once.
-    load_ns_per_mib, load_ns: parameters that are sent at the first inference alone, likewise. invoke_ns: fixed cost of
-    invoking one segment. input_ns_per_mib, output_ns_per_mib: boundary tensors to and from a segment;
-    large_input_ns_per_mib, large_output_ns_per_mib: what the part of a tensor above large_tensor_bytes takes on top.
+    stream_ns_per_mib         ns to send parameters with each inference, for each MiB
+    stream_start_ns           the same, once for each inference of a segment that streams anything
+    load_ns_per_mib           ns to send parameters that stay on the chip, at the first inference, for each MiB
+    load_ns                   the same, once for each segment
+    invoke_ns                 ns to invoke a segment, whatever it holds
+    input_ns_per_mib          ns to send a boundary tensor into a segment, for each MiB
+    output_ns_per_mib         ns to fetch a boundary tensor out of a segment, for each MiB
+    large_tensor_bytes        the bytes of a boundary tensor beyond this size take more time:
+    large_input_ns_per_mib    ns on top of input_ns_per_mib, for each MiB beyond
+    large_output_ns_per_mib   ns on top of output_ns_per_mib, for each MiB beyond
     """
 
     stream_ns_per_mib: int
@@ -69,10 +85,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The computer that the Edge TPUs are in.
+    """The computer that the Edge TPUs are attached to.
 
-    handover_ns: from one stage to the next; counts in latency alone. host_ns_per_stage: work for each inference and stage
-    that cannot overlap with the work for other stages.
+    handover_ns         ns to hand a result to the next stage; it adds to the latency and not to the period
+    host_ns_per_stage   ns of work for each inference and stage; work for different stages does not overlap
     """
 
     handover_ns: int
@@ -81,11 +97,13 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scripts:
-    """What the Python scripts of the published measurements add, see `feeding`; zero on any other host.
+    """What the Python scripts of the published measurements add (see `feeding`). Zero for other hosts.
 
-    thread_ns: a queue and a thread, for each stage. wake_ns: to wake a thread that slept through a long call.
-    upstream_permille_2, _3, _4: how much of what one stage sends delays the next one in a pipeline of 2, 3, or 4 and more
-    stages, in thousandths.
+    thread_ns             ns of a Python thread and its queue, for each stage
+    wake_ns               ns to wake a Python thread that slept through a long call
+    upstream_permille_2   thousandths of the time in which a stage sends its output, by which the next stage is delayed:
+    upstream_permille_3   in a pipeline of 2 stages, of 3 stages, and of
+    upstream_permille_4   4 or more
     """
 
     thread_ns: int
@@ -99,8 +117,9 @@ class Scripts:
 class Cpu:
     """One thread of the host's CPU, for ops that the Edge TPU does not take.
 
-    cpu_ns_per_gmac: for 10^9 multiply-accumulates. cpu_ns_per_mib: for each MiB that an op reads or writes. cpu_op_ns: to
-    start an op.
+    cpu_ns_per_gmac   ns for 10^9 multiply-accumulates
+    cpu_ns_per_mib    ns to read or write activations, for each MiB
+    cpu_op_ns         ns to start one op
     """
 
     cpu_ns_per_gmac: int
@@ -110,10 +129,10 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """All constants that the cost of a segment depends on. Their sources stand beside the values in `presets/*.json`.
+    """All constants that the costs of segments and pipelines depend on, in groups.
 
-    In files the constants stand side by side, whatever their group: `constants` and `with_constants` go from one form to
-    the other.
+    The source of each value stands beside it in `presets/*.json`. Files hold the constants in one flat object, without the
+    groups: `with_constants` and `constants` convert between both forms.
     """
 
     name: str
@@ -125,29 +144,40 @@ class Hardware:
 
     @classmethod
     def with_constants(cls, name: str, constants: Mapping[str, int]) -> Hardware:
-        """Raises KeyError where a constant is missing; other names are ignored."""
-        groups = {group: kind(**{f.name: constants[f.name] for f in fields(kind)}) for group, kind in _GROUPS.items()}
-        return cls(name=name, **groups)
+        """The hardware with these constants, by name. Raises KeyError where one is missing; other names are ignored."""
+        return cls(
+            name=name,
+            chip=_group(Chip, constants),
+            link=_group(Link, constants),
+            host=_group(Host, constants),
+            scripts=_group(Scripts, constants),
+            cpu=_group(Cpu, constants),
+        )
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a constant that is no whole number from 0 to 10^10."""
+        """Raises ValueError for a constant that is not a whole number from 0 to 10^10."""
         for name, value in self.constants.items():
             if not _is_constant(value):
                 raise ValueError(f"{name} must be a whole number from 0 to {_LARGEST}, not {value!r}")
 
     def changed(self, constants: Mapping[str, float]) -> Hardware:
-        """With these constants, rounded, and no larger than one may be."""
+        """The same hardware with these constants, each rounded to a whole number and limited to 10^10."""
         fitting = {name: round(min(value, _LARGEST)) for name, value in constants.items()}
         return Hardware.with_constants(self.name, self.constants | fitting)
 
     @property
     def constants(self) -> dict[str, int]:
-        """All of them by name, group after group."""
-        return {f.name: getattr(getattr(self, group), f.name) for group, kind in _GROUPS.items() for f in fields(kind)}
+        """All constants by name, group after group."""
+        groups = (self.chip, self.link, self.host, self.scripts, self.cpu)
+        return {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
 
 
-_GROUPS: dict[str, Any] = {"chip": Chip, "link": Link, "host": Host, "scripts": Scripts, "cpu": Cpu}
-CONSTANTS = tuple(f.name for kind in _GROUPS.values() for f in fields(kind))
+_Group = TypeVar("_Group", Chip, Link, Host, Scripts, Cpu)
+CONSTANTS = tuple(f.name for kind in (Chip, Link, Host, Scripts, Cpu) for f in fields(kind))
+
+
+def _group(kind: type[_Group], constants: Mapping[str, int]) -> _Group:
+    return kind(**{f.name: constants[f.name] for f in fields(kind)})
 
 
 def preset_names() -> tuple[str, ...]:
@@ -157,48 +187,51 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_hardware(source: str | Path) -> Hardware:
-    """A preset by its name, or a hardware file by its path. Raises HardwareError where it is neither."""
-    document, where = _document(str(source))
+    """The hardware of a preset, by its name, or of a hardware file, by its path.
+
+    Raises HardwareError if there is no such preset or file, or if the file is not valid.
+    """
+    document, where = _read(str(source))
+    entries = _entries(document, str(source), where)
     name = document.get("name") or Path(where).stem
     if not isinstance(name, str):
-        raise HardwareError("its name is no text", where, "correct it in the file")
-    return Hardware.with_constants(name, _values(document, where))
+        raise HardwareError("its name is not a text", where, "correct it in the file")
+    return Hardware.with_constants(name, _values(entries, where))
 
 
-def _document(source: str) -> tuple[dict[str, Any], str]:
-    """The file's document with the constants of its base, if it names one, filled in."""
-    document, where = _read(source)
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise HardwareError(f"not a hardware file (no format '{FORMAT}')", where, "give a hardware file")
-    if document.get("version") != VERSION:
-        raise HardwareError(f"version {document.get('version')!r} is unknown", where, "update balancer")
-    if not isinstance(document.get("constants"), dict):
+def _read(source: str) -> tuple[JsonObject, str]:
+    """The document of a preset or a file, and what messages call it."""
+    presets = preset_names()
+    refusal = Refusal(
+        HardwareError, "give a hardware file that balancer wrote", unread="no such preset, nor a readable file",
+        unread_remedy=f"use one of: {', '.join(presets)}, or a file",
+    )  # fmt: skip
+    kind = DocumentKind(FORMAT, (VERSION,), "hardware file", refusal, format_remedy="give a hardware file")
+    if source not in presets:
+        return read_document(source, kind), source
+    entry = resources.files(__package__).joinpath("presets", f"{source}.json")
+    return parse_document(entry.read_bytes(), f"preset {source}", kind), f"preset {source}"
+
+
+def _entries(document: JsonObject, source: str, where: str) -> JsonObject:
+    """The entries under "constants", by name. Those of the preset that the file names as its "base" fill the gaps."""
+    entries = document.get("constants")
+    if not isinstance(entries, dict):
         raise HardwareError("has no constants", where, "give a hardware file")
     base = document.get("base")
     if base is None:
-        return document, where
+        return entries
+    # A preset that is its own base would be read without end.
     if not isinstance(base, str) or base not in preset_names() or base == source:
-        raise HardwareError(f"its base {base!r} is no preset", where, f"name one of: {', '.join(preset_names())}")
-    inherited = _document(str(base))[0]["constants"]
-    return document | {"constants": inherited | document["constants"]}, where
+        raise HardwareError(f"its base {base!r} is not a preset", where, f"name one of: {', '.join(preset_names())}")
+    inherited, base_where = _read(base)
+    return _entries(inherited, base, base_where) | entries
 
 
-def _read(source: str) -> tuple[Any, str]:
-    known = preset_names()
-    refusal = Refusal(
-        HardwareError, "give a hardware file that balancer wrote", unread="no such preset, nor a readable file",
-        unread_remedy=f"use one of: {', '.join(known)}, or a file",
-    )  # fmt: skip
-    if source not in known:
-        return read_json(source, refusal), source
-    entry = resources.files(__package__).joinpath("presets", f"{source}.json")
-    return parse_json(entry.read_bytes(), f"preset {source}", refusal), f"preset {source}"
-
-
-def _values(document: dict[str, Any], where: str) -> dict[str, int]:
+def _values(entries: JsonObject, where: str) -> dict[str, int]:
     values: dict[str, int] = {}
     for name in CONSTANTS:
-        entry = document["constants"].get(name)
+        entry = entries.get(name)
         value = entry.get("value") if isinstance(entry, dict) else None
         if not _is_constant(value):
             raise HardwareError(

@@ -1,9 +1,23 @@
-"""The cost of one segment, in the terms that a plan prints.
+"""The cost of one segment, in the terms that a plan prints. The cost model is read from here.
 
-    stage_ns = overhead_ns + compute_ns + streaming_ns + input_ns + output_ns + cpu_ns
+    stage_ns = overhead_ns    to invoke the segment, and to start each of its ops
+             + compute_ns     its ops compute, as if all parameters were cached
+             + streaming_ns   they stall while parameters arrive that are not cached
+             + input_ns       boundary tensors enter it
+             + output_ns      boundary tensors leave it
+             + cpu_ns         its ops that stay on the CPU
 
-A tensor that skips segments is handled by its producer (output) and its readers (input) alone. The formulas of the
-terms stand in `timing`, what fits on the chip in `capacity` and `caching`, bytes in `layout`.
+`SegmentCosts.terms` finds them in this order:
+
+    step                                                           by
+    1. which ops stay on the CPU; the others run on the chip       `SegmentCosts.on_cpu`
+    2. which tensors enter and leave                               `Graph.interface`
+    3. the largest scratch leaves a capacity for parameters        `capacity`
+    4. the compiler's priority fills it: cached, or overflow       `caching`
+    5. sums over ops and tensors                                   `op_terms` (`timing`, `layout`)
+
+A tensor that skips segments costs its producer (output) and each segment that reads it (input), and no segment between
+them. `batch` computes the same for many segments at once.
 """
 
 from __future__ import annotations
@@ -12,27 +26,28 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from balancer.cost import timing
-from balancer.cost.caching import Caching
-from balancer.cost.capacity import Room, input_scratch, op_scratch
-from balancer.cost.layout import ParameterLayout, layout
+from balancer.cost.caching import caching_rule
+from balancer.cost.capacity import CapacityRule, input_scratch
+from balancer.cost.op_terms import OpTerms, op_terms
 from balancer.cost.profile import OpCosts
+from balancer.cost.timing import input_ns, output_ns
 from balancer.ground.opsets import OpSet, members, op_set
 from balancer.ground.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Sequence
 
-    from balancer.cost.hardware import Hardware
+    from balancer.cost.hardware import Hardware, Link
     from balancer.cost.profile import Profile
-    from balancer.graph import Graph, Op
+    from balancer.graph import Graph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentTerms:
-    """Predicted cost of one segment. Bytes as the compiler lays them out; stage_ns is the sum of the other times.
+    """Predicted cost of one segment. Bytes are as the compiler lays parameters out; times add up to `stage_ns`.
 
-    streaming_ns: what streaming adds to computing. overhead_ns: invoking, and starting ops.
+    parameter_bytes = cached_bytes + streamed_bytes. overflow_bytes: those of the streamed bytes that would be cached if
+    the capacity sufficed. The times are explained at the top of this module.
     """
 
     parameter_bytes: int
@@ -49,180 +64,188 @@ class SegmentTerms:
 
     @property
     def stage_ns(self) -> int:
+        """ns that the segment's device is busy with one inference."""
         return self.compute_ns + self.streaming_ns + self.input_ns + self.output_ns + self.overhead_ns + self.cpu_ns
 
 
 class SegmentCosts:
     """Costs of the segments of one graph on one kind of hardware. `terms` is exact, `lower` a bound for pruning.
 
-    Per op: layout; start, the ns of starting it; compute, the ns on the array; waiting, the ns that streaming adds;
-    always, the ns of operands that are never cached; cpu, the ns on the CPU; scratch, bytes a tile.
+    hardware: with the constants that the profile corrects. op_terms: of each op, by its index. capacity_rule, caching:
+    what fits on the chip. mapped: the ops that the Edge TPU takes; unmapped: the others, folded ops in neither.
     """
 
     def __init__(self, graph: Graph, hardware: Hardware, profile: Profile | None = None) -> None:
-        """profile: per-op costs, and constants, that replace the predicted ones."""
-        self.graph = graph
-        self.hardware = hardware = profile.hardware(hardware) if profile else hardware
-        ops = graph.ops
+        """profile: costs of ops, and constants, that replace the predicted ones."""
         known = profile.ops if profile else {}
-        self.layout = [_layout(graph, op, known.get(op.index, _AS_PREDICTED)) for op in ops]
-        sized = list(zip(ops, self.layout, strict=True))
-        stream = [timing.stream_ns(graph, op, lay, hardware) for op, lay in sized]
-        gather = [timing.gather_ns(graph, op, hardware) for op in ops]
-        busy = [timing.busy_ns(graph, op, lay, hardware) for op, lay in sized]
-        predicted = [b + g for b, g in zip(busy, gather, strict=True)]
-        self.compute = [_ns(known, i, ns) for i, ns in enumerate(predicted)]
-        # Streaming hides behind the op's own computing, but not behind the gathering of its input.
-        hiding = [max(0, ns - g) for ns, g in zip(self.compute, gather, strict=True)]
-        self.waiting = [max(0, s - h) for s, h in zip(stream, hiding, strict=True)]
-        self.always = [timing.always_stream_ns(lay, hardware) for lay in self.layout]
-        self.start = [timing.start_ns(op, hardware) for op in ops]
-        self.scratch = [_scratch(known, op.index, op_scratch(graph, op, lay)) for op, lay in sized]
-        self.room = _room(hardware, profile)
-        self.caching = Caching(graph, self.layout, hardware.chip.dense_tile_bytes)
-        self.mapped = op_set(op.index for op in ops if _mapped(known, op) and not op.folded)
+        self.graph = graph
+        self.hardware = profile.hardware(hardware) if profile else hardware
+        self.op_terms = [op_terms(graph, op, self.hardware, known.get(op.index, _AS_PREDICTED)) for op in graph.ops]
+        self.capacity_rule = _capacity_rule(self.hardware, profile)
+        layouts = [op.layout for op in self.op_terms]
+        self.caching = caching_rule(graph, layouts, self.hardware.chip.dense_tile_bytes)
+        self.mapped = op_set(i for i, op in enumerate(self.op_terms) if op.mapped)
         self.unmapped = graph.all_ops & ~self.mapped & ~graph.folded
-        cpu = [timing.cpu_ns(graph, op, hardware) for op in ops]
-        self.cpu = [_ns(known, i, ns) if self.unmapped >> i & 1 else ns for i, ns in enumerate(cpu)]
+
+    def terms(self, ops: OpSet, capacity_bytes: int | None = None) -> SegmentTerms:
+        """The predicted cost of the segment that holds these ops.
+
+        capacity_bytes: for parameters, where it is known otherwise, as from a compiler's report.
+        """
+        on_cpu = self.on_cpu(ops)
+        on_tpu = ops & self.mapped & ~on_cpu
+        inputs, outputs = self.graph.interface(ops)
+        if capacity_bytes is None:
+            capacity_bytes = self.capacity_bytes(on_tpu, inputs)
+        # Whole ops are cached, so what overflows is a set of ops, too. Ops without parameters are in neither.
+        cached = self.caching.cached(on_tpu, capacity_bytes)
+        running = self._terms_of(on_tpu)
+        overflowing = [op for op in self._terms_of(on_tpu & ~cached) if op.layout.cached]
+        cached_bytes = sum(op.layout.cached for op in self._terms_of(cached))
+        overflow_bytes = sum(op.layout.streamed for op in overflowing)
+        streamed_bytes = overflow_bytes + sum(op.layout.always_streamed for op in running)
+        tensors, hardware = self.graph.tensors, self.hardware
+        return SegmentTerms(
+            parameter_bytes=cached_bytes + streamed_bytes,
+            cached_bytes=cached_bytes,
+            streamed_bytes=streamed_bytes,
+            overflow_bytes=overflow_bytes,
+            capacity_bytes=capacity_bytes,
+            compute_ns=sum(op.compute_ns for op in running),
+            streaming_ns=_streaming_ns(running, overflowing, hardware.link) if streamed_bytes else 0,
+            input_ns=sum(input_ns(tensors[t].bytes, hardware) for t in inputs),
+            output_ns=sum(output_ns(tensors[t].bytes, hardware) for t in outputs),
+            overhead_ns=_overhead_ns(running, hardware.link),
+            cpu_ns=sum(op.cpu_ns for op in self._terms_of(on_cpu)),
+        )
+
+    def _terms_of(self, ops: OpSet) -> list[OpTerms]:
+        return [self.op_terms[i] for i in members(ops)]
 
     @cached_property
     def ancestors(self) -> list[OpSet]:
-        """For each op all ops that it depends on."""
-        found: list[OpSet] = []
+        """For each op all ops that it depends on, directly or through others."""
+        ancestors: list[OpSet] = []
+        # In execution order: the ancestors of all that an op reads are known when its turn comes.
         for before in self.graph.before:
-            found.append(before | _union(found[i] for i in members(before)))
-        return found
+            ancestors.append(before | _union(ancestors[i] for i in members(before)))
+        return ancestors
 
     def on_cpu(self, ops: OpSet) -> OpSet:
-        """The ops of a segment that stay on the CPU: unmapped ones and what depends on them.
+        """The ops of a segment that run on the CPU.
 
-        Unmapped ops that stand before everything mapped lead in to the Edge TPU's part and hold nothing back.
+        The compiler maps one part of a segment to the Edge TPU. An unmapped op that depends on a mapped op of the segment
+        ends this part: it runs on the CPU, and so do all ops of the segment that depend on it. An unmapped op that
+        depends on no mapped one runs on the CPU before the Edge TPU starts, and keeps no other op off the chip.
         """
         unmapped = ops & self.unmapped
         mapped = ops & self.mapped
+        # Mapped ops outside the segment do not count: their results enter like any boundary tensor.
         ending = op_set(u for u in members(unmapped) if self.ancestors[u] & mapped)
         if not ending:
             return unmapped
         return unmapped | op_set(i for i in members(mapped) if self.ancestors[i] & ending)
 
     def allowed(self, ops: OpSet) -> bool:
-        """Whether the ops may form a segment: something to compute and to give, no state torn apart, no cut through a
-        tensor whose shape is not known."""
+        """Whether the ops may form a segment.
+
+        It computes at least one op and hands on at least one tensor. Ops that share a variable tensor are all inside or
+        all outside. Each tensor that enters it, or is read by another segment, has a known shape.
+        """
         if not ops & ~self.graph.folded:
             return False
         if any(ops & group and ops & group != group for group in self.graph.together):
             return False
-        interface = self.graph.interface(ops)
-        handed_on = [t for t in interface.outputs if any(not ops >> r & 1 for r in self.graph.readers.get(t, ()))]
-        known = all(self.graph.tensors[t].shape is not None for t in (*interface.inputs, *handed_on))
-        return known and bool(interface.outputs)
-
-    def terms(self, ops: OpSet, room: int | None = None) -> SegmentTerms:
-        """The predicted cost of the segment that holds these ops. room: bytes for parameters, where that is known."""
-        on_cpu = self.on_cpu(ops)
-        on_tpu = ops & self.mapped & ~on_cpu
         inputs, outputs = self.graph.interface(ops)
-        room = self.capacity(on_tpu, inputs) if room is None else room
-        cached = self.caching.cached(on_tpu, room)
-        overflow = [i for i in members(on_tpu & ~cached) if self.layout[i].cached]
-        always = sum(self.layout[i].always_streamed for i in members(on_tpu))
-        cached_bytes = sum(self.layout[i].cached for i in members(cached))
-        overflow_bytes = sum(self.layout[i].streamed for i in overflow)
-        waiting = sum(self.waiting[i] for i in overflow) + sum(self.always[i] for i in members(on_tpu))
-        tensors, hardware = self.graph.tensors, self.hardware
-        return SegmentTerms(
-            parameter_bytes=cached_bytes + overflow_bytes + always,
-            cached_bytes=cached_bytes,
-            streamed_bytes=overflow_bytes + always,
-            overflow_bytes=overflow_bytes,
-            capacity_bytes=room,
-            compute_ns=sum(self.compute[i] for i in members(on_tpu)),
-            streaming_ns=waiting + (hardware.link.stream_start_ns if overflow_bytes + always else 0),
-            input_ns=sum(timing.input_ns(tensors[t].bytes, hardware) for t in inputs),
-            output_ns=sum(timing.output_ns(tensors[t].bytes, hardware) for t in outputs),
-            overhead_ns=hardware.link.invoke_ns + sum(self.start[i] for i in members(on_tpu)),
-            cpu_ns=sum(self.cpu[i] for i in members(on_cpu)),
-        )
+        read_outside = [t for t in outputs if any(not ops >> r & 1 for r in self.graph.readers.get(t, ()))]
+        known = all(self.graph.tensors[t].shape is not None for t in (*inputs, *read_outside))
+        return known and bool(outputs)
 
-    def capacity(self, on_tpu: OpSet, inputs: Iterable[int]) -> int:
-        """On-chip bytes for the parameters of these ops, in a segment that takes these tensors."""
-        of_ops = (self.scratch[i] for i in members(on_tpu))
-        read = ((t, r) for t in inputs for r in self.graph.readers.get(t, ()) if on_tpu >> r & 1)
-        return self.room(max((*of_ops, *(self.input_scratch[pair] for pair in read)), default=0))
+    def capacity_bytes(self, on_tpu: OpSet, inputs: Iterable[int]) -> int:
+        """On-chip bytes for the parameters of these ops, in a segment that takes these tensors.
+
+        Ops run one after the other, so only the largest scratch counts: of an op, or of a tensor that enters and is read
+        on the chip.
+        """
+        of_ops = (self.op_terms[i].scratch_bytes for i in members(on_tpu))
+        entering = ((t, r) for t in inputs for r in self.graph.readers.get(t, ()) if on_tpu >> r & 1)
+        of_inputs = (self.input_scratch[pair] for pair in entering)
+        return self.capacity_rule.capacity_bytes(max((*of_ops, *of_inputs), default=0))
 
     @cached_property
     def input_scratch(self) -> dict[tuple[int, int], int]:
-        """(tensor, op that reads it) -> bytes a tile where the tensor enters the op's segment."""
+        """(tensor, op that reads it) -> scratch bytes in each tile where the tensor enters the op's segment."""
         graph = self.graph
         return {(t, r): input_scratch(graph, t, graph.ops[r]) for t, readers in graph.readers.items() for r in readers}
 
     def lower(self, ops: OpSet) -> int:
         """ns, at most the stage time of any allowed segment that contains these ops; never less for more ops.
 
-        Each op costs the cheaper of chip and CPU; parameters beyond the largest capacity must be sent, during which
-        computing hides. Transfers and scratch are left out: more ops can make them smaller.
+        The larger of two bounds: the least time of each op, on the chip or on the CPU; and the time to stream the
+        parameters that exceed the largest capacity. Transfers and scratch are left out, since more ops can make them smaller.
         """
-        hardware = self.hardware
-        busy = sum(self.least_ns[i] for i in members(ops))
-        held = sum(self.layout[i].streamed for i in members(ops & self.sure_on_tpu))
-        overflow = max(0, held - self.room.largest)
-        return hardware.link.invoke_ns + max(busy, overflow * hardware.link.stream_ns_per_mib // MIB)
+        link = self.hardware.link
+        busy_ns = sum(self.least_ns[i] for i in members(ops))
+        # Cached bytes of an op are at least its streamed ones, so caching saves at most `largest_bytes` of streaming.
+        streamed = sum(self.op_terms[i].layout.streamed for i in members(ops & self.sure_on_tpu))
+        overflow_bytes = max(0, streamed - self.capacity_rule.largest_bytes)
+        # Rounded down, while `terms` rounds each op's time up: the bound stays at or below the exact sum. The maximum, and
+        # not the sum, since computing hides streaming.
+        return link.invoke_ns + max(busy_ns, overflow_bytes * link.stream_ns_per_mib // MIB)
 
     @cached_property
     def sure_on_tpu(self) -> OpSet:
-        """The mapped ops that depend on no unmapped one: on the TPU in every segment."""
+        """The mapped ops that depend on no unmapped one: they run on the TPU in every segment."""
         return op_set(i for i in members(self.mapped) if not self.ancestors[i] & self.unmapped)
 
     @cached_property
     def least_ns(self) -> list[int]:
-        """For each op the least ns that it adds to a segment, streaming for want of room apart."""
+        """For each op the least ns that it adds to any segment, without streaming of parameters that can be cached."""
         return [self._least_ns(i) for i in range(len(self.graph.ops))]
 
     def _least_ns(self, i: int) -> int:
+        terms = self.op_terms[i]
         if self.graph.ops[i].folded:
             return 0
-        if self.unmapped >> i & 1:
-            return self.cpu[i]
-        on_tpu = self.compute[i] + self.start[i] + self.always[i]
-        return on_tpu if self.sure_on_tpu >> i & 1 else min(on_tpu, self.cpu[i])
+        if not terms.mapped:
+            return terms.cpu_ns
+        on_tpu = terms.compute_ns + terms.start_ns + terms.always_streamed_ns
+        # With an unmapped ancestor it depends on the segment where the op runs: the bound must hold for both.
+        return on_tpu if self.sure_on_tpu >> i & 1 else min(on_tpu, terms.cpu_ns)
 
 
 _AS_PREDICTED = OpCosts()
 
 
-def _layout(graph: Graph, op: Op, known: OpCosts) -> ParameterLayout:
-    """The op's layout, with the known parameter bytes where they differ from what the rules give."""
-    found = layout(graph, op)
-    if known.parameter_bytes is None or known.parameter_bytes == found.cached:
-        return found
-    return found._replace(cached=known.parameter_bytes, streamed=known.parameter_bytes)
+def _overhead_ns(running: Sequence[OpTerms], link: Link) -> int:
+    """ns to invoke a segment and to start these ops on the chip."""
+    return link.invoke_ns + sum(op.start_ns for op in running)
 
 
-def _ns(known: Mapping[int, OpCosts], i: int, predicted: int) -> int:
-    ns = known.get(i, _AS_PREDICTED).ns
-    return predicted if ns is None else ns
+def _streaming_ns(running: Sequence[OpTerms], overflowing: Sequence[OpTerms], link: Link) -> int:
+    """ns that streaming adds to a segment that streams anything.
+
+    A start once, operands that are never cached of all ops on the chip, and the stalls of those whose parameters overflow.
+    Source: a linear fit of dense models that stream; its intercept is `stream_start_ns`.
+    """
+    operands_ns = sum(op.always_streamed_ns for op in running)
+    return link.stream_start_ns + operands_ns + sum(op.stall_ns for op in overflowing)
 
 
-def _mapped(known: Mapping[int, OpCosts], op: Op) -> bool:
-    mapped = known.get(op.index, _AS_PREDICTED).mapped
-    return op.mapped if mapped is None else mapped
-
-
-def _scratch(known: Mapping[int, OpCosts], i: int, predicted: int) -> int:
-    scratch = known.get(i, _AS_PREDICTED).scratch_bytes
-    return predicted if scratch is None else scratch
-
-
-def _room(hardware: Hardware, profile: Profile | None) -> Room:
+def _capacity_rule(hardware: Hardware, profile: Profile | None) -> CapacityRule:
+    wide_bytes = hardware.chip.wide_bytes_per_tile
     if profile is None:
-        return Room(hardware.chip.wide_bytes_per_tile)
-    return Room(
-        hardware.chip.wide_bytes_per_tile, profile.room_per_million, profile.room_more_bytes, profile.room_most_bytes
+        return CapacityRule(wide_bytes)
+    return CapacityRule(
+        wide_bytes,
+        profile.capacity_scale_per_million,
+        profile.capacity_offset_bytes,
+        profile.capacity_max_bytes,
     )
 
 
 def _union(sets: Iterable[OpSet]) -> OpSet:
-    merged = 0
+    union = 0
     for ops in sets:
-        merged |= ops
-    return merged
+        union |= ops
+    return union

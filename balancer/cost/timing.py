@@ -1,19 +1,24 @@
 """Nanoseconds of one op and of one boundary tensor: the formulas of the cost model, each with its reason.
 
-    op on the chip = start + gather + (cached: busy | streamed: max(busy, sending its parameters once per band))
-    segment        = invoke + (stream_start if anything streams) + its ops + tensors in and out + ops on the CPU
-    latency        = its stages, each with a handover
+    op on the chip   start + gather + busy                                    its parameters are cached
+                     start + gather + max(busy, stream)                       they are streamed with each inference
+    op on the CPU    cpu
+    boundary tensor  input, for the segment that reads it; output, for the segment that makes it
 
-Streaming hides behind an op's own computing and the other way round; nothing else of one input overlaps. Each term is
-rounded up to whole nanoseconds, so that parts never sum to less than the whole, which lower bounds rely on. Constants
-and their sources: `presets/*.json`.
+`segment` sums these. While the op computes (busy), the link can already carry its parameters (stream): only the longer of
+the two counts. Nothing else of one inference overlaps.
+
+Each formula rounds up to whole nanoseconds. Then the parts of a sum never add up to less than the rounded whole, and a
+lower bound that rounds a total down stays below any sum of parts.
+
+Each constant is a field of `Hardware`; its source stands beside its value in `presets/*.json`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.cost.geometry import ARRAY_INPUTS, ARRAY_OUTPUTS, TILE_SIDE, Picture, Window, window
+from balancer.cost.geometry import ARRAY_INPUTS, ARRAY_OUTPUTS, TILE_SIDE, FeatureMap, Window, sliding_window
 from balancer.ground.units import MIB, ceil_div, ceil_to
 
 if TYPE_CHECKING:
@@ -22,112 +27,142 @@ if TYPE_CHECKING:
     from balancer.graph import Graph, Op
 
 _GMAC = 10**9
-# What the array's output stage does on the way: dense models with five dense ops, four TANH and a QUANTIZE take the
-# time of five ops.
-_ON_THE_WAY = {"RELU", "RELU6", "RELU_N1_TO_1", "TANH", "LOGISTIC", "QUANTIZE"}
+# The array's output stage applies these to values that it writes anyway. Dense models with five dense ops, four TANH and
+# a QUANTIZE take the time of five ops.
+_FUSED = {"RELU", "RELU6", "RELU_N1_TO_1", "TANH", "LOGISTIC", "QUANTIZE"}
 
 
 def start_ns(op: Op, hardware: Hardware) -> int:
-    """Starting the op; activation functions and requantising start with the op before them."""
-    return 0 if op.type in _ON_THE_WAY else hardware.chip.op_ns
+    """ns to start the op on the chip; 0 for activation functions and QUANTIZE, which start with the op before them."""
+    return 0 if op.type in _FUSED else hardware.chip.op_ns
 
 
 def busy_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:
-    """Time on the array with all parameters at hand, gathering apart.
+    """ns that the op computes on the chip once all its parameters are there. `gather_ns` comes on top.
 
-    Convolutions: multiply-accumulates with the array's rounding. Dense ops move their weights past the array once.
-    Others, and depthwise convolutions besides, by the bytes that they write through narrow memory.
+    A dense op takes the time that its parameters need to pass the array once. A convolution takes its padded
+    multiply-accumulates, and once more those of the rows that two neighbouring bands both need. A depthwise convolution
+    takes its padded multiply-accumulates and the writing of its output. Any other op takes the multiply-accumulates that
+    it has and the writing of its outputs.
     """
-    written = sum(graph.tensors[t].bytes for t in op.outputs)
+    written_bytes = sum(graph.tensors[t].bytes for t in op.outputs)
     if op.type == "FULLY_CONNECTED":
         return ceil_div(layout.cached * hardware.chip.dense_ns_per_mib, MIB)
-    found = window(graph, op)
-    if found is None or found.kind == "pool":
-        writing = ceil_div(written * hardware.chip.written_ns_per_mib, MIB)
-        return writing + ceil_div(op.macs * hardware.chip.mac_ns_per_gmac, _GMAC)
-    busy = ceil_div(padded_macs(found) * hardware.chip.mac_ns_per_gmac, _GMAC)
-    if found.kind == "depthwise":
-        return busy + ceil_div(written * hardware.chip.written_ns_per_mib, MIB)
-    # Rows at the border of two bands are computed for both.
-    overlap = 2 * (bands(found, hardware) - 1)
-    return busy + ceil_div(busy * overlap, max(1, found.made.height))
+    writing_ns = ceil_div(written_bytes * hardware.chip.written_ns_per_mib, MIB)
+    window = sliding_window(graph, op)
+    if window is None or window.kind == "pool":
+        return writing_ns + ceil_div(op.macs * hardware.chip.mac_ns_per_gmac, _GMAC)
+    computing_ns = ceil_div(padded_macs(window) * hardware.chip.mac_ns_per_gmac, _GMAC)
+    if window.kind == "depthwise":
+        return computing_ns + writing_ns
+    # Two neighbouring bands both compute the rows at their common border.
+    repeated_rows = 2 * (bands(window, hardware) - 1)
+    return computing_ns + ceil_div(computing_ns * repeated_rows, max(1, window.output.height))
 
 
-def padded_macs(found: Window) -> int:
-    """Multiply-accumulates with the array's rounding: outputs to 64, inputs to 4, pictures to 4 x 4.
+def padded_macs(window: Window) -> int:
+    """Multiply-accumulates as the array runs them: output channels padded to 64, input channels to 4, pixels to 4 x 4.
 
-    A depthwise weight takes four bytes on the chip: it uses one of the four input lanes.
+    A depthwise convolution reads one input channel for each output channel, and pays for all four input lanes.
+
+    >>> small, wide = FeatureMap(8, 8, 3), FeatureMap(8, 8, 70)
+    >>> padded_macs(Window("conv", small, wide, 3, 3, 1)) == (8 * 8) * (3 * 3) * 4 * 128
+    True
+    >>> padded_macs(Window("depthwise", wide, wide, 3, 3, 1)) == (8 * 8) * (3 * 3) * 4 * 128
+    True
     """
-    inputs = ARRAY_INPUTS if found.kind == "depthwise" else ceil_to(found.source.channels, ARRAY_INPUTS)
-    # A transposed convolution makes more pixels than it works through.
-    worked = found.source if found.made.pixels > found.source.pixels else found.made
+    inputs = ARRAY_INPUTS if window.kind == "depthwise" else ceil_to(window.source.channels, ARRAY_INPUTS)
+    # A transposed convolution has fewer input pixels than output pixels, and works through its input pixels.
+    worked = window.source if window.output.pixels > window.source.pixels else window.output
     pixels = ceil_to(worked.height, TILE_SIDE) * ceil_to(worked.width, TILE_SIDE)
-    return pixels * found.taps * inputs * ceil_to(found.made.channels, ARRAY_OUTPUTS)
+    return pixels * window.taps * inputs * ceil_to(window.output.channels, ARRAY_OUTPUTS)
 
 
-def bands(found: Window, hardware: Hardware) -> int:
-    """Into how many horizontal bands a spatial convolution is cut: how often its parameters are sent if they are not
-    cached.
+def bands(window: Window, hardware: Hardware) -> int:
+    """The number of horizontal bands in which the chip computes a convolution with a kernel larger than 1x1.
 
-    Where input and output do not fit narrow memory together, one band of output is finished at a time: the whole
-    output stays, the input's tile rows share what is left. Pictures of up to 4 channels are never cut. Read off
-    convolutions on 64x64.
+    One band, where input and output fit narrow memory together, or where the input has at most 4 channels. Else the whole
+    output stays in narrow memory, and the input is worked on in as many rows at a time as fit beside it. Parameters that
+    are not cached are sent once for each band.
+    Source: steps in the times of streaming convolutions on 64x64 feature maps.
     """
-    if found.kind != "conv" or found.taps == 1 or found.source.channels <= ARRAY_INPUTS:
+    if window.kind != "conv" or window.taps == 1 or window.source.channels <= ARRAY_INPUTS:
         return 1
-    source, made = _area(found.source), _area(found.made)
-    if source + made <= hardware.chip.narrow_bytes:
+    source_bytes, output_bytes = _narrow_bytes(window.source), _narrow_bytes(window.output)
+    if source_bytes + output_bytes <= hardware.chip.narrow_bytes:
         return 1
-    tile_rows = ceil_div(found.made.height, TILE_SIDE)
-    rows_at_once = max(1, (hardware.chip.band_bytes - made) * tile_rows // max(1, source))
+    tile_rows = ceil_div(window.output.height, TILE_SIDE)
+    rows_at_once = max(1, (hardware.chip.band_bytes - output_bytes) * tile_rows // max(1, source_bytes))
     return min(tile_rows, max(hardware.chip.least_bands, ceil_div(tile_rows, rows_at_once)))
 
 
-def _area(shape: Picture) -> int:
+def _narrow_bytes(shape: FeatureMap) -> int:
+    """Bytes of a feature map in narrow memory, where channels are padded to 64."""
     return shape.pixels * ceil_to(shape.channels, ARRAY_OUTPUTS)
 
 
 def gather_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
-    """Bringing an input of several channel groups together before a spatial convolution, on big pictures.
+    """ns to collect an input of more than 64 channels before a convolution with a kernel larger than 1x1 starts.
 
-    Streaming does not hide it. Seen on 64x64 pictures alone, and not on smaller ones.
+    It happens on feature maps of at least `gather_least_pixels` only, and streaming does not overlap with it.
+    Source: convolutions on 64x64 feature maps, where it was seen; it was not seen on smaller ones.
     """
-    found = window(graph, op)
-    if found is None or found.kind != "conv" or found.taps == 1 or found.source.channels <= ARRAY_OUTPUTS:
+    window = sliding_window(graph, op)
+    if window is None or window.kind != "conv" or window.taps == 1 or window.source.channels <= ARRAY_OUTPUTS:
         return 0
-    if found.source.pixels < hardware.chip.gather_least_pixels:
+    if window.source.pixels < hardware.chip.gather_least_pixels:
         return 0
-    return hardware.chip.gather_ns + ceil_div(
-        found.source.pixels * found.source.channels * hardware.chip.gather_ns_per_mib, MIB
-    )
+    source_bytes = window.source.pixels * window.source.channels
+    return hardware.chip.gather_ns + ceil_div(source_bytes * hardware.chip.gather_ns_per_mib, MIB)
 
 
 def stream_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:
-    """Time on the link for the op's parameters if they are not cached: once per band."""
-    found = window(graph, op)
-    times = bands(found, hardware) if found else 1
+    """ns that the link carries the op's parameters if they are not cached: once for each band."""
+    window = sliding_window(graph, op)
+    times = bands(window, hardware) if window else 1
     return ceil_div(times * layout.streamed * hardware.link.stream_ns_per_mib, MIB)
 
 
-def always_stream_ns(layout: ParameterLayout, hardware: Hardware) -> int:
-    """Time on the link for constant operands that are never cached."""
+def stall_ns(stream_ns: int, compute_ns: int, gather_ns: int) -> int:
+    """ns that an op takes longer if its parameters are streamed: the part of streaming that outlasts its computing.
+
+    compute_ns: of the op with its parameters cached, gathering included. Streaming does not overlap with gathering.
+
+    >>> stall_ns(stream_ns=900, compute_ns=500, gather_ns=200)
+    600
+    >>> stall_ns(stream_ns=300, compute_ns=500, gather_ns=200)
+    0
+    """
+    return max(0, stream_ns - max(0, compute_ns - gather_ns))
+
+
+def always_streamed_ns(layout: ParameterLayout, hardware: Hardware) -> int:
+    """ns that the link carries the op's constant operands that the compiler never caches."""
     return ceil_div(layout.always_streamed * hardware.link.stream_ns_per_mib, MIB)
 
 
-def input_ns(size: int, hardware: Hardware) -> int:
-    """One boundary tensor of so many bytes into a segment."""
-    beyond = max(0, size - hardware.link.large_tensor_bytes)
-    return ceil_div(size * hardware.link.input_ns_per_mib + beyond * hardware.link.large_input_ns_per_mib, MIB)
+def input_ns(size_bytes: int, hardware: Hardware) -> int:
+    """ns to send one boundary tensor of this size into a segment.
+
+    Bytes beyond `large_tensor_bytes` take `large_input_ns_per_mib` on top.
+    """
+    beyond_bytes = max(0, size_bytes - hardware.link.large_tensor_bytes)
+    rated = size_bytes * hardware.link.input_ns_per_mib + beyond_bytes * hardware.link.large_input_ns_per_mib
+    return ceil_div(rated, MIB)
 
 
-def output_ns(size: int, hardware: Hardware) -> int:
-    """One boundary tensor of so many bytes out of a segment."""
-    beyond = max(0, size - hardware.link.large_tensor_bytes)
-    return ceil_div(size * hardware.link.output_ns_per_mib + beyond * hardware.link.large_output_ns_per_mib, MIB)
+def output_ns(size_bytes: int, hardware: Hardware) -> int:
+    """ns to fetch one boundary tensor of this size out of a segment.
+
+    Bytes beyond `large_tensor_bytes` take `large_output_ns_per_mib` on top.
+    """
+    beyond_bytes = max(0, size_bytes - hardware.link.large_tensor_bytes)
+    rated = size_bytes * hardware.link.output_ns_per_mib + beyond_bytes * hardware.link.large_output_ns_per_mib
+    return ceil_div(rated, MIB)
 
 
 def cpu_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
-    """Time of an op that stays on the host's CPU, one thread."""
-    touched = sum(graph.tensors[t].bytes for t in (*op.outputs, *graph.activations[op.index]))
-    computing = ceil_div(op.macs * hardware.cpu.cpu_ns_per_gmac, _GMAC)
-    return hardware.cpu.cpu_op_ns + computing + ceil_div(touched * hardware.cpu.cpu_ns_per_mib, MIB)
+    """ns that the op takes on one thread of the host's CPU: its start, its multiply-accumulates, the bytes it touches."""
+    touched_bytes = sum(graph.tensors[t].bytes for t in (*op.outputs, *graph.activations[op.index]))
+    computing_ns = ceil_div(op.macs * hardware.cpu.cpu_ns_per_gmac, _GMAC)
+    return hardware.cpu.cpu_op_ns + computing_ns + ceil_div(touched_bytes * hardware.cpu.cpu_ns_per_mib, MIB)

@@ -1,11 +1,11 @@
-"""Many op sets at once, as the rows of an array: how the down-sets of a graph are held, and questions about all of them.
+"""Many op sets at once, as the rows of a bit matrix: the down-sets of a graph, and questions about all of them.
 
-A down-set holds, with an op, all that it depends on. Each cut of a pipeline is one: the ops before it.
+A down-set holds, with an op, all ops that it depends on. Each cut of a pipeline is a down-set: the ops before it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,29 +14,31 @@ from balancer.ground.opsets import members as members_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from balancer.ground.arrays import BoolArray, IndexArray, IntArray, Rows, WordArray
     from balancer.ground.opsets import OpSet
 
-WORD = 64
-_OCTETS = (np.arange(256)[:, None] >> np.arange(8)) & 1  # the bits of every byte
+WORD_BITS = 64
+_BYTE_BITS = (np.arange(256)[:, None] >> np.arange(8)) & 1  # [byte, bit]: the bits of every byte value
 
 
 class OpGroups(NamedTuple):
-    """OpGroups of ops, one after the other. starts: where each begins; none is empty."""
+    """Groups of ops, one after the other in `ops`. Group k begins at starts[k]; no group is empty."""
 
-    ops: Any
-    starts: Any
+    ops: IndexArray
+    starts: IndexArray
 
 
 class DownSets:
-    """Op sets as the rows of a uint64 array (op i is bit i % 64 of word i // 64), and questions about all at once.
+    """Op sets as the rows of a uint64 array: op i is bit i % 64 of word i // 64.
 
-    A set stands before the sets that contain it.
+    Rows are in topological order of inclusion: a set stands before all sets that contain it.
     """
 
-    def __init__(self, words: Any, n_ops: int) -> None:
+    def __init__(self, words: WordArray, n_ops: int) -> None:
         self.n_ops = n_ops
         self.words = words
-        self._columns = [np.ascontiguousarray(column) for column in words.T]
+        # Questions about one op read one word of each row: columns are kept contiguous for them.
+        self._columns: list[WordArray] = [np.ascontiguousarray(column) for column in words.T]
 
     @classmethod
     def of(cls, sets: Sequence[OpSet], n_ops: int) -> DownSets:
@@ -49,36 +51,37 @@ class DownSets:
         return len(self.words)
 
     def set_of(self, row: int) -> OpSet:
+        """The set in a row, as an integer."""
         return int.from_bytes(self.words[row].astype("<u8").tobytes(), "little")
 
-    def take(self, rows: Any) -> DownSets:
+    def take(self, rows: IndexArray) -> DownSets:
         """These rows alone."""
         return DownSets(self.words[rows], self.n_ops)
 
-    def holds_any(self, ops: OpSet, rows: Any = slice(None)) -> Any:
-        """Which of the rows hold one of the ops."""
-        found: Any = False
+    def holds_any(self, ops: OpSet, rows: Rows = slice(None)) -> BoolArray:
+        """For each of the rows, whether it holds at least one of the ops."""
+        held: BoolArray = np.zeros(len(self._columns[0][rows]), bool)
         for k, word in words_of(ops):
-            found = found | ((self._columns[k][rows] & word) != 0)
-        return found if ops else np.zeros(len(self._columns[0][rows]), bool)
+            held |= (self._columns[k][rows] & word) != 0
+        return held
 
-    def holds_all(self, ops: OpSet, rows: Any = slice(None)) -> Any:
-        """Which of the rows hold all the ops."""
-        found: Any = True
+    def holds_all(self, ops: OpSet, rows: Rows = slice(None)) -> BoolArray:
+        """For each of the rows, whether it holds all the ops."""
+        held: BoolArray = np.ones(len(self._columns[0][rows]), bool)
         for k, word in words_of(ops):
-            found = found & ((self._columns[k][rows] & word) == word)
-        return found if ops else np.ones(len(self._columns[0][rows]), bool)
+            held &= (self._columns[k][rows] & word) == word
+        return held
 
-    def containing(self, ops: OpSet, rows: Any) -> Any:
-        """Those of the row numbers whose sets contain these ops."""
-        for k, word in reversed(words_of(ops)):  # the last ops are the ones that most sets lack
+    def containing(self, ops: OpSet, rows: IndexArray) -> IndexArray:
+        """Those of the row numbers whose sets contain all the ops."""
+        for k, word in reversed(words_of(ops)):  # most sets lack the last ops: testing those first leaves fewest rows
             rows = rows[(self._columns[k][rows] & word) == word]
         return rows
 
-    def total(self, weights: Sequence[int]) -> Any:
-        """For each set the sum of its ops' weights, int64.
+    def total(self, weights: Sequence[int]) -> IntArray:
+        """For each set the sum of its ops' weights, int64. weights: by op.
 
-        By bytes: a table of the 256 sums of eight ops, looked up for all sets at once.
+        Byte by byte: the sums of all 256 subsets of eight ops are a table, in which all sets are looked up at once.
         """
         octets = self.words.astype("<u8").view(np.uint8).reshape(len(self), -1)
         padded = np.zeros(octets.shape[1] * 8, np.int64)
@@ -87,112 +90,128 @@ class DownSets:
         for k in range(octets.shape[1]):
             eight = padded[8 * k : 8 * k + 8]
             if eight.any():
-                total += (_OCTETS @ eight)[octets[:, k]]
+                total += (_BYTE_BITS @ eight)[octets[:, k]]
         return total
 
-    def members(self, rows: Any) -> Any:
-        """Which ops are in which of the rows, as booleans: one op a column."""
+    def members(self, rows: Rows | int) -> BoolArray:
+        """[row, op]: whether each of the rows holds each op; [op] for a single row."""
         octets = self.words[rows].astype("<u8").view(np.uint8)
         return np.unpackbits(octets, axis=-1, count=self.n_ops, bitorder="little").astype(bool)
 
-    def weigh(self, groups: OpGroups, any_weights: Any, all_weights: Any, rows: Any) -> Any:
-        """For each of the rows the sum of any_weights over the groups of which it holds an op, and of all_weights over
-        those that it holds entirely, int64.
+    def weigh(self, groups: OpGroups, any_weights: IntArray, all_weights: IntArray, rows: IndexArray) -> IntArray:
+        """For each of the rows a sum over groups, int64: any_weights[k] where the row holds an op of group k, plus
+        all_weights[k] where it holds the whole group.
         """
+        # Groups of one op are by far the most; they are summed like weights of ops.
         single = np.diff(groups.starts, append=len(groups.ops)) == 1
         weights = np.zeros(self.n_ops, np.int64)
         np.add.at(weights, groups.ops[groups.starts[single]], (any_weights + all_weights)[single])
         total = self._weight_of(weights, rows)
         for k in np.nonzero(~single & ((any_weights != 0) | (all_weights != 0)))[0].tolist():
-            members = groups.ops[groups.starts[k] : (*groups.starts[k + 1 : k + 2], len(groups.ops))[0]]
-            ops = sum(1 << i for i in members.tolist())
+            group = groups.ops[groups.starts[k] : (*groups.starts[k + 1 : k + 2], len(groups.ops))[0]]
+            ops = sum(1 << i for i in group.tolist())
             if any_weights[k]:
                 total += self.holds_any(ops, rows) * any_weights[k]
             if all_weights[k]:
                 total += self.holds_all(ops, rows) * all_weights[k]
         return total
 
-    def _weight_of(self, weights: Any, rows: Any) -> Any:
-        """For each of the rows the sum of its ops' weights: eight ops at a time, where any of them weighs something."""
+    def _weight_of(self, weights: IntArray, rows: IndexArray) -> IntArray:
+        """As `total`, for some rows: the same table of eight ops, for those octets that weigh something."""
         total = np.zeros(len(rows), np.int64)
         octets = np.unique(np.nonzero(weights)[0] // 8)
         padded = np.concatenate([weights, np.zeros(8, np.int64)])
         for k in octets.tolist():
             eight = ((self._columns[k // 8][rows] >> np.uint64(8 * (k % 8))) & np.uint64(255)).astype(np.intp)
-            total += (_OCTETS @ padded[8 * k : 8 * k + 8])[eight]
+            total += (_BYTE_BITS @ padded[8 * k : 8 * k + 8])[eight]
         return total
 
-    def largest(self, weights: Any, rows: Any) -> Any:
-        """For each of the rows the largest weight of its ops, at least 0, int64."""
-        found, still = np.zeros(len(rows), np.int64), np.arange(len(rows))
+    def largest(self, weights: IntArray, rows: IndexArray) -> IntArray:
+        """For each of the rows the largest weight of its ops, at least 0, int64. weights: by op."""
+        largest, undecided = np.zeros(len(rows), np.int64), np.arange(len(rows))
         for value in np.unique(weights[weights > 0])[::-1]:
-            if not len(still):
+            if not len(undecided):
                 break
-            held = self.holds_any(_op_set(weights == value), rows[still])
-            found[still[held]] = value
-            still = still[~held]
-        return found
+            held = self.holds_any(_op_set(weights == value), rows[undecided])
+            largest[undecided[held]] = value
+            undecided = undecided[~held]
+        return largest
 
 
 class NestedSets(DownSets):
-    """Sets each of which contains those before it, as the cuts of one order do. Then a set holds what has entered by its
-    row: what else takes a test for each set and op is a comparison of rows here.
+    """A chain of sets, each of which contains those before it, as the cuts of one order do.
+
+    A row then holds exactly the ops that have entered by it. What takes a test for each set and op elsewhere is a
+    comparison of row numbers here.
     """
 
-    def __init__(self, words: Any, n_ops: int) -> None:
+    def __init__(self, words: WordArray, n_ops: int) -> None:
         super().__init__(words, n_ops)
         held = self.members(slice(None))
         self._numbers = np.arange(len(words))
-        self.entry = np.where(held[-1], held.argmax(axis=0), len(words))  # of each op: the first row that holds it
+        # For each op the first row that holds it; past the last row where none does.
+        self.entry: IndexArray = np.where(held[-1], held.argmax(axis=0), len(words))
 
-    def holds_any(self, ops: OpSet, rows: Any = slice(None)) -> Any:
-        return self._numbers[rows] >= min((self.entry[i] for i in members_of(ops)), default=len(self))
+    def holds_any(self, ops: OpSet, rows: Rows = slice(None)) -> BoolArray:
+        held: BoolArray = self._numbers[rows] >= min((self.entry[i] for i in members_of(ops)), default=len(self))
+        return held
 
-    def holds_all(self, ops: OpSet, rows: Any = slice(None)) -> Any:
-        return self._numbers[rows] >= max((self.entry[i] for i in members_of(ops)), default=0)
+    def holds_all(self, ops: OpSet, rows: Rows = slice(None)) -> BoolArray:
+        held: BoolArray = self._numbers[rows] >= max((self.entry[i] for i in members_of(ops)), default=0)
+        return held
 
-    def total(self, weights: Sequence[int]) -> Any:
+    def total(self, weights: Sequence[int]) -> IntArray:
         padded = np.zeros(self.n_ops, np.int64)
         padded[: len(weights)] = weights
         return self._weight_of(padded, slice(None))
 
-    def _weight_of(self, weights: Any, rows: Any) -> Any:
+    def _weight_of(self, weights: IntArray, rows: Rows) -> IntArray:
         return self._entered(self.entry, weights)[rows]
 
-    def weigh(self, groups: OpGroups, any_weights: Any, all_weights: Any, rows: Any) -> Any:
+    def weigh(self, groups: OpGroups, any_weights: IntArray, all_weights: IntArray, rows: Rows) -> IntArray:
         if not len(groups.starts):
             return np.zeros(len(self._numbers[rows]), np.int64)
         entry = self.entry[groups.ops]
+        # The first op of a group to enter brings any_weights, the last one all_weights.
         first, last = np.minimum.reduceat(entry, groups.starts), np.maximum.reduceat(entry, groups.starts)
         return (self._entered(first, any_weights) + self._entered(last, all_weights))[rows]
 
-    def _entered(self, entry: Any, weights: Any) -> Any:
+    def _entered(self, entry: IndexArray, weights: IntArray) -> IntArray:
         """For each row the weight of all that has entered by it."""
         gains = np.zeros(len(self) + 1, np.int64)
         np.add.at(gains, entry, weights)
         return np.cumsum(gains[:-1])
 
-    def largest(self, weights: Any, rows: Any) -> Any:
+    def largest(self, weights: IntArray, rows: Rows) -> IntArray:
         gains = np.zeros(len(self) + 1, np.int64)
         np.maximum.at(gains, self.entry, weights)
         return np.maximum.accumulate(gains[:-1])[rows]
 
 
 def word_count(n_ops: int) -> int:
-    return max(1, -(-n_ops // WORD))
+    """How many words hold a set of n_ops ops; at least one.
+
+    >>> word_count(65)
+    2
+    """
+    return max(1, -(-n_ops // WORD_BITS))
 
 
-def words_of(ops: OpSet) -> list[tuple[int, Any]]:
-    """(number, bits) of the words of a set that are not empty."""
-    found, k = [], 0
+def words_of(ops: OpSet) -> list[tuple[int, np.uint64]]:
+    """(number, bits) of the words of a set that are not empty.
+
+    >>> [(k, int(word)) for k, word in words_of(1 | 1 << 130)]
+    [(0, 1), (2, 4)]
+    """
+    words, k = [], 0
     while ops:
-        word = ops & ((1 << WORD) - 1)
+        word = ops & ((1 << WORD_BITS) - 1)
         if word:
-            found.append((k, np.uint64(word)))
-        ops, k = ops >> WORD, k + 1
-    return found
+            words.append((k, np.uint64(word)))
+        ops, k = ops >> WORD_BITS, k + 1
+    return words
 
 
-def _op_set(chosen: Any) -> OpSet:
-    """The ops where a boolean for each op is true."""
-    return int.from_bytes(np.packbits(chosen, bitorder="little").tobytes(), "little")
+def _op_set(mask: BoolArray) -> OpSet:
+    """The set of the ops whose entry is true."""
+    return int.from_bytes(np.packbits(mask, bitorder="little").tobytes(), "little")

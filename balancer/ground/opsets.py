@@ -1,7 +1,7 @@
-"""Sets of ops as the bits of an integer: bit i is the op with index i in the execution order.
+"""Sets of ops as integers. Bit i stands for the op with index i in the execution order.
 
-Python's integers have as many bits as a model has ops, compare at once, and serve as keys. In files an op set is text:
-closed ranges of indices, "0-11,14".
+Python's integers have as many bits as a model needs. They can be compared in one step and serve as keys. In files an op
+set is text: closed ranges of indices, as in "0-11,14".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OpSet = int
 
 
 def op_set(ops: Iterable[int]) -> OpSet:
-    """The set that holds these op indices.
+    """The set of these op indices.
 
     >>> bin(op_set([0, 3]))
     '0b1001'
@@ -48,7 +48,11 @@ def members(ops: OpSet) -> Iterator[int]:
 
 
 def op_ranges(ops: Iterable[int]) -> str:
-    """Ascending op indices as closed ranges: "0-11,14"."""
+    """Ascending op indices as closed ranges.
+
+    >>> op_ranges([0, 1, 2, 5])
+    '0-2,5'
+    """
     ranges: list[list[int]] = []
     for i in ops:
         if ranges and i == ranges[-1][1] + 1:
@@ -81,20 +85,24 @@ def parse_op_set(text: str, n_ops: int) -> OpSet:
 
 
 def parse_op_ranges(text: str, n_ops: int) -> list[int]:
-    """The indices of "0-11,14", in that order. Raises ValueError with what is wrong.
+    """The op indices that a text like "0-11,14" lists, in its order.
 
-    >>> parse_op_ranges("3,0-1", 6)
-    [3, 0, 1]
+    n_ops: indices run from 0 to n_ops - 1. Raises ValueError where the text has another form, names an op that does not
+    exist, or lists more ops than there are.
+
+    >>> parse_op_ranges("5,0-2", n_ops=8)
+    [5, 0, 1, 2]
     """
-    found: list[int] = []
+    indices: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isascii() and first.isdigit() and (not dash or (last.isascii() and last.isdigit()))):
             raise ValueError(f"'{part.strip()}' is neither an op index nor a range like 3-7")
+        # Nine digits are more than any model's ops, and keep `int` from working on a text of megabytes.
         a, b = int(first[:9]), int((last if dash else first)[:9])
         if b < a or b >= n_ops:
             raise ValueError(f"'{part.strip()}' is not within ops 0 to {n_ops - 1}")
-        if len(found) + b - a + 1 > n_ops:
+        if len(indices) + b - a + 1 > n_ops:
             raise ValueError(f"'{part.strip()}' lists ops a second time")
-        found.extend(range(a, b + 1))
-    return found
+        indices.extend(range(a, b + 1))
+    return indices

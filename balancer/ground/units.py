@@ -1,4 +1,4 @@
-"""Units, and division that rounds up. Times are whole nanoseconds, sizes are bytes."""
+"""Unit constants, and division that rounds up. Times are whole nanoseconds, sizes are bytes."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ def _sizes(costs: SegmentCosts, compiled: Sequence[Evidence]) -> dict[int, int]:
         always = terms.streamed_bytes - terms.overflow_bytes
         expected, seen = terms.parameter_bytes - always, reported.cached_bytes + reported.streamed_bytes - always
         if expected and abs(seen - expected) > _TOLERANCE_BYTES + _TOLERANCE_SHARE * expected:
-            kept = (i for i in members(each.ops) if costs.layout[i].cached)
-            sizes |= {i: max(0, costs.layout[i].cached * seen // expected) for i in kept}
+            kept = (i for i in members(each.ops) if costs.op_terms[i].layout.cached)
+            sizes |= {i: max(0, costs.op_terms[i].layout.cached * seen // expected) for i in kept}
     return sizes
 
 
@@ -142,7 +142,7 @@ def _capacity_bytes(evidence: Evidence) -> int:
 
 
 class _Rule(NamedTuple):
-    """From predicted to reported capacity, as `cost.capacity` applies it: a factor in millionths, then bytes added, then
+    """From predicted to reported capacity, as in `capacity.CapacityRule`: a factor in millionths, then bytes added, then
     an upper limit.
     """
 
@@ -157,7 +157,10 @@ class _Rule(NamedTuple):
 def _with_rule(profile: Profile, rule: _Rule) -> Profile:
     """The profile with this rule instead of the one that it had."""
     return replace(
-        profile, room_per_million=rule.per_million, room_more_bytes=rule.more_bytes, room_most_bytes=rule.most_bytes
+        profile,
+        capacity_scale_per_million=rule.per_million,
+        capacity_offset_bytes=rule.more_bytes,
+        capacity_max_bytes=rule.most_bytes,
     )
 
 
@@ -196,5 +199,5 @@ def _more_scratch(costs: SegmentCosts, evidence: Evidence, compiled: Sequence[Ev
         return {}
     # An op that stands in a segment with more capacity does not need the scratch that is looked for.
     innocent = op_set(i for each in compiled if _capacity_bytes(each) > capacity_bytes for i in members(each.ops))
-    suspect = max(members(on_tpu & ~innocent or on_tpu), key=lambda i: (costs.scratch[i], -i))
-    return {suspect: {"scratch_bytes": costs.room.scratch_for(capacity_bytes)}}
+    suspect = max(members(on_tpu & ~innocent or on_tpu), key=lambda i: (costs.op_terms[i].scratch_bytes, -i))
+    return {suspect: {"scratch_bytes": costs.capacity_rule.scratch_for(capacity_bytes)}}

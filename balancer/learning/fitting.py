@@ -76,7 +76,7 @@ class _Fit:
         """The op types that have a factor: those of ops that take time in some observed stage."""
         costs, graph = self.setting.costs, self.setting.graph
         seen = {i for each in self.observed for i in members(each.ops)}
-        return sorted({graph.ops[i].type for i in seen if costs.compute[i] or costs.unmapped >> i & 1})
+        return sorted({graph.ops[i].type for i in seen if costs.op_terms[i].compute_ns or costs.unmapped >> i & 1})
 
     @cached_property
     def widths(self) -> Any:
@@ -123,7 +123,7 @@ class _Fit:
         for op in self.setting.graph.ops:
             i = op.index
             factor = by_type.get(op.type, 1.0) * (rest or {}).get(i, 1.0)
-            base = costs.cpu[i] if costs.unmapped >> i & 1 else costs.compute[i]
+            base = costs.op_terms[i].cpu_ns if costs.unmapped >> i & 1 else costs.op_terms[i].compute_ns
             if factor != 1.0:
                 ops[i] = replace(ops.get(i, OpCosts()), ns=round(base * factor))
         constants = hardware.changed(links).constants

@@ -38,8 +38,8 @@ def _entry(costs: SegmentCosts, i: int) -> dict[str, Any]:
     return {
         "index": i,
         "type": op.type,
-        "parameter_bytes": costs.layout[i].cached,
+        "parameter_bytes": costs.op_terms[i].layout.cached,
         "macs": op.macs,
-        "predicted_ns": costs.cpu[i] if costs.unmapped >> i & 1 else costs.compute[i],
+        "predicted_ns": costs.op_terms[i].cpu_ns if costs.unmapped >> i & 1 else costs.op_terms[i].compute_ns,
         "measured_ns": None,
     }

@@ -301,8 +301,9 @@ class _Refinement:
             bound = solve_setting(self.known, self.n_tpus, self.options).bound_ns
         except InfeasibleError:
             # The corrected costs forbid even this plan, which its own reports allow. So nothing is known of the optimum.
-            bound = 0
-        return replace(solution, value=value, bound_ns=min(bound, value.objective_ns), statistics=counts)
+            bound = None
+        least = None if bound is None else min(bound, value.objective_ns)
+        return replace(solution, value=value, bound_ns=least, statistics=counts)
 
 
 def _cpu_ops(plan: Plan) -> int:

@@ -32,7 +32,9 @@ def perturbed(setting: Setting, seed: int) -> Setting:
     factors = {kind: 2 ** draw.uniform(-1, 1) for kind in sorted({op.type for op in setting.graph.ops})}
     costs, ns = setting.costs, {}
     for op in setting.graph.ops:
-        base = costs.cpu[op.index] if costs.unmapped >> op.index & 1 else costs.compute[op.index]
+        base = (
+            costs.op_terms[op.index].cpu_ns if costs.unmapped >> op.index & 1 else costs.op_terms[op.index].compute_ns
+        )
         ns[op.index] = OpCosts(ns=round(base * factors[op.type]))
     stream, transfer = draw.uniform(0.7, 1.3), draw.uniform(0.7, 1.3)
     hardware = costs.hardware

@@ -21,7 +21,7 @@ from balancer.runtime.devices import device_names
 from balancer.runtime.measuring import measure, segment_measurements
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
-from balancer.runtime.provenance import SIMULATED
+from balancer.runtime.provenance import MeasuredOn
 from balancer.runtime.recipes import NONE, Simulation, promised
 from balancer.runtime.recipes import RECORDED as REPLAYED
 from balancer.runtime.recording import recorded_outputs
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from balancer.planning.setting import Setting
     from balancer.runtime.simulated import Behaviour
 
-RECORDED = "recorded"
 _ITEMS = 4  # different random inputs, used in turn
 
 
@@ -67,7 +66,9 @@ class TrueCosts:
         segments = []
         for segment in plan.segments:
             terms = self.truth.costs.terms(segment.ops)
-            measured = SegmentMeasurement(stage_ns=terms.stage_ns, runs=1, device="sim", source=SIMULATED)
+            measured = SegmentMeasurement(
+                stage_ns=terms.stage_ns, runs=1, device="sim", source=MeasuredOn.SIMULATED.value
+            )
             segments.append(replace(segment, reported=report_of(terms), measured=measured))
         return Seen(replace(plan, segments=tuple(segments)))
 
@@ -107,7 +108,7 @@ class RecordedTimes:
             if ns is None:
                 what = f"holds no time of the segment with ops {segment.op_ranges}"
                 raise MeasurementError(what, str(self.path), "measure it, and add a row")
-            measured = SegmentMeasurement(stage_ns=ns, runs=1, device="file", source=RECORDED)
+            measured = SegmentMeasurement(stage_ns=ns, runs=1, device="file", source=MeasuredOn.RECORDED.value)
             segments.append(replace(segment, measured=measured))
         return Seen(replace(plan, segments=tuple(segments)))
 

@@ -33,8 +33,8 @@ from balancer.planning.predicting import partition_plan
 from balancer.planning.setting import setting_of
 from balancer.planning.solved import pipelines_of
 from balancer.planning.solving import solve_setting
-from balancer.runtime.provenance import mixture
-from balancer.solve import PipelineSpec, Solution, evaluate
+from balancer.runtime.provenance import joined, parse_provenance, provenance_text
+from balancer.solve import Ended, PipelineSpec, Solution, evaluate
 from balancer.solve.bisection import Bisection, bisect_cuts
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class _Tuning:
                 solution = self._solve(known)
             except InfeasibleError as error:
                 return f"no plan keeps the limits with what was measured: {error}"
-            if "interrupted" in solution.statistics:
+            if solution.ended is Ended.INTERRUPTED:
                 raise KeyboardInterrupt
             if any(solution.pipelines == old for old, _ in self.seen):
                 return "a partition repeats"
@@ -223,7 +223,9 @@ class _Tuning:
         if value is None:  # the corrected costs forbid one of its segments: it stays as it was measured
             return seen.plan
         counts = {"measured_rounds": len(self.rounds)}
-        given = Solution(solver="tune", pipelines=pipelines, value=value, bound_ns=0, over="nothing", statistics=counts)
+        given = Solution(
+            solver="tune", pipelines=pipelines, value=value, bound_ns=None, over="nothing", statistics=counts
+        )
         solution, rows = prove(known, given)
         plan = assemble(known, solution, self.n_tpus, rows, self.aim.options.held_to)
         old = {segment.ops: segment for segment in seen.plan.segments}
@@ -239,7 +241,9 @@ class _Tuning:
             bound = self._solve(known)
         except InfeasibleError:
             return measured, rows  # under the corrected costs no plan keeps the limits: there is no optimum to bound
-        least, latency = min(bound.bound_ns, measured.value.objective_ns), bound.latency_bound_ns
+        least, latency = bound.bound_ns, bound.latency_bound_ns
+        if least is not None:
+            least = min(least, measured.value.objective_ns)
         proven = replace(
             bound, pipelines=measured.pipelines, value=measured.value, bound_ns=least, statistics=measured.statistics,
             latency_bound_ns=None if latency is None else min(latency, measured.value.latency_ns),
@@ -259,7 +263,8 @@ def _latency_ns(seen: Seen, handover_ns: int) -> int:
 
 def _source(seen: Seen) -> str:
     """What the plan was measured on, such as "device"; several are joined."""
-    return mixture(s.measured.source for s in seen.plan.segments if s.measured)
+    segments = seen.plan.segments
+    return provenance_text(joined(parse_provenance(s.measured.source) for s in segments if s.measured))
 
 
 def truth_of(plan: AnyPlan | OpenedPlan, seed: int) -> TrueCosts:

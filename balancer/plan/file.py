@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.documents import Refusal, read_json
+from balancer.documents import DocumentKind, Refusal, read_document
 from balancer.errors import PlanError
 from balancer.ground.opsets import interval_set
 from balancer.plan.document import MOST_OPS, from_json
@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 
 _MOST_TPUS = 1024
 _LARGEST_CONSTANT = 10**10  # as in hardware files: the times of thousands of ops add up to less than 2^63 ns
-_REFUSAL = Refusal(PlanError, "give a plan file that balancer wrote")
+_KIND = DocumentKind(
+    FORMAT,
+    (VERSION,),
+    "plan file",
+    Refusal(PlanError, "give a plan file that balancer wrote"),
+    format_remedy="give a *_plan_*.json that balancer wrote",
+    version_remedy="update balancer, or solve again",
+)
+# The values of `SolverReport.ended` other than "complete". Plans of version 0.1.0 have them as keys of the statistics.
+_CUT_SHORT = ("interrupted", "limit_reached", "down_sets_left_out")
 _NAME = re.compile(r".+_plan_\d+\.json", re.DOTALL)  # as `Plan.file_name` makes it
 
 
@@ -44,17 +53,21 @@ def load_plan(path: str | Path) -> Plan:
     file, has an unknown version, or contradicts itself.
     """
     path = _plan_file(Path(path))
-    document = read_json(path, _REFUSAL)
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise PlanError(
-            f"not a plan file (no format '{FORMAT}')", str(path), "give a *_plan_*.json that balancer wrote"
-        )
-    if document.get("version") != VERSION:
-        raise PlanError(f"version {document.get('version')!r} is unknown", str(path), "update balancer, or solve again")
-    plan: Plan = from_json(Plan, document, str(path))
+    document = read_document(path, _KIND)
+    plan: Plan = _modern(from_json(Plan, document, str(path)))
     _check(plan, str(path))
     origin = path.parent / plan.model.file if plan.model.file else None
     return replace(plan, origin=origin, directory=path.parent)
+
+
+def _modern(plan: Plan) -> Plan:
+    """The plan in the form of today. Version 0.1.0 wrote a bound of 0 for no bound, and wrote into the statistics how the
+    search ended.
+    """
+    solver = plan.solver
+    told = next((name for name in _CUT_SHORT if solver.statistics.get(name)), solver.ended)
+    bound_ns = None if solver.bound_ns == 0 else solver.bound_ns
+    return replace(plan, solver=replace(solver, bound_ns=bound_ns, ended=told))
 
 
 def names_plan(path: Path) -> bool:
@@ -115,6 +128,10 @@ def _check(plan: Plan, where: str) -> None:
         raise PlanError(f"a plan for {plan.n_tpus} TPUs is impossible", where, "solve again")
     if not 1 <= plan.model.ops <= MOST_OPS:
         raise PlanError(f"a model of {plan.model.ops} ops is impossible", where, "solve again")
+    if plan.solver.ended not in ("complete", *_CUT_SHORT):
+        raise PlanError(
+            f"its search ended '{plan.solver.ended}'", where, f"make it one of complete, {', '.join(_CUT_SHORT)}"
+        )
     if plan.state not in (None, *STATE_WORDS):
         raise PlanError(f"state '{plan.state}' is not one of {', '.join(STATE_WORDS)}", where, "solve again")
     for name, value in plan.hardware.constants.items():

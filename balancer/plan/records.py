@@ -233,19 +233,21 @@ class SolverReport:
 
     name: of the solver. over: the set of plans that a claim of optimality covers, in words. status: "optimal" if the gap
     is 0, else "feasible". objective_ns: ns for each inference, the inverse of the rate. bound_ns: a lower bound on the
-    objective of any plan in that set; 0 if none is known. gap: (objective - bound) / objective; if latency was minimised,
-    the same with latency and its bound. statistics: counts of the solver's work, and 1 for each limit that it reached.
-    latency_bound_ns: if latency was minimised, a lower bound on it; else null.
+    objective of any plan in that set; null if nothing is claimed, as for baselines. gap: (objective - bound) / objective;
+    if latency was minimised, the same with latency and its bound. statistics: counts of the solver's work, for people.
+    latency_bound_ns: if latency was minimised, a lower bound on it; else null. ended: how the search ended: "complete",
+    "limit_reached", "interrupted" or "down_sets_left_out".
     """
 
     name: str
     over: str
     status: str
     objective_ns: int
-    bound_ns: int
+    bound_ns: int | None
     gap: float
     statistics: dict[str, int]
     latency_bound_ns: int | None = None
+    ended: str = "complete"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

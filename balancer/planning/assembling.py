@@ -79,6 +79,7 @@ def assemble(
             gap=round(solution.gap, DECIMALS),
             statistics=solution.statistics,
             latency_bound_ns=solution.latency_bound_ns,
+            ended=solution.ended.value,
         ),
         comparison=tuple(comparison),
         versions={"balancer": VERSION},

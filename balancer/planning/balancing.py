@@ -48,6 +48,8 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     """
     check_tpus(n_tpus)
     options = options or Options()
+    if options.stages is not None and options.stages > n_tpus:
+        raise ValueError(f"{options.stages} stages need as many TPUs, there are {n_tpus}")
     setting = _open(model, hardware, profile, keep_state=keep_state)
     check_constraints(options.constraints, len(setting.graph.ops), n_tpus)
     solution = solve_setting(setting, n_tpus, options)

@@ -54,7 +54,7 @@ def partition_plan(setting: Setting, partition: Sequence[OpSet]) -> Plan | None:
     value = evaluate(setting.problem(len(partition)), [pipeline])
     if value is None:
         return None
-    given = Solution(solver="given", pipelines=(pipeline,), value=value, bound_ns=0, over="nothing")
+    given = Solution(solver="given", pipelines=(pipeline,), value=value, bound_ns=None, over="nothing")
     return assemble(setting, given, len(partition), ())
 
 

@@ -75,12 +75,14 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
         stage_ns=hardware.link.invoke_ns,
         op_ns=tuple(costs.least_ns),
         transfers=tuple(_transfer(graph, hardware, t) for t in sorted(set(graph.producer) | set(graph.readers))),
-        kept=tuple(Kept(i, caching.size[i], costs.waiting[i]) for i in caching.priority if sure >> i & 1),
-        capacity_bytes=costs.room.largest,
+        kept=tuple(
+            Kept(i, caching.size_bytes[i], costs.op_terms[i].stall_ns) for i in caching.priority if sure >> i & 1
+        ),
+        capacity_bytes=costs.capacity_rule.largest_bytes,
         spill_start_ns=hardware.link.stream_start_ns,
-        streaming=tuple(i for i in members(sure) if costs.layout[i].always_streamed),
-        op_bytes=tuple(caching.size[i] if sure >> i & 1 else 0 for i in range(len(graph.ops))),
-        limit_bytes=None if may_overflow else costs.room.largest,
+        streaming=tuple(i for i in members(sure) if costs.op_terms[i].layout.always_streamed),
+        op_bytes=tuple(caching.size_bytes[i] if sure >> i & 1 else 0 for i in range(len(graph.ops))),
+        limit_bytes=None if may_overflow else costs.capacity_rule.largest_bytes,
         relaxed=True,
     )
 

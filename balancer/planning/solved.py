@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.errors import PlanError
-from balancer.solve import PipelineSpec, Solution, StageSpec, evaluate
+from balancer.solve import Ended, PipelineSpec, Solution, StageSpec, evaluate
 
 if TYPE_CHECKING:
     from balancer.plan import Plan
@@ -32,7 +32,7 @@ def solution_of(plan: Plan, problem: Problem) -> Solution:
         raise PlanError("has a segment that is not allowed", plan.file_name, "solve again")
     latency = solver.latency_bound_ns
     return Solution(
-        solver=solver.name, pipelines=pipelines, value=value, bound_ns=min(solver.bound_ns, value.objective_ns),
-        over=solver.over, statistics=solver.statistics,
-        latency_bound_ns=None if latency is None else min(latency, value.latency_ns),
+        solver=solver.name, pipelines=pipelines, value=value, over=solver.over, statistics=solver.statistics,
+        bound_ns=None if solver.bound_ns is None else min(solver.bound_ns, value.objective_ns),
+        latency_bound_ns=None if latency is None else min(latency, value.latency_ns), ended=Ended(solver.ended),
     )  # fmt: skip

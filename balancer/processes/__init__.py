@@ -1,1 +1,1 @@
-"""Child processes that end when we do, and folders that are gone once nobody lives who uses them."""
+"""Child processes that end when this process ends, and working folders that are removed once no process uses them."""

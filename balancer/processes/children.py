@@ -1,16 +1,21 @@
-"""Starting programs so that nothing of them outlives us, and Python so that it imports what we import.
+"""Starts programs so that they never outlive this process, and Python programs so that they import what this one does.
 
-A child is on a leash: it reads from a pipe whose other end this process holds, and has asked the kernel to kill its
-process group when that end is gone (`O_ASYNC` with `F_SETSIG`; see `leashed`). However we end, SIGKILL and a crash
-included, the end goes with us. Of the ways to do this it is the one that holds for a foreign program:
+A child is on a leash:
 
-- A parent-death signal (`PR_SET_PDEATHSIG`) is sent when the *thread* ends that has forked, and ours come and go. Its
-  children do not inherit it, and the vendor's compiler is a wrapper around the program that works.
-- A thread of the child that waits for the end cannot run while a driver hangs with the interpreter's lock held.
-- One more process that watches can be killed with us, as by `pkill -9 -f balancer`.
+    this process                          child (`leashed`, which then becomes the program)
+    holds the writing end of a pipe  ---> reads from it, and has asked the kernel to kill its process group
+    and never writes to it                when something happens to the pipe (`O_ASYNC` with `F_SETSIG`)
 
-It is the same on every Linux since 2.4 and on every machine. It does not reach a program that closes all files it was
-given, or a process that has left the group; a process that a user's program forks off without exec holds our end, too.
+However this process ends, SIGKILL and a crash included, the kernel closes its end of the pipe, which kills the child's
+group. Other ways do not hold for every program:
+
+- A parent-death signal (`PR_SET_PDEATHSIG`) is sent when the *thread* that forked ends, and threads of a pipeline come and
+  go. Grandchildren do not inherit it, and the vendor's compiler is a wrapper that starts the real program.
+- A thread of the child that watches the pipe cannot run while a driver hangs with the interpreter's lock held.
+- A separate process that watches can be killed together with this one, as by `pkill -9 -f balancer`.
+
+The leash works on every Linux since 2.4. It does not reach a program that closes all files it was given, or a process that
+has left the group. A process that a user's program forks without exec holds the writing end, too.
 """
 
 from __future__ import annotations
@@ -37,9 +42,9 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)"""
 
 
 class Child(subprocess.Popen[bytes]):
-    """A program in a session of its own, which ends with its whole process group when this process ends.
+    """A program in a session of its own. Its whole process group is killed when this process ends.
 
-    Raises OSError where it cannot be started, as Popen does.
+    Raises OSError where the program cannot be started, as Popen does.
     """
 
     def __init__(self, command: Sequence[str], *, pass_fds: Sequence[int] = (), **options: Any) -> None:
@@ -60,7 +65,7 @@ class Child(subprocess.Popen[bytes]):
             raise OSError(int(error), os.strerror(int(error)), command[0])
 
     def _await_start(self, said: FileIO) -> bytes:
-        """What the script says before the program takes its place, which closes the pipe: nothing, or an error."""
+        """The number of the error, if the program could not be started; else nothing. `exec` closes the pipe's other end."""
         try:
             return said.read()
         except BaseException:
@@ -69,29 +74,34 @@ class Child(subprocess.Popen[bytes]):
             raise
 
     def wait(self, timeout: float | None = None) -> int:
-        """As Popen does; what is left of its process group ends with it."""
+        """As Popen's. Then the leash is let go, which kills what is left of the process group."""
         code = super().wait(timeout)
         self._held.close()
         return code
 
 
 def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[FileIO, FileIO]:
-    """Its two ends, each closed by one of these."""
+    """A new pipe's two ends; each is closed by its exit stack."""
     first, second = os.pipe()
     return reading.enter_context(FileIO(first, "rb")), writing.enter_context(FileIO(second, "wb"))
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
-    """Runs a module of ours as `python -m` does, but that nothing is imported from the working folder. With
-    `python_environment`.
+    """The command that runs a module as `python -m` does, except that nothing is imported from the working folder.
+
+    It needs `python_environment`.
     """
     return [sys.executable, "-c", _RUN_MODULE, module, *arguments]
 
 
 def python_environment() -> dict[str, str]:
-    """Ours, with the modules that we can import, and before them those that PYTHONPATH was given since we started."""
+    """This process's environment, in which Python finds the modules that this process finds.
+
+    Entries that were added to PYTHONPATH since this process started come first.
+    """
     path = [entry for entry in sys.path if entry]
     since = [e for e in os.environ.get("PYTHONPATH", "").split(os.pathsep) if e and str(Path(e).absolute()) not in path]
-    # Imported from the working folder ("" on the path), which may be another one by now; or by an editable install.
+    # balancer itself may not be on that path: where it was imported from the working folder ("" on the path), which may
+    # have changed since, or by an editable install.
     root = [] if _ROOT in path else [_ROOT]
     return os.environ | {"PYTHONPATH": os.pathsep.join([*since, *root, *path])}

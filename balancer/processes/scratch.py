@@ -1,7 +1,13 @@
-"""Folders for work under way: gone with it; or, where their process was killed, at the next start.
+"""Temporary folders that are removed after use, or, where their process was killed, by the next process.
 
-Beside each folder lies a lock file, locked (`flock`) for as long as its process lives and there before the folder: what
-is not locked belongs to nobody any more, whatever its age. A folder without a lock file is never touched.
+Beside each folder lies a lock file (`flock`):
+
+    1. the lock file is made and locked       a process that sweeps sees it locked, and leaves it alone
+    2. the folder is made, used, removed
+    3. the lock file is removed and unlocked
+
+The kernel unlocks the file when its process ends in any way. A lock file that is not locked therefore belongs to a dead
+process, whatever its age, and is removed with its folder. A folder without a lock file is never touched.
 """
 
 from __future__ import annotations
@@ -30,18 +36,18 @@ def working_folder(purpose: str) -> Iterator[Path]:
 
 
 def remove_left_over() -> None:
-    """Remove the working folders of processes that were killed, where there are any."""
+    """Remove the working folders of processes that were killed."""
     with suppress(FileNotFoundError):  # there is no folder for temporary files
         sweep(Path(tempfile.gettempdir()), _PREFIX)
 
 
 @contextmanager
 def scratch(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder of a name that begins so. Raises OSError where it cannot be made."""
+    """A new folder whose name begins with the prefix. Raises OSError where it cannot be made."""
     while True:
         folder = parent / f"{prefix}{os.urandom(6).hex()}"
         with held(_lock_of(folder)) as is_ours:
-            if is_ours:  # else somebody sweeps, and has found the file before it was locked
+            if is_ours:  # else a sweep found the file before it was locked here: try another name
                 try:
                     folder.mkdir(mode=0o700)
                     yield folder
@@ -51,15 +57,16 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def sweep(parent: Path, prefix: str) -> None:
-    """Remove the scratch folders of names that begin so whose processes are dead."""
+    """Remove the scratch folders of dead processes whose names begin with the prefix."""
     for lock in parent.glob(f"{prefix}*{_LOCK}"):
         with suppress(OSError):
-            found = lock.lstat()
-            if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid():
+            entry = lock.lstat()
+            if stat.S_ISREG(entry.st_mode) and entry.st_uid == os.getuid():
                 _remove_dead(lock)
 
 
 def _remove_dead(lock: Path) -> None:
+    """Remove a lock file and its folder. Raises BlockingIOError where its process lives."""
     file = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,9 +79,9 @@ def _remove_dead(lock: Path) -> None:
 
 @contextmanager
 def held(lock: Path) -> Iterator[bool]:
-    """Hold a lock file, made for it and removed after it: whether we do, or another one does.
+    """Make and lock a file, and remove it afterwards. Gives False where another process or thread holds it.
 
-    Raises OSError where it cannot be written.
+    Raises OSError where the file cannot be written.
     """
     while True:
         file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -82,7 +89,8 @@ def held(lock: Path) -> Iterator[bool]:
             if not _locked(file):
                 yield False
                 return
-            if _is_there(lock, file):  # else it was removed by who held it, before we did
+            # Between `open` and `flock` its last holder may have removed it: then a lock on it protects nothing.
+            if _is_there(lock, file):
                 try:
                     yield True
                 finally:
@@ -93,7 +101,7 @@ def held(lock: Path) -> Iterator[bool]:
 
 
 def _locked(file: int) -> bool:
-    """Lock it, unless another one has. Where the file system has no locks, it is ours: nobody can sweep there."""
+    """Lock a file. False where it is locked already. A file system without locks counts as locked: no sweep works there."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -104,7 +112,7 @@ def _locked(file: int) -> bool:
 
 
 def _is_there(lock: Path, file: int) -> bool:
-    """Whether the open file still bears this name."""
+    """Whether the open file still has this name."""
     try:
         return os.path.samestat(lock.stat(), os.fstat(file))
     except FileNotFoundError:

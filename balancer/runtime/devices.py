@@ -1,8 +1,10 @@
-"""Edge TPUs: which are there, what keeps one from being opened, and the names by which users choose them.
+"""Edge TPUs: which ones the system has, what keeps one from being opened, and the names by which users choose them.
 
-Names are those of libedgetpu (`:0`, `usb:0`, `pci:1`; without a number as many as are needed), `cpu` and `sim`. Indices
-follow the order in which the system lists the devices, which may change when it starts anew: the path says which is
-which. Sources: libedgetpu `api/driver_factory`, gasket's sysfs files, Coral's udev rules (Apache-2.0).
+Names are libedgetpu's (`:0`, `usb:0`, `pci:1`), and `cpu` and `sim`; `usb` or `pci` without a number means as many as are
+needed. Numbers follow the order in which the system lists the devices. That order may change when the system restarts;
+the path tells the devices apart.
+
+Sources: libedgetpu `api/driver_factory`, gasket's sysfs files, Coral's udev rules (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import importlib.util
 import os
 import re
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from balancer.errors import DeviceError
 
@@ -20,15 +23,28 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _USB_IDS = {("1a6e", "089a"): False, ("18d1", "9302"): True}  # whether its firmware is loaded
-_DEAD_CELSIUS = {-88, -10}  # what a chip shows whose link is down
+_DEAD_CELSIUS = {-88, -10}  # the temperature that is read where the link to the chip is down
 _NAME = re.compile(r"cpu|sim|usb|pci|(usb|pci|):([0-9]{1,3})")
 _REPEATED = ("cpu", "sim", "usb", "pci")
 
 
+class DeviceState(str, Enum):
+    """What is known of a device, as far as it was looked at. The values are what `balancer devices --json` prints."""
+
+    READY = "ready"  # nothing is known to keep it from being used
+    NEEDS_FIRMWARE = "needs firmware"  # the first program that opens it loads the firmware: it can be used
+    MISSING_NODE = "missing node"  # the system lists the device, but has no file in /dev for it
+    NO_PERMISSION = "no permission"
+    LINK_DOWN = "link down"  # its temperature reads as that of a chip that does not answer
+    NO_ANSWER = "no answer"  # opening it took too long
+    DRIVER_CRASHED = "driver crashed"  # opening it ended the process
+    REFUSED = "refused"  # opening it failed: another program has it, or libedgetpu is missing
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """An Edge TPU of this machine. name: as `--devices` takes it. type: "usb" or "pci". problem: what keeps it from
-    being used, None where nothing is known to; remedy: what helps.
+    """An Edge TPU of this machine. name: as `--devices` takes it. type: "usb" or "pci". problem, remedy: the state in
+    words and what helps, both None for READY.
     """
 
     name: str
@@ -37,26 +53,41 @@ class Device:
     celsius: float | None = None
     problem: str | None = None
     remedy: str | None = None
+    state: DeviceState = DeviceState.READY
+
+    @property
+    def usable(self) -> bool:
+        """Whether opening it may succeed."""
+        return self.state in (DeviceState.READY, DeviceState.NEEDS_FIRMWARE)
+
+
+class _Condition(NamedTuple):
+    """What looking at a device's files shows."""
+
+    state: DeviceState = DeviceState.READY
+    problem: str | None = None
+    remedy: str | None = None
 
 
 def list_devices(root: str | Path = "/") -> list[Device]:
-    """The Edge TPUs that the system knows, PCIe before USB, none of them opened. root: of the file system.
+    """The Edge TPUs that the system lists, PCIe before USB; none of them is opened. root: of the file system.
 
-    Google's pycoral, where it is installed, is asked as well: it knows what sysfs may hide in a container.
+    Google's pycoral, where it is installed, is asked as well: in a container, sysfs may not show every device.
     """
     root = Path(root)
-    found = [*_pci_devices(root), *_usb_devices(root)]
-    known = {d.path for d in found} | {f"/sys/bus/usb/devices/{Path(d.path).name}" for d in found}
-    counts = {kind: sum(d.type == kind for d in found) for kind in ("pci", "usb")}
-    said = [entry for entry in _pycoral_devices() if entry["type"] in counts]
-    for kind in counts:
-        more = [e for e in said if e["type"] == kind and e["path"] not in known][counts[kind] :]
-        found += [Device(name=f"{kind}:{counts[kind] + k}", type=kind, path=e["path"]) for k, e in enumerate(more)]
-    return found
+    devices = [*_pci_devices(root), *_usb_devices(root)]
+    known = {d.path for d in devices} | {f"/sys/bus/usb/devices/{Path(d.path).name}" for d in devices}
+    counts = {bus: sum(d.type == bus for d in devices) for bus in ("pci", "usb")}
+    listed = [entry for entry in _pycoral_devices() if entry["type"] in counts]
+    for bus, count in counts.items():
+        # Its paths are not always sysfs's, so as many of its unknown devices are passed over as sysfs has shown.
+        more = [e for e in listed if e["type"] == bus and e["path"] not in known][count:]
+        devices += [Device(name=f"{bus}:{count + k}", type=bus, path=e["path"]) for k, e in enumerate(more)]
+    return devices
 
 
 def _pycoral_devices() -> list[dict[str, str]]:
-    """What Google's pycoral lists. PyPI's package of that name is another project, without this module."""
+    """The devices that Google's pycoral lists. PyPI's package of that name is another project, without this module."""
     try:
         if importlib.util.find_spec("pycoral.utils.edgetpu") is None:
             return []
@@ -67,32 +98,41 @@ def _pycoral_devices() -> list[dict[str, str]]:
 
 
 def _pci_devices(root: Path) -> list[Device]:
-    found = sorted((root / "sys/class/apex").glob("apex_*"), key=lambda p: _number(p.name))
-    return [_pci_device(root, entry, k) for k, entry in enumerate(found)]
+    entries = sorted((root / "sys/class/apex").glob("apex_*"), key=lambda p: _number(p.name))
+    return [_pci_device(root, entry, k) for k, entry in enumerate(entries)]
 
 
 def _number(name: str) -> int:
+    """The digits of a name as a number.
+
+    >>> _number("apex_10"), _number("apex")
+    (10, 0)
+    """
     digits = re.sub(r"\D", "", name)
     return int(digits) if digits else 0
 
 
 def _pci_device(root: Path, entry: Path, index: int) -> Device:
-    node = root / "dev" / entry.name
-    celsius = _celsius(entry / "temp")
-    problem, remedy = None, None
+    node, celsius = root / "dev" / entry.name, _celsius(entry / "temp")
+    state, problem, remedy = _pci_condition(node, celsius)
+    return Device(
+        name=f"pci:{index}", type="pci", path=str(node), celsius=celsius, problem=problem, remedy=remedy, state=state
+    )
+
+
+def _pci_condition(node: Path, celsius: float | None) -> _Condition:
     if not node.exists():
-        problem, remedy = f"{node} is not there", "load the driver: sudo modprobe apex; else install gasket-dkms"
-    elif not os.access(node, os.R_OK | os.W_OK):
-        problem = f"no permission for {node}"
+        remedy = "load the driver: sudo modprobe apex; else install gasket-dkms"
+        return _Condition(DeviceState.MISSING_NODE, f"{node} is not there", remedy)
+    if not os.access(node, os.R_OK | os.W_OK):
         remedy = (
             'sudo usermod -aG apex $USER and log in again (udev rule: SUBSYSTEM=="apex", MODE="0660", GROUP="apex")'
         )
-    elif celsius in _DEAD_CELSIUS:
-        problem, remedy = (
-            f"its link is down (it shows {celsius:.0f} C)",
-            "seat the card anew, switch the machine off and on",
-        )
-    return Device(name=f"pci:{index}", type="pci", path=str(node), celsius=celsius, problem=problem, remedy=remedy)
+        return _Condition(DeviceState.NO_PERMISSION, f"no permission for {node}", remedy)
+    if celsius in _DEAD_CELSIUS:
+        remedy = "seat the card anew, switch the machine off and on"
+        return _Condition(DeviceState.LINK_DOWN, f"its link is down (it shows {celsius:.0f} C)", remedy)
+    return _Condition()
 
 
 def _celsius(path: Path) -> float | None:
@@ -111,17 +151,24 @@ def _usb_devices(root: Path) -> list[Device]:
 
 
 def _usb_device(root: Path, entry: Path, index: int, *, loaded: bool) -> Device:
+    """loaded: whether it has its firmware."""
     bus, number = _number(_read(entry / "busnum")), _number(_read(entry / "devnum"))
     node = root / f"dev/bus/usb/{bus:03}/{number:03}"
-    problem, remedy = None, None
+    state, problem, remedy = _usb_condition(node, loaded=loaded)
+    return Device(name=f"usb:{index}", type="usb", path=str(node), problem=problem, remedy=remedy, state=state)
+
+
+def _usb_condition(node: Path, *, loaded: bool) -> _Condition:
     if not node.exists():
-        problem, remedy = f"{node} is not there", "in a container, hand in the whole of /dev/bus/usb"
-    elif not os.access(node, os.R_OK | os.W_OK):
-        problem = f"no permission for {node}"
+        remedy = "in a container, hand in the whole of /dev/bus/usb"
+        return _Condition(DeviceState.MISSING_NODE, f"{node} is not there", remedy)
+    if not os.access(node, os.R_OK | os.W_OK):
         remedy = "sudo usermod -aG plugdev $USER and log in again; install libedgetpu1-std for its udev rule"
-    elif not loaded:
-        problem, remedy = "not yet initialised", "none needed: the first program that opens it loads its firmware"
-    return Device(name=f"usb:{index}", type="usb", path=str(node), problem=problem, remedy=remedy)
+        return _Condition(DeviceState.NO_PERMISSION, f"no permission for {node}", remedy)
+    if not loaded:
+        remedy = "none needed: the first program that opens it loads its firmware"
+        return _Condition(DeviceState.NEEDS_FIRMWARE, "not yet initialised", remedy)
+    return _Condition()
 
 
 def _read(path: Path) -> str:
@@ -132,10 +179,13 @@ def _read(path: Path) -> str:
 
 
 def device_names(wanted: str | Sequence[str] | None, count: int, root: str | Path = "/") -> list[str]:
-    """A device for each of so many TPUs. wanted: names, or one text with commas; None: the Edge TPUs that are there.
+    """The names of `count` devices. wanted: names, or one text with commas; None: the Edge TPUs of this machine.
 
-    `cpu`, `sim`, `usb` or `pci` alone stand for as many as are needed. Raises DeviceError where a name is none, occurs
-    twice, or there are too few.
+    `cpu`, `sim`, `usb` or `pci` alone stands for as many as are needed. Raises DeviceError where a name is unknown or
+    given twice, or there are fewer than `count`.
+
+    >>> device_names("pci", 2), device_names("usb:1, pci:00", 2), device_names("sim", 2)
+    (['pci:0', 'pci:1'], ['usb:1', 'pci:0'], ['sim', 'sim'])
     """
     if wanted is None:
         return _there(count, root)
@@ -152,17 +202,17 @@ def device_names(wanted: str | Sequence[str] | None, count: int, root: str | Pat
 
 
 def _plain(name: str) -> str:
-    """The one name of a device that can be written in several ways: pci:0 for pci:00. Raises DeviceError."""
-    found = _NAME.fullmatch(name)
-    if found is None:
-        raise DeviceError("is no device", repr(name), "name :0, usb:0, pci:0, usb, pci, cpu or sim")
-    return name if found[2] is None else f"{found[1]}:{int(found[2])}"
+    """The shortest of the names that a device has: pci:0 for pci:00. Raises DeviceError where it is unknown."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise DeviceError("is not the name of a device", repr(name), "name :0, usb:0, pci:0, usb, pci, cpu or sim")
+    return name if match[2] is None else f"{match[1]}:{int(match[2])}"
 
 
 def _there(count: int, root: str | Path) -> list[str]:
-    usable = [d for d in list_devices(root) if d.problem is None or "initialised" in d.problem]
+    usable = [device for device in list_devices(root) if device.usable]
     if len(usable) < count:
         what = f"{count} Edge TPUs are needed, {len(usable)} can be used"
         remedy = f"see `balancer devices`; solve for {len(usable)} TPUs, or try --devices sim"
         raise DeviceError(what, "this machine", remedy if usable else "see `balancer devices`, or try --devices sim")
-    return [d.name for d in usable[:count]]
+    return [device.name for device in usable[:count]]

@@ -1,7 +1,7 @@
 """What runs one segment: an interpreter on the CPU or on an Edge TPU, a simulated TPU, or nothing at all.
 
-An executor takes its inputs from an item's tensors by name and adds its outputs. A `Recipe` says how to make one, here
-or in a process of its own (see `remote`).
+An executor takes its inputs from an item's tensors by name and adds its outputs. A `Recipe` says how to make one, in
+this process or in one of its own (see `remote`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -20,29 +20,38 @@ from balancer.runtime.simulated import Behaviour, Recorded, SimulatedTpu, no_out
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from balancer.inputs import Array
     from balancer.runtime.simulated import Outputs
     from balancer.runtime.tensors import Tensors, TensorSpec
 
 _LOG = logging.getLogger(__name__)
-WAITS_S = (0.0, 0.5, 1.0, 2.0, 4.0)  # before each try to open a device; a USB one comes back under another number
+# Before each try to open a device. A USB device that loads its firmware disappears, and comes back with another number.
+WAITS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
 class Executor(Protocol):
+    """Runs a segment on one device, one item at a time."""
+
     def run(self, item: int, tensors: Tensors) -> None:
-        """Add the segment's outputs for these tensors of the item with this number. Raises BalancerError."""
+        """Add the segment's outputs to the tensors of an item. item: its number.
+
+        Raises BalancerError where the item fails, WorkerLost where the device can run no more items.
+        """
 
     def interrupt(self) -> None:
-        """End what is under way, from another thread, as soon as that can be; no more is run."""
+        """From another thread: end the running item as soon as possible, and run no more."""
 
     def close(self) -> None:
-        """Give back what it holds; nothing is under way any more."""
+        """Give back the device and its memory. No item runs any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How to make a segment's executor. device: a name as in `devices`, or "none". model: the bytes to run: compiled
-    for an Edge TPU, else not; None where nothing is computed. keep_state: from item to item. behaviour, recorded: of a
-    simulated TPU; it computes the model live where there is one and no record.
+    """How to make a segment's executor.
+
+    device: a name as in `devices`, or "none". model: the file's bytes, compiled where the device is an Edge TPU; None
+    where nothing is computed. keep_state: variable tensors keep their values from item to item. behaviour, recorded: of
+    a simulated TPU, which gives recorded outputs if there are any, else computes the model if there is one.
     """
 
     segment: str
@@ -50,12 +59,12 @@ class Recipe:
     model: bytes | None = None
     outputs: tuple[TensorSpec, ...] = ()
     behaviour: Behaviour | None = None
-    recorded: tuple[Mapping[str, Any], ...] = ()
+    recorded: tuple[Mapping[str, Array], ...] = ()
     keep_state: bool = False
 
 
 class Computed:
-    """An interpreter as an executor. keep_state: from item to item; else it is reset before each."""
+    """An interpreter as an executor. keep_state: variable tensors keep their values; else they are reset before each item."""
 
     def __init__(self, interpreter: Interpreter, *, keep_state: bool) -> None:
         self.interpreter = interpreter
@@ -67,21 +76,21 @@ class Computed:
             tensors[name] = value
 
     def interrupt(self) -> None:
-        pass  # an inference cannot be ended before its time
+        pass  # the interpreter has no way to end an inference early
 
     def close(self) -> None:
         self.interpreter.close()
 
 
 class Idle:
-    """Takes no time and gives the same arrays every time: what is left is the pipeline's own."""
+    """Takes no time and gives the same arrays for every item, so that what is measured is the pipeline's own work."""
 
     def __init__(self, outputs: Sequence[TensorSpec]) -> None:
         self.arrays = {spec.name: read_only(np.zeros(spec.shape or (), np.dtype(spec.dtype))) for spec in outputs}
 
     def run(self, item: int, tensors: Tensors) -> None:
         for name, value in self.arrays.items():
-            if name not in tensors:  # in shared memory it is there already, by reference
+            if name not in tensors:  # a shared frame has each tensor already: nothing is copied
                 tensors[name] = value
 
     def interrupt(self) -> None:
@@ -92,9 +101,10 @@ class Idle:
 
 
 def make_executor(recipe: Recipe, seconds: float, die: Callable[[], None] | None = None) -> Executor:
-    """seconds: after which a simulated TPU that hangs is given up. die: how one ends its process, if it may.
+    """The executor of a recipe. seconds: time limit of a simulated TPU that hangs. die: ends this process, for a
+    simulated TPU that dies; None where it must not.
 
-    Raises BalancerError where device or model is refused.
+    Raises BalancerError where the device or the model is refused.
     """
     if recipe.device == "none":
         return Idle(recipe.outputs)
@@ -114,9 +124,10 @@ def _outputs(recipe: Recipe) -> Outputs:
 
 
 def open_with_retry(model: bytes, device: str, waits: Sequence[float] = WAITS_S) -> Interpreter:
-    """An interpreter on an Edge TPU, tried again after growing waits while the device is refused.
+    """An interpreter on an Edge TPU. waits: seconds before each try to open it.
 
-    Raises what the last try raised."""
+    Raises what the last try raised: InterpreterError, or DependencyError at once; ValueError where there are no waits.
+    """
     for k, wait in enumerate(waits):
         time.sleep(wait)
         try:
@@ -125,4 +136,4 @@ def open_with_retry(model: bytes, device: str, waits: Sequence[float] = WAITS_S)
             if k + 1 == len(waits):
                 raise
             _LOG.info("%s: %s; trying again", device, error)
-    raise ValueError("there must be a try")
+    raise ValueError("waits must have an entry for each try")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,45 +14,45 @@ from balancer.errors import DependencyError, InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from balancer.inputs import InputSpec
+    from PIL.Image import Image as Picture
+
+    from balancer.inputs import Array, InputSpec
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
-_FORMATS = (
-    "BMP",
-    "GIF",
-    "JPEG",
-    "PNG",
-    "WEBP",
-)  # of others some start programs (EPS), and few decoders are looked after
-_MOST_PIXELS = 128_000_000  # beyond what cameras give; takes half a GiB as RGB
-_OFFSETS = {"uint8": 0, "int8": -128}
+# No other format: pillow starts a program for some of them (EPS), and few of the other decoders are maintained.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+_MOST_PIXELS = 128_000_000  # more than cameras give; half a GiB as RGB
+_OFFSETS = {"uint8": 0, "int8": -128}  # added to levels of 0 to 255
 # What pillow's decoders raise for files that are cut short or corrupt, besides OSError: seen by mutating files.
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
            MemoryError, RuntimeError, struct.error, zlib.error)  # fmt: skip
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name. Raises InputError where there are none."""
+    """The pictures in a folder, sorted by name. Raises InputError where there are none."""
     try:
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", str(folder), "check its permissions") from error
-    if not found:
+    if not paths:
         raise InputError("holds no pictures", str(folder), f"give a folder with {', '.join(sorted(ENDINGS))}")
-    return found
+    return paths
 
 
-def load_image(path: Path, spec: InputSpec) -> Any:
-    """A picture, resized to what the input takes: RGB or grey levels 0 to 255 as they are for uint8, less 128 for
-    int8, from -1 to 1 for floats. Grey levels of 16 bits are scaled to 0 to 255.
+def load_image(path: Path, spec: InputSpec) -> Array:
+    """A picture as an input's array, resized to the input's shape [1, height, width, 1 or 3].
 
-    Raises InputError where the input takes no pictures or the file is none, DependencyError without pillow.
+    RGB or grey levels from 0 to 255; for an int8 input 128 less; for a float32 input from -1 to 1. 16-bit grey levels
+    are scaled to 0 to 255. Raises InputError where the input takes no pictures or the file cannot be read as one,
+    DependencyError without pillow.
     """
     if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3):
         what = f"input '{spec.name}' of shape {list(spec.shape)} takes no pictures"
         raise InputError(what, str(path), "give arrays: .npy or .npz")
     if path.exists() and not path.is_file():
-        raise InputError("is no file", str(path), "give a folder of pictures alone")  # a pipe may never end
+        raise InputError(
+            "is not a file", str(path), "give a folder that holds only pictures"
+        )  # a named pipe may never end
     array = np.asarray(_levels(path, spec), np.int16).reshape(spec.shape)
     if spec.dtype in _OFFSETS:
         return (array + _OFFSETS[spec.dtype]).astype(spec.dtype)
@@ -61,7 +61,7 @@ def load_image(path: Path, spec: InputSpec) -> Any:
     raise InputError(f"input '{spec.name}' is {spec.dtype}", str(path), "give arrays: .npy or .npz")
 
 
-def _levels(path: Path, spec: InputSpec) -> Any:
+def _levels(path: Path, spec: InputSpec) -> Picture:
     """The picture in the input's size and channels. Raises as `load_image` does."""
     try:
         from PIL import Image
@@ -69,18 +69,21 @@ def _levels(path: Path, spec: InputSpec) -> Any:
         raise DependencyError("is needed to read pictures", "pillow", "pip install pillow") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, transparency and metadata: nothing that changes the levels
+            warnings.simplefilter("ignore")  # about sizes, transparency and metadata: none of them changes the levels
             with Image.open(path, formats=_FORMATS) as image:
                 if image.width * image.height > _MOST_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels")
                 return _resized(image, (spec.shape[2], spec.shape[1]), "RGB" if spec.shape[3] == 3 else "L")
     except (*_BROKEN, Image.DecompressionBombError) as error:
         reason = str(error) or type(error).__name__
-        raise InputError(f"is no picture that can be read ({reason})", str(path), "remove it, or convert it") from error
+        raise InputError(f"cannot be read as a picture ({reason})", str(path), "remove it, or convert it") from error
 
 
-def _resized(image: Any, size: tuple[int, int], mode: str) -> Any:
-    """Grey levels of 16 bits, which pillow would clip at 255, are scaled. They are `I` or `I;16` to it, by its version."""
+def _resized(image: Picture, size: tuple[int, int], mode: str) -> Picture:
+    """The picture in this size and mode. 16-bit grey levels are scaled, since pillow would clip them at 255.
+
+    pillow calls their mode `I` or `I;16`, depending on its version.
+    """
     from PIL import Image
 
     if not image.mode.startswith("I"):

@@ -1,22 +1,35 @@
-"""What `map` needs of its pipeline: items pushed from a thread of their own, and nobody else who pushes or pops meanwhile."""
+"""What `Pipeline.map` needs: items pushed from a thread of their own, and no other thread that pushes or pops meanwhile."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from balancer.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-_LEAVING_S = 0.5
+    from balancer.runtime.items import Inputs, Result
+    from balancer.workers import Failure
+
+_LEAVING_S = 0.5  # how long a feeder that waits for its source is waited for
+_POLL_S = 0.02  # how often a map that waits for a result looks whether its feeder has ended
+
+
+class Pop(Protocol):
+    """How a map takes results."""
+
+    def __call__(self, timeout: float, /) -> Result | Failure | None:
+        """The next result; None after the last one. Raises TimeoutError, or what the pipeline raises."""
 
 
 class Turns:
-    """Who uses a pipeline: any number that push and pop, or one map. Who comes at the wrong time is refused, and waits for
-    nothing: results go by their order, so that one that is pushed or popped in between would shift all others.
+    """Who uses a pipeline: any number of threads that push and pop, or one map.
+
+    Results are matched with items by their order alone. An item pushed, or a result popped, during a map would shift all
+    later ones, so it is refused. Nothing here waits.
     """
 
     def __init__(self) -> None:
@@ -26,7 +39,7 @@ class Turns:
 
     @contextmanager
     def single(self) -> Iterator[None]:
-        """For one push or pop. Raises InputError while a map is at work."""
+        """The turn of one push or pop. Raises InputError during a map."""
         with self._lock:
             if self._mapping:
                 raise InputError("a map or run is going on", "pipeline", "push and pop before it or after it")
@@ -39,7 +52,7 @@ class Turns:
 
     @contextmanager
     def mapping(self) -> Iterator[None]:
-        """For one map. Raises InputError while another one is at work, or a push or pop."""
+        """The turn of one map. Raises InputError during another map, a push or a pop."""
         with self._lock:
             if self._mapping:
                 raise InputError("another map or run is going on", "pipeline", "wait for its end, or use push and pop")
@@ -49,13 +62,16 @@ class Turns:
         try:
             yield
         finally:
-            self._mapping = False
+            self._mapping = False  # one assignment: it needs no lock
 
 
 class Feeder:
-    """Pushes items from a thread of its own. stop: the pipeline."""
+    """Pushes items from a thread of its own. pushed: how many; final once `over` is set, as is error, what the items
+    raised. stop: ends the pipeline.
+    """
 
-    def __init__(self, push: Callable[[Any], int], stop: Callable[[], None], items: Iterable[Any]) -> None:
+    def __init__(self, push: Callable[[Inputs], int], stop: Callable[[], None], items: Iterable[Inputs]) -> None:
+        """Starts the thread."""
         self.push, self.stop, self.items = push, stop, items
         self.pushed = 0
         self.error: BaseException | None = None
@@ -77,12 +93,45 @@ class Feeder:
             self.over.set()
 
     def end(self) -> None:
-        """The thread may be waiting for room, which it is told; or for its source, which nobody can end: then it is left,
-        and ends with the next item.
+        """End the thread, which may be waiting for a free place or for its source.
+
+        Stopping the pipeline ends the first wait. The second one cannot be ended: the thread is then left behind, and
+        ends with the source's next item.
         """
         self.leaving = True
         if not self.over.is_set():
             self.stop()
-        # No join of one that is left: when Python ends, it never ends.
+        # A thread that is left behind is not joined: when Python ends, a daemon thread stands still for ever.
         if self.over.wait(_LEAVING_S):
             self.thread.join(_LEAVING_S)
+
+
+def mapped(
+    push: Callable[[Inputs], int], pop: Pop, stop: Callable[[], None], items: Iterable[Inputs]
+) -> Iterator[Result | Failure]:
+    """The results of the items, in their order, with push and pop of one pipeline and `stop` to end it.
+
+    Leaving early stops the pipeline. What the items raise is raised here, after the results of those before.
+    """
+    feeder = Feeder(push, stop, items)
+    taken = 0
+    try:
+        while True:
+            # Asked in this order: `pushed` is final once `over` is set.
+            if feeder.over.is_set() and taken == feeder.pushed:
+                break
+            try:
+                result = pop(_POLL_S)
+            except TimeoutError:
+                continue
+            if result is None:
+                break
+            taken += 1
+            yield result
+    except BaseException:
+        stop()
+        raise
+    finally:
+        feeder.end()
+    if feeder.error is not None:
+        raise feeder.error

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from balancer.interpreter import runtime_label
 from balancer.plan import SegmentMeasurement
-from balancer.runtime.provenance import SIMULATED, SIMULATED_LIVE, costed_for_others, mixture, source_of
+from balancer.runtime.provenance import (
+    MeasuredOn,
+    Provenance,
+    costed_for_others,
+    joined,
+    provenance_of,
+    provenance_text,
+)
 from balancer.runtime.recipes import LIVE
 from balancer.version import VERSION
 from balancer.workers import Failure
@@ -20,18 +27,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from balancer.plan import Plan
-    from balancer.runtime.pipeline import Inputs, Pipeline
+    from balancer.runtime.items import Inputs
+    from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.statistics import StageStatistics
 
 _MOST_LATENCIES = 50
 _LEAST_LATENCIES = 3
 _LATENCY_SHARE = 0.3  # of the time
 _LEAST_ITEMS = 8
+_SIMULATED = {MeasuredOn.SIMULATED, MeasuredOn.SIMULATED_LIVE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
-    """Nanoseconds."""
+    """How values in ns are distributed. count: of values."""
 
     count: int
     min: int
@@ -45,15 +54,16 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageMeasurement:
-    """One stage: predicted beside measured. source: on what it was measured, as `provenance` names it. share: of the time
-    of the slowest one, replicas counted in.
+    """One stage, predicted beside measured. source: on what it was measured. share: of the slowest stage's time, each
+    divided by its replicas. Times in ns of one item: stage_ns the median; queued_ns, starved_ns and blocked_ns as in
+    `StageStatistics`.
     """
 
     pipeline: int
     stage: int
     segment: str
     devices: tuple[str, ...]
-    source: str
+    source: Provenance
     predicted_ns: int
     stage_ns: int
     share: float
@@ -65,15 +75,17 @@ class StageMeasurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineMeasurement:
-    """A benchmark's result. source: of all stages, "device", "simulated", "simulated, computed live", "cpu", or "mixed:
-    ..." with each of them. latency_ns: median of one input alone; latency: all of it. predicted_handover_ns: the part of
-    predicted_latency_ns that is none of the stages' own. first_inference_ns: with the parameters being loaded; None
-    where that input failed. items: in steady state, failures: of them; throughput_per_s: of those that came through.
-    failures_alone: of the inputs that ran alone, which are no part of the latency. notes: what the numbers do not say.
+    """A benchmark's result.
+
+    source: of all stages. latency_ns: median time of one input alone; latency: its distribution. predicted_handover_ns:
+    the part of predicted_latency_ns that passes between stages. first_inference_ns: the first input, for which parameters
+    are loaded; None where it failed. items: in steady state, and failures of them; throughput_per_s counts those that
+    succeeded. failures_alone: of the inputs that ran alone, which the latency leaves out. notes: what a reader of the
+    numbers has to know.
     """
 
     plan: str
-    source: str
+    source: Provenance
     throughput_per_s: float
     predicted_throughput_per_s: float
     latency_ns: int
@@ -91,9 +103,19 @@ class PipelineMeasurement:
     notes: tuple[str, ...]
     versions: dict[str, str]
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        stages = [asdict(stage) | {"source": provenance_text(stage.source)} for stage in self.stages]
+        return asdict(self) | {"source": provenance_text(self.source), "stages": stages}
+
 
 def distribution(values: Sequence[int]) -> Distribution:
-    """Of at least one value; percentiles are values that occurred."""
+    """Of at least one value. Percentiles are values that occurred.
+
+    >>> found = distribution([40, 10, 30, 20])
+    >>> found.min, found.mean, found.median, found.p90, found.max
+    (10, 25, 30, 40, 40)
+    """
     ordered = sorted(values)
 
     def at(share: float) -> int:
@@ -112,27 +134,26 @@ def measure(
     seconds: float = 5.0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> PipelineMeasurement:
-    """Run an entered pipeline on these inputs, over and over, for about so many seconds.
+    """Run an entered pipeline on these inputs, over and over, for about `seconds`. progress: gets the items measured.
 
-    Raises StageError where an item fails, unless the pipeline goes on after errors: then failures are counted. Raises it
-    also where not one input comes through alone. ValueError for no time.
+    An item that fails is counted where the pipeline's `on_error` is "continue"; else StageError is raised. StageError is
+    also raised where every input that ran alone failed, ValueError where seconds is not positive and finite.
     """
     if not 0 < seconds < math.inf:
-        raise ValueError(f"seconds must be above 0, and finite, not {seconds!r}")
+        raise ValueError(f"seconds must be above 0 and finite, not {seconds!r}")
     first = _one(pipeline, inputs[0])
     alone = _alone(pipeline, inputs, seconds * _LATENCY_SHARE)
-    latencies = [found for found in alone if isinstance(found, int)]
+    latencies = [outcome for outcome in alone if isinstance(outcome, int)]
     if not latencies:
-        raise next(found.error for found in alone if isinstance(found, Failure))
+        raise next(outcome.error for outcome in alone if isinstance(outcome, Failure))
     rate = _steady(pipeline, inputs, seconds * (1 - _LATENCY_SHARE), progress)
-    found = pipeline.statistics()
-    plan = pipeline.plan
-    slowest = max((s.stage_ns / len(s.devices) for s in found.stages), default=0) or 1
+    statistics, plan = pipeline.statistics(), pipeline.plan
+    slowest = max((s.stage_ns / len(s.devices) for s in statistics.stages), default=0) or 1
     live = pipeline.simulation.outputs == LIVE
-    stages = tuple(_stage(plan, s, slowest, source_of(s.devices, live=live)) for s in found.stages)
+    stages = tuple(_stage(plan, s, slowest, provenance_of(s.devices, live=live)) for s in statistics.stages)
     return PipelineMeasurement(
         plan=plan.file_name,
-        source=mixture(s.source for s in stages),
+        source=joined(s.source for s in stages),
         throughput_per_s=round((rate.items - rate.failures) / rate.seconds, 6),
         predicted_throughput_per_s=plan.predicted.throughput_per_s,
         latency_ns=distribution(latencies).median,
@@ -144,7 +165,7 @@ def measure(
         failures=rate.failures,
         failures_alone=len(alone) - len(latencies),
         seconds=round(rate.seconds, 3),
-        bottleneck=found.bottleneck,
+        bottleneck=statistics.bottleneck,
         predicted_bottleneck=_predicted_bottleneck(plan),
         stages=stages,
         notes=_notes(pipeline, stages),
@@ -153,23 +174,23 @@ def measure(
 
 
 def _predicted_bottleneck(plan: Plan) -> str:
-    """The slowest stage of all pipelines, as `statistics` names the measured one."""
+    """The segment of the slowest stage of all pipelines, chosen as `statistics_of` chooses the measured one."""
     stages = [stage for pipeline in plan.pipelines for stage in pipeline.stages]
     return max(stages, key=lambda s: plan.segment(s.segment).predicted.stage_ns / s.replicas).segment
 
 
 def _handover_ns(plan: Plan) -> int:
-    """Of the predicted latency, which is that of the slowest pipeline."""
+    """The part of the predicted latency, which is the slowest pipeline's, that its stages do not take."""
     slowest = max(plan.pipelines, key=lambda p: p.predicted.latency_ns)
     return slowest.predicted.latency_ns - sum(plan.segment(s.segment).predicted.stage_ns for s in slowest.stages)
 
 
 def _notes(pipeline: Pipeline, stages: Sequence[StageMeasurement]) -> tuple[str, ...]:
     notes = [costed_for_others(pipeline.plan, pipeline.devices)]
-    if any(SIMULATED_LIVE in s.source for s in stages):
+    if any(MeasuredOn.SIMULATED_LIVE in s.source for s in stages):
         notes.append("simulated TPUs computed their outputs on this CPU: no time is shorter than it takes")
     handover = _handover_ns(pipeline.plan)
-    if handover and any(SIMULATED in s.source for s in stages):
+    if handover and any(s.source & _SIMULATED for s in stages):
         notes.append(
             f"{handover / 1e6:.3f} ms of the predicted latency are hand-over between stages, which is not simulated"
         )
@@ -177,17 +198,17 @@ def _notes(pipeline: Pipeline, stages: Sequence[StageMeasurement]) -> tuple[str,
 
 
 def _alone(pipeline: Pipeline, inputs: Sequence[Inputs], seconds: float) -> list[int | Failure]:
-    """One after the other, for about so long, and at least a few."""
-    found, end = list[int | Failure](), time.monotonic() + seconds
+    """Inputs one after the other, each alone, for about `seconds` and at least a few: what `_one` says of each."""
+    outcomes, end = list[int | Failure](), time.monotonic() + seconds
     for item, _ in zip(cycle(inputs), range(_MOST_LATENCIES), strict=False):
-        found.append(_one(pipeline, item))
-        if time.monotonic() > end and len(found) >= _LEAST_LATENCIES:
+        outcomes.append(_one(pipeline, item))
+        if time.monotonic() > end and len(outcomes) >= _LEAST_LATENCIES:
             break
-    return found
+    return outcomes
 
 
 def _one(pipeline: Pipeline, item: Inputs) -> int | Failure:
-    """ns from one input to its output, with nothing else in flight; or what became of it."""
+    """ns from one input to its output, with nothing else in flight; its Failure where it failed."""
     start = time.perf_counter_ns()
     pipeline.push(item)
     result = pipeline.pop()
@@ -196,16 +217,18 @@ def _one(pipeline: Pipeline, item: Inputs) -> int | Failure:
 
 @dataclass(frozen=True, slots=True)
 class _Steady:
+    """What came out in steady state. failures: of the items."""
+
     items: int
     failures: int
     seconds: float
 
 
 def _steady(pipeline: Pipeline, inputs: Sequence[Inputs], seconds: float, progress: Callable[[int], None]) -> _Steady:
-    """Results taken from when every stage was busy until the time was up, and at least a few."""
+    """Count results from when every stage is busy until the time is up, and at least a few."""
     ending = False
 
-    def items() -> Iterator[Any]:
+    def items() -> Iterator[Inputs]:
         for item in cycle(inputs):
             if ending:
                 return
@@ -222,7 +245,7 @@ def _steady(pipeline: Pipeline, inputs: Sequence[Inputs], seconds: float, progre
                 pipeline.reset_statistics()
             continue
         if ending:
-            continue  # the pipeline runs empty
+            continue  # the pipeline drains: its stages are no longer all busy
         taken, last = taken + 1, now
         failures += isinstance(result, Failure)
         progress(taken)
@@ -230,7 +253,7 @@ def _steady(pipeline: Pipeline, inputs: Sequence[Inputs], seconds: float, progre
     return _Steady(taken, failures, last - start)
 
 
-def _stage(plan: Plan, found: StageStatistics, slowest: float, source: str) -> StageMeasurement:
+def _stage(plan: Plan, found: StageStatistics, slowest: float, source: Provenance) -> StageMeasurement:
     return StageMeasurement(
         pipeline=found.pipeline, stage=found.stage, segment=found.segment, devices=found.devices,
         source=source, predicted_ns=plan.segment(found.segment).predicted.stage_ns, stage_ns=found.stage_ns,
@@ -240,14 +263,15 @@ def _stage(plan: Plan, found: StageStatistics, slowest: float, source: str) -> S
 
 
 def segment_measurements(found: PipelineMeasurement) -> dict[str, SegmentMeasurement]:
-    """What the plan file says of each segment; of one that several pipelines share, the median of their medians."""
+    """Measurements as a plan holds them, by segment. A segment that several pipelines share gets the median of medians."""
     by_segment: dict[str, list[StageMeasurement]] = {}
     for stage in found.stages:
         by_segment.setdefault(stage.segment, []).append(stage)
     return {
         name: SegmentMeasurement(
             stage_ns=distribution([s.stage_ns for s in stages]).median, runs=sum(s.items for s in stages),
-            device=",".join(dict.fromkeys(d for s in stages for d in s.devices)), source=mixture(s.source for s in stages),
+            device=",".join(dict.fromkeys(d for s in stages for d in s.devices)),
+            source=provenance_text(joined(s.source for s in stages)),
         )
         for name, stages in by_segment.items()
     }  # fmt: skip

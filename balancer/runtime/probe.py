@@ -1,4 +1,4 @@
-"""Opens one Edge TPU in a process of its own, which may die of it: `python -m balancer.runtime.probe NAME`."""
+"""Opens one Edge TPU in a process of its own, which the driver may crash: `python -m balancer.runtime.probe NAME`."""
 
 from __future__ import annotations
 
@@ -9,44 +9,47 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from balancer.errors import BalancerError
 from balancer.interpreter import EDGETPU_LIBRARY, load_delegate, runtime
 from balancer.processes.children import Child, python_command, python_environment
+from balancer.runtime.devices import Device, DeviceState
 
-if TYPE_CHECKING:
-    from balancer.runtime.devices import Device
-
-SECONDS = 30
+SECONDS = 30  # firmware and a first load take a few
 _NEWER = "install libedgetpu built for TensorFlow 2.13 or newer (github.com/feranick/libedgetpu)"
 
 
 def probed(device: Device, seconds: float = SECONDS) -> Device:
-    """The device with what opening it showed."""
+    """The device with the state that opening it showed. seconds: after which it is given up."""
     command = python_command("balancer.runtime.probe", device.name)
     pipe, env = subprocess.PIPE, python_environment()
     with Child(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.DEVNULL, env=env) as process:
         try:
             output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            what = f"does not answer within {seconds:.0f} s"
-            return replace(device, problem=what, remedy="unplug it, or switch the machine off and on")
+            what, remedy = f"does not answer within {seconds:.0f} s", "unplug it, or switch the machine off and on"
+            return replace(device, state=DeviceState.NO_ANSWER, problem=what, remedy=remedy)
         finally:
-            process.kill()  # before it is waited for
+            process.kill()  # leaving the block waits for the process, which may hang
     said = _last_json(output.decode("utf-8", "replace"))
     if said.get("opened"):
-        return replace(device, problem=None, remedy=None)
+        return replace(device, state=DeviceState.READY, problem=None, remedy=None)
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
         versions = f"libedgetpu {said.get('library', 'of unknown version')}, {said.get('runtime', 'no interpreter')}"
-        return replace(device, problem=f"the driver ended the process ({name}; {versions})", remedy=_NEWER)
-    return replace(
-        device, problem=said.get("problem", "cannot be opened"), remedy=said.get("remedy", "see the system log")
-    )
+        what = f"the driver ended the process ({name}; {versions})"
+        return replace(device, state=DeviceState.DRIVER_CRASHED, problem=what, remedy=_NEWER)
+    what, remedy = said.get("problem", "cannot be opened"), said.get("remedy", "see the system log")
+    return replace(device, state=DeviceState.REFUSED, problem=what, remedy=remedy)
 
 
 def _last_json(output: str) -> dict[str, Any]:
+    """The last line that is a JSON object; empty where there is none.
+
+    >>> _last_json('{"a": 1}\\n{"a": 2}\\na message of the driver\\n')
+    {'a': 2}
+    """
     for line in reversed(output.splitlines()):
         if line.startswith("{"):
             found = json.loads(line)
@@ -55,7 +58,7 @@ def _last_json(output: str) -> dict[str, Any]:
 
 
 def _library_version() -> str:
-    """As the library itself says: its C function `edgetpu_version`."""
+    """What the library's C function `edgetpu_version` returns."""
     try:
         library = ctypes.CDLL(EDGETPU_LIBRARY)
         library.edgetpu_version.restype = ctypes.c_char_p
@@ -65,7 +68,7 @@ def _library_version() -> str:
 
 
 def main(name: str) -> dict[str, Any]:
-    """What can be said of opening the device; the caller prints it. The versions go out first: opening may be the end."""
+    """What opening the device shows, for the caller to print. Prints the versions first: opening may end the process."""
     said: dict[str, Any] = {"library": _library_version()}
     try:
         package = runtime()

@@ -1,7 +1,16 @@
-"""What a measured number is worth: on what it was measured, stage by stage, and what the plan had been costed for."""
+"""On what a number was measured, stage by stage, and which kind of device the plan's times were predicted for.
+
+In memory a provenance is a set of sources (`Provenance`). Files and output hold its text (`provenance_text`), which
+`parse_provenance` reads again:
+
+    {CPU}             "cpu"
+    {CPU, SIMULATED}  "mixed: cpu; simulated"
+    {}                ""
+"""
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,34 +18,73 @@ if TYPE_CHECKING:
 
     from balancer.plan import Plan
 
-DEVICE, SIMULATED, CPU = "device", "simulated", "cpu"
-# A simulated TPU that computes its outputs on this CPU takes as long as that, where it takes longer than the TPU.
-SIMULATED_LIVE = "simulated, computed live"
-NOTHING = "nothing"  # device "none": no work is done
+
+class MeasuredOn(str, Enum):
+    """On what one stage was measured."""
+
+    DEVICE = "device"
+    SIMULATED = "simulated"
+    # It computes its outputs on this CPU, and takes as long as that where it takes longer than the TPU would.
+    SIMULATED_LIVE = "simulated, computed live"
+    CPU = "cpu"
+    NOTHING = "nothing"  # device "none": no work is done
+    RECORDED = "recorded"  # times that were read from a file
+
+
+Provenance = frozenset[str]  # values of MeasuredOn, and names that only another version, or a user's own program, knows
 _MIXED = "mixed: "
 _BETWEEN = "; "
+_OF_DEVICE = {"cpu": MeasuredOn.CPU, "none": MeasuredOn.NOTHING}
+# Hardware that comes with balancer -> the prefix of the devices' names on that bus.
 _BUS = {"pcie": "pci", "pcie-python": "pci", "usb": "usb", "usb-desktop": "usb", "usb2": "usb", "cpu": "cpu"}
 
 
-def source_of(devices: Iterable[str], *, live: bool = False) -> str:
-    """What is measured on these devices. live: simulated TPUs compute their outputs."""
-    named = {"sim": SIMULATED_LIVE if live else SIMULATED, "cpu": CPU, "none": NOTHING}
-    return mixture(named.get(device, DEVICE) for device in devices)
+def provenance_of(devices: Iterable[str], *, live: bool = False) -> Provenance:
+    """What is measured on these devices. live: simulated TPUs compute their outputs.
+
+    >>> provenance_text(provenance_of(["usb:0", "pci:1"])), provenance_text(provenance_of(["cpu", "sim"]))
+    ('device', 'mixed: cpu; simulated')
+    """
+    simulated = MeasuredOn.SIMULATED_LIVE if live else MeasuredOn.SIMULATED
+    return frozenset(simulated if device == "sim" else _OF_DEVICE.get(device, MeasuredOn.DEVICE) for device in devices)
 
 
-def mixture(sources: Iterable[str]) -> str:
-    """The source of what comes from all of these: their own where they are one, else "mixed: " and each of them."""
-    parts = [part for source in sources for part in source.removeprefix(_MIXED).split(_BETWEEN)]
-    different = sorted(set(parts))
-    return _BETWEEN.join(different) if len(different) < 2 else _MIXED + _BETWEEN.join(different)
+def provenance_text(sources: Provenance) -> str:
+    """As files and output hold it; empty for no source.
+
+    >>> provenance_text(frozenset({"simulated", "cpu"}))
+    'mixed: cpu; simulated'
+    """
+    text = _BETWEEN.join(sorted(sources))
+    return text if len(sources) < 2 else _MIXED + text
+
+
+def parse_provenance(text: str) -> Provenance:
+    """The sources that a text of `provenance_text` names.
+
+    >>> sorted(parse_provenance("mixed: cpu; device"))
+    ['cpu', 'device']
+    """
+    return frozenset(text.removeprefix(_MIXED).split(_BETWEEN)) if text else frozenset()
+
+
+def joined(provenances: Iterable[Provenance]) -> Provenance:
+    """Every source that one of these names.
+
+    >>> provenance_text(joined([parse_provenance("cpu"), parse_provenance("mixed: cpu; device")]))
+    'mixed: cpu; device'
+    """
+    return frozenset[str]().union(*provenances)
 
 
 def costed_for_others(plan: Plan, devices: Sequence[str]) -> str | None:
-    """What is to be said of a plan whose times were predicted for another kind of device than it runs on; None where
-    nothing is. devices: by TPU. A name that does not say which bus it is on (`:0`), or hardware of one's own, may be any.
+    """A sentence about a plan that runs on other kinds of devices than its times were predicted for; else None.
+
+    devices: by TPU. Nothing is said of a name that leaves the bus open (`:0`), or of a user's own hardware, except on a
+    CPU.
     """
     hardware = plan.hardware.name
-    bus = _BUS.get(hardware.split(" + ")[0], "")  # a plan's hardware is named with what its costs have learnt
+    bus = _BUS.get(hardware, "")
     used = [devices[t] for p in plan.pipelines for stage in p.stages for t in stage.tpus]
     others = sorted({_kind(device) for device in used if _is_other(_kind(device), bus)})
     if not others:
@@ -45,6 +93,11 @@ def costed_for_others(plan: Plan, devices: Sequence[str]) -> str | None:
 
 
 def _kind(device: str) -> str:
+    """The device's name without its number.
+
+    >>> _kind("usb:0"), _kind(":0"), _kind("cpu")
+    ('usb', '', 'cpu')
+    """
     return device.partition(":")[0]
 
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStatistics:
-    """One stage. devices: of its replicas. Mean ns of one item: busy in the device, queued before it; of one replica
-    between items: starved for the next one, blocked until there was room behind. stage_ns: median of busy.
+    """One stage. devices: of its replicas. stage_ns: median time of one item in the device.
+
+    Means over items, in ns: busy in the device; queued before the stage. Means over the pauses of a replica: starved,
+    waiting for the next item; blocked, waiting for a free place before the next stage.
     """
 
     pipeline: int
@@ -33,14 +35,16 @@ class StageStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineStatistics:
-    """All stages, by pipeline, then position. bottleneck: the segment whose replicas have the least time to spare."""
+    """All stages, by pipeline, then position. bottleneck: segment of the stage with the longest time per replica; None
+    before any item came through.
+    """
 
     stages: tuple[StageStatistics, ...]
     bottleneck: str | None
 
 
 def statistics_of(plan: Plan, devices: Sequence[str], times: Sequence[Sequence[StageTimes]]) -> PipelineStatistics:
-    """times: by pipeline and stage."""
+    """The statistics of a plan's stages. devices: by TPU. times: by pipeline and stage."""
     stages = []
     for p, pipeline in enumerate(plan.pipelines):
         for k, stage in enumerate(pipeline.stages):

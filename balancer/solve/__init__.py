@@ -1,14 +1,19 @@
-"""Splitting numbered ops over devices: `solve(problem, options) -> Solution`. Knows no TFLite, bytes or hardware."""
+"""Splits numbered ops over devices: `solve(problem, options) -> Solution`. Knows no TFLite, files or hardware.
+
+The same room works for other accelerators: a `Problem` is a graph of ops with cost functions, and `structured_problem`
+makes one from a table of times. `check` judges any solution, independently of the solvers.
+"""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from balancer.errors import ConstraintError
 from balancer.solve.auto import solve_auto
 from balancer.solve.baselines import BASELINES, solve_baseline
 from balancer.solve.chain import solve_chain
+from balancer.solve.checking import InvalidSolutionError, check
 from balancer.solve.cpsat import solve_cpsat
 from balancer.solve.downset import solve_downset
 from balancer.solve.limits import infeasible
@@ -17,6 +22,7 @@ from balancer.solve.problem import (
     Constraints,
     Cost,
     CostColumns,
+    Ended,
     Kind,
     PipelineSpec,
     Problem,
@@ -31,15 +37,14 @@ from balancer.solve.shortest_path import solve_shortest
 from balancer.solve.structure import Kept, Structure, Transfer
 from balancer.solve.structured import structured_problem
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 __all__ = [
     "SOLVERS",
     "Between",
     "Constraints",
     "Cost",
     "CostColumns",
+    "Ended",
+    "InvalidSolutionError",
     "Kept",
     "Kind",
     "PipelineSpec",
@@ -50,6 +55,7 @@ __all__ = [
     "Structure",
     "Transfer",
     "Value",
+    "check",
     "evaluate",
     "solve",
     "steady_rate",
@@ -57,7 +63,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-SOLVERS: dict[str, Callable[[Problem, SolverOptions], Solution]] = {
+class Solver(Protocol):
+    """An algorithm that `solve` may call."""
+
+    def __call__(self, problem: Problem, options: SolverOptions, /) -> Solution:
+        """The best plan that it finds. Raises InfeasibleError where there is none."""
+
+
+SOLVERS: dict[str, Solver] = {
     "auto": solve_auto,
     "chain": solve_chain,
     "downset": solve_downset,
@@ -71,10 +84,10 @@ _CONSTRAINED = ("auto", "cpsat", "shortest-path")
 
 
 def solve(problem: Problem, options: SolverOptions | None = None) -> Solution:
-    """The best plan by the solver that the options name.
+    """The best plan, by the solver that the options name.
 
-    Raises InfeasibleError where there is none, ConstraintError where the solver takes no constraints,
-    ValueError where there are no devices or no such solver.
+    Raises InfeasibleError where there is none, ConstraintError where constraints are set and the solver takes none,
+    ValueError where a number of devices or stages is below 1 or there is no such solver.
     """
     options = options or SolverOptions()
     if any(count < 1 for _, count in problem.devices) or (options.stages is not None and options.stages < 1):
@@ -83,6 +96,6 @@ def solve(problem: Problem, options: SolverOptions | None = None) -> Solution:
         raise ValueError(f"there is no solver {options.solver!r}, only {', '.join(SOLVERS)}")
     if options.constraints and options.solver not in _CONSTRAINED:
         raise ConstraintError("takes no constraints", f"solver {options.solver}", "use the solver cpsat")
-    if options.stages is not None and options.stages > sum(count for _, count in problem.devices):
+    if options.stages is not None and options.stages > problem.n_devices:
         raise infeasible(problem, options)
     return SOLVERS[options.solver](problem, options)

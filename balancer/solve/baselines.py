@@ -1,6 +1,6 @@
-"""Other ways to cut a model, each from its publication, to compare with. One pipeline, one device a stage.
+"""Baselines: other ways to cut a model, each as published. They make one pipeline with one device for each stage.
 
-They choose by their own rules and see no more of the cost than those do; what they are worth is `exact`'s to say.
+A baseline sees only as much of the cost as its own rule does. The value of its plan is computed by `exact` all the same.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from balancer.errors import BalancerError, InfeasibleError
 from balancer.ground.opsets import interval_set
 from balancer.solve.bisection import bisect_cuts
 from balancer.solve.depth_balanced import depth_balanced
-from balancer.solve.interval_dp import ChainSolver
-from balancer.solve.offers import chain_offer
+from balancer.solve.interval_dp import interval_table
+from balancer.solve.offers import interval_offer
 from balancer.solve.orders import depth_first_order, file_order, order_table, parts_in_order, prefixes
 from balancer.solve.problem import PipelineSpec, Solution, StageSpec, evaluate
 
@@ -29,24 +29,32 @@ OVER = "nothing"
 
 
 def equal_op_counts(n_ops: int, segments: int) -> tuple[int, ...]:
-    """Cuts into segments whose numbers of ops differ by at most one, longer ones last."""
+    """Cuts into segments whose numbers of ops differ by at most one, longer ones last.
+
+    >>> equal_op_counts(8, segments=3)
+    (2, 5)
+    """
     return tuple(n_ops * j // segments for j in range(1, segments))
 
 
 def parameter_count(op_bytes: Sequence[int], segments: int) -> tuple[int, ...]:
     """Cuts by the rule of the compiler's `--num_segments`, as far as it is known.
 
-    op_bytes: parameter bytes of each op as the file holds them. Limit = total // segments + 1; a segment takes ops
-    while their sum stays within it, at least one; the last takes the rest. Source: libcoral,
-    `parameter_count_based_partitioner.cc`, in the file's op order, which reproduces the published splits of the
-    closed compiler (five-convolution models, two SSD detectors, ResNet-101).
+    A segment takes ops while their bytes sum to at most total // segments + 1, and at least one op. The last segment
+    takes the rest. op_bytes: parameter bytes of each op as the file holds them, in the file's order.
+
+    Source: libcoral, `parameter_count_based_partitioner.cc`. In the file's op order it reproduces the published splits
+    of the closed compiler (five-convolution models, two SSD detectors, ResNet-101).
+
+    >>> parameter_count([2, 1, 1, 1], segments=2)
+    (2,)
     """
     limit = sum(op_bytes) // segments + 1
     cuts: list[int] = []
     held = 0
     for i, size in enumerate(op_bytes):
         full = held + size > limit and i > (cuts[-1] if cuts else 0)
-        starving = len(op_bytes) - i <= segments - 1 - len(cuts)  # each segment left needs an op
+        starving = len(op_bytes) - i <= segments - 1 - len(cuts)  # each remaining segment needs an op
         if len(cuts) < segments - 1 and i > 0 and (full or starving):
             cuts.append(i)
             held = 0
@@ -87,7 +95,7 @@ def _by_depth(problem: Problem) -> PipelineSpec:
 
 
 def _bisected(problem: Problem) -> PipelineSpec:
-    """Google's profiling partitioner with `exact` as the devices."""
+    """Google's profiling partitioner, with the cost model in place of the devices."""
     table = order_table(problem, prefixes(1 << i for i in range(problem.n_ops)), problem.devices[0][0])
 
     def latency(start: int, end: int) -> int | None:
@@ -98,21 +106,25 @@ def _bisected(problem: Problem) -> PipelineSpec:
 
 
 def _interval_dp(problem: Problem) -> PipelineSpec:
-    """DPL of Tarnawski, Phanishayee, Devanur, Mahajan, Nina Paravecino, *Efficient algorithms for device placement of
-    DNN graph operators* (NeurIPS 2020): one depth-first order, then the exact dynamic program over its intervals.
+    """One depth-first order, then the exact dynamic program over its intervals.
+
+    DPL of Tarnawski, Phanishayee, Devanur, Mahajan, Nina Paravecino, *Efficient algorithms for device placement of DNN
+    graph operators* (NeurIPS 2020).
     """
     cuts = prefixes(parts_in_order(problem, depth_first_order(problem.before)))
     kind, count = problem.devices[0]
-    solver = ChainSolver(order_table(problem, cuts, kind), count)
-    reached = min(solver.reached(), key=lambda goal: goal.period, default=None)
-    if reached is None:
+    table = interval_table(order_table(problem, cuts, kind), count)
+    fastest = min(table.non_dominated(), key=lambda goal: goal.period, default=None)
+    if fastest is None:
         raise InfeasibleError("has no allowed intervals", "the depth-first order", "use another solver")
-    return chain_offer(problem, solver, reached, cuts).settled.pipeline
+    return interval_offer(problem, table, fastest, cuts).costed.pipeline
 
 
 def _exhaustive(problem: Problem) -> PipelineSpec:
-    """All cuts of the execution order tried, as in Villarrubia, Costero, Igual, Olcoz, *Improving inference time in
-    multi-TPU systems with profiled model segmentation* (2023).
+    """The best of all cuts of the execution order, each tried.
+
+    As in Villarrubia, Costero, Igual, Olcoz, *Improving inference time in multi-TPU systems with profiled model
+    segmentation* (2023). Raises BalancerError where there are more than MOST_PARTITIONS.
     """
     cuts = prefixes(file_order(problem))
     kind, count = problem.devices[0]
@@ -152,7 +164,7 @@ BASELINES: dict[str, Callable[[Problem], PipelineSpec]] = {
 
 
 def solve_baseline(name: str, problem: Problem, options: SolverOptions) -> Solution:
-    """A baseline's pipeline as a solution, without any claim.
+    """A baseline's pipeline as a solution that claims nothing. It does not look at the options.
 
     Raises InfeasibleError where a segment of it may not stand, BalancerError where it would take too long.
     """
@@ -160,4 +172,4 @@ def solve_baseline(name: str, problem: Problem, options: SolverOptions) -> Solut
     value = evaluate(problem, [pipeline])
     if value is None:
         raise InfeasibleError("has a segment that is not allowed here", name, "use another solver, or allow streaming")
-    return Solution(solver=name, pipelines=(pipeline,), value=value, bound_ns=0, over=OVER)
+    return Solution(solver=name, pipelines=(pipeline,), value=value, bound_ns=None, over=OVER)

@@ -1,38 +1,66 @@
-"""Blocks of ops that some best plan keeps together: with them as one, a graph has fewer down-sets and the same optimum.
+"""Folding: merge blocks of ops that some best plan keeps together. It leaves fewer down-sets, and the same optimum.
 
-*The rule.* Let B and C be blocks, and C come before all else that B does not directly follow: every block that B reads
-from is C, or comes before C (C is the last one before B). B is folded into C where, on every kind of device,
+The rule
+--------
+Let B be a block whose parameters are not kept on chip, that needs no memory where memory is limited, and that runs on
+every kind of device.
 
-    work(B) + what B sends on + what B takes from outside C that C does not take itself
-        <= what C sends to B alone                                                      (the stage that B joins)
-    what B hands on, received
-        <= work(B) + what C hands to B alone, received                                  (the stage that B leaves)
+Earlier: let C be the last block before B, which means that every block from which B reads is C or an ancestor of C. B is
+folded into C where both of these hold on every kind of device:
 
-and B needs no memory where that is limited, keeps no parameters, and runs everywhere. The mirror image: D is the first
-block after B (all that reads from B is D, or comes after D), and B is folded into D where
+    (1)  work(B) + sending what B makes and others read, or that leaves
+                 + receiving what B reads and neither B nor C makes, unless C reads it as well
+         <=  sending what C makes for B alone
 
-    work(B) + what B sends beyond D + what B takes that D does not take itself  <=  what B hands to D, received
-    what B takes that is then sent to it by its former stage  <=  work(B) + what B sends
+    (2)  receiving what B makes and others read
+         <=  work(B) + sending what B makes that leaves + receiving what C makes for B alone
 
-So ops that take no time and hang on a single neighbour always go; so do ops that take little and hand on less than they
-take, and those whose tensors cost nothing.
+Later: let D be the first block after B, which means that every block that reads from B is D or a descendant of D. B is
+folded into D where both of these hold on every kind of device:
 
-*Proof.* Take any pipeline, with B in stage p and C in stage q != p. B follows C, so q is earlier. Move B into stage q:
-whatever B reads from is C or before C, so in q or earlier; what reads from B was in p or later, so after q: each prefix
-is a down-set as before. Stage q gains B's work, sends what of B's tensors is read elsewhere or leaves, and receives
-what it did not hold or take already; it no longer sends those tensors of C's that B alone read, which it did before,
-since B stood elsewhere. Stage p loses B's work and no longer receives those tensors, and receives what of B's it reads.
-No other stage changes: what q's new tensors' readers after p received they receive still, and what B reads from a
-stage before q that stage sent already. By the two inequalities neither p nor q takes longer, on whatever kinds they
-are; spilling is untouched, no memory limit is broken. If p is empty it goes, with its devices and its host work. So no
-pipeline of the plan becomes slower, none needs more devices, streams more, or has a higher latency: as good a plan
-keeps B with C. All blocks before B being C or before C, no path leads from C over a third block to B, so that the
-folded blocks make no cycle. The mirror image moves B to the later stage: its readers are there or later, and its former
-stage must send what B took of it, unless D takes that too, or it leaves. Folding goes on with the blocks so made: the
-argument holds for them, and plans are only ever replaced by plans that are as good.
+    (3)  work(B) + sending what B makes and others than D read, or that leaves
+                 + receiving what B reads and does not make, unless D reads it as well
+         <=  receiving what B makes and D reads
 
-It holds for plans of any number of pipelines and replicas, not where the number of stages is given (one may vanish) or
-other constraints are set, and only where `exact` is the structures' formula.
+    (4)  sending what B reads and does not make, unless D reads it as well, or it leaves
+         <=  work(B) + sending what B makes and others read, or that leaves
+
+So ops that take no time and hang on a single neighbour are always folded. So are ops that take little time and hand on
+less than they take, and ops whose tensors cost nothing.
+
+The proof
+---------
+Claim: for every plan there is a plan that keeps B with C, and that is as good by all that plans are compared by.
+
+Take any pipeline of the plan, with B in stage p and C in stage q, where q is not p. B depends on C, so q is earlier than
+p. Move B into stage q.
+
+a. *It is still a partition.* All that B reads from is C or an ancestor of C, so it stands in stage q or earlier. All that
+   reads from B stands in stage p or later, so after q. Hence each prefix is a down-set, as before.
+b. *Stage q does not take longer.* It gains B's work; it sends those of B's tensors that are read elsewhere or leave; it
+   receives what B reads, unless it held or received that already. It no longer sends those of C's tensors that B alone
+   read, which it did send before, since B stood elsewhere. By (1), its time does not grow.
+c. *Stage p does not take longer.* It loses B's work, the sending of those of B's tensors that leave, and the receiving of
+   those of C's tensors that B alone read. It receives those of B's tensors that its other ops read. By (2), its time
+   does not grow.
+d. *No other stage changes.* A later stage that received a tensor of B's receives it still. A stage before q that made
+   what B reads sent it already, because B stood in another stage.
+e. *Nothing else gets worse.* (1) and (2) hold on every kind, so the kinds of p and q do not matter. B keeps no parameters
+   and needs no limited memory: spilling is untouched, and no limit is broken. Where p is left empty, it goes, together
+   with its devices and its host work. So no pipeline becomes slower, needs more devices, streams more, or has a higher
+   latency.
+f. *Folded blocks make no cycle.* Every block from which B reads is C or an ancestor of C, so no path leads from C through
+   a third block to B.
+
+Folding into D is the mirror image. B moves to the later stage, and all that reads from B stands there or later. By (3),
+the stage that B joins does not take longer. The stage that B leaves must now send what B took of it, unless D takes that
+as well, or it leaves the model: by (4), it does not take longer either.
+
+Folding goes on with the merged blocks. The argument holds for them as for any blocks, and each step replaces plans by
+plans that are as good.
+
+The claim is about plans with any number of pipelines and replicas. It does not hold where the number of stages is given
+(one may vanish), nor under other constraints, and it needs an `exact` that is the structures' formula.
 """
 
 from __future__ import annotations
@@ -53,7 +81,10 @@ if TYPE_CHECKING:
 
 
 def folded(problem: Problem, options: SolverOptions) -> Problem:
-    """The problem with what can be folded kept together: as good a plan, and a solution of it is one of the problem."""
+    """The problem with more ops kept together. Its best plan is one of the given problem's best plans.
+
+    The problem itself where the rule does not apply.
+    """
     structures = [problem.structures.get(kind) for kind, _ in problem.devices]
     known = [structure for structure in structures if structure is not None and not structure.relaxed]
     if options.stages is not None or options.constraints or len(known) < len(structures):
@@ -62,30 +93,34 @@ def folded(problem: Problem, options: SolverOptions) -> Problem:
 
 
 def folded_blocks(before: Sequence[OpSet], structures: Sequence[Structure], together: Sequence[OpSet]) -> list[OpSet]:
-    """The groups of more than one op, after folding as often as the rule allows."""
-    blocks = _Blocks(before, together)
-    kinds = [_Kind(structure) for structure in structures]
-    waiting = list(blocks.ops)
+    """The blocks of more than one op, after folding as often as the rule allows."""
+    blocks = _BlockGraph(before, together)
+    kinds = [_MoveCosts(structure) for structure in structures]
+    waiting = list(blocks.ops)  # blocks to look at: a fold may allow others nearby
     while waiting:
         name = waiting.pop()
         ops = blocks.ops.get(name)
         if ops is None or not all(kind.can_move(ops) for kind in kinds):
             continue
         last, first = blocks.last_before(name), blocks.first_after(name)
-        if last is not None and all(kind.gains_earlier(ops, blocks.ops[last]) for kind in kinds):
+        if last is not None and all(kind.no_loss_earlier(ops, blocks.ops[last]) for kind in kinds):
             waiting += blocks.fold(name, last)
-        elif first is not None and all(kind.gains_later(ops, blocks.ops[first]) for kind in kinds):
+        elif first is not None and all(kind.no_loss_later(ops, blocks.ops[first]) for kind in kinds):
             waiting += blocks.fold(name, first)
     return [ops for ops in blocks.ops.values() if ops.bit_count() > 1]
 
 
-class _Blocks:
-    """The graph of blocks, by name. above: all ops that a block depends on, directly or not."""
+class _BlockGraph:
+    """The graph of blocks, which are numbered, as they are folded.
+
+    ops, above: the ops of each block, and those of its ancestors. before, after: the blocks from which it reads, and
+    those that read from it.
+    """
 
     def __init__(self, before: Sequence[OpSet], together: Sequence[OpSet]) -> None:
-        found = blocks_of(before, together)
-        self.ops = {name: block.ops for name, block in enumerate(found)}
-        self.above = {name: block.before for name, block in enumerate(found)}
+        blocks = blocks_of(before, together)
+        self.ops = {name: block.ops for name, block in enumerate(blocks)}
+        self.above = {name: block.before for name, block in enumerate(blocks)}
         of = {i: name for name, ops in self.ops.items() for i in members(ops)}
         self.before = {
             name: {of[j] for i in members(ops) for j in members(before[i])} - {name} for name, ops in self.ops.items()
@@ -96,17 +131,17 @@ class _Blocks:
                 self.after[other].add(name)
 
     def last_before(self, name: int) -> int | None:
-        """The block that the block depends on directly, and that depends on all others that it does; None for none."""
+        """Of the blocks from which a block reads, the one that descends from all others (C in the rule); None for none."""
         others = self.before[name]
         return next((c for c in others if all(d == c or self.ops[d] & self.above[c] for d in others)), None)
 
     def first_after(self, name: int) -> int | None:
-        """The block that depends on the block, and that all others that do depend on; None for none."""
+        """Of the blocks that read from a block, the one from which all others descend (D in the rule); None for none."""
         others = self.after[name]
         return next((c for c in others if all(d == c or self.ops[c] & self.above[d] for d in others)), None)
 
     def fold(self, name: int, into: int) -> list[int]:
-        """Make one block of two. Returns those to look at again."""
+        """Merge a block into another. Returns the blocks to look at again: the merged one and its neighbours."""
         self.ops[into] |= self.ops.pop(name)
         self.above[into] = (self.above[into] | self.above.pop(name)) & ~self.ops[into]
         for side, other_side in ((self.before, self.after), (self.after, self.before)):
@@ -119,8 +154,11 @@ class _Blocks:
         return [into, *sorted(self.before[into] | self.after[into])]
 
 
-class _Kind:
-    """What moving a block from stage to stage changes on one kind of device."""
+class _MoveCosts:
+    """What moving a block from stage to stage changes on one kind of device: the inequalities of the rule.
+
+    fixed: ops that may not be moved. touching: for each op the tensors that it makes or reads.
+    """
 
     def __init__(self, structure: Structure) -> None:
         self.op_ns = structure.op_ns
@@ -128,8 +166,8 @@ class _Kind:
         barred = sum(1 << i for i, ns in enumerate(structure.op_ns) if ns is None)
         limit = structure.limit_bytes
         sized = sum(1 << i for i, size in enumerate(structure.op_bytes) if size)
-        roomy = limit is None or sum(structure.op_bytes) <= limit
-        self.bound = kept | barred | (0 if roomy else sized)
+        unlimited = limit is None or sum(structure.op_bytes) <= limit
+        self.fixed = kept | barred | (0 if unlimited else sized)
         self.touching: list[list[TensorSets]] = [[] for _ in structure.op_ns]
         for transfer in structure.transfers:
             tensor = TensorSets(transfer)
@@ -137,12 +175,13 @@ class _Kind:
                 self.touching[i].append(tensor)
 
     def can_move(self, ops: OpSet) -> bool:
-        return not ops & self.bound
+        """Whether the rule may be applied to a block of these ops."""
+        return not ops & self.fixed
 
-    def gains_earlier(self, ops: OpSet, into: OpSet) -> bool:
-        """Whether no stage takes longer once the ops stand with the last block before them."""
-        joined = sum(self.op_ns[i] or 0 for i in members(ops))  # ns that the stage takes longer that they come to
-        left = -joined  # ns that the stage takes longer that they come from
+    def no_loss_earlier(self, ops: OpSet, into: OpSet) -> bool:
+        """Whether (1) and (2) hold: no stage takes longer once the ops stand with the last block before them."""
+        joined = sum(self.op_ns[i] or 0 for i in members(ops))  # by how many ns the stage that they join gets longer
+        left = -joined  # by how many ns the stage that they leave gets longer
         for tensor in self._tensors(ops):
             beyond = bool(tensor.readers & ~ops)
             if tensor.made & ops:
@@ -156,8 +195,8 @@ class _Kind:
                 joined += tensor.receive_ns * (not tensor.readers & into)
         return joined <= 0 and left <= 0
 
-    def gains_later(self, ops: OpSet, into: OpSet) -> bool:
-        """Whether no stage takes longer once the ops stand with the first block after them."""
+    def no_loss_later(self, ops: OpSet, into: OpSet) -> bool:
+        """Whether (3) and (4) hold: no stage takes longer once the ops stand with the first block after them."""
         joined = sum(self.op_ns[i] or 0 for i in members(ops))
         left = -joined
         for tensor in self._tensors(ops):
@@ -171,6 +210,5 @@ class _Kind:
         return joined <= 0 and left <= 0
 
     def _tensors(self, ops: OpSet) -> list[TensorSets]:
-        """Those that the ops make or read, once each."""
-        found = {id(tensor): tensor for i in members(ops) for tensor in self.touching[i]}
-        return list(found.values())
+        """The tensors that the ops make or read, once each."""
+        return list({id(tensor): tensor for i in members(ops) for tensor in self.touching[i]}.values())

@@ -1,7 +1,8 @@
-"""Ops that no cut separates, as blocks in a topological order."""
+"""Blocks: sets of ops that no cut separates, in a topological order."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from balancer.ground.opsets import members
@@ -12,20 +13,20 @@ if TYPE_CHECKING:
     from balancer.ground.opsets import OpSet
 
 
+@dataclass(frozen=True, slots=True)
 class Block:
-    """Ops that no cut separates. before: all ops that it depends on, directly or not, outside itself."""
+    """Ops that no cut separates. before: its ancestors, which are all other ops that it depends on, directly or not."""
 
-    __slots__ = ("before", "ops")
-
-    def __init__(self, ops: OpSet, before: OpSet) -> None:
-        self.ops = ops
-        self.before = before
+    ops: OpSet
+    before: OpSet
 
 
 def blocks_of(before: Sequence[OpSet], together: Iterable[OpSet]) -> list[Block]:
-    """The ops in blocks, in a topological order: groups that must stay together, with what lies on cycles between them.
+    """The finest blocks that keep each group of `together` in one, in topological order.
 
-    Blocks are as fine as possible; among those that may come next, that with the smallest op does.
+    before: for each op the ops that it reads from. Groups that overlap are one block. So are blocks that depend on each
+    other in a cycle, since no cut can separate them. Of the blocks that may come next in the order, the one with the
+    smallest op does.
     """
     label = _merged(len(before), together)
     while True:
@@ -34,24 +35,24 @@ def blocks_of(before: Sequence[OpSet], together: Iterable[OpSet]) -> list[Block]
         if order is not None:
             break
         label = _merge_cycles(blocks, before, label)
-    found, ancestors = [], dict[int, int]()
+    ordered: list[Block] = []
+    ancestors: dict[int, OpSet] = {}
     for name in order:
-        direct = _outside(blocks[name], before)
-        everything = direct
-        for parent in {label[i] for i in members(direct)}:
-            everything |= ancestors[parent] | blocks[parent]
-        ancestors[name] = everything
-        found.append(Block(blocks[name], everything))
-    return found
+        above = 0
+        for parent in {label[i] for i in members(_parents(blocks[name], before))}:
+            above |= ancestors[parent] | blocks[parent]
+        ancestors[name] = above
+        ordered.append(Block(blocks[name], above))
+    return ordered
 
 
 def _merged(n: int, groups: Iterable[OpSet]) -> list[int]:
-    """For each op the smallest op that it is grouped with, where groups that meet are one."""
+    """For each op its label: the smallest op that it is grouped with, where groups that overlap are one (union-find)."""
     parent = list(range(n))
 
     def root(i: int) -> int:
         while parent[i] != i:
-            parent[i] = parent[parent[i]]
+            parent[i] = parent[parent[i]]  # path halving
             i = parent[i]
         return i
 
@@ -64,13 +65,15 @@ def _merged(n: int, groups: Iterable[OpSet]) -> list[int]:
 
 
 def _gather(label: Sequence[int]) -> dict[int, OpSet]:
+    """The ops of each label."""
     blocks: dict[int, OpSet] = {}
     for i, name in enumerate(label):
         blocks[name] = blocks.get(name, 0) | 1 << i
     return blocks
 
 
-def _outside(ops: OpSet, before: Sequence[OpSet]) -> OpSet:
+def _parents(ops: OpSet, before: Sequence[OpSet]) -> OpSet:
+    """The ops outside a set that its ops read from."""
     direct = 0
     for i in members(ops):
         direct |= before[i]
@@ -78,8 +81,8 @@ def _outside(ops: OpSet, before: Sequence[OpSet]) -> OpSet:
 
 
 def _topological(blocks: dict[int, OpSet], before: Sequence[OpSet], label: Sequence[int]) -> list[int] | None:
-    """Blocks' names in order; None where they depend on each other in a cycle."""
-    waiting = {name: {label[i] for i in members(_outside(ops, before))} for name, ops in blocks.items()}
+    """The labels of the blocks in order; None where blocks depend on each other in a cycle."""
+    waiting = {name: {label[i] for i in members(_parents(ops, before))} for name, ops in blocks.items()}
     order: list[int] = []
     placed: set[int] = set()
     while waiting:
@@ -93,10 +96,11 @@ def _topological(blocks: dict[int, OpSet], before: Sequence[OpSet], label: Seque
 
 
 def _merge_cycles(blocks: dict[int, OpSet], before: Sequence[OpSet], label: Sequence[int]) -> list[int]:
+    """New labels, with the blocks of each cycle as one."""
     import networkx
 
-    drawn = networkx.DiGraph()
-    drawn.add_nodes_from(blocks)
-    drawn.add_edges_from((label[i], name) for name, ops in blocks.items() for i in members(_outside(ops, before)))
-    cycles = (sum(blocks[name] for name in part) for part in networkx.strongly_connected_components(drawn))
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(blocks)
+    graph.add_edges_from((label[i], name) for name, ops in blocks.items() for i in members(_parents(ops, before)))
+    cycles = (sum(blocks[name] for name in part) for part in networkx.strongly_connected_components(graph))
     return _merged(len(label), [*blocks.values(), *cycles])

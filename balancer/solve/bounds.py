@@ -1,93 +1,130 @@
-"""How little time the ops before and after a cut can take, in whatever way they are cut further.
+"""Lower bounds on the time of a pipeline's stages, and of those before and after a cut, however they are cut further.
 
-With the structure of a cost (see `structure`), all stages before a down-set I together take at least the time of I's
-ops, the sending of each tensor that I hands on, one start a stage, and, where their parameters exceed what so many
-stages keep, the cheapest way to spill the rest (whole parameters relaxed to parts of them). Likewise after I. A plan
-whose stages i take t_i on r_i devices has a period of at least sum t_i / sum r_i.
+They need the structure of the cost (see `structure`). All stages before a down-set I together take at least
+
+    the time of I's ops  +  the sending of each tensor that I hands on  +  one start for each stage
+    + the cheapest spilling of those parameters of I that exceed the capacity of that many stages.
+
+Likewise for the stages after I. The spilling is a fractional knapsack: whole parameters are relaxed to parts of them,
+so that the cheapest bytes spill first. Stages that take t_i on r_i devices have a period of at least sum t_i / sum r_i,
+the mediant of their t_i / r_i.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from balancer.solve.costed_segments import WorkWindow
 from balancer.solve.kinds_bound import mixed_bound_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from balancer.ground.arrays import BoolArray, IntArray
     from balancer.ground.downsets import DownSets
     from balancer.solve.problem import Problem
-    from balancer.solve.structure import Structure
+    from balancer.solve.structure import Structure, Transfer
+
+# Sums and quotients of a few hundred float64 err by far less: bounds are weakened by this share to stay bounds.
+_ROUNDING = 1e-9
+_SPILL_ROUNDING = 1e-12  # of one interpolation
 
 
-class Least:
-    """Lower bounds for one kind of device, for each of the down-sets.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutBounds:
+    """Lower bounds for one kind of device, with an entry for each down-set; all are int64.
 
-    work_ns: of the ops alone. before_ns, after_ns: of the ops in the set, and of all others, with what must cross.
+    work_ns: the time of the set's ops alone. inside_ns, outside_ns: the time of the ops in the set, and of all others,
+    with the transfers that no further cut can avoid. kept_bytes: parameters in the set that ask for memory on chip.
+    streaming: how many ops in the set stream parameters by nature. The last entry is that of all ops.
     """
 
-    def __init__(self, structure: Structure, sets: DownSets) -> None:
-        self.structure = structure
-        self.work_ns = sets.total([ns or 0 for ns in structure.op_ns])
-        everything = int(sum(ns or 0 for ns in structure.op_ns))
-        self.before_ns, self.after_ns = self.work_ns.copy(), everything - self.work_ns
-        self._add_transfers(sets)
-        sizes = [0] * len(structure.op_ns)
-        for kept in structure.kept:
-            sizes[kept.op] = kept.size_bytes
-        self.kept_bytes = sets.total(sizes)
-        self.all_kept_bytes = sum(sizes)
-        streaming = [int(i in structure.streaming) for i in range(len(sizes))]
-        self.streaming, self.all_streaming = sets.total(streaming), sum(streaming)
+    structure: Structure
+    work_ns: IntArray
+    inside_ns: IntArray
+    outside_ns: IntArray
+    kept_bytes: IntArray
+    streaming: IntArray
 
-    def _add_transfers(self, sets: DownSets) -> None:
-        for transfer in self.structure.transfers:
-            readers = sum(1 << r for r in transfer.readers)
-            made = None if transfer.producer is None else sets.holds_any(1 << transfer.producer)
-            unread = ~sets.holds_all(readers)
-            if made is None:
-                self.before_ns += sets.holds_any(readers) * transfer.receive_ns
-                self.after_ns += unread * transfer.receive_ns
-            else:
-                crosses = made & unread
-                self.before_ns += (made if transfer.leaves else crosses) * transfer.send_ns
-                self.after_ns += crosses * transfer.receive_ns
-                if transfer.leaves:
-                    self.after_ns += ~made * transfer.send_ns
+    def prefix_ns(self, stages: int) -> IntArray:
+        """For each down-set, the least ns that its ops take together in this number of stages."""
+        return self.inside_ns + self._overhead_ns(self.kept_bytes, self.streaming, stages)
 
-    def before(self, stages: int, rows: Any = slice(None)) -> Any:
-        """ns that the sets' ops take at least, in so many stages."""
-        return self.before_ns[rows] + self._rest(self.kept_bytes[rows], self.streaming[rows], stages)
+    def suffix_ns(self, stages: int) -> IntArray:
+        """For each down-set, the least ns that all ops outside it take together in this number of stages."""
+        kept_bytes, streaming = self.kept_bytes[-1] - self.kept_bytes, self.streaming[-1] - self.streaming
+        return self.outside_ns + self._overhead_ns(kept_bytes, streaming, stages)
 
-    def after(self, stages: int, rows: Any = slice(None)) -> Any:
-        """ns that all other ops take at least, in so many stages."""
-        kept_bytes, streaming = self.all_kept_bytes - self.kept_bytes[rows], self.all_streaming - self.streaming[rows]
-        return self.after_ns[rows] + self._rest(kept_bytes, streaming, stages)
-
-    def _rest(self, kept_bytes: Any, streaming: Any, stages: int) -> Any:
+    def _overhead_ns(self, kept_bytes: IntArray, streaming: IntArray, stages: int) -> IntArray:
         return stages * self.structure.stage_ns + spilled_ns(self.structure, kept_bytes, streaming, stages)
 
 
-def spilled_ns(structure: Structure, kept_bytes: Any, streaming: Any, stages: int) -> Any:
-    """ns that spilling costs at least where so many bytes ask for room in so many stages, with so many ops that stream
-    anyway. Arrays in, array out.
+def cut_bounds(structure: Structure, sets: DownSets) -> CutBounds:
+    """The bounds of all these down-sets, of which the last holds all ops."""
+    op_ns = [ns or 0 for ns in structure.op_ns]
+    sizes = [0] * len(op_ns)
+    for kept in structure.kept:
+        sizes[kept.op] = kept.size_bytes
+    # An op that cannot run on this kind counts as 0: still a lower bound, and no pipeline has it here.
+    work_ns = sets.total(op_ns)
+    inside_ns, outside_ns = work_ns.copy(), sum(op_ns) - work_ns
+    for transfer in structure.transfers:
+        before_ns, after_ns = _transfer_ns(transfer, sets)
+        inside_ns += before_ns
+        outside_ns += after_ns
+    return CutBounds(
+        structure=structure,
+        work_ns=work_ns,
+        inside_ns=inside_ns,
+        outside_ns=outside_ns,
+        kept_bytes=sets.total(sizes),
+        streaming=sets.total([int(i in structure.streaming) for i in range(len(sizes))]),
+    )
+
+
+def _transfer_ns(transfer: Transfer, sets: DownSets) -> tuple[IntArray, IntArray]:
+    """For each down-set the ns that a tensor adds to the stages before it and after it, at least.
+
+    A tensor is only certain to cross a boundary where that is the cut itself, or the edge of the whole model: other
+    cuts may leave its producer and its readers in one stage.
     """
-    excess = np.asarray(kept_bytes) - stages * structure.capacity_bytes
-    ns = np.floor(np.interp(excess, *structure.cheapest_spills) * (1 - 1e-12)).astype(np.int64)
-    return ns + ((excess > 0) | (np.asarray(streaming) > 0)) * structure.spill_start_ns
+    readers = sum(1 << r for r in transfer.readers)
+    unread = ~sets.holds_all(readers)
+    if transfer.producer is None:
+        return sets.holds_any(readers) * transfer.receive_ns, unread * transfer.receive_ns
+    made = sets.holds_any(1 << transfer.producer)
+    crosses = made & unread
+    if transfer.leaves:
+        return made * transfer.send_ns, crosses * transfer.receive_ns + ~made * transfer.send_ns
+    return crosses * transfer.send_ns, crosses * transfer.receive_ns
+
+
+def spilled_ns(structure: Structure, kept_bytes: IntArray, streaming: IntArray, stages: int) -> IntArray:
+    """For each entry, a lower bound in ns on what spilling costs.
+
+    kept_bytes: of parameters that share the capacity of the stages. streaming: how many ops stream by nature.
+    """
+    excess = kept_bytes - stages * structure.capacity_bytes
+    # The cheapest spills, by bytes: a convex piecewise linear function, which is the fractional knapsack's optimum.
+    ns = np.floor(np.interp(excess, *structure.cheapest_spills) * (1 - _SPILL_ROUNDING)).astype(np.int64)
+    spilled: IntArray = ns + ((excess > 0) | (streaming > 0)) * structure.spill_start_ns
+    return spilled
 
 
 def pipeline_bound_ns(problem: Problem, stages: int, devices: int, most_replicas: int) -> int:
-    """No pipeline of so many stages on so many devices has fewer ns per inference.
+    """ns per inference: a lower bound for all pipelines with these numbers of stages and devices.
 
-    Its work is shared among the devices at best; whichever op takes longest alone has few replicas.
+    At best the devices share the work evenly. The op that takes longest alone stands in one stage, which has at most
+    most_replicas devices, and leaves one for each other stage. The host works on every stage of every inference.
     """
     host = problem.host_ns * stages
     kind = problem.devices[0][0]
     if len(problem.devices) > 1:
         return max(1, host, mixed_bound_ns(problem, stages, devices, most_replicas))
+    # Every other stage needs a device, so the slowest one has at most this number.
     replicas = min(most_replicas, devices - stages + 1)
     structure = problem.structures.get(kind)
     if structure is None:
@@ -97,59 +134,81 @@ def pipeline_bound_ns(problem: Problem, stages: int, devices: int, most_replicas
 
 
 def least_total_ns(structure: Structure, stages: int) -> int:
-    """ns that so many stages take together at least: ops, what comes in and goes out, and what does not stay."""
+    """ns: a lower bound for the sum of the times of all stages of a pipeline, by their number.
+
+    It counts the ops, the model's inputs and outputs, the start of each stage, and the cheapest spilling.
+    """
     kept_bytes = sum(kept.size_bytes for kept in structure.kept)
     outside = sum(t.receive_ns for t in structure.transfers if t.producer is None and t.readers)
     leaving = sum(t.send_ns for t in structure.transfers if t.producer is not None and t.leaves)
-    spilled = int(spilled_ns(structure, kept_bytes, len(structure.streaming), stages))
+    spilled = int(spilled_ns(structure, np.array(kept_bytes), np.array(len(structure.streaming)), stages))
     return stages * structure.stage_ns + sum(ns or 0 for ns in structure.op_ns) + outside + leaving + spilled
 
 
-class Reach:
-    """Which cuts so many devices can get to, and get on from, with no stage above a period.
+@dataclass(frozen=True, slots=True)
+class CutReachability:
+    """Which cuts a number of devices can get to, and get on from, without a stage that takes longer than a period.
 
-    Without a structure nothing is ruled out. With several kinds of devices, what the others can do at most is counted
-    in the first kind's ns of work, transfers left out.
+    bounds: for the first kind of device; None where the structure of some kind's cost is not known: nothing is ruled
+    out then. speedups: for each kind the most ns of work on the first kind that one ns on this kind does. With several
+    kinds, work is counted in the first kind's ns, and transfers are left out.
     """
 
-    def __init__(self, structures: Sequence[Structure | None], sets: DownSets) -> None:
-        first = structures[0] if structures else None
-        self.least = Least(first, sets) if first and None not in structures else None
-        self.count = len(sets)
-        self.worth = [1.0, *(_worth(first, other) for other in structures[1:] if first and other)]
+    n_cuts: int
+    bounds: CutBounds | None
+    speedups: tuple[float, ...]
 
-    def window_ns(self, most_ns: Sequence[int]) -> float:
-        """The most work, in ns of the first kind, that a stage can hold which takes at most so many ns on each kind."""
-        return max(ns * worth for ns, worth in zip(most_ns, self.worth, strict=False)) * (1 + 1e-9)
+    def window(self, longest_ns: int | None) -> WorkWindow | None:
+        """A window that rules out segments which take longer than longest_ns on every kind; None where nothing can."""
+        if self.bounds is None or longest_ns is None:
+            return None
+        return WorkWindow(self.bounds.work_ns, longest_ns * max(self.speedups) * (1 + _ROUNDING))
 
-    def before(self, devices: Sequence[int], period_ns: float, most_stages: int) -> Any:
-        """Which sets so many devices of each kind can hold."""
-        if self.least is None:
-            return np.ones(self.count, bool)
-        return self._fits(self.least.before, self.least.work_ns, devices, period_ns, most_stages)
+    def prefix_fits(self, devices: Sequence[int], period_ns: float, most_stages: int) -> BoolArray:
+        """For each cut, whether this number of devices of each kind may be enough for the ops before it."""
+        if self.bounds is None:
+            return np.ones(self.n_cuts, bool)
+        return self._fits(self.bounds.prefix_ns, self.bounds.work_ns, devices, (period_ns, most_stages))
 
-    def after(self, devices: Sequence[int], period_ns: float, most_stages: int) -> Any:
-        """Of which sets so many devices of each kind can hold all other ops."""
-        if self.least is None:
-            return np.ones(self.count, bool)
-        rest = int(self.least.work_ns[-1]) - self.least.work_ns
-        return self._fits(self.least.after, rest, devices, period_ns, most_stages)
+    def suffix_fits(self, devices: Sequence[int], period_ns: float, most_stages: int) -> BoolArray:
+        """For each cut, whether this number of devices of each kind may be enough for the ops after it."""
+        if self.bounds is None:
+            return np.ones(self.n_cuts, bool)
+        work_ns = self.bounds.work_ns[-1] - self.bounds.work_ns
+        return self._fits(self.bounds.suffix_ns, work_ns, devices, (period_ns, most_stages))
 
     def _fits(
-        self, least: Callable[[int], Any], work_ns: Any, devices: Sequence[int], period_ns: float, most_stages: int
-    ) -> Any:
+        self,
+        least_ns: Callable[[int], IntArray],
+        work_ns: IntArray,
+        devices: Sequence[int],
+        most: tuple[float, int],
+    ) -> BoolArray:
+        """least_ns: of the ops in question, by stages. most: the period in ns, and the number of stages."""
+        period_ns, most_stages = most
+        # Each device works for one period: together they do at most the period times the sum of their speed-ups.
         if any(devices[1:]):
-            worth = sum(count * worth for count, worth in zip(devices, self.worth, strict=True) if count)
-            return work_ns <= period_ns * worth * (1 + 1e-9)
-        stages = range(1, min(devices[0], most_stages) + 1)
-        found = np.zeros(self.count, bool)
-        for s in stages:
-            found |= least(s) <= period_ns * devices[0]
-        return found
+            speed = sum(count * speedup for count, speedup in zip(devices, self.speedups, strict=True) if count)
+            fits: BoolArray = work_ns <= period_ns * speed * (1 + _ROUNDING)
+            return fits
+        fits = np.zeros(self.n_cuts, bool)
+        # More stages spill less and start more often: any number of them may be the one that fits.
+        for stages in range(1, min(devices[0], most_stages) + 1):
+            fits |= least_ns(stages) <= period_ns * devices[0]
+        return fits
 
 
-def _worth(first: Structure, other: Structure) -> float:
-    """The most ns of work on the first kind that a ns on the other does."""
+def cut_reachability(structures: Sequence[Structure | None], sets: DownSets) -> CutReachability:
+    """structures: of each kind of device, None where it is not known."""
+    known = [structure for structure in structures if structure is not None]
+    if not known or len(known) < len(structures):
+        return CutReachability(len(sets), None, (1.0,))
+    first, *others = known
+    return CutReachability(len(sets), cut_bounds(first, sets), (1.0, *(_speedup(first, other) for other in others)))
+
+
+def _speedup(first: Structure, other: Structure) -> float:
+    """The most ns of work on the first kind that one ns on the other does: that of the op which gains most."""
     most = 0.0
     for a, b in zip(first.op_ns, other.op_ns, strict=True):
         if a and b is not None:

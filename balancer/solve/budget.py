@@ -1,5 +1,7 @@
-"""How much work a solver may do. Work is counted, so that the same input gives the same answer everywhere; a clock
-comes on top where somebody asks for one.
+"""How much work a solver may do.
+
+Work is counted, so that the same input gives the same answer on every machine. A wall-clock limit is added only where the
+caller asks for one.
 """
 
 from __future__ import annotations
@@ -8,26 +10,28 @@ import time
 
 
 class BudgetSpent(Exception):
-    """There is no more work, or time, to spend. Solvers catch it and return the best so far."""
+    """No work or time is left. Solvers catch it and return the best plan so far."""
 
 
 class Budget:
-    """work: segments costed. seconds: of wall time from now on, None for any."""
+    """Work that is left to spend, in a unit that the solver chooses.
+
+    work: the limit. seconds: of wall time from now on; None for no limit. spent: work spent so far.
+    """
 
     def __init__(self, work: int, seconds: float | None = None) -> None:
         self.left = work
         self.spent = 0
-        self.timed_out = False
         self._end = None if seconds is None else time.monotonic() + seconds
 
     def spend(self, work: int) -> None:
-        """Raises BudgetSpent where this is more than is left."""
-        self.timed_out = self._end is not None and time.monotonic() > self._end
-        if work > self.left or self.timed_out:
+        """Raises BudgetSpent where this is more than is left, or the time is over."""
+        if work > self.left or self.seconds_left == 0:
             raise BudgetSpent
         self.left -= work
         self.spent += work
 
     @property
     def seconds_left(self) -> float | None:
+        """At least 0; None for no limit."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.solve.interval_dp import ChainSolver
-from balancer.solve.limits import infeasible, most_pipelines, most_replicas, whole_replicas
-from balancer.solve.offers import Offer, alone_ns, best_plan, chain_offer
+from balancer.solve.interval_dp import interval_table
+from balancer.solve.limits import infeasible, max_pipelines, max_replicas, may_replicate_whole
+from balancer.solve.offers import alone_ns, best_plan, interval_offer
 from balancer.solve.orders import file_order, order_table, prefixes
-from balancer.solve.problem import Solution, evaluate
+from balancer.solve.problem import Ended, Solution, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from balancer.ground.opsets import OpSet
-    from balancer.solve.interval_dp import Reached
+    from balancer.solve.interval_dp import IntervalGoal, IntervalTable
+    from balancer.solve.offers import Offer
     from balancer.solve.problem import Problem, SolverOptions
 
 OVER = "intervals of the execution order"
@@ -30,8 +31,7 @@ def solve_chain(problem: Problem, options: SolverOptions) -> Solution:
     offers = chain_offers(problem, options, prefixes(file_order(problem)))
     if not offers:
         raise infeasible(problem, options)
-    count = problem.devices[0][1]
-    plan = best_plan(problem, offers, count, most_pipelines(problem, options))
+    plan = best_plan(problem, offers, problem.n_devices, max_pipelines(problem, options))
     value = evaluate(problem, plan.pipelines)
     if value is None:
         raise ValueError("the batch form of the cost allows a segment that `exact` does not")
@@ -39,34 +39,37 @@ def solve_chain(problem: Problem, options: SolverOptions) -> Solution:
         solver="chain",
         pipelines=plan.pipelines,
         value=value,
-        bound_ns=value.objective_ns if plan.bound_ns is None else plan.bound_ns,
+        bound_ns=value.objective_ns if plan.complete else plan.bound_ns,
         over=f"{OVER}, {options.scope}",
+        ended=Ended.COMPLETE if plan.complete else Ended.LIMIT_REACHED,
         statistics={"intervals": problem.n_ops * (problem.n_ops + 1) // 2, "pipelines": len(offers)},
     )
 
 
 def chain_offers(problem: Problem, options: SolverOptions, cuts: Sequence[OpSet]) -> list[Offer]:
-    """The pipelines between the cuts of an order that are worth having; none where there are none."""
+    """The non-dominated pipelines between the cuts of an order; an empty list where no partition is allowed."""
     kind, count = problem.devices[0]
-    solver = ChainSolver(
+    table = interval_table(
         order_table(problem, cuts, kind),
         count,
-        most_replicas=most_replicas(options),
-        whole_replicas=whole_replicas(problem, options),
+        most_replicas=max_replicas(options),
+        may_replicate_whole=may_replicate_whole(problem, options),
     )
-    reached = solver.reached_with(options.stages) if options.stages else list(solver.reached())
-    if reached and most_pipelines(problem, options) == 1:
-        reached = _tied(solver, problem, reached, options.stages)
-    return [chain_offer(problem, solver, goal, cuts) for goal in reached]
+    goals = table.with_stages(options.stages) if options.stages else table.non_dominated()
+    if goals and max_pipelines(problem, options) == 1:
+        goals = _tied(table, problem, goals, options.stages)
+    return [interval_offer(problem, table, goal, cuts) for goal in goals]
 
 
-def _tied(solver: ChainSolver, problem: Problem, reached: Sequence[Reached], stages: int | None) -> list[Reached]:
-    """What meets the best objective with the fewest devices, where one pipeline is all there is.
+def _tied(
+    table: IntervalTable, problem: Problem, goals: Sequence[IntervalGoal], stages: int | None
+) -> list[IntervalGoal]:
+    """The pipelines that have the best objective and the fewest devices, for plans of a single pipeline.
 
-    Plans are compared by whole ns, and the host may be slower than the pipeline: both leave room for slower
-    partitions, which may stream less.
+    Plans are compared by whole ns, and the host may be slower than the pipeline. Both leave slack for partitions with a
+    longer period, which may stream less.
     """
-    best = min(alone_ns(problem, r.stages, r.period) for r in reached)
-    meeting = [r for r in solver.meeting(best) if problem.host_ns * r.stages <= best and stages in (None, r.stages)]
-    fewest = min(r.devices for r in meeting)
-    return [r for r in meeting if r.devices == fewest]
+    best = min(alone_ns(problem, goal.stages, goal.period) for goal in goals)
+    ties = [g for g in table.within(best) if problem.host_ns * g.stages <= best and stages in (None, g.stages)]
+    fewest = min(goal.devices for goal in ties)
+    return [goal for goal in ties if goal.devices == fewest]

@@ -1,4 +1,4 @@
-"""Whether a pipeline keeps constraints, and pipelines of the execution order that may."""
+"""Whether a pipeline keeps the constraints, and pipelines of the execution order that do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_STARTS = 12
 
 
 def keeps(problem: Problem, pipeline: PipelineSpec, constraints: Constraints) -> bool:
-    """By exact costs. False where a segment may not stand."""
+    """Whether a pipeline keeps all constraints, by `exact`. False where a segment may not stand."""
     value = evaluate(problem, [pipeline])
     if value is None:
         return False
@@ -35,11 +35,12 @@ def keeps(problem: Problem, pipeline: PipelineSpec, constraints: Constraints) ->
         and all(at[i] != j for i, j in constraints.kept_from)
         and all(ops & group in (0, group) for group in constraints.together for ops in sets)
         and (held is None or all(sum(problem.op_bytes[i] for i in members(ops)) <= held for ops in sets))
-        and _crosses_little(problem, pipeline.stages[0].kind, sets, constraints)
+        and _keeps_boundaries(problem, pipeline.stages[0].kind, sets, constraints)
     )
 
 
-def _crosses_little(problem: Problem, kind: str, sets: Sequence[OpSet], constraints: Constraints) -> bool:
+def _keeps_boundaries(problem: Problem, kind: str, sets: Sequence[OpSet], constraints: Constraints) -> bool:
+    """Whether the tensors that cross each cut keep the limits on their number and size."""
     tensors, size = constraints.max_boundary_tensors, constraints.max_boundary_bytes
     if tensors is None and size is None:
         return True
@@ -57,14 +58,14 @@ def _crosses_little(problem: Problem, kind: str, sets: Sequence[OpSet], constrai
 
 
 def starts(problem: Problem, options: SolverOptions) -> Iterator[PipelineSpec]:
-    """Pipelines of intervals of the execution order that keep the constraints, if any of its best ones do."""
+    """Good pipelines of intervals of the execution order that keep the constraints, to start a search from."""
     held = options.constraints
     together = replace(problem, together=(*problem.together, *held.together))
     if held.max_latency_ns is None and held.max_objective_ns is None:
         cuts = prefixes(file_order(together))
         offers = chain_offers(together, replace(options, max_pipelines=1, constraints=Constraints()), cuts)
         offers.sort(key=lambda offer: offer.period)
-        found = [offer.settled.pipeline for offer in offers[:_MOST_STARTS]]
+        pipelines = [offer.costed.pipeline for offer in offers[:_MOST_STARTS]]
     else:
-        found = quickest_in_order(together, options)
-    yield from (pipeline for pipeline in found if keeps(problem, pipeline, held))
+        pipelines = quickest_in_order(together, options)
+    yield from (pipeline for pipeline in pipelines if keeps(problem, pipeline, held))

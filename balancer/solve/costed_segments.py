@@ -1,80 +1,94 @@
-"""The segments between a family of down-sets, costed when they are asked for, from many cuts at once."""
+"""The costs of the segments between a family of down-sets, worked out when they are asked for, many cuts at a time."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from balancer.ground.arrays import BoolArray, IndexArray, IntArray
     from balancer.ground.downsets import DownSets
     from balancer.solve.budget import Budget
     from balancer.solve.problem import Problem
 
-FEW_SETS = 2048  # with all their pairs, about 50 MiB
-_AT_ONCE = 1 << 17
+FEW_SETS = 2048  # the costs of all pairs of this number of sets take about 50 MiB
+_BATCH_SEGMENTS = 1 << 17
 
 
 class SegmentColumns(NamedTuple):
-    """Segments from one cut: the cuts after them, and their costs; those that are allowed."""
+    """The allowed segments that start at one cut, as columns: the cut after each, and what each costs."""
 
-    end: Any
-    time_ns: Any
-    streamed_bytes: Any
+    end: IndexArray
+    time_ns: IntArray
+    streamed_bytes: IntArray
+
+    def take(self, chosen: IndexArray | BoolArray) -> SegmentColumns:
+        """Some of the segments, by their numbers or by a mask."""
+        return SegmentColumns(self.end[chosen], self.time_ns[chosen], self.streamed_bytes[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class WorkWindow:
+    """Which segments are too slow to be worth costing: those that hold more than window_ns of work.
+
+    work_ns: for each down-set the work of its ops, so that a segment's work is a difference.
+    """
+
+    work_ns: IntArray
+    window_ns: float
+
+    def take(self, rows: IndexArray) -> WorkWindow:
+        """The window for some of the down-sets."""
+        return WorkWindow(self.work_ns[rows], self.window_ns)
 
 
 class CostedSegments:
-    """work_ns, window_ns: segments with more work than the window are left out. keep: whether all that was costed is
-    kept for later, or only what is in use.
-    """
+    """A cache of segment costs, filled in batches. `keep`: everything stays known; else the last batch alone does."""
 
-    def __init__(self, problem: Problem, sets: DownSets, *, work_ns: Any | None, window_ns: float, keep: bool) -> None:
-        self.sets, self.keep = sets, keep
-        self.batches = [problem.batch(sets, kind) for kind, _ in problem.devices]
-        self.work_ns, self.window_ns = work_ns, window_ns
-        self.known: dict[int, list[SegmentColumns]] = {}
+    def __init__(self, problem: Problem, sets: DownSets, window: WorkWindow | None, *, keep: bool) -> None:
+        self.sets, self.window, self.keep = sets, window, keep
+        self._batches = [problem.batch(sets, kind) for kind, _ in problem.devices]
+        self._known: dict[int, list[SegmentColumns]] = {}
 
-    def after(self, at: int, ahead: Iterable[int], budget: Budget) -> list[SegmentColumns]:
+    def after(self, cut: int, ahead: Iterable[int], budget: Budget) -> list[SegmentColumns]:
         """The segments that start at a cut, for each kind of device. ahead: cuts that will be asked for next.
 
         Raises BudgetSpent.
         """
-        if at not in self.known:
+        if cut not in self._known:
             if not self.keep:
-                self.known.clear()
-            self._cost([at, *(row for row in ahead if row != at)], budget)
-        return self.known[at]
+                self._known.clear()
+            self._cost([cut, *(row for row in ahead if row != cut)], budget)
+        return self._known[cut]
 
-    def _cost(self, rows: Sequence[int], budget: Budget) -> None:
-        """As many of the rows as make a good batch, the first at least."""
-        found, count = [], 0
-        for row in rows:
-            outers = self._supersets(row)
-            count += len(outers)
-            found.append((row, outers))
-            if count > _AT_ONCE:
+    def _cost(self, cuts: Sequence[int], budget: Budget) -> None:
+        """Cost the segments that start at these cuts: at the first one, and at others until the batch is full."""
+        ends, count = [], 0
+        for cut in cuts:
+            ends.append(self._supersets(cut))
+            count += len(ends[-1])
+            if count > _BATCH_SEGMENTS:
                 break
-        budget.spend(count * len(self.batches))
-        inners = np.concatenate([np.full(len(outers), row) for row, outers in found])
-        outers = np.concatenate([outers for _, outers in found])
-        tables = [between(inners, outers) for between in self.batches]
+        budget.spend(count * len(self._batches))
+        starts = np.concatenate([np.full(len(end), cut) for cut, end in zip(cuts, ends, strict=False)])
+        tables = [between(starts, np.concatenate(ends)) for between in self._batches]
         first = 0
-        for row, ends in found:
-            here = slice(first, first + len(ends))
-            first += len(ends)
-            self.known[row] = [
-                _allowed(ends, time[here], streamed[here], allowed[here]) for time, streamed, allowed in tables
+        for cut, end in zip(cuts, ends, strict=False):
+            here = slice(first, first + len(end))
+            first += len(end)
+            self._known[cut] = [
+                SegmentColumns(end, time[here], streamed[here]).take(allowed[here])
+                for time, streamed, allowed in tables
             ]
 
-    def _supersets(self, row: int) -> Any:
-        outers = np.arange(row + 1, len(self.sets))
-        if self.work_ns is not None and self.window_ns < math.inf:
-            outers = outers[self.work_ns[row + 1 :] <= self.work_ns[row] + self.window_ns]
-        return self.sets.containing(self.sets.set_of(row), outers)
-
-
-def _allowed(end: Any, time_ns: Any, streamed_bytes: Any, allowed: Any) -> SegmentColumns:
-    return SegmentColumns(end[allowed], time_ns[allowed], streamed_bytes[allowed])
+    def _supersets(self, cut: int) -> IndexArray:
+        """The cuts at which a segment from this one may end. They stand behind it: supersets come later."""
+        rows = np.arange(cut + 1, len(self.sets))
+        if self.window is not None:
+            work_ns = self.window.work_ns
+            rows = rows[work_ns[cut + 1 :] <= work_ns[cut] + self.window.window_ns]
+        return self.sets.containing(self.sets.set_of(cut), rows)

@@ -1,32 +1,61 @@
-"""One pipeline of just so many stages as a CP-SAT model of the cost's structure.
+"""One pipeline of a given number of stages as a CP-SAT model of the cost's structure.
 
-x[b, j] says that block b stands in stage j or an earlier one: monotone in j, and along the graph. A stage's time on each
-kind of device is then linear in these and in one literal for each tensor that it sends or receives, and for each
-parameter that spills. With several kinds a literal says on which one a stage stands, and only that kind's time counts.
-Times are whole ns.
+Blocks b are ops that no cut separates, stages j run from 0 to S - 1, kinds of devices are k, with n[k] devices of each.
+All times are whole ns. The variables:
+
+    x[b, j]         block b stands in stage j or an earlier one; x[b, S - 1] = 1
+    on[j, k, r]     stage j stands on r devices of kind k
+    period          of the pipeline
+    out, into       [t, j]: stage j sends tensor t; stage j receives it
+    stays           [p, j]: the parameters p stay on the device of stage j
+
+Partitions, with in(b, j) = x[b, j] - x[b, j - 1]:
+
+    x[b, j] <= x[b, j + 1]                          stages fill up in order
+    x[b, j] <= x[a, j]                              b reads from a, which stands no later
+    sum over b of in(b, j) >= 1                     no stage is empty
+    sum over k, r of on[j, k, r] = 1
+    sum over j, r of r * on[j, k, r] <= n[k]
+
+Times:
+
+    time[j, k] = stage_ns + surplus[j] + sum over b of work[b] * in(b, j)
+               + sum over t of send_ns * out[t, j] + receive_ns * into[t, j]
+               + sum over p of spill_ns * (in(p, j) - stays[p, j]) + spill_start_ns * starts[j]
+    out[t, j]  >= in(made, j) - x[r, j]             made here, and reader r stands later
+    into[t, j] >= in(r, j) + x[made, j - 1] - 1     made earlier, and reader r stands here
+    stays[p, j] <= in(p, j), and the sizes of those that stay sum to at most the capacity
+    time[j, k] <= r * period                        where on[j, k, r] = 1
+    sum over j of time[j] <= period * sum over k of n[k]
+
+The last line is implied by the others. It is what makes the linear relaxation strong. surplus[j] is what `exact` adds to the
+structure. It is free at first, and grows by `exclude` once a partition was found whose stages really take longer.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from balancer.ground.opsets import members
-from balancer.solve.blocks import blocks_of
+from balancer.solve.cpsat_times import hold_at_most, time_expressions
+from balancer.solve.cpsat_variables import at_least, block_places, device_choices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterator, Sequence
+
+    from ortools.sat.python.cp_model import CpModel, CpSolver, IntVar
+    from ortools.sat.python.cp_model_helper import Literal
 
     from balancer.ground.opsets import OpSet
+    from balancer.solve.cpsat_times import TimeExpressions
+    from balancer.solve.cpsat_variables import BlockPlaces, DeviceChoices, Expression
     from balancer.solve.problem import Constraints, PipelineSpec, Problem, Value
-    from balancer.solve.structure import Structure, Transfer
+    from balancer.solve.structure import Structure
 
 
-LONGEST_NS = 1 << 42  # of a stage: over an hour
-
-
-class Measure(Enum):
-    """What a pipeline is to have little of; the values are the fields of a plan's worth."""
+class Criterion(Enum):
+    """A quantity to minimise. The values are the names of the fields of `Value`."""
 
     RATE = "objective_ns"
     DEVICES = "devices"
@@ -37,298 +66,169 @@ class Measure(Enum):
         return int(getattr(value, self.value))
 
 
+@dataclass(frozen=True)
 class StageModel:
-    """period, latency: variables, in ns. choices: for each stage a literal for each kind and number of replicas.
+    """A model with its variables. period: a variable, in ns. latency: an expression, in ns.
 
-    structures, devices: of each kind of the problem's, in their order.
+    structures: of each kind of the problem's devices, in their order.
     """
 
-    def __init__(  # noqa: PLR0913 - one model's data
-        self,
-        problem: Problem,
-        structures: Sequence[Structure],
-        constraints: Constraints,
-        *,
-        stages: int,
-        devices: Sequence[int],
-        most_replicas: int,
-        most_ns: int,
-    ) -> None:
-        from ortools.sat.python import cp_model
+    model: CpModel
+    problem: Problem
+    structures: Sequence[Structure]
+    places: BlockPlaces
+    choices: DeviceChoices
+    times: TimeExpressions
+    period: IntVar
+    latency: Expression
 
-        self.model = cp_model.CpModel()
-        self.problem, self.structures, self.stages = problem, structures, stages
-        self.blocks = blocks_of(problem.before, [*problem.together, *constraints.together])
-        self.block_of = {i: b for b, block in enumerate(self.blocks) for i in members(block.ops)}
-        self.x = [[self.model.new_bool_var(f"x{b}_{j}") for j in range(stages - 1)] for b in range(len(self.blocks))]
-        self._order()
-        self._devices(devices, most_replicas)
-        self._moves: dict[tuple[Any, ...], Any] = {}
-        # What `exact` adds to the structure, where it is known.
-        self.surplus = [self.model.new_int_var(0, LONGEST_NS, f"surplus{j}") for j in range(stages)]
-        # Bytes that spill where a stage stands on a kind.
-        self.spilled_on: list[list[Any]] = [[0] * stages for _ in structures]
-        self.times_on = [self._times(k, structure) for k, structure in enumerate(structures)]
-        self.times = self.times_on[0] if len(structures) == 1 else self._times_anywhere()
-        self._rate(devices, most_ns)
-        self.latency = sum(self.times) + problem.handover_ns * stages
-        self._constrain(constraints)
+    @property
+    def stages(self) -> int:
+        return self.places.stages
 
-    def by(self, block: int, stage: int) -> Any:
-        """Whether the block stands in this stage or an earlier one."""
-        return 0 if stage < 0 else 1 if stage >= self.stages - 1 else self.x[block][stage]
-
-    def within(self, op: int, stage: int) -> Any:
-        """1 where the op stands in the stage, else 0."""
-        block = self.block_of[op]
-        return self.by(block, stage) - self.by(block, stage - 1)
-
-    def _order(self) -> None:
-        for b, block in enumerate(self.blocks):
-            for j in range(self.stages - 2):
-                self.model.add_implication(self.x[b][j], self.x[b][j + 1])
-            for earlier in {self.block_of[i] for op in members(block.ops) for i in members(self.problem.before[op])} - {
-                b
-            }:
-                for j in range(self.stages - 1):
-                    self.model.add_implication(self.x[b][j], self.x[earlier][j])
-        for j in range(self.stages):
-            self.model.add(sum(self.by(b, j) - self.by(b, j - 1) for b in range(len(self.blocks))) >= 1)
-
-    def _devices(self, devices: Sequence[int], most_replicas: int) -> None:
-        """Each stage on devices of one kind, no more in all than there are. on: for each stage and kind a literal."""
-        free = sum(devices) - self.stages + 1
-        self.choices: list[list[tuple[int, int, Any]]] = []
-        self.on: list[list[Any]] = []
-        for j in range(self.stages):
-            found = [
-                (k, r, self.model.new_bool_var(f"on{j}_{k}_{r}"))
-                for k, count in enumerate(devices)
-                for r in range(1, min(count, free, most_replicas) + 1)
-            ]
-            self.model.add_exactly_one(literal for _, _, literal in found)
-            self.choices.append(found)
-            self.on.append([self._literal_of([x for kind, _, x in found if kind == k]) for k in range(len(devices))])
-        for k, count in enumerate(devices):
-            self.model.add(sum(r * x for found in self.choices for kind, r, x in found if kind == k) <= count)
-        # Kinds that differ in nothing come in their order. Where the structure is not all of the cost, they may differ.
-        for k in range(1, len(devices)):
-            alike = self.structures[k] == self.structures[k - 1] and devices[k] == devices[k - 1]
-            if alike and not self.structures[k].relaxed:
-                for j in range(self.stages):
-                    earlier = [self.on[i][k - 1] for i in range(j)]
-                    self.model.add_bool_or([self.on[j][k].negated(), *earlier])
-
-    def _literal_of(self, literals: Sequence[Any]) -> Any:
-        """1 where one of these is, of which one at most is."""
-        if len(literals) == 1:
-            return literals[0]
-        found = self.model.new_bool_var("")
-        self.model.add(sum(literals) == found)
-        return found
-
-    def _where(self, constraint: Any, j: int, k: int) -> None:
-        """Hold to a constraint only if the stage is on that kind."""
-        if len(self.structures) > 1:
-            constraint.only_enforce_if(self.on[j][k])
-
-    def _times(self, k: int, structure: Structure) -> list[Any]:
-        """What each stage takes if it stands on one kind; and what may not stand there."""
-        terms: list[list[Any]] = [[structure.stage_ns, self.surplus[j]] for j in range(self.stages)]
-        for b, block in enumerate(self.blocks):
-            work = sum(structure.op_ns[i] or 0 for i in members(block.ops))
-            barred = any(structure.op_ns[i] is None for i in members(block.ops))
-            for j in range(self.stages):
-                inside = self.by(b, j) - self.by(b, j - 1)
-                if work:
-                    terms[j].append(work * inside)
-                if barred:
-                    self._where(self.model.add(inside == 0), j, k)
-        if structure.limit_bytes is not None:
-            for j in range(self.stages):
-                self._where(self._limit(structure.op_bytes, structure.limit_bytes, j), j, k)
-        for transfer in structure.transfers:
-            self._transfer(transfer, terms)
-        self._spills(k, structure, terms)
-        return [sum(found) for found in terms]
-
-    def _times_anywhere(self) -> list[Any]:
-        """What each stage takes on the kind that it stands on."""
-        times = [self.model.new_int_var(0, LONGEST_NS, f"time{j}") for j in range(self.stages)]
-        for k, on_kind in enumerate(self.times_on):
-            for j, time in enumerate(on_kind):
-                self._where(self.model.add(times[j] == time), j, k)
-        return times
-
-    def _limit(self, op_bytes: Sequence[int], most: int, j: int) -> Any:
-        """The stage holds no more."""
-        return self.model.add(sum(size * self.within(i, j) for i, size in enumerate(op_bytes) if size) <= most)
-
-    def _literal(self, *at_least: Any) -> Any:
-        """1 where one of these expressions is."""
-        found = self.model.new_bool_var("")
-        for expression in at_least:
-            self.model.add(found >= expression)
-        return found
-
-    def _transfer(self, transfer: Transfer, terms: Sequence[list[Any]]) -> None:
-        """Sent by the stage that makes it, received by each later one that reads it; across each cut between, once."""
-        readers = sorted({self.block_of[r] for r in transfer.readers})
-        made = None if transfer.producer is None else self.block_of[transfer.producer]
-        for j in range(self.stages):
-            here = [self.by(r, j) - self.by(r, j - 1) for r in readers]
-            if made is None:
-                if transfer.receive_ns and readers:
-                    terms[j].append(transfer.receive_ns * self._move("in", j, made, readers, here))
-                continue
-            makes = self.by(made, j) - self.by(made, j - 1)
-            if transfer.leaves and transfer.send_ns:
-                terms[j].append(transfer.send_ns * makes)
-            elif readers and j < self.stages - 1 and transfer.send_ns:
-                unread = [makes - self.by(r, j) for r in readers]
-                terms[j].append(transfer.send_ns * self._move("out", j, made, readers, unread))
-            if readers and j and transfer.receive_ns:
-                earlier = self.by(made, j - 1)
-                crossing = [reads + earlier - 1 for reads in here]
-                terms[j].append(transfer.receive_ns * self._move("in", j, made, readers, crossing))
-
-    def _move(self, way: str, j: int, made: int | None, readers: Sequence[int], at_least: Sequence[Any]) -> Any:
-        """A literal for a tensor that stage j sends or receives, the same for all kinds of devices."""
-        key = (way, j, made, *readers)
-        if key not in self._moves:
-            self._moves[key] = self._literal(*at_least)
-        return self._moves[key]
-
-    def _spills(self, k: int, structure: Structure, terms: Sequence[list[Any]]) -> None:
-        """Parameters that do not stay: in the order of priority, or by the solver's choice where the order is no rule."""
-        everything_stays = sum(kept.size_bytes for kept in structure.kept) <= structure.capacity_bytes
-        for j in range(self.stages):
-            starts = self._literal(*(self.within(i, j) for i in structure.streaming))
-            terms[j].append(structure.spill_start_ns * starts)
-            if everything_stays:
-                continue
-            taken: list[Any] = []
-            for kept in structure.kept:
-                inside, stays = self.within(kept.op, j), self.model.new_bool_var("")
-                self.model.add(stays <= inside)
-                self.model.add(starts >= inside - stays)
-                terms[j].append(kept.spill_ns * (inside - stays))
-                self.spilled_on[k][j] += kept.size_bytes * (inside - stays)
-                if not structure.relaxed:
-                    room = structure.capacity_bytes - sum(taken)
-                    self.model.add(room >= kept.size_bytes).only_enforce_if(stays)
-                    spills = self.model.new_bool_var("")
-                    self.model.add(spills == inside - stays)
-                    self.model.add(room <= kept.size_bytes - 1).only_enforce_if(spills)
-                taken.append(kept.size_bytes * stays)
-            self.model.add(sum(taken) <= structure.capacity_bytes)
-
-    def _rate(self, devices: Sequence[int], most_ns: int) -> None:
-        """A stage with r replicas takes at most r periods."""
-        self.period = self.model.new_int_var(self.problem.host_ns * self.stages, most_ns, "period")
-        for j, found in enumerate(self.choices):
-            for k, r, literal in found:
-                bound = self.model.add(self.times_on[k][j] <= r * self.period)
-                if len(found) > 1:
-                    bound.only_enforce_if(literal)
-        # Implied, and what gives the linear relaxation its strength.
-        self.model.add(sum(self.times) <= sum(devices) * self.period)
-
-    def _constrain(self, constraints: Constraints) -> None:
-        for op, stage in constraints.pinned.items():
-            self._place(op, stage, inside=True)
-        for op, stage in sorted(constraints.kept_from):
-            self._place(op, stage, inside=False)
-        if constraints.max_segment_bytes is not None:
-            for j in range(self.stages):
-                self._limit(self.problem.op_bytes, constraints.max_segment_bytes, j)
-        tensors, size = constraints.max_boundary_tensors, constraints.max_boundary_bytes
-        if tensors is not None or size is not None:
-            for j in range(self.stages - 1):
-                crossing = self._crossing(j)
-                if tensors is not None:
-                    self.model.add(sum(literal for literal, _ in crossing) <= tensors)
-                if size is not None:
-                    self.model.add(sum(literal * of for literal, of in crossing) <= size)
-        if constraints.max_latency_ns is not None:
-            self.model.add(self.latency <= constraints.max_latency_ns)
-        if constraints.max_objective_ns is not None:
-            self.model.add(self.period <= constraints.max_objective_ns)
-
-    def measure(self, aim: Measure) -> Any:
-        """What there is to be little of, as an expression. Streamed bytes are those of all replicas."""
-        if aim is Measure.RATE:
+    def criterion(self, criterion: Criterion) -> Expression:
+        """What a criterion minimises, as an expression. Streamed bytes are those of all replicas."""
+        if criterion is Criterion.RATE:
             return self.period
-        if aim is Measure.LATENCY:
+        if criterion is Criterion.LATENCY:
             return self.latency
-        if aim is Measure.DEVICES:
-            return sum(r * literal for found in self.choices for _, r, literal in found)
+        if criterion is Criterion.DEVICES:
+            return sum(r * literal for here in self.choices.options for _, r, literal in here)
+        return self._streamed_bytes()
+
+    def _streamed_bytes(self) -> Expression:
         most = sum(kept.size_bytes for structure in self.structures for kept in structure.kept)
-        streamed = [self.model.new_int_var(0, most * len(self.choices[j]), f"streamed{j}") for j in range(self.stages)]
-        for j, found in enumerate(self.choices):
-            for k, r, literal in found:
-                self.model.add(streamed[j] >= r * self.spilled_on[k][j]).only_enforce_if(literal)
+        streamed = [
+            self.model.new_int_var(0, most * len(here), f"streamed{j}") for j, here in enumerate(self.choices.options)
+        ]
+        for j, here in enumerate(self.choices.options):
+            for k, r, literal in here:
+                self.model.add(streamed[j] >= r * self.times.spilled[k][j]).only_enforce_if(literal)
         return sum(streamed)
 
-    def _place(self, op: int, stage: int, *, inside: bool) -> None:
-        if stage < self.stages:
-            self.model.add(self.within(op, stage) == int(inside))
-        elif inside:
-            self.model.add_bool_or([])  # there is no such stage
-
-    def _crossing(self, j: int) -> list[tuple[Any, int]]:
-        """For each tensor a literal that is 1 where it crosses the cut after stage j, and its bytes."""
-        found = []
-        for transfer in self.structures[0].transfers:
-            if transfer.producer is not None and transfer.readers:
-                made = self.by(self.block_of[transfer.producer], j)
-                after = [made - self.by(self.block_of[r], j) for r in transfer.readers]
-                found.append((self._literal(*after), transfer.size_bytes))
-        return found
-
     def exclude(self, ops: OpSet, before: OpSet, kind: int, least_ns: int | None) -> None:
-        """A stage of just these ops after just those before takes at least so many ns on a kind, or may not be (None)."""
+        """Learn what `exact` says of one segment, wherever it stands.
+
+        A stage of exactly these ops, after exactly the ops in `before`, takes at least least_ns on the kind. None: it may
+        not stand there.
+        """
         for j in range(self.stages):
             literals = [*self._is_prefix(before, j - 1), *self._is_prefix(before | ops, j)]
             if any(literal is False for literal in literals):
                 continue
-            wanted = [literal for literal in literals if literal is not True]
+            wanted = [literal for literal in literals if not isinstance(literal, bool)]
             if len(self.structures) > 1:
-                wanted.append(self.on[j][kind])
+                wanted.append(self.choices.on[j][kind])
             if least_ns is None:
                 self.model.add_bool_or([literal.negated() for literal in wanted])
             else:
-                self.model.add(self.times[j] >= least_ns).only_enforce_if(wanted)
+                self.model.add(self.times.anywhere[j] >= least_ns).only_enforce_if(wanted)
 
-    def _is_prefix(self, ops: OpSet, j: int) -> Iterable[Any]:
-        """Literals that are all true where the stages up to j hold just these ops."""
-        for b, block in enumerate(self.blocks):
+    def _is_prefix(self, ops: OpSet, j: int) -> Iterator[Literal | bool]:
+        """Literals, or constants, that are all true where the stages up to j hold exactly these ops."""
+        for b, block in enumerate(self.places.blocks):
             inside = bool(block.ops & ops)
-            value = self.by(b, j)
+            value = self.places.by(b, j)
             if isinstance(value, int):
                 yield bool(value) == inside
             else:
                 yield value if inside else value.negated()
 
     def hint(self, pipeline: PipelineSpec) -> None:
-        """Start from this pipeline, of as many stages."""
+        """Start the search from a pipeline with as many stages as the model."""
         done: OpSet = 0
         kinds = [kind for kind, _ in self.problem.devices]
         for j, stage in enumerate(pipeline.stages):
             done |= stage.ops
             if j < self.stages - 1:
-                for b, block in enumerate(self.blocks):
-                    self.model.add_hint(self.x[b][j], int(bool(block.ops & done)))
+                for b, block in enumerate(self.places.blocks):
+                    self.model.add_hint(self.places.x[b][j], int(bool(block.ops & done)))
             if len(kinds) > 1:
-                for k, r, literal in self.choices[j]:
+                for k, r, literal in self.choices.options[j]:
                     self.model.add_hint(literal, int((kinds[k], r) == (stage.kind, stage.replicas)))
 
-    def partition(self, solver: Any) -> list[tuple[OpSet, int, int]]:
-        """What a solved model says: the ops of each stage, its kind and its replicas."""
-        found, done = [], 0
+    def partition(self, solver: CpSolver) -> list[tuple[OpSet, int, int]]:
+        """The solution of a solved model: the ops of each stage, its kind and its replicas."""
+        stages, done = [], 0
         for j in range(self.stages):
-            prefix = sum(block.ops for b, block in enumerate(self.blocks) if solver.value(self.by(b, j)))
-            kind, replicas = next((k, r) for k, r, literal in self.choices[j] if solver.boolean_value(literal))
-            found.append((prefix & ~done, kind, replicas))
+            prefix = sum(block.ops for b, block in enumerate(self.places.blocks) if solver.value(self.places.by(b, j)))
+            options = self.choices.options[j]
+            kind, replicas = next((k, r) for k, r, literal in options if solver.boolean_value(literal))
+            stages.append((prefix & ~done, kind, replicas))
             done = prefix
-        return found
+        return stages
+
+
+def stage_model(  # noqa: PLR0913 - one model's data
+    problem: Problem,
+    structures: Sequence[Structure],
+    constraints: Constraints,
+    *,
+    stages: int,
+    devices: Sequence[int],
+    most_replicas: int,
+    most_ns: int,
+) -> StageModel:
+    """Build the model of one pipeline. Nothing is minimised yet.
+
+    structures, devices: of each kind of the problem's devices, in their order. most_replicas: of one stage. most_ns: the
+    longest period.
+    """
+    from ortools.sat.python import cp_model
+
+    model = cp_model.CpModel()
+    places = block_places(model, problem, constraints.together, stages)
+    choices = device_choices(places, structures, devices, most_replicas)
+    times = time_expressions(places, choices, structures)
+    period = model.new_int_var(problem.host_ns * stages, most_ns, "period")
+    for j, here in enumerate(choices.options):
+        for k, r, literal in here:
+            bound = model.add(times.on_kind[k][j] <= r * period)
+            if len(here) > 1:
+                bound.only_enforce_if(literal)
+    model.add(sum(times.anywhere) <= sum(devices) * period)
+    latency = sum(times.anywhere) + problem.handover_ns * stages
+    built = StageModel(model, problem, structures, places, choices, times, period, latency)
+    _constrain(built, constraints)
+    return built
+
+
+def _constrain(built: StageModel, constraints: Constraints) -> None:
+    model, places = built.model, built.places
+    for op, stage in constraints.pinned.items():
+        _place(places, op, stage, inside=True)
+    for op, stage in sorted(constraints.kept_from):
+        _place(places, op, stage, inside=False)
+    if constraints.max_segment_bytes is not None:
+        for j in range(places.stages):
+            hold_at_most(places, built.problem.op_bytes, constraints.max_segment_bytes, j)
+    tensors, size = constraints.max_boundary_tensors, constraints.max_boundary_bytes
+    if tensors is not None or size is not None:
+        for j in range(places.stages - 1):
+            crossing = _crossing(places, built.structures[0], j)
+            if tensors is not None:
+                model.add(sum(literal for literal, _ in crossing) <= tensors)
+            if size is not None:
+                model.add(sum(literal * size_bytes for literal, size_bytes in crossing) <= size)
+    if constraints.max_latency_ns is not None:
+        model.add(built.latency <= constraints.max_latency_ns)
+    if constraints.max_objective_ns is not None:
+        model.add(built.period <= constraints.max_objective_ns)
+
+
+def _place(places: BlockPlaces, op: int, stage: int, *, inside: bool) -> None:
+    if stage < places.stages:
+        places.model.add(places.op_inside(op, stage) == int(inside))
+    elif inside:
+        places.model.add_bool_or([])  # there is no such stage: the model is infeasible
+
+
+def _crossing(places: BlockPlaces, structure: Structure, j: int) -> list[tuple[IntVar, int]]:
+    """For each tensor a literal that is 1 where it crosses the cut after stage j, and its bytes."""
+    crossing = []
+    for transfer in structure.transfers:
+        if transfer.producer is not None and transfer.readers:
+            made = places.by(places.block_of[transfer.producer], j)
+            unread = [made - places.by(places.block_of[r], j) for r in transfer.readers]
+            crossing.append((at_least(places.model, unread), transfer.size_bytes))
+    return crossing

@@ -1,10 +1,14 @@
 """Depth-balanced segments with memory refinement.
 
 J. Villarrubia, L. Costero, F. D. Igual, K. Olcoz, *Balanced segmentation of CNNs for multi-TPU inference*, Journal of
-Supercomputing 2025, arXiv 2503.01035: the graph is cut across at depths, so that it becomes a row of levels; the cuts
-are those that make the largest segment smallest in parameter bytes, by bisection with a greedy check; then cuts move
-while the compiler reports that a segment needs host memory. How far a cut moves and in which direction first is not
-told in what could be read: here one level at a time, from an overflowing segment to the neighbour that is smaller.
+Supercomputing 2025, arXiv 2503.01035:
+
+1. The graph is cut between depths only, so that it becomes a row of levels.
+2. The cuts minimise the parameter bytes of the largest segment, by bisection with a greedy check.
+3. Cuts move while the compiler reports that a segment needs host memory.
+
+The text does not say how far a cut moves and in which direction first. Here it moves by one level at a time, from a
+segment that streams to the smaller of its neighbours.
 """
 
 from __future__ import annotations
@@ -23,7 +27,11 @@ if TYPE_CHECKING:
 def depth_balanced(
     before: Sequence[OpSet], op_bytes: Sequence[int], segments: int, streams: Callable[[OpSet], bool]
 ) -> list[OpSet]:
-    """The segments. op_bytes: parameter bytes of each op. streams: whether a segment does not fit its device."""
+    """The segments, in order.
+
+    before: for each op the set of ops that it reads from. op_bytes: parameter bytes of each op. streams: whether a
+    segment does not fit its device.
+    """
     parts = levels(before)
     sizes = [sum(size for i, size in enumerate(op_bytes) if ops >> i & 1) for ops in parts]
     edges = [0, *balanced_cuts(sizes, min(segments, len(parts))), len(parts)]
@@ -32,9 +40,12 @@ def depth_balanced(
 
 
 def balanced_cuts(sizes: Sequence[int], segments: int) -> list[int]:
-    """Cuts of a row into so many segments, none empty, whose largest sum is smallest.
+    """Cuts of a row of sizes into segments that are not empty, so that the largest sum of a segment is minimal.
 
-    Bisection on that sum; whether it suffices, a greedy fill tells.
+    segments: at most len(sizes). Bisection on that sum; a greedy fill tells whether a sum suffices.
+
+    >>> balanced_cuts([4, 1, 1, 5, 2], segments=3)
+    [3, 4]
     """
     low, high = max(sizes), sum(sizes)
     while low < high:
@@ -44,14 +55,14 @@ def balanced_cuts(sizes: Sequence[int], segments: int) -> list[int]:
         else:
             low = middle + 1
     cuts = _filled(sizes, low)
-    for position in range(1, len(sizes)):  # segments to spare: split what can be split
+    for position in range(1, len(sizes)):  # fewer segments would do: split at the first places that can be split
         if len(cuts) < segments - 1 and position not in cuts:
             cuts = sorted([*cuts, position])
     return cuts
 
 
 def _filled(sizes: Sequence[int], limit: int) -> list[int]:
-    """Cuts where the next element would go beyond the limit."""
+    """Cuts before each element with which a segment would exceed the limit."""
     cuts, held = [], 0
     for i, size in enumerate(sizes):
         if held + size > limit and i:
@@ -62,8 +73,8 @@ def _filled(sizes: Sequence[int], limit: int) -> list[int]:
 
 
 def _refined(edges: list[int], sizes: Sequence[int], streams: Callable[[int, int], bool]) -> list[int]:
-    """Edges after moves of one level, each from a streaming segment to a neighbour that does not come to stream by it."""
-    for _ in range(len(sizes) * len(edges)):
+    """Edges after all moves of one level from a segment that streams to a neighbour that still does not stream."""
+    for _ in range(len(sizes) * len(edges)):  # a limit: moves might come back to where they were
         moved = next((m for k in range(len(edges) - 1) if (m := _relieved(edges, k, sizes, streams))), None)
         if moved is None:
             break
@@ -72,7 +83,7 @@ def _refined(edges: list[int], sizes: Sequence[int], streams: Callable[[int, int
 
 
 def _relieved(edges: list[int], k: int, sizes: Sequence[int], streams: Callable[[int, int], bool]) -> list[int] | None:
-    """The edges with one level less in a streaming segment, where a neighbour can take it; else None."""
+    """The edges after segment k has given a level to a neighbour; None where it does not stream or none can take it."""
     if not streams(edges[k], edges[k + 1]) or edges[k + 1] - edges[k] < 2:
         return None
     left, right = (k, +1, k - 1), (k + 1, -1, k + 1)

@@ -1,61 +1,73 @@
-"""Exact dynamic programming over a family of down-sets: the best chain of them from none to all ops, for any cost.
+r"""Dynamic programming over down-sets, for any cost: what `period_dp` and `latency_dp` share.
 
-best[I][s][u], the shortest period of the ops of I in s stages on devices u (a count for each kind), is the minimum over
-the last stage, I less J on r devices of one kind, of max(best[J][s - 1][u - r], time / r). Nothing is assumed of the
-cost, so that all pairs J < I count; what bounds rule out is left out before: cuts that so many devices cannot get to,
-or on from, without a longer period than is already known (`bounds`). With the family of an order's prefixes it is the
-interval DP of that order.
+A cut of a pipeline is a down-set: the ops of all stages before it. A graph of four ops, and its down-sets as a lattice,
+in which lines join each set to the next larger ones:
+
+        0                               {0,1}
+       / \                            /       \
+      1   2              {} --- {0} --          -- {0,1,2} --- {0,1,2,3}
+       \ /                            \       /
+        3                               {0,2}
+
+A pipeline is a path through the lattice from no ops to all ops. Each step goes from a set to any set that contains it,
+and the ops that it adds are a stage:
+
+                         {} ----------> {0,2} ----------> {0,1,2,3}
+                            ops 0 and 2       ops 1 and 3
+                              stage 0           stage 1
+
+So the best pipeline is a best path, with the number of stages and the devices in use as further coordinates. For cut I
+after s stages on devices u (a count for each kind), in whatever order sets are visited that puts subsets first,
+
+    best[I][s][u] = min over cuts J < I, kinds and replicas r of  extend(best[J][s - 1][u - r], segment I - J, r)
+
+where `extend` is the maximum of periods (`period_dp`), or the sum of latencies (`latency_dp`). Nothing is assumed of the
+cost: it need not grow with the segment, so all pairs J < I count, not only neighbours in the lattice. Lower bounds leave
+out, before the search, the cuts that no pipeline within the limits can use (`bounds`). With the prefixes of one order
+as the family of sets, this is the interval DP of that order.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from itertools import pairwise, product
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from balancer.ground.opsets import members
-from balancer.solve.bounds import Reach
+from balancer.solve.bounds import cut_reachability
 from balancer.solve.budget import BudgetSpent
 from balancer.solve.costed_segments import FEW_SETS, CostedSegments, SegmentColumns
-from balancer.solve.periods import MOST_REPLICAS, exact_period
-from balancer.solve.tie_rules import Choice, Way, best_way
+from balancer.solve.periods import MOST_REPLICAS
+from balancer.solve.problem import PipelineSpec, StageSpec
+from balancer.solve.tie_rules import StageOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from fractions import Fraction
+    from collections.abc import Iterator
 
+    from balancer.ground.arrays import BoolArray, FloatArray, IndexArray, IntArray
     from balancer.ground.downsets import DownSets
+    from balancer.solve.bounds import CutReachability
     from balancer.solve.budget import Budget
     from balancer.solve.problem import Problem
+    from balancer.solve.tie_rules import CutPath
 
-Devices = tuple[int, ...]
-MOST_STATES = 1 << 26  # of the table of periods: half a GiB
-_UPDATES_A_PAIR = 4  # extending a pipeline by a segment takes a fraction of the time of costing the segment
-_AHEAD = 256  # cuts whose segments are costed together
-_AT_ONCE = 1 << 18  # ways on from a cut
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """A pipeline that there is: its stages, its devices of each kind, and the shortest period in ns with them."""
-
-    stages: int
-    devices: Devices
-    period: Fraction
-
-    @property
-    def used(self) -> int:
-        return sum(self.devices)
+Devices = tuple[int, ...]  # a count for each kind
+UsedSegments = list[list[tuple[int, SegmentColumns]]]  # for each kind: cuts, with the segments that start there
+MOST_STATES = 1 << 26  # of the table `best`: half a GiB
+_UPDATES_A_PAIR = 4  # extending a pipeline by a segment takes about this fraction of the time of costing the segment
+_CUTS_AHEAD = 256  # cuts whose segments are costed together
 
 
 @dataclass(frozen=True, slots=True)
-class Within:
-    """What to look for: pipelines on at most so many devices of each kind, with at most so many stages, and a period of
-    at most most_ns. exact_stages: with every number of stages, also where fewer do as well.
+class PipelineLimits:
+    """Which pipelines a search looks for.
+
+    devices: at most these. most_ns: of the period. exact_stages: whether a pipeline of more stages counts even where one
+    of fewer stages is as good.
     """
 
     devices: Devices
@@ -64,229 +76,290 @@ class Within:
     exact_stages: bool = False
 
 
-class LatticeSolver:
-    """Pipelines whose cuts are among `sets`: the empty one first, that of all ops last, each before those that contain
-    it.
+@dataclass(frozen=True, slots=True)
+class CutLattice:
+    """A family of down-sets among which cuts are chosen, with what all searches in it share. `cut_lattice` makes one.
 
-    most_replicas: of a stage. whole_replicas: whether a pipeline of one stage may have several. longest_ns: a stage that
-    takes longer is of no use in any search; None where that is not known.
+    sets: the empty set first, that of all ops last, each before those that contain it.
+    most_replicas: of a stage.
+    may_replicate_whole: whether a stage that holds all ops may have several replicas.
+    segments: None where there are too many sets to keep the costs of all segments between them.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        sets: DownSets,
-        *,
-        most_replicas: int = 1,
-        whole_replicas: bool = False,
-        longest_ns: int | None = None,
-    ) -> None:
-        self.problem = problem
-        self.sets = sets
-        self.most_replicas = min(most_replicas, MOST_REPLICAS)
-        self.whole_replicas = whole_replicas
-        self.reach = Reach([problem.structures.get(kind) for kind, _ in problem.devices], sets)
-        # Few sets: their segments are costed once for all searches.
-        self.segments = self.segments_of(sets, None, longest_ns, keep=True) if len(sets) <= FEW_SETS else None
-
-    def segments_of(self, sets: DownSets, rows: Any | None, longest_ns: int | None, *, keep: bool) -> CostedSegments:
-        """The segments between these sets, which are those rows of all, without those that must take longer."""
-        least, window, work = self.reach.least, math.inf, None
-        if least and longest_ns is not None:
-            window = self.reach.window_ns([longest_ns] * len(self.problem.devices))
-            work = least.work_ns if rows is None else least.work_ns[rows]
-        return CostedSegments(self.problem, sets, work_ns=work, window_ns=window, keep=keep)
-
-    def search(self, within: Within, budget: Budget) -> PeriodSearch:
-        """All pipelines within these limits. Raises BudgetSpent."""
-        return PeriodSearch(self, within, budget)
+    problem: Problem
+    sets: DownSets
+    most_replicas: int
+    may_replicate_whole: bool
+    reachability: CutReachability
+    segments: CostedSegments | None
 
 
-class CutSearch(ABC):
-    """One run of a dynamic program over cuts. used: the segments from which ties are settled, for each kind by the cut
-    before them.
+def cut_lattice(
+    problem: Problem,
+    sets: DownSets,
+    *,
+    most_replicas: int = 1,
+    may_replicate_whole: bool = False,
+    longest_ns: int | None = None,
+) -> CutLattice:
+    """The lattice of these sets.
 
-    best[cut, stages, devices in use] is what a subclass minimises. `_extend` says how a stage adds to it, and `limit` how
-    much of it there may be. arrivals: (stages, number of the devices in use, best) at the last cut, non-dominated. Devices
-    in use are numbered: vectors[k] is a count for each kind, strides what one more of a kind adds to k.
+    longest_ns: no search will want a segment that takes longer; None where no such limit is known.
+    """
+    reachability = cut_reachability([problem.structures.get(kind) for kind, _ in problem.devices], sets)
+    segments = None
+    if len(sets) <= FEW_SETS:
+        # Costing is most of the work: with few sets, each segment is costed once for all searches.
+        segments = CostedSegments(problem, sets, reachability.window(longest_ns), keep=True)
+    return CutLattice(problem, sets, min(most_replicas, MOST_REPLICAS), may_replicate_whole, reachability, segments)
+
+
+@dataclass(frozen=True)
+class DeviceNumbers:
+    """Numbers for the devices in use, a mixed-radix code of the counts of each kind: 0 is none, the last is all."""
+
+    devices: Devices
+
+    @cached_property
+    def vectors(self) -> list[Devices]:
+        """The counts that each number stands for."""
+        return list(product(*(range(count + 1) for count in self.devices)))
+
+    @cached_property
+    def counts(self) -> IntArray:
+        """[number, kind]: the same as an array."""
+        return np.array(self.vectors)
+
+    @cached_property
+    def strides(self) -> list[int]:
+        """For each kind, what one more device of it adds to the number: states advance by an addition, not a look-up."""
+        return [math.prod(count + 1 for count in self.devices[k + 1 :]) for k in range(len(self.devices))]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCuts:
+    """The cuts that bounds leave, and with which devices in use. Cuts are numbered in their order here.
+
+    rows: the number of each among the lattice's sets.
+    is_open[cut, used]: whether a pipeline can get to the cut with these devices in use, and on from it with the rest.
+    highest[kind][cut]: the most devices of a kind that may be in use at the cut; -1 where the cut is not open at all.
     """
 
-    def __init__(self, solver: LatticeSolver, within: Within, budget: Budget, limit: float) -> None:
-        self.solver = solver
-        self.within = within
-        self.limit = limit
-        self.stages = min(within.most_stages, sum(within.devices))
-        self.vectors = list(product(*(range(count + 1) for count in within.devices)))
-        self.strides = [math.prod(count + 1 for count in within.devices[k + 1 :]) for k in range(len(within.devices))]
-        self.most_replicas = [min(count, solver.most_replicas) for count in within.devices]
-        self._find_cuts()
-        shape = (len(self.sets), self.stages + 1, len(self.vectors))
-        if math.prod(shape) > MOST_STATES:
-            raise BudgetSpent
-        self.best = np.full(shape, np.inf)
-        self.used: list[list[tuple[int, SegmentColumns]]] = [[] for _ in within.devices]
-        if self.open[-1].any():
-            self._run(budget)
-        self.arrivals = self._states(len(self.sets) - 1)
-        del self.best, self.open
-        self._drop_dead_ends()
+    rows: IndexArray
+    sets: DownSets
+    is_open: BoolArray
+    highest: list[IntArray]
+    segments: CostedSegments
 
-    def _find_cuts(self) -> None:
-        """The sets that can be cuts at all (all of them, where they are few), and with which devices in use."""
-        solver, open_sets = self.solver, self._open()
-        if solver.segments:
-            self.rows = np.arange(len(solver.sets))
-            self.sets, self.open, self.segments = solver.sets, open_sets, solver.segments
-        else:
-            rows = np.nonzero(open_sets.any(axis=1))[0]
-            self.rows = rows = np.union1d(rows, [0, len(solver.sets) - 1])
-            self.sets, self.open = solver.sets.take(rows), open_sets[rows]
-            self.segments = solver.segments_of(self.sets, rows, self._longest_ns(), keep=False)
-        numbers = np.array(self.vectors)
-        self.highest = [
-            np.where(self.open, numbers[:, k], -1).max(axis=1, initial=-1) for k in range(len(self.within.devices))
-        ]
 
-    def _longest_ns(self) -> int:
-        """Segments that take longer are of no use."""
-        return self.within.most_ns * max(self.most_replicas)
+class StateColumns(NamedTuple):
+    """Ways to get to a cut, as columns: stages so far, number of the devices in use, and what is minimised."""
 
-    def _open(self) -> Any:
-        """For each set and each number of devices in use, whether a pipeline can get there with these and go on with
-        the rest.
+    stages: IndexArray
+    used: IndexArray
+    value: FloatArray
+
+    def take(self, chosen: BoolArray) -> StateColumns:
+        """Some of them, by a mask."""
+        return StateColumns(self.stages[chosen], self.used[chosen], self.value[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class DpTable:
+    """The table of one run. best[cut, stages, devices in use]: what is minimised; infinite where nothing is known.
+
+    most_replicas: of a stage, by kind. limit: larger values are of no use.
+    """
+
+    best: FloatArray
+    cuts: OpenCuts
+    limits: PipelineLimits
+    numbers: DeviceNumbers
+    most_replicas: list[int]
+    limit: float
+
+    @property
+    def stages(self) -> int:
+        """The most stages that a pipeline may have."""
+        return int(self.best.shape[1]) - 1
+
+    def non_dominated(self, cut: int) -> StateColumns:
+        """The ways to get to a cut that no way with at most as many devices (and stages) is as good as.
+
+        A dominated way can be left out: whatever follows it can follow the other.
         """
-        reach, devices, most_ns = self.solver.reach, self.within.devices, self.within.most_ns
-        fits = np.zeros((len(self.solver.sets), len(self.vectors)), bool)
-        for k, vector in enumerate(self.vectors):
-            rest = tuple(total - used for total, used in zip(devices, vector, strict=True))
-            if any(vector):
-                fits[:, k] = reach.before(vector, most_ns, self.stages)
-                fits[:-1, k] &= reach.after(rest, most_ns, self.stages)[:-1] if any(rest) else False
-        fits[0] = False
-        return fits
-
-    def _run(self, budget: Budget) -> None:
-        self.best[0, 0, 0] = 0
-        for at in range(len(self.sets) - 1):
-            states = self._states(at)
-            if states:
-                for kind, segments in enumerate(self.segments.after(at, self._ahead(at), budget)):
-                    budget.spend(len(states) * (len(segments.end) // _UPDATES_A_PAIR + 1))
-                    self._extend(at, kind, segments, states)
-
-    def _states(self, at: int) -> list[tuple[int, int, float]]:
-        """(stages, devices in use, best) of the non-dominated ways to get to a cut."""
-        reached = self.best[at].reshape(-1, *(count + 1 for count in self.within.devices))
-        kept, least = reached <= self.limit, reached
-        axes = range(int(self.within.exact_stages), reached.ndim)
+        # One axis for the stages, one for the devices of each kind.
+        values = self.best[cut].reshape(-1, *(count + 1 for count in self.limits.devices))
+        kept, least = values <= self.limit, values
+        axes = range(int(self.limits.exact_stages), values.ndim)
+        # After this, least[s, u] is the best value with at most s stages and at most u devices of each kind.
         for axis in axes:
             least = np.minimum.accumulate(least, axis)
+        # An entry stays if it is below that minimum of its neighbours with one stage or one device less.
         for axis in axes:
             fewer, more = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
-            kept[more] &= least[fewer] > reached[more]
+            kept[more] &= least[fewer] > values[more]
         stages, used = np.nonzero(kept.reshape(self.best.shape[1:]))
-        return list(zip(stages.tolist(), used.tolist(), self.best[at, stages, used].tolist(), strict=True))
+        return StateColumns(stages, used, self.best[cut, stages, used])
 
-    def _ahead(self, at: int) -> Iterator[int]:
-        """The next cuts that are reached so far."""
-        reached = (self.best[at : at + _AHEAD] <= self.limit).any(axis=(1, 2))
-        yield from (at + np.nonzero(reached)[0]).tolist()
+    def ahead(self, cut: int) -> Iterator[int]:
+        """The next cuts that are reached so far: a guess at which segments will be asked for soon."""
+        reached = (self.best[cut : cut + _CUTS_AHEAD] <= self.limit).any(axis=(1, 2))
+        yield from (cut + np.nonzero(reached)[0]).tolist()
 
-    @abstractmethod
-    def _extend(self, at: int, kind: int, segments: SegmentColumns, states: Sequence[tuple[int, int, float]]) -> None:
-        """All stages of one kind that start at a cut, after all the ways to get there."""
 
-    def _drop_dead_ends(self) -> None:
-        """Keep the segments from which others lead on to the last cut: what ties are settled from."""
-        leads_on = np.zeros(len(self.sets), bool)
-        leads_on[-1] = bool(self.arrivals)
-        by_start = sorted(((at, kind) for kind, used in enumerate(self.used) for at, _ in used), reverse=True)
-        found = {(at, kind): segments for kind, used in enumerate(self.used) for at, segments in used}
-        self.used = [[] for _ in self.used]
-        for at, kind in by_start:
-            segments = found.pop((at, kind))
-            kept = leads_on[segments.end]
-            if kept.any():
-                leads_on[at] = True
-                self.used[kind].append((at, SegmentColumns(*(column[kept] for column in segments))))
+class ExtensionRule(Protocol):
+    """What a further stage adds to a pipeline: the part of the DP that depends on what is minimised."""
+
+    @property
+    def limit(self) -> float:
+        """Larger values of what is minimised are of no use."""
+
+    def extend(
+        self, table: DpTable, cut: int, kind: int, segments: SegmentColumns, states: StateColumns
+    ) -> SegmentColumns | None:
+        """Lower `table.best` at the cuts after the segments, for a stage of one kind after each way to get to `cut`.
+
+        segments: all that start at the cut. Returns those that a pipeline within the limits may use; None for none.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class DpPaths:
+    """What a run leaves: the non-dominated ways to get to the last cut, and the segments that they may be made of.
+
+    used: for each kind (cut, segments that start there), of segments from which others lead on to the last cut.
+    """
+
+    problem: Problem
+    sets: DownSets
+    arrivals: StateColumns
+    numbers: DeviceNumbers
+    most_replicas: list[int]
+    used: UsedSegments
 
     def ops_between(self, start: int, end: int) -> tuple[int, ...]:
-        """The ops between two cuts, by which segments are ranked where all else is equal."""
+        """The ops between two cuts: by them segments are ranked where all else is equal."""
         return tuple(members(self.sets.set_of(end) & ~self.sets.set_of(start)))
 
-    def choices(self, most_ns: float) -> list[Choice]:
-        """What stages with a period of at most so many ns can be, of all kinds."""
-        return [choice for kind in range(len(self.used)) for choice in self._choices(kind, most_ns)]
+    def stage_options(self, most_ns: float) -> list[StageOptions]:
+        """The segments that can be stages of all kinds with a period of at most most_ns, with their replicas."""
+        return [option for kind in range(len(self.used)) for option in self._stage_options(kind, most_ns)]
 
-    def _choices(self, kind: int, limit: float) -> Iterator[Choice]:
-        """The segments by the fewest replicas with which they meet the limit; more would only take devices."""
+    def _stage_options(self, kind: int, most_ns: float) -> Iterator[StageOptions]:
+        """The segments by the fewest replicas with which they keep the period; more would only take devices."""
         if not self.used[kind]:
             return
-        start = np.concatenate([np.full(len(segments.end), at) for at, segments in self.used[kind]])
-        parts = zip(*(segments for _, segments in self.used[kind]), strict=True)
-        end, time, streamed = (np.concatenate(part) for part in parts)
-        less = np.zeros(len(time), bool)
+        start = np.concatenate([np.full(len(segments.end), cut) for cut, segments in self.used[kind]])
+        columns = zip(*(segments for _, segments in self.used[kind]), strict=True)
+        end, time, streamed = (np.concatenate(column) for column in columns)
+        placed = np.zeros(len(time), bool)
+        # The same division and comparison as in the search, so that exactly the segments that it used come back.
         for r in range(1, self.most_replicas[kind] + 1):
-            enough = np.maximum(time, 1) / r <= limit
-            here = np.nonzero(enough & ~less)[0]
+            fast = np.maximum(time, 1) / r <= most_ns
+            here = np.nonzero(fast & ~placed)[0]
             if len(here):
-                yield Choice(kind, r, start[here], end[here], streamed[here] * r, time[here])
-            less |= enough
+                yield StageOptions(kind, r, start[here], end[here], streamed[here] * r, time[here])
+            placed |= fast
+
+    def pipeline(self, path: CutPath) -> PipelineSpec:
+        """The pipeline that a path through the cuts stands for."""
+        kinds = [kind for kind, _ in self.problem.devices]
+        done = [0, *(self.sets.set_of(cut) for cut in path.ends)]
+        segments = (after & ~before for before, after in pairwise(done))
+        return PipelineSpec(
+            tuple(StageSpec(ops, kinds[kind], r) for ops, (kind, r) in zip(segments, path.stages, strict=True))
+        )
 
 
-class PeriodSearch(CutSearch):
-    """The shortest periods. goals: the non-dominated pipelines, in stages, devices and period."""
+def open_mask(lattice: CutLattice, limits: PipelineLimits, numbers: DeviceNumbers) -> BoolArray:
+    """[set, devices in use]: whether bounds allow a pipeline to get to a set with these, and on from it with the rest."""
+    reachability, stages = lattice.reachability, _most_stages(limits)
+    mask = np.zeros((len(lattice.sets), len(numbers.vectors)), bool)
+    for number, used in enumerate(numbers.vectors):
+        # Both bounds are relaxations of the same pipeline, cut in two: each may assume its best number of stages.
+        rest = tuple(total - count for total, count in zip(limits.devices, used, strict=True))
+        if any(used):
+            mask[:, number] = reachability.prefix_fits(used, limits.most_ns, stages)
+            # Without devices left, only the last cut can be reached: nothing may come after it.
+            mask[:-1, number] &= reachability.suffix_fits(rest, limits.most_ns, stages)[:-1] if any(rest) else False
+    mask[0] = False  # nothing comes before the empty set; the DP starts there by itself
+    return mask
 
-    def __init__(self, solver: LatticeSolver, within: Within, budget: Budget) -> None:
-        super().__init__(solver, within, budget, within.most_ns)
-        most = solver.most_replicas
-        self.goals = [Goal(s, self.vectors[u], exact_period(period, most)) for s, u, period in self.arrivals]
 
-    def _extend(self, at: int, kind: int, segments: SegmentColumns, states: Sequence[tuple[int, int, float]]) -> None:
-        """All stages of one kind that start at a cut, after all the ways to get there."""
-        # The fewest replicas with which each segment meets the limit.
-        fewest = np.maximum(1, -(-segments.time_ns // self.within.most_ns))
-        most = np.minimum(self.highest[kind][segments.end], self.most_replicas[kind])
-        short = np.nonzero(fewest <= most)[0]
-        if not len(short):
-            return
-        segments, fewest = SegmentColumns(*(column[short] for column in segments)), fewest[short]
-        if at == 0 and not self.solver.whole_replicas:
-            most = np.where(segments.end == len(self.sets) - 1, 1, most[short])
-        else:
-            most = most[short]
-        self.used[kind].append((at, segments))
-        going_on = [state for state in states if state[0] < self.stages]
-        if going_on:
-            self._reach(kind, segments, fewest, most, going_on)
+def open_cuts(lattice: CutLattice, mask: BoolArray, numbers: DeviceNumbers, longest_ns: int) -> OpenCuts:
+    """The sets that can be cuts. mask: see `open_mask`. longest_ns: segments that take longer are of no use.
 
-    def _reach(
-        self, kind: int, segments: SegmentColumns, fewest: Any, most: Any, states: Sequence[tuple[int, int, float]]
-    ) -> None:
-        """The cuts after the segments, each with every number of replicas from its fewest to its most, from all states."""
-        counts = np.maximum(0, most - fewest + 1)
-        which = np.repeat(np.arange(len(counts)), counts)
-        replicas = fewest[which] + np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-        end, step = segments.end[which], replicas * self.strides[kind]
-        shares = np.maximum(segments.time_ns[which], 1) / replicas
-        before = self.highest[kind][end] - replicas  # so many devices of the kind may be in use at the state
-        stages, used, periods = (np.array(column) for column in zip(*states, strict=True))
-        in_use = np.array(self.vectors)[used, kind]
-        best = self.best.reshape(-1)
-        at_once = max(1, _AT_ONCE // max(1, len(which)))
-        for first in range(0, len(states), at_once):
-            state, way = np.nonzero(in_use[first : first + at_once, None] <= before)
-            state += first
-            there = used[state] + step[way]
-            found = self.open[end[way], there]
-            state, way, there = state[found], way[found], there[found]
-            at = (end[way] * self.best.shape[1] + stages[state] + 1) * self.best.shape[2] + there
-            np.minimum.at(best, at, np.maximum(periods[state], shares[way]))
+    Where there are few sets, all of them stay, so that the segments between them are costed once for all searches.
+    """
+    if lattice.segments is not None:
+        rows, sets, segments = np.arange(len(lattice.sets)), lattice.sets, lattice.segments
+    else:
+        rows = np.union1d(np.nonzero(mask.any(axis=1))[0], [0, len(lattice.sets) - 1])
+        sets, mask = lattice.sets.take(rows), mask[rows]
+        window = lattice.reachability.window(longest_ns)
+        segments = CostedSegments(lattice.problem, sets, window and window.take(rows), keep=False)
+    highest = [np.where(mask, counts, -1).max(axis=1, initial=-1) for counts in numbers.counts.T]
+    return OpenCuts(rows, sets, mask, highest, segments)
 
-    def settle(self, goal: Goal) -> Way:
-        """Of all pipelines that meet the goal with just its stages and devices, the one that the tie rules name.
 
-        Ends are rows of this search's sets.
-        """
-        choices = self.choices(float(goal.period))
-        return best_way(len(self.sets), goal.stages, goal.devices, choices, self.ops_between)
+def best_paths(
+    lattice: CutLattice, limits: PipelineLimits, cuts: OpenCuts, rule: ExtensionRule, budget: Budget
+) -> DpPaths:
+    """Run the dynamic program. Raises BudgetSpent, also where the table would be too large."""
+    numbers = DeviceNumbers(limits.devices)
+    # The table is dense: most entries stay infinite, but numpy then visits all states of a cut at once.
+    shape = (len(cuts.sets), _most_stages(limits) + 1, len(numbers.vectors))
+    if math.prod(shape) > MOST_STATES:
+        raise BudgetSpent
+    table = DpTable(np.full(shape, np.inf), cuts, limits, numbers, replicas_by_kind(lattice, limits), rule.limit)
+    used: UsedSegments = [[] for _ in limits.devices]
+    if cuts.is_open[-1].any():
+        _fill(table, rule, budget, used)
+    arrivals = table.non_dominated(len(cuts.sets) - 1)
+    # Without an arrival, every segment is a dead end.
+    used = _without_dead_ends(used, len(cuts.sets)) if len(arrivals.stages) else [[] for _ in used]
+    return DpPaths(lattice.problem, cuts.sets, arrivals, numbers, table.most_replicas, used)
+
+
+def replicas_by_kind(lattice: CutLattice, limits: PipelineLimits) -> list[int]:
+    """The most replicas of a stage, by kind."""
+    return [min(count, lattice.most_replicas) for count in limits.devices]
+
+
+def _most_stages(limits: PipelineLimits) -> int:
+    return min(limits.most_stages, sum(limits.devices))
+
+
+def _fill(table: DpTable, rule: ExtensionRule, budget: Budget, used: UsedSegments) -> None:
+    """Visit the cuts in order and extend what got there. used: gains the segments that the rule takes, for each kind.
+
+    Subsets stand before supersets, so when a cut is visited, all ways to get to it are known.
+    """
+    table.best[0, 0, 0] = 0
+    for cut in range(len(table.cuts.sets) - 1):
+        states = table.non_dominated(cut)
+        if not len(states.stages):
+            continue  # never reached within the limits: its segments need no costing
+        for kind, segments in enumerate(table.cuts.segments.after(cut, table.ahead(cut), budget)):
+            budget.spend(len(states.stages) * (len(segments.end) // _UPDATES_A_PAIR + 1))
+            taken = rule.extend(table, cut, kind, segments, states)
+            if taken is not None:
+                used[kind].append((cut, taken))
+
+
+def _without_dead_ends(used: UsedSegments, n_cuts: int) -> UsedSegments:
+    """The segments from which others lead on to the last cut, for each kind: a sweep from the last cut backwards.
+
+    Empties `used`, whose entries stand in the order of their cuts: both lists in full would take twice the memory.
+    """
+    leads_on = np.zeros(n_cuts, bool)
+    leads_on[-1] = True
+    kept: UsedSegments = [[] for _ in used]
+    for _, kind in sorted(((cut, kind) for kind, starts in enumerate(used) for cut, _ in starts), reverse=True):
+        cut, segments = used[kind].pop()
+        leading = leads_on[segments.end]
+        if leading.any():
+            leads_on[cut] = True
+            kept[kind].append((cut, segments.take(leading)))
+    return kept

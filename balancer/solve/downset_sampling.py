@@ -1,5 +1,6 @@
-"""Down-sets of a graph that has too many: those of several orders of execution, for a search that claims nothing of the
-others.
+"""Some down-sets of a graph that has too many: the prefixes of several orders of execution.
+
+A search among them is a heuristic: it claims nothing about the other down-sets.
 """
 
 from __future__ import annotations
@@ -24,21 +25,26 @@ _SEED = 1
 
 
 def sampled_downsets(problem: Problem, most: int) -> DownSets:
-    """The prefixes of the blocks' own order, of two that stay close to it depth first, and of random ones while there
-    are no more than `most` sets in all. Each set stands before those that contain it.
+    """The prefixes of several topological orders, each before those that contain it.
+
+    They are the blocks' own order, two depth-first orders, and random depth-first orders for as long as there are no
+    more than `most` sets in all; the blocks' own order is always there. The seed is fixed.
     """
     blocks = blocks_of(problem.before, problem.together)
-    found = set(prefixes(block.ops for block in blocks))
+    sets = set(prefixes(block.ops for block in blocks))
     for order in _orders(blocks):
-        more = found.union(prefixes(order))
+        more = sets.union(prefixes(order))
         if len(more) > most:
             break
-        found = more
-    return DownSets.of(sorted(found, key=lambda ops: (ops.bit_count(), ops)), problem.n_ops)
+        sets = more
+    return DownSets.of(sorted(sets, key=lambda ops: (ops.bit_count(), ops)), problem.n_ops)
 
 
 def _orders(blocks: Sequence[Block]) -> Iterator[list[OpSet]]:
-    """Depth first: what the last block made possible comes first, the earliest, the latest, or any of it."""
+    """Depth-first topological orders: of the blocks that the last one made ready, the one with the lowest rank is next.
+
+    A block's rank is its number, the negative of its number, or random.
+    """
     chance = random.Random(_SEED)
     numbers = range(len(blocks))
     rankings = [list(numbers), [-k for k in numbers]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,43 +11,45 @@ from balancer.ground.downsets import DownSets, word_count, words_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from balancer.ground.arrays import BoolArray, WordArray
     from balancer.ground.opsets import OpSet
     from balancer.solve.blocks import Block
 
 
 def all_downsets(blocks: Sequence[Block], n_ops: int, most: int) -> DownSets | None:
-    """Every down-set of the blocks, the empty one first and that of all ops last; None where there are more than `most`.
+    """Every down-set of the blocks, each before those that contain it; None where there are more than `most`.
 
-    Each has one parent: itself without its last block. So block by block, in topological order, the sets that hold all
-    that the block depends on are copied with it; sets that lack what all later blocks depend on are done.
+    blocks: in topological order. Each down-set but the empty one has one parent: itself without its last block in this
+    order. So every set is made once when, block by block, the block is added to all sets that hold what it depends on.
     """
-    needed = _needed_by_all_later(blocks)
-    active = np.zeros((1, word_count(n_ops)), np.uint64)
-    done, count = [active], 1
-    for block, required in zip(blocks, needed, strict=True):
+    active = np.zeros((1, word_count(n_ops)), np.uint64)  # sets that may still be parents
+    made, count = [active], 1
+    for block, required in zip(blocks, _needed_by_all_later(blocks), strict=True):
+        # A set that lacks what all later blocks depend on can have no more children: it is dropped from the loop.
         active = active[_hold_all(active, required)]
-        grown = active[_hold_all(active, block.before)].copy()
+        children = active[_hold_all(active, block.before)].copy()
         for k, word in words_of(block.ops):
-            grown[:, k] |= word
-        count += len(grown)
+            children[:, k] |= word
+        count += len(children)
         if count > most:
             return None
-        done.append(grown)
-        active = np.concatenate([active, grown])
-    return DownSets(np.concatenate(done), n_ops)
+        made.append(children)
+        active = np.concatenate([active, children])
+    return DownSets(np.concatenate(made), n_ops)
 
 
 def _needed_by_all_later(blocks: Sequence[Block]) -> list[OpSet]:
-    """For each block what it and all later ones depend on."""
-    found, common = [], -1
+    """For each block, what it and all later ones depend on: the intersection of their ancestors."""
+    needed, common = [], -1  # -1 holds every op
     for block in reversed(blocks):
         common &= block.before
-        found.append(common)
-    return found[::-1]
+        needed.append(common)
+    return needed[::-1]
 
 
-def _hold_all(words: Any, ops: OpSet) -> Any:
-    held = np.ones(len(words), bool)
+def _hold_all(words: WordArray, ops: OpSet) -> BoolArray:
+    """For each row, whether it holds all the ops."""
+    held: BoolArray = np.ones(len(words), bool)
     for k, word in words_of(ops):
         held &= (words[:, k] & word) == word
     return held

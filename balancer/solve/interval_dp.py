@@ -1,145 +1,166 @@
-"""Exact interval dynamic programming: the best cuts of one execution order and the best replicas of their stages, for
-each number of stages and devices.
+"""Exact interval dynamic programming: the best cuts of one execution order, and the best replicas of their stages.
 
-A stage of time t with r replicas takes an input every t / r; `shares` are these periods, as floats that compare exactly
-(see `periods`).
+Cut b stands before op b, or before block b of ops that no cut may separate; there are n + 1 cuts, 0 to n. A stage of
+time t on r replicas has the period t / r. Periods are floats that compare exactly (see `periods`).
 
-best[s][u][b], the shortest period of the positions before b in s stages on u devices, is the minimum over the last
-stage, [a, b) on r devices, of max(best[s - 1][u - r][a], share[r][a, b]): a whole row at once, since a cost that
-grows by one op can fall, so that neither two pointers nor a greedy fill would be exact. Ties are settled in further
-passes over the partitions that meet the optimum (see `paths`).
+The table holds, for s stages on u devices, the shortest period with which the ops before cut b can be run. For ops of
+7, 2, 7 and 5 ns, whose times simply add up:
+
+    cut b            1     2     3     4
+    s = 1, u = 1     7     9    16    21
+    s = 1, u = 2   3.5   4.5     8  10.5    two replicas
+    s = 2, u = 2     .     7     9    12    at cut 4: ops 0 and 1 take 9, ops 2 and 3 take 12
+    s = 2, u = 3     .   3.5     7     7    at cut 4: op 0 takes 7, ops 1 to 3 take 14 on two devices
+    s = 3, u = 3     .     .     7     9
+                                   ^ the last column: pipelines that hold all ops
+
+    row(s, u)[b] = min over the last stage, [a, b) on r devices, of max(row(s - 1, u - r)[a], time[a, b] / r)
+
+A row is the minimum over columns of an n x n array. Adding an op can make a segment cheaper, since its output no longer
+leaves the device. So neither two pointers nor a greedy fill would be exact, and every interval counts. Among partitions
+that meet the best period, `tie_rules` decides.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from balancer.solve.periods import MOST_REPLICAS, exact_period
-from balancer.solve.tie_rules import Choice, best_way
+from balancer.solve.tie_rules import StageOptions, best_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from numpy.typing import NDArray
 
     from balancer.solve.problem import CostColumns
+    from balancer.solve.tie_rules import CutPath
 
 
-_MOST_KEPT = 1 << 23  # periods, of all numbers of replicas: 64 MiB
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A partition into len(cuts) + 1 intervals, and the replicas of each stage. cuts: numbers of those between stages.
-
-    streamed_bytes: each replica's. latency_ns: the sum of the stages' times.
-    """
-
-    cuts: tuple[int, ...]
-    replicas: tuple[int, ...]
-    streamed_bytes: int
-    latency_ns: int
+_MOST_KEPT = 1 << 23  # periods that are memoised, for all numbers of replicas: 64 MiB
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
-    """The shortest period, in ns, of any partition into so many stages on so many devices."""
+class IntervalGoal:
+    """The size of a pipeline, and the longest period, in ns, that its stages may have."""
 
     stages: int
     devices: int
     period: Fraction
 
 
-class ChainSolver:
-    """All pipelines of one order on up to `devices` devices. whole_replicas: whether a pipeline of one stage may have
-    several.
+@dataclass(frozen=True)
+class IntervalPeriods:
+    """The periods of all intervals of an order. Arrays have shape (n + 1, n + 1), indexed by the cuts around an interval.
 
-    most_replicas: of a stage, at most MOST_REPLICAS.
+    costs: of the intervals, for one replica. may_replicate_whole: whether a pipeline of one stage may have replicas.
     """
 
-    def __init__(
-        self, intervals: CostColumns, devices: int, *, most_replicas: int = 1, whole_replicas: bool = False
-    ) -> None:
-        self.devices = devices
-        self.most_replicas = min(devices, most_replicas, MOST_REPLICAS)
-        self.intervals = intervals
-        self.n = len(intervals.time_ns) - 1
-        self.whole_replicas = whole_replicas
-        self._shares: dict[int, Any] = {}
+    costs: CostColumns
+    most_replicas: int
+    may_replicate_whole: bool
+    _known: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
-    def _share(self, replicas: int) -> Any:
-        """Periods of all intervals on so many devices each; infinite where one may not stand."""
-        if replicas not in self._shares:
+    @property
+    def n(self) -> int:
+        """Ops, or blocks of ops, of the order."""
+        return len(self.costs.time_ns) - 1
+
+    def of(self, replicas: int) -> NDArray[np.float64]:
+        """In ns, with so many replicas; infinite where an interval may not stand. Memoised as far as memory allows."""
+        if replicas not in self._known:
             if self.most_replicas * (self.n + 1) ** 2 > _MOST_KEPT:
-                self._shares.clear()
-            self._shares[replicas] = self._made_share(replicas)
-        return self._shares[replicas]
+                self._known.clear()
+            period = np.where(self.costs.allowed, np.maximum(self.costs.time_ns, 1) / replicas, math.inf)
+            if replicas > 1 and not self.may_replicate_whole:
+                period[0, -1] = math.inf
+            self._known[replicas] = period
+        return self._known[replicas]
 
-    def _made_share(self, replicas: int) -> Any:
-        share = np.where(self.intervals.allowed, np.maximum(self.intervals.time_ns, 1) / replicas, math.inf)
-        if replicas > 1 and not self.whole_replicas:
-            share[0, -1] = math.inf
-        return share
 
-    @cached_property
-    def _rows(self) -> dict[tuple[int, int], Any]:
-        """(stages, devices) -> the shortest period of the positions before b, for all b."""
-        rows = {(1, r): self._share(r)[0] for r in range(1, self.most_replicas + 1)}
-        for stages in range(2, min(self.devices, self.n) + 1):
-            for r in range(1, self.most_replicas + 1):
-                share = self._share(r)
-                for devices in range(stages - 1 + r, self.devices + 1):
-                    if (stages - 1, devices - r) in rows:
-                        found = np.maximum(rows[stages - 1, devices - r][:, None], share).min(axis=0)
-                        known = rows.get((stages, devices))
-                        rows[stages, devices] = found if known is None else np.minimum(known, found)
-        return rows
+@dataclass(frozen=True)
+class IntervalTable:
+    """All pipelines of intervals of one order, on up to `devices` devices.
 
-    def reached(self) -> Iterator[Reached]:
-        """What can be reached with each number of stages and devices, fewest devices and stages first, where nothing with
-        no more of both is as fast.
-        """
+    rows: (stages, devices) -> the shortest period of the ops before each cut, in ns, shape (n + 1,); infinite where
+    there is none. Sizes for which there cannot be any are left out.
+    """
+
+    periods: IntervalPeriods
+    devices: int
+    rows: dict[tuple[int, int], NDArray[np.float64]]
+
+    def _goal(self, stages: int, devices: int, period: float) -> IntervalGoal:
+        return IntervalGoal(stages, devices, exact_period(period, self.periods.most_replicas))
+
+    def non_dominated(self) -> list[IntervalGoal]:
+        """The Pareto front in stages, devices and period, by ascending devices and then stages."""
         best: dict[tuple[int, int], float] = {}
-        for stages, devices in sorted(self._rows, key=lambda key: (key[1], key[0])):
-            period = float(self._rows[stages, devices][-1])
+        for stages, devices in sorted(self.rows, key=lambda key: (key[1], key[0])):
+            period = float(self.rows[stages, devices][-1])
             smaller = (p for (s, u), p in best.items() if s <= stages and u <= devices)
             if period < min(smaller, default=math.inf):
                 best[stages, devices] = period
-                yield Reached(stages, devices, exact_period(period, self.most_replicas))
+        return [self._goal(stages, devices, period) for (stages, devices), period in best.items()]
 
-    def reached_with(self, stages: int) -> list[Reached]:
-        """The same for exactly so many stages."""
-        found: list[Reached] = []
+    def with_stages(self, stages: int) -> list[IntervalGoal]:
+        """The Pareto front in devices and period, for exactly so many stages, by ascending devices."""
+        front: list[tuple[int, float]] = []
         for devices in range(stages, self.devices + 1):
-            period = float(self._rows[stages, devices][-1]) if (stages, devices) in self._rows else math.inf
-            if period < min((float(r.period) for r in found), default=math.inf):
-                found.append(Reached(stages, devices, exact_period(period, self.most_replicas)))
-        return found
+            period = float(self.rows[stages, devices][-1]) if (stages, devices) in self.rows else math.inf
+            if period < min((p for _, p in front), default=math.inf):
+                front.append((devices, period))
+        return [self._goal(stages, devices, period) for devices, period in front]
 
-    def meeting(self, period: int) -> list[Reached]:
-        """All numbers of stages and devices with which some partition has a period of at most so many ns; with just
-        that period as the goal.
-        """
-        return [Reached(s, u, Fraction(period)) for (s, u), row in self._rows.items() if row[-1] <= period]
+    def within(self, period: int) -> list[IntervalGoal]:
+        """Every size for which some partition has at most this period in ns. The period is also that of the goals."""
+        return [IntervalGoal(s, u, Fraction(period)) for (s, u), row in self.rows.items() if row[-1] <= period]
 
-    def settle(self, goal: Reached) -> Chain:
-        """Of all partitions that meet the goal's period with its stages and devices, the one that the tie rules name."""
-        way = best_way(self.n + 1, goal.stages, (goal.devices,), self._choices(goal), key=lambda start, end: end)
-        return Chain(way.ends[:-1], tuple(r for _, r in way.stages), way.streamed_bytes, way.latency_ns)
 
-    def _choices(self, goal: Reached) -> list[Choice]:
-        """The intervals by the fewest replicas with which they meet the goal's period; more would only take devices."""
-        period = float(goal.period)
-        need = np.full((self.n + 1, self.n + 1), self.most_replicas + 1)
-        for r in range(self.most_replicas, 0, -1):
-            need[self._share(r) <= period] = r
-        return [self._choice(r, *np.nonzero(need == r)) for r in range(1, self.most_replicas + 1)]
+def interval_table(
+    costs: CostColumns, devices: int, *, most_replicas: int = 1, may_replicate_whole: bool = False
+) -> IntervalTable:
+    """Run the dynamic program over the intervals of an order.
 
-    def _choice(self, replicas: int, start: Any, end: Any) -> Choice:
-        table = self.intervals
-        streamed = table.streamed_bytes[start, end] * replicas
-        return Choice(0, replicas, start, end, streamed, table.time_ns[start, end])
+    costs: of all intervals, as `orders.order_table` gives them. most_replicas: of one stage. may_replicate_whole: whether
+    a pipeline of one stage may have replicas.
+    """
+    periods = IntervalPeriods(costs, min(devices, most_replicas, MOST_REPLICAS), may_replicate_whole)
+    rows = {(1, r): periods.of(r)[0] for r in range(1, periods.most_replicas + 1)}
+    for stages in range(2, min(devices, periods.n) + 1):
+        for r in range(1, periods.most_replicas + 1):
+            last = periods.of(r)
+            for used in range(stages - 1 + r, devices + 1):
+                if (stages - 1, used - r) in rows:
+                    row = np.maximum(rows[stages - 1, used - r][:, None], last).min(axis=0)
+                    known = rows.get((stages, used))
+                    rows[stages, used] = row if known is None else np.minimum(known, row)
+    return IntervalTable(periods, devices, rows)
+
+
+def best_partition(table: IntervalTable, goal: IntervalGoal) -> CutPath:
+    """Of all partitions that meet the goal with exactly its stages and devices, the one that the tie rules name."""
+    return best_path(
+        table.periods.n + 1, goal.stages, (goal.devices,), _choices(table.periods, goal), key=lambda start, end: end
+    )
+
+
+def _choices(periods: IntervalPeriods, goal: IntervalGoal) -> list[StageOptions]:
+    """The intervals, grouped by the fewest replicas with which they meet the goal's period.
+
+    More replicas would take devices and change nothing that the tie rules look at but streamed bytes, for the worse.
+    """
+    # Exact: a goal's period is a float that `exact_period` recovered, or a whole number of ns.
+    period = float(goal.period)
+    need = np.full((periods.n + 1, periods.n + 1), periods.most_replicas + 1)
+    for r in range(periods.most_replicas, 0, -1):
+        need[periods.of(r) <= period] = r
+    return [_choice(periods.costs, r, *np.nonzero(need == r)) for r in range(1, periods.most_replicas + 1)]
+
+
+def _choice(costs: CostColumns, replicas: int, start: NDArray[np.intp], end: NDArray[np.intp]) -> StageOptions:
+    streamed = costs.streamed_bytes[start, end] * replicas
+    return StageOptions(0, replicas, start, end, streamed, costs.time_ns[start, end])

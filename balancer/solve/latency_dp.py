@@ -1,101 +1,136 @@
-"""The lowest latency of a pipeline whose stages all keep to a period: a shortest path.
+"""The lowest latencies of pipelines whose stages all keep to a period: a shortest path in the lattice of `downset_dp`.
 
-Once the period is fixed, a segment of time t needs ceil(t / period) replicas, and more would only take devices. The latency
-of a pipeline is a sum over its stages, of each one's time and a hand-over. So the lowest latency is the length of a
-shortest path from no ops to all ops, along segments, whose nodes are (down-set, stages, devices in use):
+Once the period is fixed, a segment of time t needs ceil(t / period) replicas, and more would only take devices. The
+latency of a pipeline is a sum over its stages, of each one's time and a hand-over. So the lowest latency is the length
+of a shortest path from no ops to all ops, whose nodes are (down-set, stages, devices in use) and whose edges are segments:
 
-    latency[I][s][u] = min over J < I of  latency[J][s - 1][u - r] + time(I - J) + handover,  r = ceil(time / period)
+    best[I][s][u] = min over J < I of  best[J][s - 1][u - r] + time(I - J) + handover,   r = ceil(time / period)
 
-Lower bounds on what the ops before and after a cut take leave out cuts that no path of the length allowed can use.
+Lower bounds on what the ops before and after a cut take leave out the cuts on no path of the length allowed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from balancer.solve.costed_segments import SegmentColumns
-from balancer.solve.downset_dp import CutSearch
-from balancer.solve.tie_rules import best_way
+from balancer.solve.downset_dp import (
+    DeviceNumbers,
+    Devices,
+    DpPaths,
+    best_paths,
+    open_cuts,
+    open_mask,
+    replicas_by_kind,
+)
+from balancer.solve.tie_rules import best_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from balancer.ground.arrays import IntArray
     from balancer.solve.budget import Budget
-    from balancer.solve.downset_dp import Devices, LatticeSolver, Within
-    from balancer.solve.tie_rules import Way
+    from balancer.solve.costed_segments import SegmentColumns
+    from balancer.solve.downset_dp import CutLattice, DpTable, PipelineLimits, StateColumns
+    from balancer.solve.problem import PipelineSpec
 
 
-class Arrival(NamedTuple):
-    """The lowest latency, in ns, of a pipeline with exactly this many stages and devices of each kind."""
+class LowestLatency(NamedTuple):
+    """The lowest latency, in ns, of any pipeline of exactly these numbers of stages and of devices of each kind."""
 
     stages: int
     devices: Devices
     latency_ns: int
 
 
-class LatencySearch(CutSearch):
-    """Pipelines within limits on devices, stages, period (`within`) and latency."""
+@dataclass(frozen=True, slots=True)
+class LatencyResult:
+    """A search that ran to its end. front: the non-dominated pipelines within the limits; empty where there is none."""
 
-    def __init__(self, solver: LatticeSolver, within: Within, budget: Budget, most_latency_ns: int) -> None:
-        """Raises BudgetSpent."""
-        self.handover_ns = solver.problem.handover_ns
-        super().__init__(solver, within, budget, most_latency_ns)
+    limits: PipelineLimits
+    front: tuple[LowestLatency, ...]
+    paths: DpPaths
 
-    def reached(self) -> list[Arrival]:
-        """What there is; none where the limits cannot all be kept."""
-        return [Arrival(s, self.vectors[u], int(latency)) for s, u, latency in self.arrivals]
-
-    def settle(self, arrival: Arrival, most_latency_ns: int) -> Way:
-        """Of the pipelines with just these stages and devices, in the period and at most this latency, the one that the tie
-        rules name. Ends are rows of this search's sets.
+    def settle(self, goal: LowestLatency, most_latency_ns: int) -> PipelineSpec:
+        """The pipeline that the tie rules name of those with the goal's stages and devices, within the period searched
+        for and at most this latency.
         """
-        most_ns = most_latency_ns - self.handover_ns * arrival.stages
-        choices = self.choices(self.within.most_ns)
-        return best_way(len(self.sets), arrival.stages, arrival.devices, choices, self.ops_between, most_ns)
+        # The tie rules sum the stages' times alone; hand-overs are the same for all pipelines of so many stages.
+        most_ns = most_latency_ns - self.paths.problem.handover_ns * goal.stages
+        options = self.paths.stage_options(self.limits.most_ns)
+        cuts, key = len(self.paths.sets), self.paths.ops_between
+        return self.paths.pipeline(best_path(cuts, goal.stages, goal.devices, options, key, most_ns))
 
-    def _open(self) -> Any:
-        before, self.rest_ns = self._least_around()
-        fits = super()._open()
-        fits[before + self.rest_ns > self.limit] = False
-        return fits
 
-    def _find_cuts(self) -> None:
-        super()._find_cuts()
-        self.rest_ns = self.rest_ns[self.rows]
+def lowest_latencies(
+    lattice: CutLattice, limits: PipelineLimits, most_latency_ns: int, budget: Budget
+) -> LatencyResult:
+    """All non-dominated pipelines within the limits and the latency. Raises BudgetSpent."""
+    numbers = DeviceNumbers(limits.devices)
+    before_ns, after_ns = _least_latencies(lattice, limits)
+    mask = open_mask(lattice, limits, numbers)
+    # A shortest path visits no node whose lower bounds, to it and from it, exceed the length allowed (as in A*).
+    mask[before_ns + after_ns > most_latency_ns] = False
+    longest_ns = min(limits.most_ns * max(replicas_by_kind(lattice, limits)), most_latency_ns)
+    cuts = open_cuts(lattice, mask, numbers, longest_ns)
+    rule = _LatencyRule(most_latency_ns, lattice.problem.handover_ns, after_ns[cuts.rows])
+    paths = best_paths(lattice, limits, cuts, rule, budget)
+    columns = (column.tolist() for column in paths.arrivals)
+    front = (
+        LowestLatency(stages, numbers.vectors[used], int(latency))
+        for stages, used, latency in zip(*columns, strict=True)
+    )
+    return LatencyResult(limits, tuple(front), paths)
 
-    def _longest_ns(self) -> int:
-        return min(super()._longest_ns(), int(self.limit))
 
-    def _least_around(self) -> tuple[Any, Any]:
-        """ns of latency before and after each set, at least."""
-        least, count = self.solver.reach.least, len(self.solver.sets)
-        before, after = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        if least is None or len(self.within.devices) > 1:
-            return before, after
-        stages = range(1, self.stages + 1)
-        before[1:] = np.minimum.reduce([least.before(s)[1:] + s * self.handover_ns for s in stages])
-        after[:-1] = np.minimum.reduce([least.after(s)[:-1] + s * self.handover_ns for s in stages])
-        return before, after
+def _least_latencies(lattice: CutLattice, limits: PipelineLimits) -> tuple[IntArray, IntArray]:
+    """For each set lower bounds, in ns, on the latency of the stages before it and of those after it."""
+    bounds, n_sets = lattice.reachability.bounds, len(lattice.sets)
+    before_ns, after_ns = np.zeros(n_sets, np.int64), np.zeros(n_sets, np.int64)
+    if bounds is None or len(limits.devices) > 1:
+        return before_ns, after_ns  # the bounds are those of the first kind alone
+    handover_ns = lattice.problem.handover_ns
+    # The number of stages on either side is not known: the least over all of them is a bound.
+    stages = range(1, min(limits.most_stages, sum(limits.devices)) + 1)
+    before_ns[1:] = np.minimum.reduce([bounds.prefix_ns(s)[1:] + s * handover_ns for s in stages])
+    after_ns[:-1] = np.minimum.reduce([bounds.suffix_ns(s)[:-1] + s * handover_ns for s in stages])
+    return before_ns, after_ns
 
-    def _extend(self, at: int, kind: int, segments: SegmentColumns, states: Sequence[tuple[int, int, float]]) -> None:
-        replicas = np.maximum(1, -(-segments.time_ns // self.within.most_ns))
+
+@dataclass(frozen=True, slots=True)
+class _LatencyRule:
+    """Latencies add up.
+
+    limit: the highest latency wanted, in ns. after_ns: for each cut, a lower bound on the latency of the stages behind it.
+    """
+
+    limit: float
+    handover_ns: int
+    after_ns: IntArray
+
+    def extend(
+        self, table: DpTable, cut: int, kind: int, segments: SegmentColumns, states: StateColumns
+    ) -> SegmentColumns | None:
+        """See `ExtensionRule`."""
+        # The fewest replicas that keep the period: ceil(time / period).
+        replicas = np.maximum(1, -(-segments.time_ns // table.limits.most_ns))
         added = segments.time_ns + self.handover_ns
-        longest = self.limit - added - self.rest_ns[segments.end]  # of the way to this cut
-        soonest = min(latency for _, _, latency in states)
-        most = np.minimum(self.highest[kind][segments.end], self.most_replicas[kind])
-        short = np.nonzero((replicas <= most) & (longest >= soonest))[0]
-        if not len(short):
-            return
-        replicas, added, longest = replicas[short], added[short], longest[short]
-        segments = SegmentColumns(*(column[short] for column in segments))
-        self.used[kind].append((at, segments))
-        for s, used, latency in states:
-            if s < self.stages:
-                free = self.within.devices[kind] - self.vectors[used][kind]
-                fits = np.nonzero((latency <= longest) & (replicas <= free))[0]
-                end, there = segments.end[fits], used + replicas[fits] * self.strides[kind]
-                found = self.open[end, there]
-                end, there, reached = end[found], there[found], latency + added[fits[found]]
-                self.best[end, s + 1, there] = np.minimum(self.best[end, s + 1, there], reached)
+        # The latency up to this cut that still lets a pipeline with the segment keep the limit.
+        longest = table.limit - added - self.after_ns[segments.end]
+        most = np.minimum(table.cuts.highest[kind][segments.end], table.most_replicas[kind])
+        useful = np.nonzero((replicas <= most) & (longest >= states.value.min()))[0]
+        if not len(useful):
+            return None
+        segments, replicas, added, longest = segments.take(useful), replicas[useful], added[useful], longest[useful]
+        step = replicas * table.numbers.strides[kind]
+        free = table.limits.devices[kind] - table.numbers.counts[states.used, kind]
+        columns = (states.stages.tolist(), states.used.tolist(), states.value.tolist(), free.tolist())
+        for stages, used, latency, left in zip(*columns, strict=True):
+            if stages < table.stages:
+                fits = np.nonzero((latency <= longest) & (replicas <= left))[0]
+                end, used_after = segments.end[fits], used + step[fits]
+                opens = table.cuts.is_open[end, used_after]
+                end, used_after, reached = end[opens], used_after[opens], latency + added[fits[opens]]
+                # A cut occurs once among the segments from one cut and of one kind, so plain indexing is enough.
+                table.best[end, stages + 1, used_after] = np.minimum(table.best[end, stages + 1, used_after], reached)
+        return segments

@@ -1,4 +1,4 @@
-"""How many pipelines a plan may have, and how many devices a stage."""
+"""Limits on plans that follow from the options and the devices: how many pipelines, and how many replicas of a stage."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ if TYPE_CHECKING:
     from balancer.solve.problem import Problem, SolverOptions
 
 
-def most_pipelines(problem: Problem, options: SolverOptions) -> int:
-    """How many pipelines a plan may have."""
-    count = sum(n for _, n in problem.devices)
-    return min(count, 1 if options.stages else options.max_pipelines or count)
+def max_pipelines(problem: Problem, options: SolverOptions) -> int:
+    """The largest number of pipelines that a plan may have."""
+    limit = 1 if options.stages else options.max_pipelines or problem.n_devices
+    return min(problem.n_devices, limit)
 
 
-def most_replicas(options: SolverOptions) -> int:
-    """How many devices a stage may have."""
+def max_replicas(options: SolverOptions) -> int:
+    """The largest number of replicas that a stage may have."""
     return min(options.max_replicas or MOST_REPLICAS, MOST_REPLICAS)
 
 
-def whole_replicas(problem: Problem, options: SolverOptions) -> bool:
-    """Whether a pipeline of one stage is written with replicas.
+def may_replicate_whole(problem: Problem, options: SolverOptions) -> bool:
+    """Whether a pipeline of one stage, which holds the whole model, may have replicas.
 
-    One stage on k devices and k pipelines of one stage are the same thing. It is written as k pipelines where so many
-    are allowed, and as one stage with k replicas where they may not be.
+    One stage on k devices and k pipelines of one stage are the same thing. It is written as k pipelines where k are
+    allowed, and as one stage with k replicas where they may not be.
     """
-    return most_pipelines(problem, options) < sum(count for _, count in problem.devices)
+    return max_pipelines(problem, options) < problem.n_devices
 
 
 def infeasible(problem: Problem, options: SolverOptions) -> InfeasibleError:
-    """What to say where there is no partition."""
+    """The error to raise where no partition is allowed."""
     wanted = f"{options.stages} allowed segments" if options.stages else "allowed segments"
     return InfeasibleError(
         f"there is no partition into {wanted}",
-        f"{problem.n_ops} ops on {sum(count for _, count in problem.devices)} TPUs",
+        f"{problem.n_ops} ops on {problem.n_devices} TPUs",
         "allow more TPUs, another number of segments, or streaming",
     )

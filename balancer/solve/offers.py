@@ -1,4 +1,4 @@
-"""Pipelines to build a plan from, and the best plan that they make."""
+"""Pipelines that a plan may be built from, and the best plan that they make."""
 
 from __future__ import annotations
 
@@ -11,112 +11,115 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from balancer.ground.units import NS_PER_S
 from balancer.solve import allocation
-from balancer.solve.allocation import Candidate, allocate
-from balancer.solve.problem import PipelineSpec, StageSpec
+from balancer.solve.allocation import Candidate, TieValues, allocate
+from balancer.solve.interval_dp import best_partition
+from balancer.solve.problem import PipelineSpec, StageSpec, stage_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from balancer.ground.opsets import OpSet
-    from balancer.solve.downset_dp import Goal, PeriodSearch
-    from balancer.solve.interval_dp import Chain, ChainSolver, Reached
+    from balancer.solve.interval_dp import IntervalGoal, IntervalTable
+    from balancer.solve.period_dp import PeriodResult, ShortestPeriod
     from balancer.solve.problem import Problem
 
 
-class Settled(NamedTuple):
-    """streamed_bytes: of all replicas. latency_ns: the sum of the stages' times."""
+class CostedPipeline(NamedTuple):
+    """A pipeline with its costs. streamed_bytes: of all replicas. stages_ns: the sum of the stages' times."""
 
     pipeline: PipelineSpec
     streamed_bytes: int
-    latency_ns: int
+    stages_ns: int
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A pipeline that a plan may hold. period: ns between two results. settle: which partition it is, worked out when it
-    is asked for: that takes longest.
+    """A pipeline that a plan may hold, known by its size and speed.
+
+    period: ns between two results. trace: finds the partition itself, by the tie rules. That takes longest, so it is
+    called only for offers that may be part of a best plan.
     """
 
     stages: int
     devices: int
     period: Fraction
-    settle: Callable[[], Settled]
+    trace: Callable[[], CostedPipeline]
 
     @cached_property
-    def settled(self) -> Settled:
-        return self.settle()
+    def costed(self) -> CostedPipeline:
+        return self.trace()
 
 
-class BestOffers(NamedTuple):
-    """pipelines of the best plan of some offers; bound_ns: no plan of these has a smaller objective, None where this
-    one is best.
-    """
+class BestPlan(NamedTuple):
+    """The best plan that some offers make. complete, bound_ns: as in `Allocation`, over plans of these offers."""
 
     pipelines: tuple[PipelineSpec, ...]
-    bound_ns: int | None
+    complete: bool
+    bound_ns: int
 
 
-def best_plan(problem: Problem, offers: Sequence[Offer], devices: int, most_pipelines: int) -> BestOffers:
-    """Ties go to pipelines without replicas, deep before shallow."""
+def best_plan(problem: Problem, offers: Sequence[Offer], devices: int, most_pipelines: int) -> BestPlan:
+    """Of equally good plans, one whose pipelines have no replicas is preferred, then one with deeper pipelines.
+
+    Raises ValueError where no offer fits the devices.
+    """
     ranked = sorted(
         offers, key=lambda offer: (offer.devices > offer.stages, -offer.stages, offer.devices, offer.period)
     )
-    candidates = [_candidate(problem, offer) for offer in ranked]
-    allocation = allocate(candidates, devices, most_pipelines)
-    return BestOffers(tuple(ranked[c].settled.pipeline for c in allocation.chosen), allocation.bound_ns)
+    allocated = allocate([_candidate(problem, offer) for offer in ranked], devices, most_pipelines)
+    return BestPlan(tuple(ranked[c].costed.pipeline for c in allocated.chosen), allocated.complete, allocated.bound_ns)
 
 
 def good_objective_ns(problem: Problem, offers: Sequence[Offer], devices: int, most_pipelines: int) -> int:
-    """What a good plan of them is worth, without looking for the best."""
+    """The objective of a good plan of these offers, in a fraction of the time that the best one takes."""
     return allocation.good_objective_ns([_candidate(problem, offer) for offer in offers], devices, most_pipelines)
 
 
 def _candidate(problem: Problem, offer: Offer) -> Candidate:
-    def settle() -> tuple[int, int]:
-        settled = offer.settled
-        return settled.streamed_bytes, settled.latency_ns + problem.handover_ns * offer.stages
+    def ties() -> TieValues:
+        return TieValues(offer.costed.streamed_bytes, offer.costed.stages_ns + problem.handover_ns * offer.stages)
 
-    return Candidate(offer.devices, NS_PER_S / offer.period, problem.host_ns * offer.stages, settle)
-
-
-def chain_offer(problem: Problem, solver: ChainSolver, goal: Reached, cuts: Sequence[OpSet]) -> Offer:
-    """A pipeline of intervals of an order, given by its cuts."""
-    return Offer(goal.stages, goal.devices, goal.period, lambda: _settled(problem, solver.settle(goal), cuts))
+    return Candidate(offer.devices, NS_PER_S / offer.period, problem.host_ns * offer.stages, ties)
 
 
-def _settled(problem: Problem, chain: Chain, cuts: Sequence[OpSet]) -> Settled:
-    kind = problem.devices[0][0]
-    ops = (cuts[b] & ~cuts[a] for a, b in pairwise([0, *chain.cuts, len(cuts) - 1]))
-    stages = tuple(StageSpec(s, kind, r) for s, r in zip(ops, chain.replicas, strict=True))
-    return Settled(PipelineSpec(stages), chain.streamed_bytes, chain.latency_ns)
+def interval_offer(problem: Problem, table: IntervalTable, goal: IntervalGoal, cuts: Sequence[OpSet]) -> Offer:
+    """A pipeline of intervals of an order. cuts: of that order, as the table was made with."""
+
+    def trace() -> CostedPipeline:
+        way = best_partition(table, goal)
+        kind = problem.devices[0][0]
+        sets = [0, *(cuts[b] for b in way.ends)]
+        stages = (
+            StageSpec(after & ~before, kind, r)
+            for (before, after), (_, r) in zip(pairwise(sets), way.stages, strict=True)
+        )
+        return CostedPipeline(PipelineSpec(tuple(stages)), way.streamed_bytes, way.latency_ns)
+
+    return Offer(goal.stages, goal.devices, goal.period, trace)
 
 
-def lattice_offer(problem: Problem, search: PeriodSearch, goal: Goal) -> Offer:
-    """A pipeline of a search among down-sets."""
+def lattice_offer(result: PeriodResult, goal: ShortestPeriod) -> Offer:
+    """A pipeline that a search among down-sets has found."""
 
-    def settle() -> Settled:
-        way = search.settle(goal)
-        sets = [0, *(search.sets.set_of(row) for row in way.ends)]
-        kinds = [problem.devices[kind][0] for kind, _ in way.stages]
-        segments = (after & ~before for before, after in pairwise(sets))
-        replicas = (r for _, r in way.stages)
-        stages = tuple(StageSpec(ops, kind, r) for ops, kind, r in zip(segments, kinds, replicas, strict=True))
-        return Settled(PipelineSpec(stages), way.streamed_bytes, way.latency_ns)
+    def trace() -> CostedPipeline:
+        pipeline, path = result.settle(goal)
+        return CostedPipeline(pipeline, path.streamed_bytes, path.latency_ns)
 
-    return Offer(goal.stages, sum(goal.devices), goal.period, settle)
+    return Offer(goal.stages, goal.device_count, goal.period, trace)
 
 
 def pipeline_offer(problem: Problem, pipeline: PipelineSpec) -> Offer | None:
-    """A pipeline as it is; None where a segment of it may not stand."""
-    costs = [problem.exact(stage.ops, stage.kind) for stage in pipeline.stages]
-    known = [(cost, stage.replicas) for cost, stage in zip(costs, pipeline.stages, strict=True) if cost is not None]
-    if len(known) < len(costs):
+    """A given pipeline; None where a segment of it may not stand."""
+    costs = stage_costs(problem, pipeline)
+    if costs is None:
         return None
-    period = max(Fraction(max(cost.time_ns, 1), r) for cost, r in known)
-    streamed, latency = sum(cost.streamed_bytes * r for cost, r in known), sum(cost.time_ns for cost, _ in known)
-    return Offer(len(known), pipeline.devices, period, lambda: Settled(pipeline, streamed, latency))
+    replicas = [stage.replicas for stage in pipeline.stages]
+    period = max(Fraction(max(cost.time_ns, 1), r) for cost, r in zip(costs, replicas, strict=True))
+    streamed = sum(cost.streamed_bytes * r for cost, r in zip(costs, replicas, strict=True))
+    costed = CostedPipeline(pipeline, streamed, sum(cost.time_ns for cost in costs))
+    return Offer(len(costs), pipeline.devices, period, lambda: costed)
 
 
 def alone_ns(problem: Problem, stages: int, period: Fraction) -> int:
-    """ns per inference of a plan that is one pipeline, rounded up: what plans are compared by."""
+    """The objective, in ns per inference, of a plan that consists of one pipeline."""
     return max(math.ceil(period), problem.host_ns * stages)

@@ -1,21 +1,24 @@
 """The problem and its answers as values, and the one place that says which of two plans is better.
 
-Knows ops as numbers and costs as functions: nothing of files, bytes or silicon. Words: a *partition* is
-an ordered list of op sets whose prefixes are down-sets; a *pipeline* is a partition with replicas for each stage; a
-plan is several pipelines side by side.
+Ops are numbers and costs are functions here; files, bytes and silicon are not known. Words: a *partition* is an ordered
+list of op sets whose prefixes are down-sets; a *pipeline* is a partition with a kind of device and replicas for each
+stage; a *plan* is several pipelines side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from balancer.ground.rates import latency_ns, objective_ns, pipeline_rate, plan_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from fractions import Fraction
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from balancer.ground.downsets import DownSets
     from balancer.ground.opsets import OpSet
@@ -32,40 +35,69 @@ class Cost(NamedTuple):
 
 
 class CostColumns(NamedTuple):
-    """`exact` for many segments: arrays of one shape, int64, int64 and bool. Numbers where not allowed mean nothing."""
+    """The costs of many segments, as arrays of one shape.
 
-    time_ns: Any
-    streamed_bytes: Any
-    allowed: Any
+    The numbers of a segment that is not allowed have no meaning.
+    """
+
+    time_ns: NDArray[np.int64]
+    streamed_bytes: NDArray[np.int64]
+    allowed: NDArray[np.bool_]
 
 
-# (inners, outers) -> the costs of the segments that hold what is in each outer set and not in its inner one. Sets by
-# their row numbers; one inner set for all, or one for each outer set, which contains it, ascending.
-Between = Callable[[Any, Any], CostColumns]
+class ExactCost(Protocol):
+    """The cost of a segment. Deterministic, and nothing else is assumed: adding an op may make a segment cheaper."""
+
+    def __call__(self, ops: OpSet, kind: Kind, /) -> Cost | None:
+        """None where the segment may not stand on this kind of device."""
+
+
+class LowerBound(Protocol):
+    """A lower bound on the time of every segment that contains certain ops."""
+
+    def __call__(self, ops: OpSet, kind: Kind, /) -> int:
+        """In ns. Monotone: adding an op never lowers it."""
+
+
+class Between(Protocol):
+    """The costs of segments that lie between pairs of down-sets. A segment holds the ops of its outer set that its inner
+    set lacks.
+    """
+
+    def __call__(self, inners: NDArray[np.intp], outers: NDArray[np.intp], /) -> CostColumns:
+        """inners, outers: row numbers of the sets, of one length, or inners a single row for all. Each outer set contains
+        its inner set; inners ascend.
+        """
+
+
+class BatchCost(Protocol):
+    """`ExactCost` for many segments at once."""
+
+    def __call__(self, sets: DownSets, kind: Kind, /) -> Between:
+        """sets: all down-sets that segments will be asked for between."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """Split numbered ops over devices so that the rate is highest.
 
-    before: for each op the set of ops that it reads from; ops are numbered in an execution order.
-    devices: kinds with a count each.
-    exact: time and streamed bytes of a segment that holds these ops; None where it may not stand. Deterministic, and
-    nothing else: more ops can make it cheaper or dearer.
-    lower: ns, at most `exact` of every segment that contains the ops; never less for more ops.
-    batch: `exact` for many segments at once: takes all the down-sets that segments may lie between.
+    before: for each op the set of ops that it reads from. Ops are numbered in an execution order.
+    devices: how many there are of each kind.
+    exact: the cost of a segment.
+    lower: a lower bound on the time of every segment that contains the given ops.
+    batch: the same costs as `exact`, for many segments at once.
     together: sets of ops that no cut may separate.
-    structures: what `exact` is made of, by kind; where it is known.
-    op_bytes: parameter bytes of each op as its file holds them, for rules that go by size; empty where unknown.
-    host_ns: host work for each input and stage that no other host work overlaps.
+    structures: the terms that make up `exact`, for each kind where they are known.
+    op_bytes: parameter bytes of each op as its file holds them, for rules that go by size. Empty where unknown.
+    host_ns: host work for each input and stage. No two stages' host work overlaps.
     handover_ns: from stage to stage, in the latency of an input alone.
     """
 
     before: tuple[OpSet, ...]
     devices: tuple[tuple[Kind, int], ...]
-    exact: Callable[[OpSet, Kind], Cost | None]
-    lower: Callable[[OpSet, Kind], int]
-    batch: Callable[[DownSets, Kind], Between]
+    exact: ExactCost
+    lower: LowerBound
+    batch: BatchCost
     together: tuple[OpSet, ...] = ()
     structures: Mapping[Kind, Structure] = field(default_factory=dict)
     op_bytes: tuple[int, ...] = ()
@@ -76,15 +108,23 @@ class Problem:
     def n_ops(self) -> int:
         return len(self.before)
 
+    @property
+    def n_devices(self) -> int:
+        """Devices of all kinds together."""
+        return sum(count for _, count in self.devices)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """What else a partition must keep to; only the solver `cpsat` takes them. Stages are numbered from 0.
+    """Further conditions on a partition. `solve` says which solvers take them. Stages are numbered from 0.
 
-    pinned: op -> the stage that it stands in. kept_from: (op, stage) pairs that may not be. together: sets of ops that
-    share a stage. max_boundary_tensors, max_boundary_bytes: of the tensors that cross any one cut. max_segment_bytes:
-    of parameters, as `Problem.op_bytes` counts them. max_latency_ns: of an input alone. max_objective_ns: with it,
-    latency is what is minimised.
+    pinned: for an op the stage that must hold it.
+    kept_from: pairs (op, stage) where the stage must not hold the op.
+    together: sets of ops that must share a stage.
+    max_boundary_tensors, max_boundary_bytes: of the tensors that cross any one cut.
+    max_segment_bytes: of parameters in one segment, as `Problem.op_bytes` counts them.
+    max_latency_ns: of an input alone.
+    max_objective_ns: ns per inference. Where it is set, latency is minimised instead.
     """
 
     pinned: Mapping[int, int] = field(default_factory=dict)
@@ -101,17 +141,17 @@ class Constraints:
 
     @property
     def only_times(self) -> bool:
-        """Whether a rate or a latency, or both, are all that is asked for."""
+        """Whether there are limits on the rate or the latency, and no others."""
         return bool(self) and self == self.times
 
     @property
     def times(self) -> Constraints:
-        """The rate and the latency alone."""
+        """The limits on the rate and the latency alone."""
         return Constraints(max_latency_ns=self.max_latency_ns, max_objective_ns=self.max_objective_ns)
 
     @property
     def scope(self) -> list[str]:
-        """What they leave to choose from, in words."""
+        """The constraints in words, for the scope of a claim."""
         words = []
         if self.max_objective_ns is not None:
             words.append("at that rate")
@@ -122,9 +162,14 @@ class Constraints:
 
 @dataclass(frozen=True, kw_only=True)
 class SolverOptions:
-    """What to hold a solution to. max_pipelines, max_replicas (of a stage): None for any number. stages: exactly so
-    many segments, in one pipeline. solver: a name of `SOLVERS`. seconds: of wall time after which the best so far is
-    returned; None leaves it to limits that count work, so that the answer is the same at every run.
+    """Which solver to use, and which plans it may choose from.
+
+    max_pipelines: in a plan; None for any number.
+    stages: exactly this many segments, in one pipeline; None for any number.
+    max_replicas: of one stage; None for any number.
+    solver: a name of `SOLVERS`.
+    seconds: of wall time, after which the solver returns the best plan so far. With None, only limits that count work
+    apply, so that the answer is the same in every run.
     """
 
     max_pipelines: int | None = None
@@ -136,7 +181,11 @@ class SolverOptions:
 
     @property
     def scope(self) -> str:
-        """Which plans these options leave to choose from, in words."""
+        """The plans that these options allow, in words.
+
+        >>> SolverOptions(max_pipelines=1, max_replicas=2).scope
+        '1 pipeline, at most 2 replicas a stage'
+        """
         pipelines = "any pipelines" if self.max_pipelines is None else _at_most(self.max_pipelines, "pipeline")
         replicas = "any replicas" if self.max_replicas is None else _at_most(self.max_replicas, "replica") + " a stage"
         if self.stages is not None:
@@ -150,6 +199,8 @@ def _at_most(count: int, what: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StageSpec:
+    """A stage of a pipeline: the ops of its segment, and the devices that run it, all of one kind."""
+
     ops: OpSet
     kind: Kind
     replicas: int = 1
@@ -157,6 +208,8 @@ class StageSpec:
 
 @dataclass(frozen=True, slots=True)
 class PipelineSpec:
+    """Stages in the order in which an input passes them."""
+
     stages: tuple[StageSpec, ...]
 
     @property
@@ -165,7 +218,11 @@ class PipelineSpec:
 
 
 class Value(NamedTuple):
-    """What a plan is worth; the smaller tuple is the better plan. Rates are compared as whole ns per inference."""
+    """What a plan is worth. The smaller tuple is the better plan.
+
+    objective_ns: ns per inference in steady state, rounded up. devices: those in use. streamed_bytes: the sum over all
+    stages and replicas. latency_ns: of the pipeline with the highest latency.
+    """
 
     objective_ns: int
     devices: int
@@ -173,30 +230,45 @@ class Value(NamedTuple):
     latency_ns: int
 
 
+class Ended(Enum):
+    """How a search ended. The values are also the names under which `Solution.statistics` counts all but the first."""
+
+    COMPLETE = "complete"
+    LIMIT_REACHED = "limit_reached"  # of work, of memory, or the clock
+    INTERRUPTED = "interrupted"  # by Ctrl-C
+    LEFT_OUT = "down_sets_left_out"  # the graph has too many down-sets: only some of them were searched
+
+
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """An answer: pipelines, what they are worth by `exact`, and what is known of the optimum.
+    """A plan, its value by `exact`, and what is proven about the optimum.
 
-    bound_ns: no plan of the kind that `over` names has a smaller objective_ns. latency_bound_ns: none has a lower latency;
-    None where the rate is what counts. status: "optimal" or "feasible", in what counts. gap: how far what counts is above
-    its bound, as a share of it. over: what the claim is about. statistics: counts of work, the same at every run.
+    bound_ns: a lower bound on the objective_ns of every plan that `over` describes. None where nothing is claimed, as
+    for baselines and given plans.
+    over: the plans that the claim is about, in words.
+    latency_bound_ns: a lower bound on their latency. None where the rate is what was optimised.
+    ended: how the search ended.
+    statistics: counts of work for people to read, the same in every run. Code does not read them.
     """
 
     solver: str
     pipelines: tuple[PipelineSpec, ...]
     value: Value
-    bound_ns: int
+    bound_ns: int | None
     over: str
     latency_bound_ns: int | None = None
+    ended: Ended = Ended.COMPLETE
     statistics: dict[str, int] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
+        """ "optimal" where what was optimised meets its lower bound, else "feasible"."""
         return "optimal" if self.gap == 0 else "feasible"
 
     @property
     def gap(self) -> float:
-        reached, bound = self.value.objective_ns, self.bound_ns
+        """How far what was optimised is above its lower bound, as a share of it; 1 where no bound is claimed."""
+        reached, bound = self.value.objective_ns, self.bound_ns or 0
         if self.latency_bound_ns is not None:
             reached, bound = self.value.latency_ns, self.latency_bound_ns
         return (reached - bound) / reached if reached else 0.0
@@ -206,7 +278,7 @@ def steady_rate(problem: Problem, pipelines: Sequence[PipelineSpec]) -> Fraction
     """Inferences per second of a plan in steady state, from `exact` alone; None where a segment may not stand."""
     rates, hosts = [], []
     for pipeline in pipelines:
-        costs = _costs(problem, pipeline)
+        costs = stage_costs(problem, pipeline)
         if costs is None:
             return None
         rates.append(pipeline_rate([c.time_ns for c in costs], [s.replicas for s in pipeline.stages]))
@@ -215,19 +287,20 @@ def steady_rate(problem: Problem, pipelines: Sequence[PipelineSpec]) -> Fraction
 
 
 def evaluate(problem: Problem, pipelines: Sequence[PipelineSpec]) -> Value | None:
-    """The worth of a plan, from `exact` alone; None where a segment may not stand."""
+    """The value of a plan, from `exact` alone; None where a segment may not stand."""
     rate = steady_rate(problem, pipelines)
     if rate is None:
         return None
     streamed, latency = 0, 0
     for pipeline in pipelines:
-        costs = _costs(problem, pipeline) or []
+        costs = stage_costs(problem, pipeline) or []
         streamed += sum(c.streamed_bytes * s.replicas for c, s in zip(costs, pipeline.stages, strict=True))
         latency = max(latency, latency_ns((c.time_ns for c in costs), problem.handover_ns))
     return Value(objective_ns(rate), sum(pipeline.devices for pipeline in pipelines), streamed, latency)
 
 
-def _costs(problem: Problem, pipeline: PipelineSpec) -> list[Cost] | None:
+def stage_costs(problem: Problem, pipeline: PipelineSpec) -> list[Cost] | None:
+    """The cost of each stage, by `exact`; None where one of them may not stand."""
     costs = [problem.exact(stage.ops, stage.kind) for stage in pipeline.stages]
     known = [cost for cost in costs if cost is not None]
     return known if len(known) == len(costs) else None

@@ -1,13 +1,15 @@
-"""What a segment's cost is made of, for solvers that need to look inside: CP-SAT, and lower bounds on whole plans.
+"""The terms that make up a segment's cost, for solvers that need more than its sum: CP-SAT, and lower bounds.
 
-    time of a segment = stage_ns + the sum of its ops' op_ns
-                      + receive_ns of each tensor that comes from outside and is read inside
+    time of a segment = stage_ns
+                      + op_ns of each of its ops
+                      + receive_ns of each tensor that is made elsewhere and read inside
                       + send_ns of each tensor made inside that leaves, or is read outside
-                      + spill_ns of each of its ops whose parameters do not stay, once each
-                      + spill_start_ns where there is any such op, or one of `streaming`
+                      + spill_ns of each of its ops whose parameters spill
+                      + spill_start_ns if any op spills, or any is in `streaming`
 
-Parameters stay in the order of `kept`: an op's stay if they still find room beside those before it in the order; else
-they spill, and later ones get the room. A segment whose `op_bytes` sum to more than limit_bytes may not stand.
+Which parameters stay on the device is decided in the order of `kept`: the parameters of an op stay if they fit beside
+those that stay already; else they spill, and later ops may take the remaining capacity. A segment whose `op_bytes` sum
+to more than limit_bytes may not stand.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from itertools import accumulate
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A tensor. producer: the op that makes it, None where it comes from outside. readers: ops, ascending.
+    """A tensor that costs time where it crosses a boundary.
 
-    leaves: whether it is also an output of the whole, so that it is sent wherever it is made. size_bytes: as it
-    crosses a boundary.
+    producer: the op that makes it; None where it is an input of the whole. readers: ops, ascending. leaves: whether it
+    is also an output of the whole; then it is sent wherever it is made. receive_ns, send_ns: once for each stage that
+    does it. size_bytes: as it crosses a boundary.
     """
 
     producer: int | None
@@ -35,7 +38,10 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Parameters of one op that may stay on the device: the room they take, and what it costs when they do not."""
+    """Parameters of one op that may stay on the device.
+
+    size_bytes: of capacity that they take. spill_ns: per inference, where they do not stay.
+    """
 
     op: int
     size_bytes: int
@@ -46,12 +52,14 @@ class Kept:
 class Structure:
     """The terms of the formula above, for one kind of device.
 
-    op_ns: for each op, None where the kind cannot run it. kept: in order of priority. capacity_bytes: the room for
-    kept parameters. streaming: ops that send parameters every time by nature, which is in their op_ns. op_bytes,
-    limit_bytes: memory that a segment may not exceed; None for no limit. relaxed: without it, `exact` is the formula, and
-    ops neither kept nor streaming add no streamed bytes (see `folding`). With it, `exact` follows the formula in part
-    alone, but is never below its time for the cheapest choice of parameters that fit capacity_bytes, in any order:
-    that is a bound and no more.
+    op_ns: for each op; None where the kind cannot run it.
+    kept: in order of priority.
+    capacity_bytes: for kept parameters.
+    streaming: ops that always send parameters. Their op_ns includes the time of that.
+    op_bytes, limit_bytes: memory that each op takes, and that a segment may take; None for no limit.
+    relaxed: False where `exact` is the formula, and no op outside `kept` and `streaming` adds streamed bytes (see
+    `block_folding`). True where the formula is only a lower bound: `exact` is never below its time for the cheapest
+    choice of parameters that fit capacity_bytes, in any order.
     """
 
     stage_ns: int
@@ -67,20 +75,27 @@ class Structure:
 
     @cached_property
     def alone_ns(self) -> tuple[int, ...]:
-        """For each op ns of any segment that holds it: what it takes, what only it reads from outside, what leaves."""
+        """For each op a lower bound, in ns, on every segment that holds it.
+
+        It counts the op itself, inputs of the whole that it reads, and outputs of the whole that it makes.
+        """
         streaming = set(self.streaming)
-        found = [self.stage_ns + (ns or 0) + self.spill_start_ns * (i in streaming) for i, ns in enumerate(self.op_ns)]
+        least = [self.stage_ns + (ns or 0) + self.spill_start_ns * (i in streaming) for i, ns in enumerate(self.op_ns)]
         for t in self.transfers:
             if t.producer is None:
                 for reader in t.readers:
-                    found[reader] += t.receive_ns
+                    least[reader] += t.receive_ns
             elif t.leaves:
-                found[t.producer] += t.send_ns
-        return tuple(found)
+                least[t.producer] += t.send_ns
+        return tuple(least)
 
     @cached_property
     def cheapest_spills(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Bytes that are spilled, and ns that this costs, after none, one, two ... of `kept`, the cheapest first."""
+        """The cheapest way to spill, as two running sums: bytes spilled, and ns that this costs.
+
+        Entry k is after the first k of `kept` in ascending order of ns per byte. Between entries the relaxation that
+        spills parts of parameters is linear (the greedy solution of a fractional knapsack).
+        """
         cheapest = sorted((k for k in self.kept if k.size_bytes), key=lambda k: k.spill_ns / k.size_bytes)
         sizes = accumulate((k.size_bytes for k in cheapest), initial=0)
         return tuple(sizes), tuple(accumulate((k.spill_ns for k in cheapest), initial=0))

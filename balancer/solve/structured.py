@@ -1,17 +1,20 @@
-"""Problems whose cost is its structure and nothing else: other accelerators, published instances."""
+"""Problems whose cost is the formula of a `Structure` and nothing else: other accelerators, published instances."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.ground.opsets import members
+from balancer.ground.opsets import members, op_set
 from balancer.solve.problem import Cost, CostColumns, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from balancer.ground.downsets import DownSets
     from balancer.ground.opsets import OpSet
@@ -27,7 +30,15 @@ def structured_problem(
     together: Sequence[OpSet] = (),
     host_ns: int = 0,
 ) -> Problem:
-    """A problem whose `exact` is the structures' formula. Spilled parameters count as streamed bytes."""
+    """A problem whose `exact` is the formula of each kind's structure. Parameters that spill count as streamed bytes.
+
+    before: for each op the set of ops that it reads from.
+
+    >>> from balancer.solve import Structure, solve
+    >>> tpu = Structure(stage_ns=10, op_ns=(300, 200, 400))
+    >>> solve(structured_problem([0b000, 0b001, 0b010], [("tpu", 2)], {"tpu": tpu})).value.objective_ns
+    455
+    """
     costs = {kind: StructuredCosts(structures[kind], len(before)) for kind, _ in devices}
     return Problem(
         before=tuple(before),
@@ -42,15 +53,19 @@ def structured_problem(
 
 
 class StructuredCosts:
-    """The formula of one structure, for one segment and for many."""
+    """The formula of one structure, for one segment and for many.
+
+    work: ns of each op. barred: ops that the kind cannot run. sizes, limit: memory in bytes. kept_sizes: bytes of each
+    op's parameters that may stay on the device.
+    """
 
     def __init__(self, structure: Structure, n_ops: int) -> None:
         self.structure = structure
         self.n_ops = n_ops
         self.tensors = [TensorSets(transfer) for transfer in structure.transfers]
         self.work = [ns or 0 for ns in structure.op_ns]
-        self.barred = sum(1 << i for i, ns in enumerate(structure.op_ns) if ns is None)
-        self.streaming = sum(1 << i for i in structure.streaming)
+        self.barred = op_set(i for i, ns in enumerate(structure.op_ns) if ns is None)
+        self.streaming = op_set(structure.streaming)
         self.sizes = list(structure.op_bytes) or [0] * n_ops
         self.limit = structure.limit_bytes if structure.limit_bytes is not None else sum(self.sizes)
         self.kept_sizes = [0] * n_ops
@@ -67,63 +82,73 @@ class StructuredCosts:
                 time += tensor.send_ns * bool(tensor.leaves or tensor.readers & ~ops)
             else:
                 time += tensor.receive_ns * bool(tensor.readers & ops)
-        room, spilled = self.structure.capacity_bytes, 0
+        free, spilled = self.structure.capacity_bytes, 0
         for kept in self.structure.kept:
             if ops >> kept.op & 1:
-                if kept.size_bytes <= room:
-                    room -= kept.size_bytes
+                if kept.size_bytes <= free:
+                    free -= kept.size_bytes
                 else:
                     time, spilled = time + kept.spill_ns, spilled + kept.size_bytes
         starts = bool(spilled or ops & self.streaming)
         return Cost(time + self.structure.spill_start_ns * starts, spilled)
 
     def lower(self, ops: OpSet) -> int:
-        """ns: the ops alone. Transfers can go as ops come, and spilling is left out."""
+        """ns of the ops alone. Transfers are left out, since further ops can remove them; so is spilling."""
         return self.structure.stage_ns + sum(self.work[i] for i in members(ops))
 
     def batch(self, sets: DownSets) -> Between:
-        return _Batch(self, sets)
+        return _segments_between(self, sets)
 
 
 class TensorSets:
-    """A transfer with its ops as sets. made: 0 where it comes from outside."""
+    """A transfer with its ops as sets. made: the producer; empty where the tensor is an input of the whole."""
 
     __slots__ = ("leaves", "made", "readers", "receive_ns", "send_ns")
 
     def __init__(self, transfer: Transfer) -> None:
         self.made = 0 if transfer.producer is None else 1 << transfer.producer
-        self.readers = sum(1 << r for r in transfer.readers)
+        self.readers = op_set(transfer.readers)
         self.leaves, self.receive_ns, self.send_ns = transfer.leaves, transfer.receive_ns, transfer.send_ns
 
 
-class _Batch:
-    """Segments between down-sets: sums are differences; what the outer set hands on is sent, less what the inner one
-    made of it.
+@dataclass(frozen=True)
+class _SegmentsBetween:
+    """`StructuredCosts.exact` for many segments, from sums over down-sets.
+
+    A sum over a segment is that over its outer set less that over its inner set. What the segment sends is what the outer
+    set sends on, less what the inner set made of that.
+
+    work, held, kept, streaming: for each set the sum of its ops' ns, memory, bytes to keep, and ops that always stream.
+    sent: ns of sending all tensors that the set makes and others read, or that leave.
     """
 
-    def __init__(self, costs: StructuredCosts, sets: DownSets) -> None:
-        self.costs, self.sets = costs, sets
-        self.work, self.held, self.kept = (sets.total(w) for w in (costs.work, costs.sizes, costs.kept_sizes))
-        self.streaming = sets.total([costs.streaming >> i & 1 for i in range(costs.n_ops)])
-        self.sent = np.zeros(len(sets), np.int64)
-        for tensor in costs.tensors:
-            if tensor.made and tensor.send_ns:
-                made = sets.holds_any(tensor.made)
-                self.sent += tensor.send_ns * (made if tensor.leaves else made & ~sets.holds_all(tensor.readers))
+    costs: StructuredCosts
+    sets: DownSets
+    work: NDArray[np.int64]
+    held: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    streaming: NDArray[np.int64]
+    sent: NDArray[np.int64]
 
-    def __call__(self, inners: Any, outers: Any) -> CostColumns:
+    def __call__(self, inners: NDArray[np.intp], outers: NDArray[np.intp], /) -> CostColumns:
         inners, outers = (np.ravel(a) for a in np.broadcast_arrays(inners, outers))
         costs = self.costs
         time = costs.structure.stage_ns + self.work[outers] - self.work[inners] + self.sent[outers]
         allowed = self.held[outers] - self.held[inners] <= costs.limit
-        starts = np.nonzero(np.diff(inners, prepend=-1))[0].tolist()  # none, where there are no segments
+        # Inners ascend, so that each run of equal ones is handled at once. There is no run where there are no segments.
+        starts = np.nonzero(np.diff(inners, prepend=-1))[0].tolist()
         for start, end in pairwise([*starts, len(inners)]):
             here = slice(start, end)
-            self._cross(self.sets.set_of(int(inners[start])), outers[here], time[here], allowed[here])
-        return CostColumns(time, self._spill(inners, outers, time), allowed)
+            self._add_crossings(self.sets.set_of(int(inners[start])), outers[here], time[here], allowed[here])
+        return CostColumns(time, self._add_spills(inners, outers, time), allowed)
 
-    def _cross(self, inner: OpSet, outers: Any, time: Any, allowed: Any) -> None:
-        """What the inner set hands on or leaves unread, for all segments that start there."""
+    def _add_crossings(
+        self, inner: OpSet, outers: NDArray[np.intp], time: NDArray[np.int64], allowed: NDArray[np.bool_]
+    ) -> None:
+        """Correct the times of all segments with this inner set, in place, for tensors that the inner set makes or lacks.
+
+        A tensor of the inner set that is still unread is received, and it is not sent by these segments.
+        """
         for tensor in self.costs.tensors:
             waiting = tensor.readers & ~inner
             if tensor.made and not tensor.made & inner:
@@ -136,18 +161,31 @@ class _Batch:
         if self.costs.barred & ~inner:
             allowed &= ~self.sets.holds_any(self.costs.barred & ~inner, outers)
 
-    def _spill(self, inners: Any, outers: Any, time: Any) -> Any:
-        """Spilled bytes; their time is added. Only where not everything fits is the room filled, in order."""
+    def _add_spills(
+        self, inners: NDArray[np.intp], outers: NDArray[np.intp], time: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Spilled bytes. Their time is added in place. Only segments that exceed the capacity are filled op by op."""
         structure, spilled = self.costs.structure, np.zeros(len(outers), np.int64)
         tight = np.nonzero(self.kept[outers] - self.kept[inners] > structure.capacity_bytes)[0]
-        room = np.full(len(tight), structure.capacity_bytes, np.int64)
+        free = np.full(len(tight), structure.capacity_bytes, np.int64)
         for kept in structure.kept if len(tight) else ():
             op = 1 << kept.op
             here = self.sets.holds_any(op, outers[tight]) & ~self.sets.holds_any(op, inners[tight])
-            fits = here & (room >= kept.size_bytes)
-            room -= fits * kept.size_bytes
+            fits = here & (free >= kept.size_bytes)
+            free -= fits * kept.size_bytes
             spills = tight[here & ~fits]
             spilled[spills] += kept.size_bytes
             time[spills] += kept.spill_ns
         time += structure.spill_start_ns * ((spilled > 0) | (self.streaming[outers] > self.streaming[inners]))
         return spilled
+
+
+def _segments_between(costs: StructuredCosts, sets: DownSets) -> _SegmentsBetween:
+    work, held, kept = (sets.total(weights) for weights in (costs.work, costs.sizes, costs.kept_sizes))
+    streaming = sets.total([costs.streaming >> i & 1 for i in range(costs.n_ops)])
+    sent = np.zeros(len(sets), np.int64)
+    for tensor in costs.tensors:
+        if tensor.made and tensor.send_ns:
+            made = sets.holds_any(tensor.made)
+            sent += tensor.send_ns * (made if tensor.leaves else made & ~sets.holds_all(tensor.readers))
+    return _SegmentsBetween(costs, sets, work, held, kept, streaming, sent)

@@ -1,25 +1,40 @@
-"""Ways through numbered cuts, one segment a stage: of those with equal periods, which one the tie rules name.
+"""The tie rules: of the pipelines with equal periods, which one is the answer.
 
-Fewest streamed bytes, then lowest latency, then the segment whose ops come first, stage by stage.
+Fewest streamed bytes, then lowest latency, then the segment whose key is smallest, stage by stage; then fewer replicas.
+
+Pipelines are paths. Cuts are numbered, and a segment is an edge from the cut before it to the cut after it:
+
+    cut 0 ---- segment ----> cut 3 ---- segment ----> cut 4 ---- segment ----> last cut
+              2 replicas               1 replica                1 replica
+
+A path must have a given number of stages on a given number of devices, so the nodes of the graph are
+(stage, devices in use, cut). Each rule is a shortest path problem in this graph: two passes, forward and backward, give
+the least weight of a path through each edge, and edges that lie on no lightest path are dropped. What is left after one
+rule are exactly the paths that tie under it. The key decides last, greedily from the first stage on.
+
+Under a limit on the latency, the path that streams least may take too long. Then streamed bytes and latency are weighed
+against each other: each node gets its Pareto front of (streamed bytes, ns) over the paths on from there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-NEVER = np.int64(1) << 60
+    from balancer.ground.arrays import IndexArray, IntArray
+
+_UNREACHED = np.int64(1) << 60  # above every sum of weights; two of them and a weight still fit int64
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Segments that may each be a stage on so many devices of one kind.
+class StageOptions:
+    """Segments that may each be a stage on the same number of devices of one kind, as columns.
 
     kind: number of the kind. start, end: numbers of the cuts before and after each segment. streamed_bytes: of all
     replicas together. time_ns: of one input.
@@ -27,15 +42,18 @@ class Choice:
 
     kind: int
     replicas: int
-    start: Any
-    end: Any
-    streamed_bytes: Any
-    time_ns: Any
+    start: IndexArray
+    end: IndexArray
+    streamed_bytes: IntArray
+    time_ns: IntArray
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """ends: the cut after each stage. stages: (kind, replicas) of each. latency_ns: the sum of the stages' times."""
+class CutPath:
+    """A pipeline as a path. ends: number of the cut after each stage. stages: (kind, replicas) of each.
+
+    streamed_bytes: of all stages and replicas. latency_ns: the sum of the stages' times, hand-overs left out.
+    """
 
     ends: tuple[int, ...]
     stages: tuple[tuple[int, int], ...]
@@ -43,168 +61,218 @@ class Way:
     latency_ns: int
 
 
-def best_way(  # noqa: PLR0913 - one question's data
+class SegmentKey(Protocol):
+    """Ranks the segments of a stage where all else is equal: the smallest key comes first."""
+
+    def __call__(self, start: int, end: int) -> int | tuple[int, ...]:
+        """start, end: numbers of the cuts before and after the segment."""
+
+
+class _Move(NamedTuple):
+    """A stage that takes a segment of one option. used, used_after: numbers of the devices in use before and after."""
+
+    stage: int
+    used: int
+    used_after: int
+    option: int
+
+
+class _Label(NamedTuple):
+    """What a path on from a node comes to."""
+
+    streamed_bytes: int
+    time_ns: int
+
+
+_Node = tuple[int, int, int]  # stage, number of the devices in use, cut
+
+
+def best_path(  # noqa: PLR0913 - one question's data
     cuts: int,
     stages: int,
     devices: tuple[int, ...],
-    choices: Sequence[Choice],
-    key: Callable[[int, int], Any],
+    options: Sequence[StageOptions],
+    key: SegmentKey,
     most_ns: int | None = None,
-) -> Way:
-    """The way from cut 0 to the last one that the tie rules name, among those of just so many stages on just so many
-    devices of each kind; there is one. key: of the segment between two cuts, the smallest comes first. most_ns: of the
-    sum of the stages' times, None for any.
+) -> CutPath:
+    """The path from cut 0 to the last of `cuts` cuts that the tie rules name.
+
+    Only paths of exactly these numbers of stages and of devices of each kind count; there must be one. most_ns: the
+    most that the stages' times may sum to, None for any.
     """
-    streamed, times = ([getattr(choice, name) for choice in choices] for name in ("streamed_bytes", "time_ns"))
-    ways = _Ways(cuts, stages, devices, choices)
-    least_streamed, latency = ways.keep_cheapest(streamed), ways.keep_cheapest(times)
+    streamed = [option.streamed_bytes for option in options]
+    times = [option.time_ns for option in options]
+    graph = _StageGraph(cuts, stages, devices, options)
+    least_streamed, latency = graph.keep_lightest(streamed), graph.keep_lightest(times)
     if most_ns is None or latency <= most_ns:
-        return Way(*ways.first(key), least_streamed, latency)
-    # The way that streams least takes too long: the two are weighed against each other.
-    return _Ways(cuts, stages, devices, choices).least_streaming(streamed, times, most_ns, key)
+        return CutPath(*graph.first_path(key), least_streamed, latency)
+    # The path that streams least takes too long: streaming and latency are weighed against each other.
+    return _StageGraph(cuts, stages, devices, options).least_streaming_path(streamed, times, most_ns, key)
 
 
-class _Ways:
-    """kept: (stage, devices in use before it, number of the choice) -> which of the choice's segments still count."""
+class _StageGraph:
+    """The graph of (stage, devices in use, cut), whose edges are dropped as rules are applied.
 
-    def __init__(self, cuts: int, stages: int, devices: tuple[int, ...], choices: Sequence[Choice]) -> None:
-        self.cuts, self.stages, self.choices = cuts, stages, choices
+    kept: for each move, which of its option's segments are still edges. Moves are in order of their stages, so that one
+    pass over them in this order relaxes every edge after all edges that lead to it: a topological order.
+    """
+
+    def __init__(self, cuts: int, stages: int, devices: tuple[int, ...], options: Sequence[StageOptions]) -> None:
+        self.cuts, self.stages, self.options = cuts, stages, options
         self.vectors = list(product(*(range(count + 1) for count in devices)))
-        self.number = {vector: k for k, vector in enumerate(self.vectors)}
-        self.most = max((choice.replicas for choice in choices), default=1)
-        self.kept = {move: np.arange(len(choices[move[2]].start)) for move in self._moves()}
+        self.kept = {move: np.arange(len(options[move.option].start)) for move in self._moves()}
 
-    def _moves(self) -> Iterator[tuple[int, int, int]]:
-        """In order of the stages, as far as the rest can still be taken."""
+    def _moves(self) -> Iterator[_Move]:
+        """All moves after which the remaining stages can still take exactly the remaining devices."""
+        number = {vector: k for k, vector in enumerate(self.vectors)}
+        most_replicas = max((option.replicas for option in self.options), default=1)
         total = sum(self.vectors[-1])
         for stage in range(self.stages):
+            stages_left = self.stages - stage - 1
             for used, vector in enumerate(self.vectors):
+                # Each earlier stage took a device at least, and only the first stage starts with none in use.
                 if sum(vector) < stage or (stage == 0) != (used == 0):
                     continue
-                for c in range(len(self.choices)):
-                    after = self._after(used, c)
-                    stages_left = self.stages - stage - 1
-                    if after is not None:
-                        left = total - sum(self.vectors[after])
-                        if stages_left <= left <= stages_left * self.most:
-                            yield stage, used, c
+                for k, option in enumerate(self.options):
+                    after = number.get(_with_devices(vector, option))
+                    # Each remaining stage takes from 1 to most_replicas devices.
+                    if after is not None and (
+                        stages_left <= total - sum(self.vectors[after]) <= stages_left * most_replicas
+                    ):
+                        yield _Move(stage, used, after, k)
 
-    def _after(self, used: int, c: int) -> int | None:
-        """The devices in use after a choice; None where there are not so many."""
-        vector = list(self.vectors[used])
-        vector[self.choices[c].kind] += self.choices[c].replicas
-        return self.number.get(tuple(vector))
+    def keep_lightest(self, weights: Sequence[IntArray]) -> int:
+        """The least total weight of a path; edges on no path of this weight are dropped. weights: by option."""
+        forward, _ = self._distances(weights)
+        # All stages, all devices, the last cut: where every path ends.
+        lightest = int(forward[self.stages, -1, self.cuts - 1])
+        self._keep_within(weights, lightest)
+        return lightest
 
-    def keep_cheapest(self, weights: Sequence[Any]) -> int:
-        """The least total weight of a way; segments that are on none of that weight go."""
-        forward, _ = self._totals(weights)
-        best = int(forward[self.stages, -1, self.cuts - 1])
-        self._keep_within(weights, best)
-        return best
+    def _keep_within(self, weights: Sequence[IntArray], most: int) -> None:
+        """Drop the edges that lie on no path of at most this total weight."""
+        forward, backward = self._distances(weights)
+        for move, kept in self.kept.items():
+            start, end = self._ends(move, kept)
+            # An edge lies on a path of at most this weight where the lightest path through it does.
+            through = forward[move.stage, move.used, start] + weights[move.option][kept]
+            self.kept[move] = kept[through + backward[move.stage + 1, move.used_after, end] <= most]
 
-    def _keep_within(self, weights: Sequence[Any], most: int) -> None:
-        """Drop the segments that are on no way of at most this total weight."""
-        forward, backward = self._totals(weights)
-        for (stage, used, c), kept in self.kept.items():
-            start, end = self.choices[c].start[kept], self.choices[c].end[kept]
-            rest = backward[stage + 1, self._after(used, c), end]
-            self.kept[stage, used, c] = kept[forward[stage, used, start] + weights[c][kept] + rest <= most]
-
-    def _totals(self, weights: Sequence[Any]) -> tuple[Any, Any]:
-        """The least weight from the first cut, and to the last one, for each stage, devices in use and cut."""
-        forward, backward = self._table(), self._table()
+    def _distances(self, weights: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
+        """[stage, devices in use, cut]: the least weight of a path from the first cut, and of one to the last cut."""
+        shape = (self.stages + 1, len(self.vectors), self.cuts)
+        forward, backward = np.full(shape, _UNREACHED, np.int64), np.full(shape, _UNREACHED, np.int64)
         forward[0, 0, 0] = backward[self.stages, -1, self.cuts - 1] = 0
-        for (stage, used, c), kept in self.kept.items():
-            start, end = self.choices[c].start[kept], self.choices[c].end[kept]
-            np.minimum.at(forward[stage + 1, self._after(used, c)], end, forward[stage, used, start] + weights[c][kept])
-        for (stage, used, c), kept in reversed(self.kept.items()):
-            start, end = self.choices[c].start[kept], self.choices[c].end[kept]
-            rest = backward[stage + 1, self._after(used, c), end]
-            np.minimum.at(backward[stage, used], start, rest + weights[c][kept])
+        # Several edges may end in one node, so `minimum.at`.
+        for move, kept in self.kept.items():
+            start, end = self._ends(move, kept)
+            reached = forward[move.stage, move.used, start] + weights[move.option][kept]
+            np.minimum.at(forward[move.stage + 1, move.used_after], end, reached)
+        for move, kept in reversed(self.kept.items()):
+            start, end = self._ends(move, kept)
+            rest = backward[move.stage + 1, move.used_after, end] + weights[move.option][kept]
+            np.minimum.at(backward[move.stage, move.used], start, rest)
         return forward, backward
 
-    def least_streaming(
-        self, streamed: Sequence[Any], times: Sequence[Any], most_ns: int, key: Callable[[int, int], Any]
-    ) -> Way:
-        """Of the ways whose times sum to at most most_ns, the one that streams least, then takes least, then comes first.
+    def first_path(self, key: SegmentKey) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """Ends and stages (see `CutPath`) of the path whose segments come first; all edges left lie on some path."""
+        ends: list[int] = []
+        stages: list[tuple[int, int]] = []
+        cut = used = 0
+        for stage in range(self.stages):
+            _, replicas, kind, cut, _, used = min(
+                (key(cut, end), self.options[k].replicas, self.options[k].kind, end, k, used_after)
+                for (_, _, used_after, k), _, end in self._leaving(stage, used, cut)
+            )
+            ends.append(cut)
+            stages.append((kind, replicas))
+        return tuple(ends), tuple(stages)
 
-        labels: (stage, devices in use, cut) -> the non-dominated (streamed bytes, ns) of the ways on from there. Each way
-        on of the best way is non-dominated where it starts, so that it can be followed by its labels.
+    def least_streaming_path(
+        self, streamed: Sequence[IntArray], times: Sequence[IntArray], most_ns: int, key: SegmentKey
+    ) -> CutPath:
+        """Of the paths whose times sum to at most most_ns, the one that streams least, then takes least, then comes first.
+
+        streamed, times: by option.
         """
-        self._keep_within(times, most_ns)
-        forward, _ = self._totals(times)
-        labels: dict[tuple[int, int, int], list[tuple[int, int]]] = {
-            (self.stages, len(self.vectors) - 1, self.cuts - 1): [(0, 0)]
-        }
-        for stage, used, c, k, start, end in self._segments_backwards():
-            there = labels.get((stage + 1, self._after(used, c) or 0, end), ())
-            left = most_ns - int(forward[stage, used, start])
-            more = [(s + int(streamed[c][k]), t + int(times[c][k])) for s, t in there]
-            found = labels.setdefault((stage, used, start), [])
-            found[:] = _non_dominated([*found, *(label for label in more if label[1] <= left)])
-        best = labels[0, 0, 0][0]
-        return Way(*self._follow(labels, best, (streamed, times), key), *best)
+        self._keep_within(times, most_ns)  # fewer edges mean shorter fronts
+        forward, _ = self._distances(times)
+        # Where a part of a path is dominated, exchanging it makes a better path: so every rest of the best path is on
+        # the Pareto front of the node where it starts, and the path can be followed by its labels.
+        fronts: dict[_Node, list[_Label]] = {(self.stages, len(self.vectors) - 1, self.cuts - 1): [_Label(0, 0)]}
+        for move, segment, start, end in self._edges_backwards():
+            weight = int(streamed[move.option][segment]), int(times[move.option][segment])
+            # A rest that takes longer than this cannot be completed to a path within most_ns.
+            time_left = most_ns - int(forward[move.stage, move.used, start])
+            rests = fronts.get((move.stage + 1, move.used_after, end), ())
+            longer = (_Label(s + weight[0], t + weight[1]) for s, t in rests)
+            node = move.stage, move.used, start
+            fronts[node] = _non_dominated(
+                [*fronts.get(node, ()), *(label for label in longer if label.time_ns <= time_left)]
+            )
+        best = fronts[0, 0, 0][0]
+        return CutPath(*self._follow(fronts, best, (streamed, times), key), *best)
 
     def _follow(
         self,
-        labels: dict[tuple[int, int, int], list[tuple[int, int]]],
-        left: tuple[int, int],
-        weights: tuple[Sequence[Any], Sequence[Any]],
-        key: Callable[[int, int], Any],
+        fronts: dict[_Node, list[_Label]],
+        left: _Label,
+        weights: tuple[Sequence[IntArray], Sequence[IntArray]],
+        key: SegmentKey,
     ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        """The way with just this label that comes first."""
+        """As `first_path`, among the paths that come to exactly this label."""
         ends: list[int] = []
-        taken: list[tuple[int, int]] = []
-        at = used = 0
+        stages: list[tuple[int, int]] = []
+        cut = used = 0
+        streamed, times = weights
         for stage in range(self.stages):
-            options = []
-            for c, k, end in self._leaving(stage, used, at):
-                rest = (left[0] - int(weights[0][c][k]), left[1] - int(weights[1][c][k]))
-                if rest in labels.get((stage + 1, self._after(used, c) or 0, end), ()):
-                    options.append((key(at, end), self.choices[c].replicas, self.choices[c].kind, end, c, rest))
-            _, replicas, kind, at, c, left = min(options)
-            ends.append(at)
-            taken.append((kind, replicas))
-            used = self._after(used, c) or 0
-        return tuple(ends), tuple(taken)
+            allowed = []
+            for move, segment, end in self._leaving(stage, used, cut):
+                option, k = self.options[move.option], move.option
+                rest = _Label(left.streamed_bytes - int(streamed[k][segment]), left.time_ns - int(times[k][segment]))
+                # An edge belongs to a path with the label where what remains of the label is on the front behind it.
+                if rest in fronts.get((stage + 1, move.used_after, end), ()):
+                    allowed.append((key(cut, end), option.replicas, option.kind, end, k, move.used_after, rest))
+            _, replicas, kind, cut, _, used, left = min(allowed)
+            ends.append(cut)
+            stages.append((kind, replicas))
+        return tuple(ends), tuple(stages)
 
-    def _segments_backwards(self) -> Iterator[tuple[int, int, int, int, int, int]]:
-        """(stage, devices in use, choice, number in it, start, end), last stages first."""
-        for (stage, used, c), kept in reversed(self.kept.items()):
-            columns = kept, self.choices[c].start[kept], self.choices[c].end[kept]
-            for k, start, end in zip(*(column.tolist() for column in columns), strict=True):
-                yield stage, used, c, k, start, end
+    def _ends(self, move: _Move, segments: IndexArray) -> tuple[IndexArray, IndexArray]:
+        """The cuts before and after some segments of a move's option."""
+        option = self.options[move.option]
+        return option.start[segments], option.end[segments]
 
-    def _leaving(self, stage: int, used: int, at: int) -> Iterator[tuple[int, int, int]]:
-        """(choice, number in it, end) of the segments that may be this stage after these devices and this cut."""
-        for (k, u, c), kept in self.kept.items():
-            if (k, u) == (stage, used):
-                here = kept[self.choices[c].start[kept] == at]
-                yield from (
-                    (c, n, end) for n, end in zip(here.tolist(), self.choices[c].end[here].tolist(), strict=True)
-                )
+    def _edges_backwards(self) -> Iterator[tuple[_Move, int, int, int]]:
+        """(move, number of the segment in its option, start, end) of all edges, those of the last stage first."""
+        for move, kept in reversed(self.kept.items()):
+            starts, ends = self._ends(move, kept)
+            for segment, start, end in zip(kept.tolist(), starts.tolist(), ends.tolist(), strict=True):
+                yield move, segment, start, end
 
-    def _table(self) -> Any:
-        return np.full((self.stages + 1, len(self.vectors), self.cuts), NEVER, np.int64)
-
-    def first(self, key: Callable[[int, int], Any]) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        """Cuts, and kind and replicas of each stage, of the way whose segments come first; fewer replicas first."""
-        ends, taken, at, used = [], [], 0, 0
-        for stage in range(self.stages):
-            _, replicas, kind, at, c = min(
-                (key(at, end), self.choices[c].replicas, self.choices[c].kind, end, c)
-                for c, _, end in self._leaving(stage, used, at)
-            )
-            ends.append(at)
-            taken.append((kind, replicas))
-            used = self._after(used, c) or 0
-        return tuple(ends), tuple(taken)
+    def _leaving(self, stage: int, used: int, cut: int) -> Iterator[tuple[_Move, int, int]]:
+        """(move, number of the segment in its option, end) of the edges that leave a node."""
+        for move, kept in self.kept.items():
+            if (move.stage, move.used) == (stage, used):
+                option = self.options[move.option]
+                here = kept[option.start[kept] == cut]
+                for segment, end in zip(here.tolist(), option.end[here].tolist(), strict=True):
+                    yield move, segment, end
 
 
-def _non_dominated(labels: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Pairs of which no other is at most as large in both, ascending in the first."""
-    found: list[tuple[int, int]] = []
+def _with_devices(vector: tuple[int, ...], option: StageOptions) -> tuple[int, ...]:
+    """The devices in use, by kind, after a stage of this option."""
+    return tuple(count + option.replicas * (kind == option.kind) for kind, count in enumerate(vector))
+
+
+def _non_dominated(labels: Sequence[_Label]) -> list[_Label]:
+    """The Pareto front: labels of which no other is at most as large in both numbers, ascending in the first.
+
+    >>> _non_dominated([_Label(2, 5), _Label(1, 9), _Label(3, 5), _Label(1, 8)])
+    [_Label(streamed_bytes=1, time_ns=8), _Label(streamed_bytes=2, time_ns=5)]
+    """
+    front: list[_Label] = []
     for label in sorted(set(labels)):
-        if not found or label[1] < found[-1][1]:
-            found.append(label)
-    return found
+        if not front or label.time_ns < front[-1].time_ns:
+            front.append(label)
+    return front

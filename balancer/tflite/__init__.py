@@ -1,1 +1,1 @@
-"""The only room that knows the TFLite format: reading models, cutting them, and writing synthetic ones."""
+"""The one folder that knows the TFLite format: it reads models, cuts them, and writes synthetic ones."""

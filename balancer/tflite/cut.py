@@ -1,165 +1,211 @@
 """Segments of a model as .tflite files that stand alone.
 
-What goes into a segment's file, on purpose:
+What goes into a segment's file, and what does not:
 
 ops         those of the segment in the model's order, with their options, versions, custom options, absent (-1)
-            inputs and intermediates. Folded ops stay out; what they compute goes in as constants.
-tensors     those that its ops name, with name, type, quantisation, sparsity; shapes static. A boundary tensor whose
-            name is empty or not unique in the model gets the suffix `_t<index>`, since runners match tensors by name.
+            inputs and intermediates. Folded ops are left out; the constants that they compute are put in.
+tensors     those that its ops name, with name, type, quantisation and sparsity; shapes are static. A boundary tensor
+            whose name is empty or not unique in the model gets the suffix `_t<index>`, since runners match tensors by
+            name.
 buffers     the empty buffer 0, and the constants of its tensors, each once; tensors that share one go on sharing it.
             Variable tensors (state) keep their empty buffer.
-the rest    `min_runtime_version`, description, subgraph name. Signatures and other metadata speak of the whole model's
-            interface: they stay where a segment has just that, and go otherwise.
+the rest    `min_runtime_version`, description, subgraph name. Signatures and other metadata describe the interface of
+            the whole model: a segment has them only if it has just that interface.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balancer.graph import Interface
+from balancer.graph import Graph, Interface
 from balancer.ground.opsets import OpSet, members
 from balancer.tflite import flatbuffer
 from balancer.tflite.flatbuffer import Table
-from balancer.tflite.model import IDENTIFIER, Model
-from balancer.tflite.read import graph_of
-from balancer.tflite.shapes import Shapes
+from balancer.tflite.model import IDENTIFIER
+from balancer.tflite.read import ReadModel, read_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from balancer.tflite.model import Model
 
 _ALWAYS_KEPT = "min_runtime_version"
-_BYTES_PER_PART = 512  # of structure, generously: only to size the first allocation
+_BYTES_PER_TABLE = 512  # a generous estimate, only to size the first allocation
+_NAMED_BY_OPS = ("inputs", "outputs", "intermediates")
 
 
 class Cutter:
-    """Cuts one model. The model's bytes are only read; constants are not copied before they reach a segment's file."""
+    """Cuts one model. Its bytes are only read; constants are not copied before they reach a segment's file."""
 
     def __init__(self, data: bytes, *, name: str = "model", where: str | None = None) -> None:
-        self._model = Model(data, where or name)
-        self.graph = graph_of(self._model, name)
-        self._shapes = Shapes(self._model)
+        """Raises ModelError as `load_graph` does. name: of the graph. where: what messages call the model."""
+        self._read = read_model(data, name=name, where=where)
+
+    @property
+    def graph(self) -> Graph:
+        return self._read.graph
 
     def cut(self, ops: OpSet, names: Mapping[int, str] | None = None) -> bytes:
-        """The file of the segment that holds these ops. names: of boundary tensors, where they differ from the model's.
-
-        Raises ValueError where the set is empty or holds nothing but folded ops.
-        """
-        kept = [i for i in members(ops) if not self.graph.ops[i].folded]
-        if not kept:
-            raise ValueError("a segment needs at least one op that computes more than shapes")
-        interface = self.graph.interface(ops)
-        whole = interface == Interface(self.graph.inputs, self.graph.outputs)
-        return _SegmentWriter(self._model, self._shapes, names or {}).build(kept, interface, whole=whole)
+        """The file of the segment that holds these ops. See `cut_segment`."""
+        return cut_segment(self._read, ops, names or {})
 
 
-class _SegmentWriter:
-    """Renumbers tensors, buffers and operator codes for one segment."""
+def cut_segment(read: ReadModel, ops: OpSet, names: Mapping[int, str]) -> bytes:
+    """The .tflite file of the segment that holds these ops.
 
-    def __init__(self, model: Model, shapes: Shapes, names: Mapping[int, str]) -> None:
+    names: of boundary tensors, by tensor, where they differ from the model's.
+
+    Raises ValueError if the set is empty or holds nothing but folded ops.
+    """
+    kept = [i for i in members(ops) if not read.graph.ops[i].folded]
+    if not kept:
+        raise ValueError("a segment needs at least one op that computes more than shapes")
+    root = _segment_tables(read, kept, read.graph.interface(ops), names)
+    (subgraph,) = root["subgraphs"]
+    tables = len(root["buffers"]) + len(subgraph["tensors"]) + len(subgraph["operators"])
+    size_hint = sum(len(b["data"]) for b in root["buffers"]) + _BYTES_PER_TABLE * tables
+    return flatbuffer.encode(root, identifier=IDENTIFIER, size_hint=size_hint)
+
+
+class _SegmentBuffers:
+    """The buffers of a segment's file, numbered in the order in which they are first asked for."""
+
+    def __init__(self, model: Model) -> None:
         self.model = model
-        self.shapes = shapes
-        self.names = names
-        self.buffers: list[Table] = [model.buffers[0] if not len(model.buffers[0]["data"]) else Table("Buffer", {})]
-        self.buffer_of: dict[int, int] = {}
-        if not len(model.buffers[0]["data"]):
-            self.buffer_of[0] = 0
+        # By convention buffer 0 is empty, and all activations have it. A model may break that; no segment does.
+        first_is_empty = not len(model.buffers[0]["data"])
+        self.tables: list[Table] = [model.buffers[0] if first_is_empty else Table("Buffer", {})]
+        self._number_of: dict[int, int] = {0: 0} if first_is_empty else {}
 
-    def build(self, kept: list[int], interface: Interface, *, whole: bool) -> bytes:
-        """The file with these ops. whole: whether it has the model's own interface."""
-        operators = [self.model.operators[i] for i in kept]
-        tensor_of = self._number_tensors(operators, interface)
-        code_of = {c: n for n, c in enumerate(sorted({o["opcode_index"] for o in operators}))}
-        subgraph = self.model.subgraph.changed(
-            tensors=[self._tensor(t) for t in tensor_of],
-            inputs=_renumber(interface.inputs, tensor_of),
-            outputs=_renumber(interface.outputs, tensor_of),
-            operators=[_operator(o, tensor_of, code_of) for o in operators],
-            debug_metadata_index=None,
+    def number(self, old: int) -> int:
+        """The segment's number of a buffer of the model. One buffer has one number, so sharing is kept."""
+        if old not in self._number_of:
+            self._number_of[old] = self.add(self.model.buffers[old])
+        return self._number_of[old]
+
+    def add(self, buffer: Table) -> int:
+        self.tables.append(buffer)
+        return len(self.tables) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbering:
+    """The segment's number of each of its tensors and operator codes, by the model's number, ascending in both."""
+
+    tensors: Mapping[int, int]
+    codes: Mapping[int, int]
+
+
+def _segment_tables(read: ReadModel, kept: Sequence[int], interface: Interface, names: Mapping[int, str]) -> Table:
+    """The root table of the file. kept: the segment's ops that are not folded."""
+    model = read.model
+    operators = [model.operators[i] for i in kept]
+    numbers = _numbering(operators, interface)
+    buffers = _SegmentBuffers(model)
+    subgraph = model.subgraph.changed(
+        tensors=[_tensor(read, t, buffers, names) for t in numbers.tensors],
+        inputs=_renumbered(interface.inputs, numbers.tensors),
+        outputs=_renumbered(interface.outputs, numbers.tensors),
+        operators=[_operator(operator, numbers) for operator in operators],
+        debug_metadata_index=None,
+    )
+    root = model.root.changed(operator_codes=[model.codes[c] for c in numbers.codes], subgraphs=[subgraph])
+    if interface == Interface(read.graph.inputs, read.graph.outputs):
+        root = _with_all_metadata(root, model, buffers, numbers)
+    else:
+        root = _with_runtime_version(root, buffers)
+    # Last: the calls above number the buffers.
+    return root.changed(buffers=buffers.tables)
+
+
+def _numbering(operators: Iterable[Table], interface: Interface) -> _Numbering:
+    operators = list(operators)
+    named = {int(t) for operator in operators for part in _NAMED_BY_OPS for t in operator[part]}
+    used = sorted((named | set(interface.inputs) | set(interface.outputs)) - {-1})
+    codes = sorted({operator["opcode_index"] for operator in operators})
+    return _Numbering({t: n for n, t in enumerate(used)}, {c: n for n, c in enumerate(codes)})
+
+
+def _tensor(read: ReadModel, t: int, buffers: _SegmentBuffers, names: Mapping[int, str]) -> Table:
+    tensor, shape, value = read.model.tensors[t], read.shapes.shapes[t], read.shapes.values.get(t)
+    changes: dict[str, Any] = {}
+    if value is not None:
+        changes["buffer"] = buffers.add(Table("Buffer", {"data": np.frombuffer(value.tobytes(), np.uint8)}))
+    else:
+        changes["buffer"] = buffers.number(tensor["buffer"])
+    if shape is not None:
+        changes |= _static_shape(tensor, shape, is_folded=value is not None)
+    if t in names and names[t] != tensor["name"]:
+        changes["name"] = names[t]
+    changed = tensor.changed(**changes)
+    changed.fields.setdefault("buffer", 0)
+    return changed
+
+
+def _static_shape(tensor: Table, shape: tuple[int, ...], *, is_folded: bool) -> dict[str, Any]:
+    """The fields to change so that the tensor has this static shape; none if the file already says so."""
+    signature = tensor["shape_signature"]
+    if (len(signature) and -1 in signature) or is_folded:
+        return {"shape_signature": None, "shape": np.array(shape, np.int32)}
+    # A scalar is left as the file writes it: with or without an empty vector.
+    if len(shape) and tuple(tensor["shape"].tolist()) != shape:
+        return {"shape": np.array(shape, np.int32)}
+    return {}
+
+
+def _operator(operator: Table, numbers: _Numbering) -> Table:
+    changes = {part: _renumbered(operator[part], numbers.tensors) for part in _NAMED_BY_OPS if part in operator.fields}
+    # Debug metadata is numbered over the whole model, so its number means nothing in a segment.
+    code = numbers.codes[operator["opcode_index"]]
+    return operator.changed(opcode_index=code, debug_metadata_index=None, **changes)
+
+
+def _renumbered(tensors: Iterable[int], number_of: Mapping[int, int]) -> NDArray[np.int32]:
+    """
+    >>> _renumbered([7, -1, 4], {4: 0, 7: 1}).tolist()
+    [1, -1, 0]
+    """
+    return np.array([number_of[int(t)] if t >= 0 else -1 for t in tensors], np.int32)
+
+
+def _with_runtime_version(root: Table, buffers: _SegmentBuffers) -> Table:
+    """Of the metadata only what says which runtime the ops need, which holds for each part of the model."""
+    kept = [_metadata(entry, buffers) for entry in root["metadata"] if entry["name"] == _ALWAYS_KEPT]
+    return root.changed(metadata=kept or None, metadata_buffer=None, signature_defs=None)
+
+
+def _with_all_metadata(root: Table, model: Model, buffers: _SegmentBuffers, numbers: _Numbering) -> Table:
+    """All metadata and signatures, for a segment that has the interface of the whole model."""
+    metadata = [_metadata(entry, buffers) for entry in root["metadata"]]
+    extra = None
+    if "metadata_buffer" in root.fields:
+        # Obsolete and unchecked: numbers that name no buffer are dropped.
+        extra = np.array(
+            [buffers.number(int(b)) for b in root["metadata_buffer"] if 0 <= b < len(model.buffers)], np.int32
         )
-        root = self.model.root.changed(
-            operator_codes=[self.model.codes[c] for c in code_of],
-            subgraphs=[subgraph],
-            metadata=self._metadata(whole=whole),
-            metadata_buffer=self._metadata_buffers(whole=whole),
-            signature_defs=self._signatures(tensor_of, whole=whole),
-        )
-        root = root.changed(buffers=self.buffers)
-        parts = len(self.buffers) + len(tensor_of) + len(operators)
-        size = sum(len(b["data"]) for b in self.buffers) + _BYTES_PER_PART * parts
-        return flatbuffer.encode(root, identifier=IDENTIFIER, size_hint=size)
+    signatures = [_signature(signature, numbers.tensors) for signature in root["signature_defs"]]
+    return root.changed(
+        metadata=metadata or None,
+        metadata_buffer=extra,
+        signature_defs=[signature for signature in signatures if signature is not None] or None,
+    )
 
-    def _number_tensors(self, operators: list[Table], interface: Interface) -> dict[int, int]:
-        named = {int(t) for o in operators for part in ("inputs", "outputs", "intermediates") for t in o[part]}
-        used = sorted((named | set(interface.inputs) | set(interface.outputs)) - {-1})
-        return {t: n for n, t in enumerate(used)}
 
-    def _buffer(self, old: int) -> int:
-        if old not in self.buffer_of:
-            self.buffer_of[old] = self._add(self.model.buffers[old])
-        return self.buffer_of[old]
+def _metadata(entry: Table, buffers: _SegmentBuffers) -> Table:
+    return entry.changed(buffer=buffers.number(entry["buffer"]))
 
-    def _add(self, buffer: Table) -> int:
-        self.buffers.append(buffer)
-        return len(self.buffers) - 1
 
-    def _tensor(self, t: int) -> Table:
-        tensor = self.model.tensors[t]
-        changes: dict[str, Any] = {}
-        if t in self.shapes.value:
-            value = self.shapes.value[t]
-            changes = {"buffer": self._add(Table("Buffer", {"data": np.frombuffer(value.tobytes(), np.uint8)}))}
-        else:
-            changes = {"buffer": self._buffer(tensor["buffer"])}
-        signature = tensor["shape_signature"]
-        shape = self.shapes.shape[t]
-        if shape is not None and ((len(signature) and -1 in signature) or t in self.shapes.value):
-            changes["shape_signature"] = None
-            changes["shape"] = np.array(shape, np.int32)
-        elif shape is not None and len(shape) and tuple(tensor["shape"].tolist()) != shape:
-            changes["shape"] = np.array(shape, np.int32)
-        if t in self.names and self.names[t] != tensor["name"]:
-            changes["name"] = self.names[t]
-        changed = tensor.changed(**changes)
-        changed.fields.setdefault("buffer", 0)
-        return changed
-
-    def _metadata(self, *, whole: bool) -> list[Table] | None:
-        kept = [m for m in self.model.root["metadata"] if whole or m["name"] == _ALWAYS_KEPT]
-        return [m.changed(buffer=self._buffer(m["buffer"])) for m in kept] or None
-
-    def _metadata_buffers(self, *, whole: bool) -> Any:
-        old = self.model.root["metadata_buffer"]
-        if not whole or "metadata_buffer" not in self.model.root.fields:
+def _signature(signature: Table, number_of: Mapping[int, int]) -> Table | None:
+    """The signature with the segment's numbers; None if it names a tensor that the segment does not have."""
+    sides: dict[str, list[Table]] = {}
+    for side in ("inputs", "outputs"):
+        entries: list[Table] = signature[side]
+        if any(entry["tensor_index"] not in number_of for entry in entries):
             return None
-        return np.array([self._buffer(int(b)) for b in old if 0 <= b < len(self.model.buffers)], np.int32)
-
-    def _signatures(self, tensor_of: dict[int, int], *, whole: bool) -> list[Table] | None:
-        if not whole:
-            return None
-        found = [self._signature(s, tensor_of) for s in self.model.root["signature_defs"]]
-        return [s for s in found if s is not None] or None
-
-    def _signature(self, signature: Table, tensor_of: dict[int, int]) -> Table | None:
-        sides: dict[str, list[Table]] = {}
-        for side in ("inputs", "outputs"):
-            entries: list[Table] = signature[side]
-            if any(e["tensor_index"] not in tensor_of for e in entries):
-                return None
-            sides[side] = [e.changed(tensor_index=tensor_of[e["tensor_index"]]) for e in entries]
-        return signature.changed(**sides)
-
-
-def _renumber(tensors: Iterable[int], tensor_of: Mapping[int, int]) -> Any:
-    return np.array([tensor_of[int(t)] if t >= 0 else -1 for t in tensors], np.int32)
-
-
-def _operator(operator: Table, tensor_of: Mapping[int, int], code_of: Mapping[int, int]) -> Table:
-    changes: dict[str, Any] = {
-        part: _renumber(operator[part], tensor_of)
-        for part in ("inputs", "outputs", "intermediates")
-        if part in operator.fields
-    }
-    # Debug metadata is numbered over the whole model, so the number means nothing in a segment.
-    return operator.changed(opcode_index=code_of[operator["opcode_index"]], debug_metadata_index=None, **changes)
+        sides[side] = [entry.changed(tensor_index=number_of[entry["tensor_index"]]) for entry in entries]
+    return signature.changed(**sides)

@@ -1,9 +1,16 @@
-"""What the compiler put into a compiled file: the parameters that stay on chip, those that are streamed,
-instructions, and the tensors and ops that stayed outside.
+"""What the compiler wrote into a compiled file: sizes of parameters and instructions, the Edge TPU's inputs and outputs,
+and the ops that it left to the CPU.
 
-A compiled file is a TFLite file in which the mapped ops became one `edgetpu-custom-op`. The op's custom options are a
-FlexBuffer map; under "4" lies the package, a flatbuffer with others nested in it, down to executables: one that
-caches parameters, one that runs (or one that does both, without parameters).
+A compiled file is a TFLite file in which all mapped ops are replaced by one `edgetpu-custom-op`. That op's custom
+options are a FlexBuffer map, in which flatbuffers are nested:
+
+    custom options (FlexBuffer map)
+    └── "4": Package                  identifier DWN1
+        └── MultiExecutable
+            ├── Executable, caching   its parameters are sent once and stay on chip
+            └── Executable, running   its parameters are sent with every inference
+
+A model without parameters to cache has a single stand-alone executable instead.
 """
 
 from __future__ import annotations
@@ -17,15 +24,19 @@ from flatbuffers import flexbuffers
 
 from balancer.errors import ModelError
 from balancer.tflite import flatbuffer
-from balancer.tflite.model import EDGETPU_CUSTOM_OP, Model
+from balancer.tflite.decoding import decode_model
+from balancer.tflite.model import EDGETPU_CUSTOM_OP
 from balancer.tflite.read import read_model_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from balancer.tflite.flatbuffer import Table
+    from balancer.tflite.model import Model
 
 _PACKAGE_IDENTIFIER = b"DWN1"
 _PACKAGE_KEY = "4"
-_CACHING = 1  # type of an executable: 0 stand-alone, 1 caches parameters, 2 runs with cached ones
+_CACHING = 1  # an executable's type: 0 runs on its own, 1 caches parameters, 2 runs with cached parameters
 COMPILED = f"CUSTOM:{EDGETPU_CUSTOM_OP}"
 _DATA_TYPES = {0: "uint8", 8: "int8", 9: "int16"}
 _REMEDY = "compile the model again"
@@ -33,7 +44,10 @@ _REMEDY = "compile the model again"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A tensor that enters or leaves the Edge TPU. size_bytes: padded as the chip takes it."""
+    """A tensor that enters or leaves the Edge TPU.
+
+    size_bytes: with the chip's padding. shape: height, width, channels.
+    """
 
     name: str
     size_bytes: int
@@ -43,11 +57,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A compiled model, as its file says. narrow_bytes_per_tile: activation memory. cpu_ops: types of the ops left
-    outside.
+    """The contents of a compiled model's package.
 
-    token: equal in models that were compiled to share the chip. scratch_bytes: host memory for what does not fit the
-    chip.
+    cached_bytes, streamed_bytes: of parameters. narrow_bytes_per_tile: memory for activations. scratch_bytes: host
+    memory for what does not fit the chip. token: equal in models that were compiled together to share the
+    chip. cpu_ops: types of the ops that the compiler left to the CPU.
     """
 
     name: str
@@ -64,7 +78,7 @@ class Package:
 
 
 class FileOp(NamedTuple):
-    """reads, makes: tensor names; constants are among those that it reads."""
+    """An op by its type. reads, makes: names of its input tensors, constants included, and of its output tensors."""
 
     type: str
     reads: tuple[str, ...]
@@ -72,7 +86,7 @@ class FileOp(NamedTuple):
 
 
 class FileOps(NamedTuple):
-    """A file from outside: its ops in order, the names of its inputs and outputs."""
+    """A file's ops in execution order, and the names of its input and output tensors."""
 
     ops: tuple[FileOp, ...]
     inputs: tuple[str, ...]
@@ -80,21 +94,21 @@ class FileOps(NamedTuple):
 
 
 def load_package(path: str | Path) -> Package:
-    """The package of a compiled file. Raises ModelError where it cannot be read, is not compiled, or is corrupt."""
+    """The package of a compiled file. Raises ModelError if it cannot be read, is not compiled, or is corrupt."""
     path = Path(path)
     return read_package(read_model_bytes(path), name=path.stem, where=str(path))
 
 
 def is_compiled(data: bytes, where: str) -> bool:
-    """Whether the file holds an op of the compiler. Raises ModelError where it is no TFLite file."""
-    return bool(_compiled_ops(Model(data, where)))
+    """Whether the file is compiled for the Edge TPU. Raises ModelError if it is not a valid TFLite file."""
+    return bool(_compiled_ops(decode_model(data, where)))
 
 
 def describe(data: bytes, where: str) -> FileOps:
-    """Ops and interface of a file, compiled or not. Raises ModelError where it is no TFLite file."""
-    model = Model(data, where)
+    """Ops and interface of a file, compiled or not. Raises ModelError if it is not a valid TFLite file."""
+    model = decode_model(data, where)
 
-    def names(tensors: Any) -> tuple[str, ...]:
+    def names(tensors: Iterable[int]) -> tuple[str, ...]:
         return tuple(model.tensors[int(t)]["name"] for t in tensors if t >= 0)
 
     ops = tuple(FileOp(model.type_name(o), names(o["inputs"]), names(o["outputs"])) for o in model.operators)
@@ -103,7 +117,7 @@ def describe(data: bytes, where: str) -> FileOps:
 
 def read_package(data: bytes, *, name: str, where: str) -> Package:
     """The package in these bytes of a compiled file. Raises ModelError as `load_package` does."""
-    model = Model(data, where)
+    model = decode_model(data, where)
     compiled = _compiled_ops(model)
     if len(compiled) != 1:
         raise ModelError(f"holds {len(compiled)} compiled parts, where one is expected", where, _REMEDY)
@@ -137,12 +151,13 @@ def _compiled_ops(model: Model) -> list[Table]:
 def _package_bytes(operator: Table, where: str) -> bytes:
     options = bytes(operator["custom_options"])
     try:
-        found: Any = flexbuffers.GetRoot(options).AsMap[_PACKAGE_KEY]
-        package = bytes(found.AsBlob if found.IsBlob else found.AsStringBytes)
+        entry: Any = flexbuffers.GetRoot(options).AsMap[_PACKAGE_KEY]
+        package = bytes(entry.AsBlob if entry.IsBlob else entry.AsStringBytes)
+    # The library checks nothing; these are all that it raised on mutated files.
     except (ValueError, IndexError, KeyError, TypeError, struct.error, RecursionError, OverflowError) as error:
         raise ModelError(f"its compiled part has no readable package ({error})", where, _REMEDY) from error
     if package[4:8] != _PACKAGE_IDENTIFIER:
-        raise ModelError("its compiled part holds no package that is known here", where, _REMEDY)
+        raise ModelError("the package in its compiled part has an unknown format", where, _REMEDY)
     return package
 
 

@@ -1,15 +1,18 @@
-"""Which ops the Edge TPU takes, and why not the others.
+"""Which ops the Edge TPU takes, and the reason for each that it does not take.
 
-Sources: Axis' ARTPEC-7 page and the vendor's list as given in coral.ai/docs/edgetpu/models-intro ("Supported
-operations"), compared with what stands outside the `edgetpu-custom-op` of real compiled files. Only compiling tells
-for sure: the compiler also refuses ops for reasons that it does not publish.
+Sources: Axis' ARTPEC-7 page and the vendor's list in coral.ai/docs/edgetpu/models-intro ("Supported operations"),
+compared with the ops that the compiler left outside the `edgetpu-custom-op` of real compiled files. Only the compiler
+can tell for sure: it also refuses ops for reasons that are not published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
-from balancer.graph import Tensor
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from balancer.graph import Tensor
 
 _TAKEN = {
     "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "EXPAND_DIMS", "FULLY_CONNECTED",
@@ -19,24 +22,43 @@ _TAKEN = {
     "SQUEEZE", "STRIDED_SLICE", "SUB", "SUM", "TANH", "TRANSPOSE", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM",
 }  # fmt: skip
 _EIGHT_BITS = {"int8", "uint8"}
-# The vendor says 16,000; the compiled bright_128x128 has one of 16,384 on the TPU.
-_SOFTMAX_ELEMENTS = 16_384
-# A resize of 1x1 to 33x33 stays on the CPU (the compiled DeepLab), doublings are mapped; where between is not known.
-_RESIZE_FACTOR = 8
+# The vendor says 16,000, but the compiled bright_128x128 has one of 16,384 on the TPU.
+_MOST_SOFTMAX_ELEMENTS = 16_384
+# In compiled models a resize from 1x1 to 33x33 stays on the CPU (DeepLab), and doublings are mapped. The limit lies
+# somewhere between.
+_MOST_RESIZE_FACTOR = 8
+
+
+class Limit(Protocol):
+    """Why the Edge TPU does not take an op of a type that it takes in general; empty if it does.
+
+    options: the op's scalar options by name. read, made: its inputs that are present, and its outputs.
+    """
+
+    def __call__(
+        self, options: Mapping[str, int | float], read: Sequence[Tensor], made: Sequence[Tensor], /
+    ) -> str: ...
 
 
 def unmapped_reason(
-    kind: str, options: dict[str, int | float], read: list[Tensor], made: list[Tensor], *, reads_model_input: bool
+    kind: str,
+    options: Mapping[str, int | float],
+    read: Sequence[Tensor],
+    made: Sequence[Tensor],
+    *,
+    reads_model_input: bool,
 ) -> str:
-    """Why the Edge TPU does not take an op of this kind between these tensors; empty if it does.
+    """Why the Edge TPU does not take an op of this type between these tensors; empty if it does.
 
-    read: its inputs that are there, constants included. reads_model_input: its first input is one of the model's.
+    options: the op's scalar options by name. read: its inputs that are present, constants included. made: its outputs.
+    reads_model_input: its first input is one of the model's.
     """
     if kind not in _TAKEN:
         return "Operation not supported"
     if not read or not made:
-        return "it reads or gives nothing"
+        return "it has no inputs or no outputs"
     activations = [t for t in (*read, *made) if not t.is_parameter and not t.is_variable]
+    # Float is taken only by a QUANTIZE of a model input: the conversion of pictures to integers is often left to it.
     quantises_input = kind == "QUANTIZE" and reads_model_input
     if any(t.dtype not in _EIGHT_BITS for t in activations if not (quantises_input and t.dtype == "float32")):
         return "Operation is working on an unsupported data type"
@@ -48,47 +70,44 @@ def unmapped_reason(
     return limit(options, read, made) if limit else ""
 
 
-_Limit = Callable[[dict[str, int | float], list[Tensor], list[Tensor]], str]
-
-
-def _constant_weights(options: dict[str, int | float], read: list[Tensor], made: list[Tensor]) -> str:
+def _constant_weights(options: Mapping[str, int | float], read: Sequence[Tensor], made: Sequence[Tensor]) -> str:
     return "" if any(t.is_parameter for t in read) else "its weights are not constant"
 
 
-def _convolution(options: dict[str, int | float], read: list[Tensor], made: list[Tensor]) -> str:
+def _convolution(options: Mapping[str, int | float], read: Sequence[Tensor], made: Sequence[Tensor]) -> str:
     if options.get("dilation_w_factor", 1) != options.get("dilation_h_factor", 1):
         return "dilation differs in x and y"
     return _constant_weights(options, read, made)
 
 
-def _no_activation(options: dict[str, int | float], read: list[Tensor], made: list[Tensor]) -> str:
+def _no_activation(options: Mapping[str, int | float], read: Sequence[Tensor], made: Sequence[Tensor]) -> str:
     return "it has a fused activation" if options.get("fused_activation_function", 0) else ""
 
 
-def _resize(options: dict[str, int | float], read: list[Tensor], made: list[Tensor]) -> str:
+def _resize(options: Mapping[str, int | float], read: Sequence[Tensor], made: Sequence[Tensor]) -> str:
     before, after = read[0].shape or (), made[0].shape or ()
     if len(before) != 4 or len(after) != 4:
-        return "resize of other than a picture"
+        return "it resizes something other than a picture"
     factor = max(b / max(a, 1) for a, b in zip(before[1:3], after[1:3], strict=True))
-    return "resize to more than 8 times the size (precision)" if factor > _RESIZE_FACTOR else ""
+    return "resize to more than 8 times the size (precision)" if factor > _MOST_RESIZE_FACTOR else ""
 
 
-def _softmax(options: dict[str, int | float], read: list[Tensor], made: list[Tensor]) -> str:
+def _softmax(options: Mapping[str, int | float], read: Sequence[Tensor], made: Sequence[Tensor]) -> str:
     elements = (read[0].shape or (1,))[-1]
-    return f"softmax over more than {_SOFTMAX_ELEMENTS} elements" if elements > _SOFTMAX_ELEMENTS else ""
+    return f"softmax over more than {_MOST_SOFTMAX_ELEMENTS} elements" if elements > _MOST_SOFTMAX_ELEMENTS else ""
 
 
-def _strided_slice(options: dict[str, int | float], read: list[Tensor], made: list[Tensor]) -> str:
+def _strided_slice(options: Mapping[str, int | float], read: Sequence[Tensor], made: Sequence[Tensor]) -> str:
     return "ellipsis or new axis" if options.get("ellipsis_mask") or options.get("new_axis_mask") else ""
 
 
-def _fully_connected(options: dict[str, int | float], read: list[Tensor], made: list[Tensor]) -> str:
+def _fully_connected(options: Mapping[str, int | float], read: Sequence[Tensor], made: Sequence[Tensor]) -> str:
     return (
         "weight format is not the default" if options.get("weights_format") else _constant_weights(options, read, made)
     )
 
 
-_LIMITS: dict[str, _Limit] = {
+_LIMITS: Mapping[str, Limit] = {
     "CONV_2D": _convolution,
     "DEPTHWISE_CONV_2D": _convolution,
     "TRANSPOSE_CONV": _constant_weights,

@@ -1,19 +1,20 @@
-"""The synthetic models of the published measurements, written as TFLite files without TensorFlow.
+"""Synthetic models as in the published measurements, written as TFLite files without TensorFlow.
 
-fc:    Dense inputs -> width, width -> width (layers - 2 times), width -> outputs; TANH after every hidden layer;
-       one scale per weight tensor.
-conv:  `layers` 3x3 'same' convolutions of `width` filters with ReLU on a square picture; one scale per channel.
+fc:    dense layers: inputs -> width, then width -> width (layers - 2 times), then width -> outputs. TANH follows every
+       layer but the last. Each weight tensor has one scale.
+conv:  `layers` 3x3 convolutions with 'same' padding, `width` filters and ReLU, on a square picture. Each filter has its
+       own scale.
 
-Both take float32 (op 0 quantises it) and have biases of zero, as freshly initialised Keras models do, which is what
-the compiler's memory report counts. Weights are pseudo-random and the same everywhere; scales are chosen so that
-activations keep their spread at every depth. Source of the architectures: arXiv 2503.01025.
+Both take float32, which op 0 quantises, and have biases of zero, like freshly initialised Keras models: these are the
+models that were measured. Weights are pseudo-random and the same on every machine. Scales are chosen so that the
+variance of activations stays the same at every depth. Source of the architectures: arXiv 2503.01025.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,23 +23,28 @@ from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import IDENTIFIER
 from balancer.tflite.schema import schema
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 OUTPUT_TYPES = ("float32", "int8")
 MOST_WEIGHT_BYTES = 1 << 30
+# *_SQUARE is the mean square of a value; *_SCALE is the width of one quantisation step.
 _WEIGHT_VARIANCE = 127**2 / 3  # of integers uniform in -127 to 127
-_INPUT_SCALE = 2 / 255  # the float input in -1 to 1
-_INPUT_SQUARE = 1 / 3
-_DENSE_SCALE = 8 / 255  # pre-activations of unit variance, clipped at four deviations
-_TANH_SCALE = 1 / 128  # fixed by TFLite's kernel
-_TANH_SQUARE = 0.394  # of the tanh of a standard normal
-_RELU_SCALE = 4 / 255
-_RELU_SQUARE = 0.5
+_INPUT_SCALE = 2 / 255  # inputs from -1 to 1
+_INPUT_SQUARE = 1 / 3  # of inputs uniform in that range
+_DENSE_SCALE = 8 / 255  # values of unit variance, clipped at four standard deviations
+_TANH_SCALE = 1 / 128  # TFLite's kernel takes no other
+_TANH_SQUARE = 0.394  # of the tanh of a standard normal variable
+_RELU_SCALE = 4 / 255  # values of unit variance without the negative ones, clipped likewise
+_RELU_SQUARE = 0.5  # of the positive half of a standard normal variable
 _RELU = 1
 
 
 def fc(width: int, *, layers: int = 5, inputs: int = 64, outputs: int = 10, output_type: str = "float32") -> bytes:
-    """The dense family. layers: weight layers, at least 2. output_type: of the model; "int8" leaves the DEQUANTIZE out.
+    """A model of the dense family.
 
-    Raises ValueError for sizes that make no model, or one of more than 1 GiB.
+    width, inputs, outputs: sizes of layers. layers: how many, at least 2. output_type: "float32", or "int8" to leave out
+    the final DEQUANTIZE. Raises ValueError for impossible sizes, and for a model of more than 1 GiB.
     """
     check_fc(width, layers=layers, inputs=inputs, outputs=outputs)
     if output_type not in OUTPUT_TYPES:
@@ -57,9 +63,10 @@ def fc(width: int, *, layers: int = 5, inputs: int = 64, outputs: int = 10, outp
 
 
 def conv(width: int, *, layers: int = 5, size: int = 64, channels: int = 3) -> bytes:
-    """The convolution family on size x size x channels. layers: convolutions, at least 1.
+    """A model of the convolution family, on pictures of size x size x channels.
 
-    Raises ValueError for sizes that make no model, or one of more than 1 GiB.
+    width: filters of each layer. layers: how many, at least 1. Raises ValueError for impossible sizes, and for a model
+    of more than 1 GiB.
     """
     check_conv(width, layers=layers, size=size, channels=channels)
     writer = _Writer(f"conv {width} {layers} {size} {channels}")
@@ -70,7 +77,7 @@ def conv(width: int, *, layers: int = 5, size: int = 64, channels: int = 3) -> b
 
 
 def check_fc(width: int, *, layers: int, inputs: int, outputs: int = 10) -> None:
-    """Raises ValueError as `fc` does."""
+    """Raises ValueError for sizes that `fc` does not take."""
     _check(width=width, layers=layers, inputs=inputs, outputs=outputs)
     if layers < 2:
         raise ValueError("fc needs 2 or more layers")
@@ -78,7 +85,7 @@ def check_fc(width: int, *, layers: int, inputs: int, outputs: int = 10) -> None
 
 
 def check_conv(width: int, *, layers: int, size: int, channels: int) -> None:
-    """Raises ValueError as `conv` does."""
+    """Raises ValueError for sizes that `conv` does not take."""
     _check(width=width, layers=layers, size=size, channels=channels)
     _check_size(9 * width * (channels + (layers - 1) * width))
 
@@ -100,7 +107,10 @@ def _quantised(scales: list[float], zero: int) -> Table:
 
 
 class _Writer:
-    """Collects tensors, buffers and ops of one chain."""
+    """Collects tensors, buffers and ops of one chain of ops. Methods return the index of the tensor that they add.
+
+    square: mean square of the values that an op reads; its weights' scale is chosen by it.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -146,7 +156,7 @@ class _Writer:
         return made
 
     def _weights(self, name: str, shape: tuple[int, ...], scales: list[float]) -> int:
-        # An extendable hash: the same bytes with every numpy, on every machine.
+        # A hash with output of any length: unlike numpy's generators it gives the same bytes in every version.
         data = hashlib.shake_128(f"{self.name} {name}".encode()).digest(math.prod(shape))
         values = np.maximum(np.frombuffer(data, np.int8), -127)
         return self._tensor(name, shape, "INT8", quantization=_quantised(scales, 0), buffer=self._buffer(values))
@@ -161,7 +171,7 @@ class _Writer:
     def _scale(self, t: int) -> float:
         return float(self.tensors[t]["quantization"]["scale"][0])
 
-    def _buffer(self, values: Any) -> int:
+    def _buffer(self, values: NDArray[Any]) -> int:
         self.buffers.append(Table("Buffer", {"data": values.view(np.uint8)}))
         return len(self.buffers) - 1
 

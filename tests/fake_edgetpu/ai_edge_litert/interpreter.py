@@ -6,36 +6,45 @@ library: false where it is missing. devices: those that there are. refusals: so 
 from the driver, with the interpreter's lock held.
 """
 
+from __future__ import annotations
+
 import ctypes
 import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import ai_edge_litert
 
-for _folder in ai_edge_litert.__path__[1:]:
-    _file = Path(_folder) / "interpreter.py"
-    if _file.is_file():
-        _spec = importlib.util.spec_from_file_location("ai_edge_litert._real_interpreter", _file)
-        _real = importlib.util.module_from_spec(_spec)
-        sys.modules[_spec.name] = _real
-        _spec.loader.exec_module(_real)
-        break
 
+def _real_interpreter() -> Any:
+    """The module of this name in the installed package, which this one stands in front of."""
+    file = next(f for folder in ai_edge_litert.__path__[1:] if (f := Path(folder) / "interpreter.py").is_file())
+    spec = importlib.util.spec_from_file_location("ai_edge_litert._real_interpreter", file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_real = _real_interpreter()
 OpResolverType = _real.OpResolverType
 
 
-def _truth():
-    return json.loads(Path(os.environ["FAKE_EDGETPU"]).read_text())
+def _truth() -> dict[str, Any]:
+    truth: dict[str, Any] = json.loads(Path(os.environ["FAKE_EDGETPU"]).read_text())
+    return truth
 
 
 class _Delegate:
     pass
 
 
-def load_delegate(library, options=None):
+def load_delegate(library: str, options: dict[str, str]) -> _Delegate:
     truth = _truth()
     if not truth.get("library", True):
         raise OSError(f"{library}: cannot open shared object file: No such file or directory")
@@ -53,8 +62,8 @@ def load_delegate(library, options=None):
     return _Delegate()
 
 
-class Interpreter(_real.Interpreter):
-    def __init__(self, *, experimental_delegates=None, **options):
+class Interpreter(_real.Interpreter):  # type: ignore[misc, name-defined]
+    def __init__(self, *, experimental_delegates: Any = None, **options: Any) -> None:
         self.on_tpu = bool(experimental_delegates)
         if self.on_tpu:
             options["experimental_op_resolver_type"] = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
@@ -63,7 +72,7 @@ class Interpreter(_real.Interpreter):
         super().__init__(**options)
         self.count = 0
 
-    def invoke(self):
+    def invoke(self) -> None:
         self.count += 1
         truth = _truth() if self.on_tpu else {}
         if truth.get("abort") == "invoke" and self.count % truth.get("every", 1) == 0:

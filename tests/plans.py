@@ -1,4 +1,4 @@
-"""A plan's partition with other numbers of TPUs."""
+"""Plans in their directories, as tests need them: cut from a synthetic model, or with other numbers of TPUs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,23 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import balancer
+from balancer.tflite import synth
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from balancer.plan import Plan
+
+WIDE = synth.fc(1800, layers=6)  # streams on one TPU and on two
+
+
+def three_stages(folder: Path, model: bytes) -> Plan:
+    """The plan of `folder/net.tflite` in three stages of one TPU each, saved in `folder/plan`."""
+    (folder / "net.tflite").write_bytes(model)
+    return balancer.save(
+        balancer.balance(folder / "net.tflite", 3, options=balancer.Options(stages=3)), folder / "plan"
+    )
 
 
 def with_replicas(plan: Plan, replicas: list[list[int]]) -> Plan:

@@ -1,6 +1,8 @@
-"""Ways to break a file: bytes as such, and each format by its own structure, so that what is broken is reached at all.
+"""Ways to break a file, and all that is done with a broken model.
 
-Each takes the file's bytes and dice, and gives other bytes.
+`mutate_bytes` changes a file of any format. The others know a format and keep the rest of the file intact (lengths,
+checksums, table offsets), so that a reader's later checks are reached, too. Each takes a file's bytes and a random
+generator, and returns changed bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
 
+from balancer.cost.batch import SegmentBatch
+from balancer.cost.hardware import load_hardware
+from balancer.cost.segment import SegmentCosts
+from balancer.ground.downsets import DownSets
 from balancer.tflite import flatbuffer
+from balancer.tflite.cut import Cutter
 from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import IDENTIFIER
 
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
     Mutate = Callable[[bytes, random.Random], bytes]
 
 _WORDS = [0, 1, 0x7F, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFE, 0x10000000, 0x00FFFFFF]
-_FRONT = 20_000  # the tables of small models lie before it, small next to the constants
+_FRONT = 20_000  # most changes fall before it: that is where the tables of small models lie
 _NUMBERS = ["0", "1", "-1", "2", "1e400", "-1e400", "NaN", "Infinity", "1e-320", "9007199254740993", "1" + "0" * 15,
             "9" * 19, "9" * 30, "9" * 5000, "0.5", "1e308", "4294967296"]  # fmt: skip
 _JSON = [*_NUMBERS, "null", "true", "[]", "{}", '""', '"x"', '"../x"', '"\\ud800"', '"a\\u0000b"', '"0-99999999"',
@@ -34,6 +41,18 @@ _JSON = [*_NUMBERS, "null", "true", "[]", "{}", '""', '"x"', '"../x"', '"\\ud800
 _FIELDS = [*_NUMBERS, "", " ", "nan", "inf", "-inf", "x", '"', "a\nb", "a,b", "\0", "²", "٣", "1_0", "0x10", "1-2-3", "3--1",
            "-", "64x64x3", "65536x65536x1", "x" * 200_000]  # fmt: skip
 _NUMBER = re.compile(rb"\d+(?:\.\d+)?")
+
+
+def use_model(data: bytes) -> None:
+    """Do all that balancer does with a model without running it. Raises what its readers raise."""
+    cutter = Cutter(data)
+    graph = cutter.graph
+    costs = SegmentCosts(graph, load_hardware("pcie"))
+    half = (1 << (len(graph.ops) + 1) // 2) - 1
+    SegmentBatch(costs, DownSets.of([0, half, graph.all_ops], len(graph.ops)))([0, 0, 1], [1, 2, 2])
+    for ops in (half, graph.all_ops & ~half):
+        if ops & ~graph.folded:
+            cutter.cut(ops)
 
 
 def mutate_bytes(data: bytes, dice: random.Random) -> bytes:
@@ -87,7 +106,7 @@ def mutate_json(data: bytes, dice: random.Random) -> bytes:
 
 
 def _places(value: Any) -> Any:
-    """Each value of a document, as its parent and its key there."""
+    """Each value of a document, as its parent and its key in the parent."""
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
         yield value, key
@@ -135,14 +154,14 @@ def mutate_lines(data: bytes, dice: random.Random) -> bytes:
 
 
 def mutate_npy(data: bytes, dice: random.Random) -> bytes:
-    """Numbers and words of the header replaced, its length kept true."""
+    """Numbers and words of the header replaced; the header's length stays right."""
     end = data.find(b"\n") + 1
     if not data.startswith(b"\x93NUMPY") or not end:
         return mutate_bytes(data, dice)
     header = data[10:end].decode("latin-1")
     kind = dice.randrange(3)
     if kind == 0:
-        header = re.sub(r"\d+", lambda found: dice.choice([found.group(), *_NUMBERS]), header)
+        header = re.sub(r"\d+", lambda number: dice.choice([number.group(), *_NUMBERS]), header)
     elif kind == 1:
         header = header.replace(*dice.choice([("False", "True"), ("'", '"'), ("(", "(" * 500), ("|i1", "|O"), ("|i1", ">f4"),
                                               ("}", ""), (",", "\0"), ("shape", "shape\\"), ("|i1", "V10")]))  # fmt: skip
@@ -153,7 +172,7 @@ def mutate_npy(data: bytes, dice: random.Random) -> bytes:
 
 
 def mutate_npz(data: bytes, dice: random.Random) -> bytes:
-    """A member mutated and packed again, so that its checksum holds; or one as large as a bomb."""
+    """A member mutated and packed again, so that its checksum is right; rarely, a decompression bomb."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = dice.choice(list(members))
@@ -171,12 +190,12 @@ def mutate_npz(data: bytes, dice: random.Random) -> bytes:
 
 
 def _bomb(member: bytes) -> bytes:
-    """A header that claims far more than follows, and megabytes of zeros."""
+    """A header that claims far more data than follows, and megabytes of zeros."""
     return re.sub(rb"\(\d+,", b"(99999999,", member[:200]) + bytes(8 << 20)
 
 
 def mutate_png(data: bytes, dice: random.Random) -> bytes:
-    """Chunks changed, exchanged or added, with checksums that hold; other pictures as bytes."""
+    """Chunks changed, exchanged or added, with right checksums. Pictures other than PNG are changed as bytes."""
     if not data.startswith(b"\x89PNG"):
         return mutate_bytes(data, dice)
     chunks, at = [], 8
@@ -202,7 +221,7 @@ def mutate_png(data: bytes, dice: random.Random) -> bytes:
 
 
 def mutate_tables(data: bytes, dice: random.Random) -> bytes:
-    """Fields of a model's tables changed, taken out or exchanged, in a file that is whole."""
+    """Fields of a model's tables changed, taken out or exchanged, in a file that is well-formed otherwise."""
     root = copy.deepcopy(flatbuffer.decode(data, root="Model", where="seed"))
     for _ in range(dice.choice([1, 1, 2, 4])):
         table, name = dice.choice([(t, f) for t in _tables(root, set()) for f in t.fields])
@@ -225,6 +244,7 @@ def mutate_tables(data: bytes, dice: random.Random) -> bytes:
 
 
 def _tables(table: Table, seen: set[int]) -> Any:
+    """The table and all tables below it. seen: ids of tables that came before; filled in."""
     if id(table) in seen:
         return
     seen.add(id(table))
