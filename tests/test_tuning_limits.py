@@ -181,10 +181,10 @@ def test_a_latency_that_must_be_kept_is_kept() -> None:
 @pytest.mark.parametrize(
     ("asked", "what"),
     [
-        (Options(pipelines=2), "held to at most 1"),
-        (Options(replicas=2), "held to at most 1"),
+        (Options(pipelines=2), "solved for at most 1"),
+        (Options(replicas=2), "solved for at most 1"),
         (Options(stages=2), "2 stages"),
-        (Options(constraints=Constraints(max_boundary_tensors=1)), "held to others"),
+        (Options(constraints=Constraints(max_boundary_tensors=1)), "solved with others"),
     ],
 )
 def test_dropping_or_changing_a_limit_is_refused(asked: Options, what: str) -> None:
