@@ -1,4 +1,4 @@
-"""What a second look found: outputs that cannot be written, files that never end, Ctrl-C after solving, misuse of the API."""
+"""Outputs that cannot be written, files that never end, Ctrl-C after solving, misuse of the API."""
 
 from __future__ import annotations
 
