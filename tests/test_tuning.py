@@ -58,7 +58,7 @@ def test_measured_stages_come_out_as_measured(data: st.DataObject, model: Path) 
         seen.append(Observed((1 << b) - (1 << a), terms.stage_ns, terms.capacity_bytes))
     learnt = fitted(setting, seen).costs
     for each in seen:
-        own = learnt.terms(each.ops, each.room)
+        own = learnt.terms(each.ops, each.capacity_bytes)
         share = own.compute_ns / max(1, own.stage_ns)
         if share > 0.2:  # where hardly anything of a stage is computing, the rest cannot be put on its ops
             assert abs(own.stage_ns - each.stage_ns) <= 0.02 * each.stage_ns

@@ -46,13 +46,13 @@ _MOST_REST = 4.0  # a larger factor for one stage is a fault of the measurement 
 class Observed:
     """A measured stage.
 
-    ops: of its segment. stage_ns: how long it was busy for one input. room: the capacity for parameters, in bytes, that
+    ops: of its segment. stage_ns: how long it was busy for one input. capacity_bytes: for parameters, as
     the compiler reported; None where it reported nothing.
     """
 
     ops: OpSet
     stage_ns: int
-    room: int | None = None
+    capacity_bytes: int | None = None
 
 
 def fitted(setting: Setting, observed: Sequence[Observed]) -> Setting:
@@ -105,7 +105,7 @@ class _Fit:
 
     def _predicted(self, theta: Any) -> Any:
         costs = self._with(theta).costs
-        return np.log([max(1, costs.terms(each.ops, each.room).stage_ns) for each in self.observed])
+        return np.log([max(1, costs.terms(each.ops, each.capacity_bytes).stage_ns) for each in self.observed])
 
     def _with(self, theta: Any, rest: Mapping[int, float] | None = None) -> Setting:
         """The setting with these factors. theta: their logarithms. rest: op -> one more factor."""
@@ -135,7 +135,7 @@ class _Fit:
         costs = self._with(theta).costs
         rest: dict[int, float] = {}
         for each in self.observed:
-            terms = costs.terms(each.ops, each.room)
+            terms = costs.terms(each.ops, each.capacity_bytes)
             # Only the time of computing is scaled. Transfers and overhead keep the shared factors: a remainder there
             # would move to other cuts, where other tensors cross.
             own = terms.compute_ns + terms.cpu_ns

@@ -130,7 +130,7 @@ def _check(plan: Plan, where: str) -> None:
         raise PlanError(f"a model of {plan.model.ops} ops is impossible", where, "solve again")
     if plan.solver.ended not in ("complete", *_CUT_SHORT):
         raise PlanError(
-            f"its search ended '{plan.solver.ended}'", where, f"make it one of complete, {', '.join(_CUT_SHORT)}"
+            f"solver.ended is '{plan.solver.ended}'", where, f"make it one of complete, {', '.join(_CUT_SHORT)}"
         )
     if plan.state not in (None, *STATE_WORDS):
         raise PlanError(f"state '{plan.state}' is not one of {', '.join(STATE_WORDS)}", where, "solve again")
@@ -150,7 +150,7 @@ def _check(plan: Plan, where: str) -> None:
             raise PlanError(f"'{reported.log}' is not the log of {segment.name}", where, "compile the plan again")
     tpus = [t for p in plan.pipelines for stage in p.stages for t in stage.tpus]
     if len(set(tpus)) < len(tpus) or any(not 0 <= t < plan.n_tpus for t in tpus):
-        raise PlanError(f"a TPU is used twice, or is not among the {plan.n_tpus}", where, "solve again")
+        raise PlanError(f"a TPU is used twice, or its number is above {plan.n_tpus - 1}", where, "solve again")
     if set(names) != {stage.segment for p in plan.pipelines for stage in p.stages}:
         raise PlanError(
             "a pipeline names a segment that does not exist, or a segment stands in no pipeline", where, "solve again"

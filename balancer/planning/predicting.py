@@ -44,7 +44,7 @@ def predict(
             )
     plan = partition_plan(setting, partition)
     if plan is None:
-        raise PlanError("cannot be costed", "the partition", "move its cuts")
+        raise PlanError("has a segment whose cost cannot be predicted", "the partition", "move its cuts")
     return plan
 
 
@@ -82,7 +82,7 @@ def _checked(graph: Graph, segments: Sequence[Iterable[int]]) -> list[list[int]]
             if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(graph.ops):
                 raise PlanError(f"op {i!r} does not exist", f"segment {k}", _REMEDY)
             if seen >> i & 1:
-                raise PlanError(f"op {i} stands in the segments twice", f"segment {k}", _REMEDY)
+                raise PlanError(f"op {i} is listed twice", f"segment {k}", _REMEDY)
             seen |= 1 << i
         for i in ops:
             late = graph.before[i] & ~seen
