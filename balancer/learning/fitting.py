@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from balancer.ground.opsets import OpSet, members
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from balancer.ground.arrays import FloatArray
     from balancer.planning.setting import Setting
 
 LABEL = "measured stages"
@@ -66,10 +67,10 @@ class _Fit:
         return sorted({graph.ops[i].type for i in seen if costs.op_terms[i].compute_ns or costs.unmapped >> i & 1})
 
     @cached_property
-    def widths(self) -> Any:
+    def widths(self) -> FloatArray:
         return np.array([_LINK_WIDTH] * len(_LINKS) + [_OPS_WIDTH] * len(self.types))
 
-    def solve(self) -> Any:
+    def solve(self) -> FloatArray:
         """The logarithms of the factors: links, then types."""
         target = np.log([each.stage_ns for each in self.observed])
         theta = np.zeros(len(self.widths))
@@ -85,11 +86,11 @@ class _Fit:
                 break
         return theta
 
-    def _predicted(self, theta: Any) -> Any:
+    def _predicted(self, theta: FloatArray) -> FloatArray:
         costs = self._with(theta).costs
         return np.log([max(1, costs.terms(each.ops, each.room).stage_ns) for each in self.observed])
 
-    def _with(self, theta: Any, rest: Mapping[int, float] | None = None) -> Setting:
+    def _with(self, theta: FloatArray, rest: Mapping[int, float] | None = None) -> Setting:
         """The setting with these factors, and a rest for single ops."""
         factors = np.exp(theta).tolist()
         hardware = self.setting.costs.hardware
@@ -112,7 +113,7 @@ class _Fit:
         profile = replace(old, ops=ops, constants={**old.constants, **{name: constants[name] for name in links}})
         return replace(self.setting, profile=profile)
 
-    def with_rest(self, theta: Any) -> Setting:
+    def with_rest(self, theta: FloatArray) -> Setting:
         """With what the factors leave of each stage put on its ops; of two stages with an op, the later one counts."""
         costs = self._with(theta).costs
         rest: dict[int, float] = {}

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from balancer.ground.opsets import OpSet, op_text
 from balancer.plan.document import OP_RANGES, UNSAVED, to_json
 from balancer.plan.remembered import HeldTo, KnownCosts  # noqa: TC001 - `document` reads the types when it runs
+
+if TYPE_CHECKING:
+    from balancer.ground.terms import SegmentTerms
 
 FORMAT, VERSION = "balancer-plan", 1
 
@@ -58,24 +61,6 @@ class SegmentInput(BoundaryTensor):
     """source ("from" in the file): the segment that produces the tensor, null for a model input."""
 
     source: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentPrediction:
-    """What the cost model says of a segment; stage_ns is the sum of the other times."""
-
-    parameter_bytes: int
-    cached_bytes: int
-    streamed_bytes: int
-    overflow_bytes: int
-    capacity_bytes: int
-    compute_ns: int
-    streaming_ns: int
-    input_ns: int
-    output_ns: int
-    overhead_ns: int
-    cpu_ns: int
-    stage_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +119,7 @@ class Segment:
     sha256: str | None
     inputs: tuple[SegmentInput, ...]
     outputs: tuple[BoundaryTensor, ...]
-    predicted: SegmentPrediction
+    predicted: SegmentTerms
     reported: SegmentReport | None = None
     measured: SegmentMeasurement | None = None
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from balancer.errors import BalancerError, InfeasibleError
 from balancer.ground.opsets import interval_set
 from balancer.plan import KEPT, ComparisonRow
-from balancer.planning.assembling import DECIMALS
 from balancer.planning.options import Options
+from balancer.planning.prediction import DECIMALS
 from balancer.planning.reported import reported_problem
 from balancer.solve import PipelineSpec, Problem, SolverOptions, StageSpec, evaluate, solve, steady_rate
 from balancer.solve.baselines import equal_op_counts, parameter_count
