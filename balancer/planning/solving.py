@@ -16,16 +16,19 @@ def solve_setting(setting: Setting, n_tpus: int, options: SolverOptions, overflo
     """The best plan under the setting's costs. overflow: of `setting.OVERFLOW`. Raises InfeasibleError."""
     problem = setting.problem(n_tpus, overflow=overflow)
     if setting.state != KEPT:
-        return _checked(problem, options)
+        return solve_checked(problem, options)
     # The whole plan is restricted: a stage that holds state needs all items, in their order; see `plan.state`.
     held = replace(options, max_pipelines=1, max_replicas=1)
-    solution = _checked(problem, held)
+    solution = solve_checked(problem, held)
     claims = solution.bound_ns is not None
     return replace(solution, over=f"{solution.over}, as kept state needs") if claims else solution
 
 
-def _checked(problem: Problem, options: SolverOptions) -> Solution:
-    """The solution, judged by code that shares nothing with the solvers. Raises InvalidSolutionError as well."""
+def solve_checked(problem: Problem, options: SolverOptions) -> Solution:
+    """`solve`, with the solution judged by code that shares nothing with the solvers.
+
+    Raises InvalidSolutionError where it is wrong, and what `solve` raises.
+    """
     solution = solve(problem, options)
     check(problem, solution, options)
     return solution
