@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from balancer.ground.opsets import OpSet, op_text
+from balancer.ground.terms import SegmentTerms  # noqa: TC001 - `document` reads the types when it runs
 from balancer.plan.document import OP_RANGES, UNSAVED, to_json
 from balancer.plan.remembered import HeldTo, KnownCosts  # noqa: TC001 - `document` reads the types when it runs
-
-if TYPE_CHECKING:
-    from balancer.ground.terms import SegmentTerms
 
 FORMAT, VERSION = "balancer-plan", 1
 

@@ -20,15 +20,18 @@ def solve_setting(setting: Setting, n_tpus: int, options: Options, overflow: str
     """
     problem = setting.problem(n_tpus, overflow=overflow or options.overflow_now)
     if setting.state != KEPT:
-        return _checked(problem, options.for_solver)
+        return solve_checked(problem, options.for_solver)
     # The whole plan is restricted: a stage that holds state needs all items, in their order; see `plan.state`.
-    solution = _checked(problem, replace(options.for_solver, max_pipelines=1, max_replicas=1))
+    solution = solve_checked(problem, replace(options.for_solver, max_pipelines=1, max_replicas=1))
     claims = solution.bound_ns is not None
     return replace(solution, over=f"{solution.over}, as kept state needs") if claims else solution
 
 
-def _checked(problem: Problem, options: SolverOptions) -> Solution:
-    """The solution, judged by code that shares nothing with the solvers. Raises InvalidSolutionError as well."""
+def solve_checked(problem: Problem, options: SolverOptions) -> Solution:
+    """`solve`, with the solution judged by code that shares nothing with the solvers.
+
+    Raises InvalidSolutionError where it is wrong, and what `solve` raises.
+    """
     solution = solve(problem, options)
     check(problem, solution, options)
     return solution
