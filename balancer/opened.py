@@ -1,7 +1,7 @@
-"""A plan, opened: with its model decoded once, and the hardware and profile that it was costed with.
+"""An opened plan: the plan, its model decoded once, and the hardware and profile that it was predicted with.
 
-Saving, verifying, compiling, tuning and running take this one record. What it holds was checked when it was opened: the
-model is the one that the plan was made for, and has as many ops.
+Saving, verifying, compiling, tuning and running all take this record, so that none of them decodes the model again.
+Opening checks that the model is the one that the plan was made for.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ AnyPlan = Plan | str | Path
 
 @dataclass(frozen=True, eq=False)
 class OpenedPlan:
-    """A plan with its model. What costs need (`hardware`, `profile`) is worked out when it is asked for: running a plan
-    does without.
+    """A plan with its model, as `open_plan` returns it.
+
+    `hardware` and `profile` are made when they are first used: running a plan does not need them.
     """
 
     plan: Plan
@@ -45,12 +46,12 @@ class OpenedPlan:
 
     @cached_property
     def boundary_names(self) -> Mapping[int, str]:
-        """Tensor -> its name in the segments' files."""
+        """Index of a boundary tensor -> its name in the segments' files."""
         return boundary_names(self.graph, [segment.ops for segment in self.plan.segments])
 
     @cached_property
     def hardware(self) -> Hardware:
-        """What the plan was predicted for. Raises PlanError where a constant is missing."""
+        """The hardware that the plan was predicted for. Raises PlanError if the plan lacks one of its constants."""
         constants = self.plan.hardware.constants
         missing = sorted(set(CONSTANTS) - set(constants))
         if missing:
@@ -59,29 +60,33 @@ class OpenedPlan:
 
     @cached_property
     def profile(self) -> Profile | None:
-        """What replaced predicted costs, None for nothing."""
+        """The costs that replaced predicted ones when the plan was made; None if there were none."""
         return None if self.plan.costs is None else _profile(self.plan.costs)
 
     @property
     def is_saved(self) -> bool:
-        """Whether the segments have files in a directory."""
+        """Whether all segments have files in the plan's directory."""
         return self.plan.directory is not None and all(segment.file for segment in self.plan.segments)
 
     def segment_file(self, segment: Segment) -> bytes:
-        """The segment's .tflite file: from the plan's directory, checked against its hash, or cut out of the model.
+        """Contents of the segment's .tflite file. A saved plan's file is read and checked against its hash; otherwise the
+        segment is cut out of the model.
 
-        Raises PlanError where it is gone or is another file.
+        Raises PlanError if the file is missing or has another hash.
         """
         if self.is_saved:
             return file_bytes(self.plan, segment.file or "", segment.sha256)
         return self.cut(segment)
 
     def cut(self, segment: Segment) -> bytes:
-        """The segment's .tflite file, cut out of the model."""
+        """Contents of the segment's .tflite file, cut out of the model."""
         return self.model.cutter.cut(segment.ops, self.boundary_names)
 
     def compiled_file(self, segment: Segment) -> bytes:
-        """What the vendor's compiler made of the segment. Raises PlanError where it was not compiled, or the file is gone."""
+        """Contents of the file that the vendor's compiler made of the segment.
+
+        Raises PlanError if the segment was not compiled, or if the file is missing or has another hash.
+        """
         made = self.plan.made.get(segment.compiled_name)
         if made is not None:
             return made
@@ -94,10 +99,12 @@ class OpenedPlan:
 
 
 def open_plan(plan: AnyPlan | OpenedPlan) -> OpenedPlan:
-    """A plan with its model. plan: a plan, its file, or its directory; one that is open is returned as it is.
+    """Open a plan: find its model, check it, and decode it.
 
-    Raises PlanError where the plan cannot be read, or where its model is gone, is another one, or has another number of
-    ops; ModelError where the model cannot be taken.
+    plan: a plan, its file, or its directory. An opened plan is returned unchanged.
+
+    Raises PlanError if the plan cannot be read, or if its model is missing, has another hash, or has another number of
+    ops; ModelError if the model is not one that balancer supports.
     """
     if isinstance(plan, OpenedPlan):
         return plan
@@ -108,7 +115,7 @@ def open_plan(plan: AnyPlan | OpenedPlan) -> OpenedPlan:
 
 
 def _model_of(plan: Plan) -> OpenedModel:
-    """The plan's model. Its hash is checked before it is decoded: another file is no broken model."""
+    """The plan's model. The hash is checked before decoding: a wrong file is to be reported as wrong, not as broken."""
     origin = plan.origin
     if origin is None:
         raise PlanError("does not say where its model is", "plan", "solve again")
@@ -126,7 +133,7 @@ def _model_of(plan: Plan) -> OpenedModel:
 
 
 def known_costs(profile: Profile | None) -> KnownCosts | None:
-    """A profile as plans hold it."""
+    """A profile in the form in which plans hold it."""
     if profile is None:
         return None
     most = profile.capacity_max_bytes
@@ -139,7 +146,7 @@ def known_costs(profile: Profile | None) -> KnownCosts | None:
 
 
 def _profile(costs: KnownCosts) -> Profile:
-    """The other way round."""
+    """A plan's costs as a profile; the inverse of `known_costs`. Constants that this version does not know are dropped."""
     return Profile(
         costs.label,
         {o.op: OpCosts(o.ns, o.parameter_bytes, o.scratch_bytes, o.mapped) for o in costs.ops},

@@ -50,7 +50,7 @@ def test_cuts_are_the_first_ops_of_segments() -> None:
         ([[0, 1, 2], [2]], "op 2 stands in the segments twice"),
         ([[0, 1, 7]], "op 7 does not exist"),
         ([[1, 2], [0]], "op 1 reads from op 0 of a later segment"),
-        ([[0, 1, 2], []], "cannot|computes or gives nothing"),
+        ([[0, 1, 2], []], "cannot|computes nothing"),
     ],
 )
 def test_segments_that_are_no_partition_are_refused(segments: list[list[int]], what: str) -> None:
@@ -65,7 +65,7 @@ def test_segments_may_interleave_branches() -> None:
 
 
 def test_state_is_never_torn_apart() -> None:
-    with pytest.raises(PlanError, match="tears state apart"):
+    with pytest.raises(PlanError, match="separates ops that share state"):
         balancer.predict(handmade.shared_state(), [[0, 1], [2, 3]])
     plan = balancer.balance(handmade.shared_state(), 2, options=balancer.Options(stages=2))
     assert [s.ops for s in plan.segments] == [0b1, 0b1110]

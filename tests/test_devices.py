@@ -162,6 +162,6 @@ def test_the_command_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> 
     if list_devices():  # a machine with Edge TPUs says more
         return
     assert main(["devices"]) == 0
-    assert "no Edge TPU is seen here" in capsys.readouterr().out
+    assert "no Edge TPU was found" in capsys.readouterr().out
     assert main(["devices", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"devices": []}

@@ -185,12 +185,12 @@ def test_a_cache_whose_hashes_are_nested_without_end_counts_as_none(tmp_path: Pa
     [
         ("{plan}", "line 2: has 1 fields"),
         ("{plan},{stage}", "line 2: has 2 fields"),
-        ("{plan},{stage},nan", "line 2: 'nan' is no time"),
-        ("{plan},{stage},inf", "line 2: 'inf' is no time"),
-        ("{plan},{stage},-1", "line 2: '-1' is no time"),
-        ("{plan},{stage},1e-9", "line 2: '1e-9' is no time"),
-        ("{plan},{stage},1e300", "line 2: '1e300' is no time"),
-        ("{plan},{stage},fast", "line 2: 'fast' is no time"),
+        ("{plan},{stage},nan", "line 2: 'nan' is not a time"),
+        ("{plan},{stage},inf", "line 2: 'inf' is not a time"),
+        ("{plan},{stage},-1", "line 2: '-1' is not a time"),
+        ("{plan},{stage},1e-9", "line 2: '1e-9' is not a time"),
+        ("{plan},{stage},1e300", "line 2: '1e300' is not a time"),
+        ("{plan},{stage},fast", "line 2: 'fast' is not a time"),
         ("{plan},nobody,1", "line 2: the plan has no segment 'nobody'"),
         ("absent.json,{stage},1", "cannot be read"),
     ],
@@ -240,15 +240,15 @@ def _forged(plan: balancer.Plan, place: tuple[Any, ...], value: Any) -> Path:
 @pytest.mark.parametrize(
     ("place", "value", "what"),
     [
-        (("hardware", "constants", "op_ns"), -1, "not what belongs here"),
+        (("hardware", "constants", "op_ns"), -1, "not a valid value here"),
         (("hardware", "constants", "op_ns"), 10**11, "constant 'op_ns' is"),
         (("n_tpus",), 10**15, "TPUs is impossible"),
         (("n_tpus",), 0, "TPUs is impossible"),
-        (("predicted", "latency_ns"), -5, "not what belongs here"),
-        (("predicted", "throughput_per_s"), 1e300, "not what belongs here"),
+        (("predicted", "latency_ns"), -5, "not a valid value here"),
+        (("predicted", "throughput_per_s"), 1e300, "not a valid value here"),
         (("model", "ops"), 10**6, "ops is impossible"),
         (("segments", 0, "name"), "../../evil", "not a bare file name"),
-        (("solver", "name"), "\ud800", "not what belongs here"),
+        (("solver", "name"), "\ud800", "not a valid value here"),
     ],
 )
 def test_a_plan_file_with_impossible_numbers_is_refused(
@@ -261,7 +261,7 @@ def test_a_plan_file_with_impossible_numbers_is_refused(
 def test_a_segment_that_no_pipeline_runs_is_refused(plan: balancer.Plan) -> None:
     document = json.loads(plan_text(plan))
     left_over = document["segments"][0] | {"name": "left_over", "ops": "0"}
-    with pytest.raises(PlanError, match="stands in none"):
+    with pytest.raises(PlanError, match="stands in no pipeline"):
         load_plan(_forged(plan, ("segments",), [*document["segments"], left_over]))
 
 
@@ -289,7 +289,7 @@ def test_a_plan_that_speaks_of_other_ops_than_its_model_has_is_refused(plan: bal
     path.write_text(json.dumps(document))
     forged = load_plan(path)
     for use in (setting_of, balancer.verify, lambda p: Pipeline(p, "sim")):
-        with pytest.raises(PlanError, match=f"speaks of {n + 1} ops"):
+        with pytest.raises(PlanError, match=f"is for {n + 1} ops"):
             use(forged)
 
 

@@ -144,7 +144,7 @@ def test_a_truncated_plan_file_is_refused(plan: balancer.Plan, tmp_path: Path) -
         (("version",), 2, "version 2 is unknown"),
         (("segments", 0, "file"), "../evil.tflite", "not a bare file name"),
         (("segments", 0, "file"), "a\0b.tflite", "not a bare file name"),
-        (("model", "file"), "\ud800.tflite", "is not what belongs here"),
+        (("model", "file"), "\ud800.tflite", "is not a valid value here"),
         (("model", "file"), "..", "not a bare file name"),
         (("predicted", "throughput_per_s"), 10**400, "too large a number"),
         (("pipelines", 0, "stages", 0, "tpus"), [99], "among the 4"),
@@ -152,7 +152,7 @@ def test_a_truncated_plan_file_is_refused(plan: balancer.Plan, tmp_path: Path) -
         (("pipelines", 0, "stages", 0, "replicas"), 2, "one TPU for each replica"),
         (("segments", 0, "ops"), "0-1", "each op once"),
         (("segments", 0, "ops"), "0-x", "neither an op index nor a range"),
-        (("pipelines", 0, "stages", 0, "segment"), "nobody", "names no segment"),
+        (("pipelines", 0, "stages", 0, "segment"), "nobody", "names a segment that does not exist"),
         (("model", "ops"), ..., "'ops' is missing"),
     ],
 )
@@ -248,7 +248,7 @@ def test_a_directory_in_the_way_is_named(plan: balancer.Plan, tmp_path: Path, na
 
 def test_a_file_in_place_of_the_directory_is_named(plan: balancer.Plan, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match="cannot be created"):
         balancer.save(plan, tmp_path / "file")
 
 

@@ -291,7 +291,7 @@ def test_one_run_at_a_time_writes_into_a_folder(plan: Path, tmp_path: Path, caps
     with result_folder(out):
         for more in ([], ["--force"]):
             assert main([*command, *more]) == 1
-            assert "gets the results of another run; wait for its end" in capsys.readouterr().err
+            assert "another run writes its results there; wait for its end" in capsys.readouterr().err
         assert not list(out.glob("*.npz"))
     assert main(command) == 0
     assert sorted(p.name for p in out.iterdir()) == ["x_000000.npz", "x_000001.npz"]

@@ -156,7 +156,7 @@ def test_a_plan_of_before_is_tuned_and_said_to_remember_nothing(
     plan = load_plan(path)
     assert (plan.costs, plan.held_to) == (None, None)
     assert tune(plan, TrueCosts(perturbed(setting_of(plan), 1))).rounds
-    assert "does not say what it was held to" in caplog.text
+    assert "does not say which limits it was solved with" in caplog.text
 
 
 COSTS = {

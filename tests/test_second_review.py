@@ -44,7 +44,7 @@ def test_an_output_that_is_full_is_one_line(model: Path, more: list[str]) -> Non
         os.close(full)
     assert done.returncode == missing.returncode == 1
     assert done.stderr.splitlines() == [
-        "balancer: standard output: cannot be written (No space left on device); make room, or write elsewhere"
+        "balancer: standard output: cannot be written (No space left on device); free some disk space, or write elsewhere"
     ]
     assert missing.stderr.count("\n") == 1
     assert "nope.tflite" in missing.stderr

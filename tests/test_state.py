@@ -244,7 +244,7 @@ def test_a_plan_file_that_names_another_state_is_refused(tmp_path: Path) -> None
     path = (plan.directory or tmp_path) / plan.file_name
     assert balancer.load_plan(path).state == "kept"
     path.write_text(path.read_text().replace('"state": "kept"', '"state": "gone"'))
-    with pytest.raises(PlanError, match="state 'gone' is none of reset, kept; solve again"):
+    with pytest.raises(PlanError, match="state 'gone' is not one of reset, kept; solve again"):
         balancer.load_plan(path)
 
 

@@ -210,7 +210,7 @@ def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert main([*arguments, "-o", str(tmp_path / "other")]) == 1
     captured = capsys.readouterr()
-    assert "is there already" in captured.err
+    assert "exists already" in captured.err
     assert "round 1" not in captured.out
 
 

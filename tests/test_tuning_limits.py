@@ -181,10 +181,10 @@ def test_a_latency_that_must_be_kept_is_kept() -> None:
 @pytest.mark.parametrize(
     ("asked", "what"),
     [
-        (Options(pipelines=2), "held to at most 1"),
-        (Options(replicas=2), "held to at most 1"),
+        (Options(pipelines=2), "solved for at most 1"),
+        (Options(replicas=2), "solved for at most 1"),
         (Options(stages=2), "2 stages"),
-        (Options(constraints=Constraints(max_boundary_tensors=1)), "held to others"),
+        (Options(constraints=Constraints(max_boundary_tensors=1)), "solved with others"),
     ],
 )
 def test_dropping_or_changing_a_limit_is_refused(asked: Options, what: str) -> None:
@@ -227,7 +227,7 @@ def test_the_command_refuses_to_drop_a_limit_in_one_line(tmp_path: Path, capsys:
     assert main(["tune", path, *SIM, "--pipelines", "3"]) == 1
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert "the plan was held to at most 1" in captured.err
+    assert "the plan was solved for at most 1" in captured.err
     assert "round" not in captured.out
     assert not (tmp_path / "plan_tuned").exists()
 

@@ -1,1 +1,4 @@
-"""The command line: arguments in, one library call, its result drawn. The only room that prints or exits."""
+"""The command line. Each verb parses its arguments, makes one library call and prints the result.
+
+Nothing outside this folder prints or exits.
+"""

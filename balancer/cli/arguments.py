@@ -1,4 +1,4 @@
-"""What the verbs share: a verb as a value, the arguments that several take, and JSON on stdout."""
+"""What the verbs share: the record `Verb`, arguments that several verbs take, and JSON on stdout."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ MOST_TPUS = 32
 
 @dataclass(frozen=True)
 class Verb:
+    """A verb of the command line.
+
+    help: its line in `balancer --help`. description: the first paragraph of its own --help. run: returns the exit code.
+    """
+
     name: str
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
@@ -26,17 +31,20 @@ class Verb:
 
 
 def print_json(document: Any) -> None:
+    """Print a document on stdout, in ASCII: any terminal can show it, and any name in a model can be printed."""
     print(json.dumps(document, indent=2, ensure_ascii=True))
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from lowest to highest."""
+
     def number(text: str) -> int:
         value = int(text)
         if not lowest <= value <= highest:
             raise argparse.ArgumentTypeError(f"must be from {lowest} to {highest}, not {value}")
         return value
 
-    number.__name__ = "number"
+    number.__name__ = "number"  # argparse prints it: "invalid number value"
     return number
 
 
@@ -49,36 +57,38 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
         "--hardware",
         default="pcie",
         metavar="P",
-        help=f"a preset ({', '.join(preset_names())}) or a hardware file; default pcie",
+        help=f"the hardware to predict for: a preset ({', '.join(preset_names())}) or a hardware file as `balancer "
+        "calibrate` writes it; usb is for USB accelerators on a Raspberry Pi 4, usb-desktop on a PC; default pcie",
     )
 
 
 def add_tpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-n", "--tpus", type=whole_number(1, MOST_TPUS), required=True, metavar="N", help="how many Edge TPUs"
+        "-n", "--tpus", type=whole_number(1, MOST_TPUS), required=True, metavar="N", help="how many Edge TPUs there are"
     )
 
 
 def add_keep_state(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-state", action="store_true",
-        help="variable tensors go on from input to input, instead of being reset before each: one pipeline, no replicas",
+        help="for models with state (LSTM, SVDF): keep the state from input to input instead of resetting it before each; "
+        "only with one pipeline and no replicas, as `solve --keep-state` makes them",
     )  # fmt: skip
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
 
 
 def add_interpreter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interpreter",
         choices=("ai-edge-litert", "tflite-runtime"),
-        help="where both are installed; default ai-edge-litert",
+        help="which TFLite interpreter to use if both are installed; default ai-edge-litert",
     )
 
 
 def choose_interpreter(arguments: argparse.Namespace) -> None:
-    """For this process and those that it starts."""
+    """Set the interpreter for this process and for the processes that it starts: these inherit the environment."""
     if arguments.interpreter:
         os.environ["BALANCER_INTERPRETER"] = arguments.interpreter

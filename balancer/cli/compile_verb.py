@@ -1,4 +1,4 @@
-"""The verb `compile`, and what it and `solve --compile` show of the compiler's reports."""
+"""The verb `compile`, and how it and `solve --compile` show the compiler's reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def compile_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def compile_segments(arguments: argparse.Namespace) -> int:
-    """Compile a plan's segments into its directory; exit code 1 unless all were compiled."""
+    """Compile a plan's segments into its directory. Exit code 1 unless all were compiled."""
     import balancer
     from balancer.cli import drawing
     from balancer.plan import load_plan
@@ -33,29 +33,30 @@ def compile_segments(arguments: argparse.Namespace) -> int:
     plan, chosen = load_plan(arguments.plan), compiler(arguments)
     quiet = arguments.quiet or arguments.json
     with drawing.progress_bar("compiling", len(plan.segments), quiet=quiet) as advance:
-        found = balancer.compile_plan(plan, chosen, progress=advance)
+        compilation = balancer.compile_plan(plan, chosen, progress=advance)
     if arguments.json:
-        print_json(_document(found))
+        print_json(_document(compilation))
     else:
-        say_compiled(found.plan)
-        _say_troubles(found)
-        done = len(found.plan.segments) - len(found.refused)
-        print(f"compiled: {done} of {len(found.plan.segments)} segments, in {found.plan.directory}")
-    return 1 if found.refused else 0
+        say_compiled(compilation.plan)
+        _say_troubles(compilation)
+        done = len(compilation.plan.segments) - len(compilation.refused)
+        print(f"compiled: {done} of {len(compilation.plan.segments)} segments, in {compilation.plan.directory}")
+    return 1 if compilation.refused else 0
 
 
-def _document(found: Compilation) -> dict[str, object]:
-    segments = found.plan.to_json()["segments"]
+def _document(compilation: Compilation) -> dict[str, object]:
+    """The JSON document of `compile`."""
+    segments = compilation.plan.to_json()["segments"]
     return {
-        "compiled": len(segments) - len(found.refused),
+        "compiled": len(segments) - len(compilation.refused),
         "segments": [{key: s[key] for key in ("name", "predicted", "reported")} for s in segments],
-        "refused": [{"segment": r.name, "reason": r.reason, "remedy": r.remedy} for r in found.refused],
-        "doubts": [{"segment": name, "doubt": doubt} for name, doubt in found.doubts],
+        "refused": [{"segment": r.name, "reason": r.reason, "remedy": r.remedy} for r in compilation.refused],
+        "doubts": [{"segment": name, "doubt": doubt} for name, doubt in compilation.doubts],
     }
 
 
 def say_compiled(plan: Plan) -> None:
-    """What was reported beside what was predicted, and the ops that stay on the CPU."""
+    """Print what was reported beside what was predicted, and the ops that the compiler left on the CPU."""
     from balancer.cli import drawing
 
     drawing.reported(plan)
@@ -64,21 +65,22 @@ def say_compiled(plan: Plan) -> None:
             print(f"on the CPU: op {op.op} {op.type} of {segment.name}: {op.reason}")
 
 
-def _say_troubles(found: Compilation) -> None:
-    for name, doubt in found.doubts:
+def _say_troubles(compilation: Compilation) -> None:
+    """Print contradictions in the reports, and the segments that were not compiled."""
+    for name, doubt in compilation.doubts:
         print(f"doubt: {name}: {doubt}")
-    for refused in found.refused:
+    for refused in compilation.refused:
         print(f"not compiled: {refused.name}: {refused.reason}; {refused.remedy}")
 
 
 def teller(arguments: argparse.Namespace) -> Callable[[RefineRound], None]:
-    """Prints each round of solving and compiling, where JSON does not have stdout to itself."""
+    """A function that prints each round of compiling and solving: on stderr with --json, which has stdout to itself."""
     from balancer.cli import drawing
 
     stream = sys.stderr if arguments.json else sys.stdout
 
-    def tell(found: RefineRound) -> None:
+    def tell(compile_round: RefineRound) -> None:
         if not arguments.quiet:
-            print(drawing.round_line(found), file=stream, flush=True)
+            print(drawing.round_line(compile_round), file=stream, flush=True)
 
     return tell

@@ -1,4 +1,4 @@
-"""The arguments that say which compiler, and what it is told."""
+"""The arguments for the vendor's compiler: which one to run, and its options."""
 
 from __future__ import annotations
 
@@ -15,41 +15,60 @@ _MOST_SECONDS = 24 * 3600
 
 
 def add_compile(parser: argparse.ArgumentParser, what: str) -> None:
-    """--compile, and the arguments of the compiler."""
+    """Add --compile, and the arguments of the compiler. what: the help of --compile."""
     parser.add_argument("--compile", action="store_true", help=what)
     add_compiler(parser)
 
 
 def add_compiler(parser: argparse.ArgumentParser) -> None:
-    """Arguments named as the compiler names them."""
-    group = parser.add_argument_group("the vendor's compiler")
-    group.add_argument("--edgetpu_compiler_binary", metavar="PATH", help="default: edgetpu_compiler on the PATH")
+    """Add the arguments of the compiler. Those with underscores have the compiler's own names."""
+    group = parser.add_argument_group("options for the vendor's compiler")
+    group.add_argument(
+        "--edgetpu_compiler_binary",
+        metavar="PATH",
+        help="the compiler's program; default: edgetpu_compiler on the PATH",
+    )
     group.add_argument(
         "--timeout_sec",
         type=whole_number(1, _MOST_SECONDS),
         default=180,
         metavar="S",
-        help="for one segment; default 180",
+        help="seconds that one segment may take; default 180",
     )
     group.add_argument(
-        "-j", "--jobs", type=whole_number(1, 256), metavar="J", help="segments at a time; default: one for each CPU"
+        "-j",
+        "--jobs",
+        type=whole_number(1, 256),
+        metavar="J",
+        help="compile J segments at a time; default: one for each CPU",
     )
     group.add_argument(
         "--search_delegate",
         action="store_true",
-        help="where a segment fails as a whole, let the TPU's part end earlier",
+        help="if a segment cannot be compiled as a whole, leave ops at its end on the CPU until the rest can be",
     )
     group.add_argument(
-        "--delegate_search_step", type=whole_number(1, 10_000), default=1, metavar="K", help="by K ops; default 1"
+        "--delegate_search_step",
+        type=whole_number(1, 10_000),
+        default=1,
+        metavar="K",
+        help="with --search_delegate: leave K more ops at each try; default 1",
     )
     group.add_argument(
-        "--min_runtime_version", type=whole_number(10, 1000), metavar="R", help="of the Edge TPU runtime that runs it"
+        "--min_runtime_version",
+        type=whole_number(10, 1000),
+        metavar="R",
+        help="compile for Edge TPU runtimes from version R on",
     )
-    group.add_argument("--cache", metavar="DIR", help="what was compiled before; default: in the user's cache folder")
+    group.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="where compiled segments are kept for later calls; default: in the user's cache folder",
+    )
 
 
 def compiler(arguments: argparse.Namespace) -> Compiler:
-    """The compiler that the arguments name. Raises CompilerError."""
+    """The compiler that the arguments name. Raises CompilerError if it is not there or does not say its version."""
     from balancer.compiler import CompilerOptions, find_compiler
 
     options = CompilerOptions(

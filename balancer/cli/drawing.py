@@ -1,4 +1,4 @@
-"""Tables and progress on a terminal. Every number says whether it was predicted, reported or measured."""
+"""Tables and progress on a terminal. Each table says whether its numbers are predicted, reported or measured."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ _FOLDED = {"ops", "mapped", "tensor"}
 
 
 class Listing:
-    """A table in 80 columns, whether piped or not. Cells are plain text: a model's names may hold anything."""
+    """A table in 80 columns, on a terminal or in a pipe.
+
+    Cells are plain text, never markup: the names in a model may hold any characters.
+    """
 
     def __init__(self, title: str, headings: tuple[str, ...]) -> None:
         self._table = Table(
@@ -56,14 +59,14 @@ class Listing:
 
 
 def size(count: int) -> str:
-    """Bytes in the compiler's style: 0 B, 98.50 KiB, 7.14 MiB."""
+    """Bytes as the compiler prints them: 0 B, 98.50 KiB, 7.14 MiB."""
     if count < _KIB:
         return f"{count} B"
     return f"{count / _KIB:.2f} KiB" if count < _MIB else f"{count / _MIB:.2f} MiB"
 
 
 def short_size(count: int) -> str:
-    """Bytes in three digits: 898 KiB, 6.43 MiB."""
+    """Bytes with three digits: 898 KiB, 6.43 MiB."""
     for unit, name in ((_MIB, "MiB"), (_KIB, "KiB")):
         if count >= unit - unit // 2000:
             value = count / unit
@@ -80,7 +83,7 @@ def milliseconds(ns: int) -> str:
 
 
 def stages(plan: Plan) -> None:
-    """A table for each different pipeline, and what the plan is worth."""
+    """Print a table for each different pipeline, and the plan's predicted performance."""
     p = plan.predicted
     print(
         f"{plan.stem}: {plan.model.ops} ops, {size(plan.model.parameter_bytes)} of parameters, "
@@ -125,14 +128,14 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
 
 
 def _host_limits(plan: Plan) -> bool:
-    """Whether it is the host that sets the rate, not a stage."""
+    """Whether the host sets the rate, not a stage."""
     host = plan.predicted.host_ns
     return host > 0 and plan.predicted.throughput_per_s >= 1e9 / host * (1 - 1e-6)
 
 
 def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
-    """The ways to use the TPUs, with their speed-ups. The compiler's rule is marked as the stand-in that it is, ways that
-    do not keep to what was asked as no alternatives.
+    """Print the ways to use the TPUs, with their speed-ups. The stand-in for the compiler is marked, and so are ways that
+    break the limits of the plan.
     """
     table = Listing(f"{tpus(n_tpus)}, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
     for row in rows:
@@ -142,12 +145,12 @@ def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
     if any(row.stand_in for row in rows):
         print("*   a stand-in: the compiler's parameter-count rule, not a run of the compiler")
     if any(row.breaks_limits for row in rows):
-        print("+   does not keep to the limits and constraints that were asked for")
+        print("+   breaks the limits or constraints that were asked for")
     print(*notes, sep="\n")
 
 
 def _mark(row: ComparisonRow) -> str:
-    """No wider than the widest name, so that the table fits."""
+    """The mark behind a row's name. Short: with a long mark, the table would not fit 80 columns."""
     if row.stand_in:
         return " *+" if row.breaks_limits else " *"
     return "+" if row.breaks_limits else ""
@@ -161,7 +164,7 @@ def _figures(row: ComparisonRow) -> list[str]:
 
 
 def reported(plan: Plan) -> None:
-    """What the compiler reported of each segment, each figure beside the predicted one."""
+    """Print what the compiler reported of each segment, each number beside the predicted one."""
     versions = sorted({s.reported.compiler_version for s in plan.segments if s.reported})
     table = Listing(
         f"reported by edgetpu_compiler {', '.join(versions)}, beside predicted" if versions else "nothing was compiled",
@@ -179,40 +182,40 @@ def reported(plan: Plan) -> None:
     table.print()
 
 
-def round_line(found: RefineRound) -> str:
-    """One round of solving and compiling."""
-    if found.refused:
-        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}" for r in found.refused)
-        return f"round {found.number}: {found.segments} segments; {found.predicted_per_s:.1f}/s predicted{lines}"
-    differing = len(found.contradicted)
-    verdict = f"{differing} of {found.segments} segments correct the costs" if differing else "nothing to correct"
+def round_line(done: RefineRound) -> str:
+    """One round of compiling and solving, as text."""
+    if done.refused:
+        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}" for r in done.refused)
+        return f"round {done.number}: {done.segments} segments; {done.predicted_per_s:.1f}/s predicted{lines}"
+    differing = len(done.contradicted)
+    verdict = f"{differing} of {done.segments} segments correct the costs" if differing else "nothing to correct"
     return (
-        f"round {found.number}: {found.segments} segments; streamed {short_size(found.predicted_streamed_bytes)} predicted, "
-        f"{short_size(found.reported_streamed_bytes)} reported;\n         {found.cpu_ops} ops on the CPU; "
-        f"{found.predicted_per_s:.1f}/s predicted, {found.reported_per_s:.1f}/s with the reported memory: {verdict}"
+        f"round {done.number}: {done.segments} segments; streamed {short_size(done.predicted_streamed_bytes)} predicted, "
+        f"{short_size(done.reported_streamed_bytes)} reported;\n         {done.cpu_ops} ops on the CPU; "
+        f"{done.predicted_per_s:.1f}/s predicted, {done.reported_per_s:.1f}/s with the reported memory: {verdict}"
     )
 
 
-def sizing(found: Sizing, asked: Sequence[str]) -> None:
-    """What ever more TPUs give, and how many are worth having. asked: the targets in words, if there are any."""
+def sizing(result: Sizing, asked: Sequence[str]) -> None:
+    """Print the rates on 1, 2, 3 ... TPUs, and how many TPUs are worth having. asked: the targets in words."""
     table = Listing("the fastest plans found, predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
-    for row in found.rows:
+    for row in result.rows:
         if row.throughput_per_s is None or row.latency_ns is None or row.overflow_bytes is None:
             table.row(str(row.n_tpus), "", "none found", "", "")
             continue
         rate, latency = f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns)
         table.row(str(row.n_tpus), str(row.tpus_used), rate, latency, size(row.overflow_bytes))
     table.print()
-    most = found.rows[-1].n_tpus
-    print(f"a plan without overflow exists: {_from(found.fits_at_n, most)}")
-    fits = found.fits_at_n or most + 1
-    streaming = op_ranges(row.n_tpus for row in found.rows if row.n_tpus >= fits and row.overflow_bytes)
+    most = result.rows[-1].n_tpus
+    print(f"a plan without overflow exists: {_from(result.fits_at_n, most)}")
+    fits = result.fits_at_n or most + 1
+    streaming = op_ranges(row.n_tpus for row in result.rows if row.n_tpus >= fits and row.overflow_bytes)
     if streaming:
         print(f"but the fastest one has some:   on {streaming} TPUs")
-    knee = f"from {tpus(found.knee_n)} on, up to {most}" if found.knee_n else _from(None, most)
+    knee = f"from {tpus(result.knee_n)} on, up to {most}" if result.knee_n else _from(None, most)
     print(f"another TPU adds less than 5 %: {knee}")
     if asked:
-        print(f"{' at '.join(asked)}: {_from(found.target_n, most)}")
+        print(f"{' at '.join(asked)}: {_from(result.target_n, most)}")
 
 
 def _from(n: int | None, most: int) -> str:
@@ -220,7 +223,7 @@ def _from(n: int | None, most: int) -> str:
 
 
 def remarks(plan: Plan) -> None:
-    """What is proved, what holds the plan back, and who cannot run it."""
+    """Print what is proved of the plan, what limits its rate, and whether pycoral can run it."""
     s = plan.solver
     if s.bound_ns is None:
         print(f"no proof: the cuts are those of {s.name}, which claims nothing")
@@ -228,7 +231,7 @@ def remarks(plan: Plan) -> None:
         print(f"proof: {_claim(plan, s.bound_ns)} over {s.over};")
         print(f"       by {s.name}, under the predicted costs{_CUT_SHORT[s.ended]}")
     if _host_limits(plan):
-        print(f"limit: the host, {milliseconds(plan.predicted.host_ns)} ms of its work for each inference")
+        print(f"limit: the host, which works {milliseconds(plan.predicted.host_ns)} ms for each inference")
     state(plan.state)
     held = [segment for segment in plan.segments if segment.predicted.cpu_ns]
     for segment in held:
@@ -240,14 +243,14 @@ def remarks(plan: Plan) -> None:
         print(f"not for pycoral's PipelinedModelRunner: {obstacle}")
 
 
-def state(found: str | None) -> None:
-    """What happens to variable tensors between inputs, of a model that has some."""
-    if found is not None:
-        print(STATE_WORDS[found])
+def state(kept: str | None) -> None:
+    """Print what happens to a model's state between inputs. kept: as in `Plan.state`; None prints nothing."""
+    if kept is not None:
+        print(STATE_WORDS[kept])
 
 
 def _claim(plan: Plan, bound_ns: int) -> str:
-    """How good the plan is, in the rate, or in latency where that was what counted."""
+    """What is proved, in words: of the rate, or of the latency if that was minimised."""
     s, latency = plan.solver, plan.predicted.latency_ns
     least = s.latency_bound_ns
     if least is not None:
@@ -259,12 +262,12 @@ def _claim(plan: Plan, bound_ns: int) -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    """Rounded up: what is nearly nothing is not nothing."""
+    """A share in percent, rounded up: a small gap must not print as 0."""
     return f"{-(-10_000 * part // max(1, whole)) / 100:.2f} %"
 
 
 def graph(graph: Graph) -> None:
-    """The model, op by op."""
+    """Print the model, op by op."""
     print(
         f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, {graph.macs / 1e6:.1f} million MACs"
     )
@@ -276,7 +279,7 @@ def graph(graph: Graph) -> None:
 
 
 def package(package: Package) -> None:
-    """What the compiler put into a file."""
+    """Print what a compiled file holds."""
     print(
         f"{package.name}: compiled; reported by its package: {size(package.cached_bytes)} of parameters cached, "
         f"{size(package.streamed_bytes)} streamed,\n{size(package.instruction_bytes)} of instructions, "
@@ -290,36 +293,35 @@ def package(package: Package) -> None:
     print(f"on the CPU: {', '.join(package.cpu_ops) or 'nothing'}")
 
 
-def report(found: Report) -> None:
-    """What the compiler printed, of each model."""
-    verdict = {True: "succeeded", False: "failed", None: "without a verdict"}[found.succeeded]
-    print(f"reported by edgetpu_compiler {found.version or '(no version line)'}: {verdict}")
-    for model in found.models:
+def report(printed: Report) -> None:
+    """Print what the compiler's report says of each model. printed: the report."""
+    verdict = {True: "succeeded", False: "failed", None: "without a verdict"}[printed.succeeded]
+    print(f"reported by edgetpu_compiler {printed.version or '(no version line)'}: {verdict}")
+    for model in printed.models:
         table = Listing(model.output_file or model.input_file or "", ("", "reported"))
         for name in ("cached_bytes", "remaining_bytes", "streamed_bytes", "subgraphs", "ops", "cpu_ops"):
             value = getattr(model, name)
-            text = "not said" if value is None else size(value) if name.endswith("bytes") else str(value)
+            text = "not reported" if value is None else size(value) if name.endswith("bytes") else str(value)
             table.row(name.removesuffix("_bytes").replace("_", " "), text)
         table.print()
         for row in model.statuses:
             print(f"{row.count:5} {row.type}: {row.status}")
-    for failure in found.failures:
+    for failure in printed.failures:
         print(f"failure: {failure.reason}; {failure.remedy}")
 
 
-def calibration(found: Calibration) -> None:
-    """The fitted constants with their errors."""
+def calibration(result: Calibration) -> None:
+    """Print the fitted constants with their errors."""
     table = Listing("fitted to measured times", ("constant", "before", "fitted", "error"))
-    for constant in found.constants:
+    for constant in result.constants:
         table.row(constant.name, str(constant.before), str(constant.value), f"{100 * constant.error:.1f} %")
     table.print()
-    print(
-        f"{found.rows} rows: mean absolute error {100 * found.error_before:.2f} % before, {100 * found.error_after:.2f} % after"
-    )
+    before, after = 100 * result.error_before, 100 * result.error_after
+    print(f"{result.rows} rows: mean absolute error {before:.2f} % before, {after:.2f} % after")
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:
-    """The model as JSON."""
+    """The JSON document of a model."""
     tensors = graph.tensors
     return {
         "name": graph.name,
@@ -350,7 +352,10 @@ def _tensor(graph: Graph, t: int) -> dict[str, Any]:
 
 @contextmanager
 def progress(what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A counter on stderr while something takes its time; silent where stderr is no terminal."""
+    """A counter on stderr during long work. It shows nothing if `quiet`, or if stderr is not a terminal.
+
+    what: the work, in words. Yields a function to call with the number done.
+    """
     if quiet or not sys.stderr.isatty():
         yield lambda done: None
         return
@@ -361,7 +366,7 @@ def progress(what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def progress_bar(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr; silent where stderr is no terminal."""
+    """A progress bar on stderr. It shows nothing if `quiet`, or if stderr is not a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda done: None
         return

@@ -1,4 +1,4 @@
-"""The verbs about hardware: calibrate."""
+"""The verb about hardware: calibrate."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="FILE",
-        help="CSV with columns plan,stage,measured_ms or those of the published measurements, or a measured plan: its "
-        "directory, or its file",
+        help="measured times: a CSV file with the columns plan,stage,measured_ms or those of the published measurements; "
+        "or a plan that `balancer tune` has measured (its directory, or its file)",
     )
-    parser.add_argument("--from", dest="start", default="pcie", metavar="PRESET", help="where to start; default pcie")
-    parser.add_argument("-o", "--output", metavar="HARDWARE.json", help="write the hardware file that --hardware takes")
+    parser.add_argument(
+        "--from", dest="start", default="pcie", metavar="PRESET",
+        help="the preset or hardware file whose constants the fit starts from; default pcie",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", metavar="HARDWARE.json", help="write a hardware file here, for --hardware of other verbs"
+    )
     add_force(parser)
 
 
 def calibrate(arguments: argparse.Namespace) -> int:
-    """Fit, print, and write the hardware file with -o."""
+    """Fit the constants, print them, and write the hardware file with -o."""
     from balancer.cli import drawing
     from balancer.cost.hardware import load_hardware
     from balancer.directory.writing import check_writable, write_file
@@ -39,13 +44,13 @@ def calibrate(arguments: argparse.Namespace) -> int:
         check_writable(Path(arguments.output), force=arguments.force)
     rows, start = read_measurements(data), load_hardware(arguments.start)
     with drawing.progress("fitting, predictions of all rows", quiet=arguments.quiet or arguments.json) as advance:
-        found = calibrating.calibrate(rows, start, progress=advance)
+        calibration = calibrating.calibrate(rows, start, progress=advance)
     name = Path(arguments.output).stem if arguments.output else f"{start.name}-calibrated"
-    document = calibrating.hardware_document(found, name, data.absolute().name)
+    document = calibrating.hardware_document(calibration, name, data.absolute().name)
     if arguments.output:
         write_file(Path(arguments.output), (json.dumps(document, indent=2) + "\n").encode(), force=arguments.force)
     if arguments.json:
         print_json(document)
     else:
-        drawing.calibration(found)
+        drawing.calibration(calibration)
     return 0

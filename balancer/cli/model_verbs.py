@@ -19,12 +19,13 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="FILE|DIR",
-        help="a .tflite file, compiled (*_edgetpu.tflite) or not; a plan's directory or file; the compiler's .log",
+        help="a model (.tflite); a compiled model (*_edgetpu.tflite); a plan's directory or file; a log of the compiler "
+        "(.log)",
     )
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """Print a model op by op, a plan, what a compiled file holds, or what the compiler reported."""
+    """Print a model op by op, a plan, what a compiled file holds, or what a log of the compiler reports."""
     from balancer.cli import drawing
     from balancer.plan import names_plan
     from balancer.tflite.package import is_compiled, read_package
@@ -57,30 +58,46 @@ def _inspect_log(data: bytes, path: str, *, as_json: bool) -> int:
     from balancer.cli import drawing
     from balancer.compiler.report import parse_report
 
-    found = parse_report(data.decode("utf-8", "replace"))
-    if not (found.version or found.models or found.failures):
-        raise ModelError("holds no report of the compiler", path, "give what edgetpu_compiler printed")
-    print_json(asdict(found)) if as_json else drawing.report(found)
+    report = parse_report(data.decode("utf-8", "replace"))
+    if not (report.version or report.models or report.failures):
+        raise ModelError("holds no report of the compiler", path, "give a file with the output of edgetpu_compiler")
+    print_json(asdict(report)) if as_json else drawing.report(report)
     return 0
 
 
 def synth_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `synth`."""
-    parser.add_argument("family", choices=("fc", "conv"), help="dense layers, or 3x3 convolutions")
+    parser.add_argument("family", choices=("fc", "conv"), help="fc: dense layers; conv: 3x3 convolutions")
     parser.add_argument(
-        "--width", type=whole_number(1, 65_536), required=True, metavar="W", help="neurons or filters of a layer"
+        "--width",
+        type=whole_number(1, 65_536),
+        required=True,
+        metavar="W",
+        help="fc: neurons of each layer; conv: filters of each layer",
     )
-    parser.add_argument("--layers", type=whole_number(1, 1000), default=5, metavar="L", help="weight layers; default 5")
+    parser.add_argument(
+        "--layers",
+        type=whole_number(1, 1000),
+        default=5,
+        metavar="L",
+        help="how many dense or convolution layers; default 5",
+    )
     parser.add_argument(
         "--inputs", type=whole_number(1, 65_536), default=64, metavar="I", help="fc: length of the input; default 64"
     )
     parser.add_argument(
-        "--size", type=whole_number(1, 4096), default=64, metavar="S", help="conv: side of the picture; default 64"
+        "--size",
+        type=whole_number(1, 4096),
+        default=64,
+        metavar="S",
+        help="conv: height and width of the input; default 64",
     )
     parser.add_argument(
-        "--channels", type=whole_number(1, 4096), default=3, metavar="C", help="conv: its channels; default 3"
+        "--channels", type=whole_number(1, 4096), default=3, metavar="C", help="conv: channels of the input; default 3"
     )
-    parser.add_argument("-o", "--output", metavar="FILE", help="default synth_<family>_<width>.tflite")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write the model here; default synth_<family>_<width>.tflite"
+    )
     add_force(parser)
 
 
@@ -108,7 +125,7 @@ def synth(arguments: argparse.Namespace) -> int:
 def profile_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_hardware(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", help="default <model>_profile.json")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the profile here; default <model>_profile.json")
     add_force(parser)
 
 

@@ -1,4 +1,4 @@
-"""The verbs about plans: solve, compare, predict, verify, demo."""
+"""The verbs about plans: solve, compare, size, predict, verify, demo."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from balancer.plan import Plan
     from balancer.verification import Verification
 
-DEMO_WIDTH, DEMO_LAYERS = 2350, 6  # four hidden layers of 5.6 MB each: no TPU holds two of them
+DEMO_WIDTH, DEMO_LAYERS = 2350, 6  # four hidden layers of 5.6 MB each, of which one TPU cannot hold two
 
 
 def solve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,26 +40,42 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
     add_tpus(parser)
     add_hardware(parser)
     parser.add_argument(
-        "-o", "--output", metavar="DIR", help="write model, segments and plan here; without it nothing is written"
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="write the plan's directory: model, segments, plan file; without it nothing is written",
     )
     parser.add_argument(
-        "--pipelines", type=whole_number(1, MOST_TPUS), metavar="K", help="at most so many pipelines side by side"
+        "--pipelines",
+        type=whole_number(1, MOST_TPUS),
+        metavar="K",
+        help="allow at most K pipelines side by side; default: any number",
     )
     parser.add_argument(
-        "--replicas", type=whole_number(1, MOST_TPUS), metavar="R", help="at most so many TPUs for a stage"
+        "--replicas",
+        type=whole_number(1, MOST_TPUS),
+        metavar="R",
+        help="allow at most R TPUs for one stage; default: any number",
     )
     parser.add_argument("--overflow", choices=("stream", "error"),
-                        help="error: refuse plans that stream parameters for want of room (exit code 3); stream: take the "
-                             "highest rate, also with --compile")  # fmt: skip
-    parser.add_argument("--profile", metavar="FILE", help="per-op costs that replace the predicted ones")
+                        help="what to do with plans whose parameters do not all fit on the chips. stream: take the plan with "
+                             "the highest rate. error: refuse such plans (exit code 3). Default: stream; with --compile, "
+                             "once the compiler has reported less memory than predicted, prefer plans that fit")  # fmt: skip
+    parser.add_argument(
+        "--profile", metavar="FILE",
+        help="a file with costs of ops that replace the predicted ones, as `balancer profile` writes it",
+    )  # fmt: skip
     add_keep_state(parser)
     add_force(parser)
     add_solver(parser)
-    add_compile(parser, "compile the plan, correct the costs by what is reported, and solve again until they agree")
+    add_compile(
+        parser, "compile the plan with the vendor's compiler, correct the costs by its reports, and solve again until "
+        "prediction and reports agree",
+    )  # fmt: skip
 
 
 def solve(arguments: argparse.Namespace) -> int:
-    """Print the plan, and write it with -o."""
+    """Solve, print the plan, and write its directory with -o."""
     import balancer
     from balancer.cli import drawing
     from balancer.directory.writing import check_free
@@ -92,7 +108,7 @@ def solve(arguments: argparse.Namespace) -> int:
 
 
 def draw_plan(plan: Plan) -> None:
-    """All that is known of a plan: stages, comparison, what is proved, what the compiler reported."""
+    """Print all that is known of a plan: stages, comparison, what is proved, what the compiler reported."""
     from balancer.cli import drawing
 
     drawing.stages(plan)
@@ -107,11 +123,14 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_tpus(parser)
     add_hardware(parser)
-    add_compile(parser, "compile our plan, and the compiler's own --num_segments, and take the memory that is reported")
+    add_compile(
+        parser, "also run the vendor's compiler: on the best plan, and with its own --num_segments; the reported memory then "
+        "replaces the predicted memory",
+    )  # fmt: skip
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Print the comparison alone."""
+    """Solve, and print the comparison without the plan."""
     import balancer
     from balancer.cli import drawing
 
@@ -132,46 +151,52 @@ def size_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `size`."""
     add_model(parser)
     parser.add_argument(
-        "--target-fps", type=positive, metavar="F", help="inferences/s that are wanted (exit code 3: nowhere)"
+        "--target-fps",
+        type=positive,
+        metavar="F",
+        help="say how many TPUs give F inferences/s; exit code 3 if no number of TPUs does",
     )
-    parser.add_argument("--max-latency", type=positive, metavar="MS", help="of one input alone, likewise")
     parser.add_argument(
-        "--max-tpus", type=whole_number(1, MOST_TPUS), default=16, metavar="N", help="look at 1 to N; default 16"
+        "--max-latency", type=positive, metavar="MS",
+        help="count only plans in which one input alone takes at most MS milliseconds",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-tpus", type=whole_number(1, MOST_TPUS), default=16, metavar="N", help="try 1 to N TPUs; default 16"
     )
     add_hardware(parser)
 
 
 def size(arguments: argparse.Namespace) -> int:
-    """Print what ever more TPUs give; exit code 3 where none of them give what was asked for."""
+    """Print the rates on 1, 2, 3 ... TPUs. Exit code 3 if no number of TPUs meets the targets."""
     import balancer
     from balancer.cli import drawing
 
     targets = ((arguments.target_fps, "{:g} inferences/s"), (arguments.max_latency, "a latency of {:g} ms"))
     asked = [words.format(value) for value, words in targets if value is not None]
     with drawing.progress("sizing, numbers of TPUs", quiet=arguments.quiet or arguments.json) as advance:
-        found = balancer.size(
+        sizing = balancer.size(
             arguments.model, hardware=arguments.hardware, max_tpus=arguments.max_tpus, target_per_s=arguments.target_fps,
             max_latency_ns=None if arguments.max_latency is None else arguments.max_latency * NS_PER_MS, progress=advance,
         )  # fmt: skip
     if arguments.json:
-        print_json(asdict(found))
+        print_json(asdict(sizing))
     else:
-        drawing.sizing(found, asked)
-    return InfeasibleError.exit_code if asked and found.target_n is None else 0
+        drawing.sizing(sizing, asked)
+    return InfeasibleError.exit_code if asked and sizing.target_n is None else 0
 
 
 def predict_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `predict`."""
     add_model(parser)
     how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--cuts", metavar="I,J", help="first op of each segment but the first: 12,57")
-    how.add_argument("--segments", metavar="OPS", help='ops of each segment: "0-11,14;12,13,15-60"')
-    how.add_argument("--plan", metavar="PLAN", help="the segments of a plan: its directory, or its file")
+    how.add_argument("--cuts", metavar="I,J", help="the first op of each segment but the first: 12,57 gives three")
+    how.add_argument("--segments", metavar="OPS", help='the ops of each segment: "0-11,14;12,13,15-60"')
+    how.add_argument("--plan", metavar="PLAN", help="take the segments of this plan: its directory, or its file")
     add_hardware(parser)
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Print what the given segments cost."""
+    """Print the predicted cost of the given segments."""
     import balancer
     from balancer.cli import drawing
 
@@ -185,15 +210,16 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def _whole_numbers(text: str) -> list[int]:
-    """Raises ValueError, which says what is none."""
+    """The numbers in a text such as "12,57". Raises ValueError, which names the part that is not a whole number."""
     numbers = text.split(",")
     wrong = next((number for number in numbers if not number.strip().isdecimal()), None)
     if wrong is not None:
-        raise ValueError(f"'{wrong}' is no whole number")
+        raise ValueError(f"'{wrong}' is not a whole number")
     return [int(number) for number in numbers]
 
 
 def _segments(arguments: argparse.Namespace) -> list[list[int]]:
+    """The op indices of each segment, from --cuts, --segments or --plan. Raises PlanError."""
     from balancer.ground.opsets import members, parse_op_ranges
     from balancer.plan import load_plan
     from balancer.planning.predicting import cut_segments
@@ -212,11 +238,13 @@ def _segments(arguments: argparse.Namespace) -> list[list[int]]:
     plan = load_plan(arguments.plan)
     _same_model(plan, arguments)
     if len(plan.partitions()) > 1:
-        raise PlanError("has several partitions", arguments.plan, "give the one that you mean with --segments")
+        what = "has pipelines that are cut differently"
+        raise PlanError(what, arguments.plan, "choose one of them, and give its segments with --segments")
     return [list(members(segment.ops)) for segment in plan.partitions()[0]]
 
 
 def _same_model(plan: Plan, arguments: argparse.Namespace) -> None:
+    """Raise PlanError if the plan was made for another model."""
     import hashlib
 
     from balancer.tflite.read import read_model_bytes
@@ -230,17 +258,19 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
     add_plan(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--inputs", metavar="FILE", help=".npy for one input (leading axis = items), or .npz by tensor name"
-    )
+        "--inputs", metavar="FILE",
+        help="a .npy file for a model with one input, or a .npz file with an array for each input tensor; the first axis "
+        "counts the inputs",
+    )  # fmt: skip
     how.add_argument(
-        "--random", type=whole_number(1, 1_000_000), default=3, metavar="K", help="K random inputs; default 3"
+        "--random", type=whole_number(1, 1_000_000), default=3, metavar="K", help="make K random inputs; default 3"
     )
     add_keep_state(parser)
     add_interpreter(parser)
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """Print whether the segments compute the model; exit code 1 if not."""
+    """Print whether the segments compute what the model computes. Exit code 1 if not, or if it could not be shown."""
     import balancer
     from balancer.cli import drawing
 
@@ -257,6 +287,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def _say_verified(result: Verification) -> None:
+    """Print what was compared, and the first difference if there is one."""
     from balancer.cli import drawing
 
     drawing.state(result.state)
@@ -274,13 +305,13 @@ def _say_verified(result: Verification) -> None:
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-n", "--tpus", type=whole_number(1, MOST_TPUS), default=4, metavar="N", help="Edge TPUs; default 4"
+        "-n", "--tpus", type=whole_number(1, MOST_TPUS), default=4, metavar="N", help="how many Edge TPUs; default 4"
     )
     add_hardware(parser)
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Solve, cut, verify and compare a synthetic model in a temporary folder."""
+    """Solve, cut, verify and compare a synthetic model in a temporary folder. Exit code 1 if it is not bit-exact."""
     import balancer
     from balancer.cli import drawing
     from balancer.directory.writing import temporary_folder, write_file

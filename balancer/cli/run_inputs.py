@@ -1,4 +1,7 @@
-"""The inputs of `run`: arrays of a file, or pictures of a folder, read one at a time; each keeps its name."""
+"""The inputs of `run`: arrays of a file, or pictures of a folder, read one at a time.
+
+Each input keeps its name through the run, so that results and failures can name their file.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """One input. name: of its output file. where: its own file, and its place in it. load: raises BalancerError where it
+    """One input, not read yet.
+
+    name: for its result. where: its file and its place in it, for messages. load: reads it; raises BalancerError if it
     cannot be read.
     """
 
@@ -38,7 +43,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class InputOutcome:
-    """What became of one input. result: its outputs; None where it failed, with the reason in `failure`."""
+    """The outcome for one input. result: its outputs by tensor name; None if it failed. failure: then the reason."""
 
     given: Given
     result: Result | None
@@ -46,7 +51,7 @@ class InputOutcome:
 
 
 def given_inputs(path: Path, specs: Sequence[InputSpec]) -> list[Given]:
-    """The inputs in a file of arrays, or in a folder of pictures. Raises InputError where the path is neither."""
+    """The inputs in a file of arrays, or in a folder of pictures. Raises InputError if the path is neither."""
     if path.is_dir():
         return [
             Given(f"{k:06}_{picture.stem}", str(picture), partial(_picture, picture, specs[0]))
@@ -64,7 +69,11 @@ def _picture(path: Path, spec: InputSpec) -> Item:
 
 @dataclass(slots=True)
 class Reading:
-    """Inputs read one at a time. going_on: an input that cannot be read goes to `unread`; else its error is raised."""
+    """Reads inputs one at a time.
+
+    going_on: what to do with an input that cannot be read. If true, it is added to `unread` and skipped; if false, the
+    error is raised.
+    """
 
     given: Sequence[Given]
     going_on: bool
@@ -82,14 +91,14 @@ class Reading:
             yield one, item
 
     def at_once(self) -> list[Item]:
-        """Read all inputs now, and keep them in memory."""
+        """Read all inputs now, and keep them in memory, so that they are not read a second time."""
         read = list(self)
         self.given = [replace(one, load=partial(dict, item)) for one, item in read]
         return [item for _, item in read]
 
 
 def outcomes(reading: Reading, run: Run) -> Iterator[InputOutcome]:
-    """What becomes of each input: first those that run, in their order, then those that cannot be read.
+    """The outcome for each input: first the inputs that are run, in their order, then those that could not be read.
 
     Raises what `run` raises; a StageError then names the file of the input that it was raised for.
     """
@@ -106,7 +115,7 @@ def outcomes(reading: Reading, run: Run) -> Iterator[InputOutcome]:
             one, done = handed[done], done + 1
             yield _outcome(one, result)
     except StageError as error:
-        if done == len(handed):
+        if done == len(handed):  # all inputs have results, so the error is not about one of them
             raise
         what, where, remedy = error.args
         raise StageError(what, f"{handed[done].where}: {where}", remedy) from error

@@ -1,4 +1,4 @@
-"""The arguments that say on what a plan runs, and what is true of simulated TPUs."""
+"""The arguments that choose the devices that a plan runs on, and how simulated TPUs behave."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from balancer.runtime.options import OnError, RunOptions
     from balancer.runtime.recipes import Simulation
 
-_MOST_SECONDS = 1_000_000  # as `RunOptions` has it
+_MOST_SECONDS = 1_000_000  # the limit of `RunOptions`
 NONE_FIRST, LIVE_FIRST = ("none", "live", "recorded"), ("live", "recorded")
 _OUTPUTS = {
-    "none": "none: no outputs",
-    "live": "live: computed on the CPU, which bounds all times",
-    "recorded": "recorded: computed before, replayed",
+    "none": "none: they give no outputs",
+    "live": "live: computed on the CPU during the run, which is slower than a TPU",
+    "recorded": "recorded: computed on the CPU before the run and replayed",
 }  # fmt: skip
 
 
 def _share(text: str) -> float:
+    """An argument from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
@@ -38,6 +39,7 @@ def _share(text: str) -> float:
 
 
 def _seconds(text: str) -> float:
+    """A time limit in seconds."""
     value = positive(text)
     if value > _MOST_SECONDS:
         raise argparse.ArgumentTypeError(f"must be at most {_MOST_SECONDS}, not {text}")
@@ -49,35 +51,43 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None:
-    """--devices and what belongs to it. outputs: what simulated TPUs may give, the default first."""
+    """Add --devices and the arguments that belong to it. outputs: what simulated TPUs may give, the default first."""
     parser.add_argument(
-        "--devices", metavar="D,D", help="a device for each TPU: usb:0,pci:1; or usb, pci, cpu or sim for all; default: "
-        "the Edge TPUs of this machine",
+        "--devices", metavar="D,D", help="a device for each TPU of the plan, as in usb:0,usb:1; or one word for all: usb, "
+        "pci, cpu (this CPU) or sim (simulated TPUs); default: the Edge TPUs of this machine",
     )  # fmt: skip
     parser.add_argument(
-        "--processes", action="store_true", help="every device in a process of its own, as Edge TPUs are"
-    )
+        "--processes", action="store_true",
+        help="run each device in a separate process; Edge TPUs always have one, cpu and sim run in threads otherwise",
+    )  # fmt: skip
     parser.add_argument(
-        "--item-timeout", type=_seconds, default=60.0, metavar="S", help="for one inference on a TPU; default 60"
-    )
+        "--item-timeout", type=_seconds, default=60.0, metavar="S",
+        help="seconds that one inference may take in a device's process; default 60",
+    )  # fmt: skip
     group = parser.add_argument_group("simulated TPUs (--devices sim)")
     group.add_argument(
         "--sim-outputs", choices=outputs, default=outputs[0],
-        help=f"{', '.join(_OUTPUTS[o] for o in outputs)}; default {outputs[0]}",
+        help=f"where their outputs come from. {'; '.join(_OUTPUTS[o] for o in outputs)}. Default {outputs[0]}",
     )  # fmt: skip
     truth = group.add_mutually_exclusive_group()
     truth.add_argument(
         "--sim-errors", type=whole_number(0, 1 << 31), metavar="SEED",
-        help="TPUs that differ from the cost model: factors by op type, less room, other links; default: as predicted",
+        help="give them times that differ from the predicted ones: factors by op type, less memory, slower or faster links, "
+        "drawn with this seed; default: the predicted times",
     )  # fmt: skip
-    truth.add_argument("--sim-times", metavar="FILE.csv", help="TPUs that take recorded times: plan,stage,measured_ms")
-    group.add_argument("--sim-jitter", type=_share, default=0.0, metavar="SHARE", help="of each latency, 0.02 say")
+    truth.add_argument(
+        "--sim-times",
+        metavar="FILE.csv",
+        help="give them the times in this file, with the columns plan,stage,measured_ms",
+    )
+    group.add_argument(
+        "--sim-jitter", type=_share, default=0.0, metavar="SHARE",
+        help="vary each time at random; its standard deviation as a share, 0.02 for 2 %%; default 0",
+    )  # fmt: skip
 
 
 def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> list[str]:
-    """A device for each TPU of the plan. Raises DeviceError where they are none; `none` is for the pipeline's own
-    benchmark, and computes nothing.
-    """
+    """A device for each TPU of the plan, from --devices. Raises DeviceError if they are unknown, too few, or missing."""
     from balancer.runtime.devices import device_names
 
     count = 1 + max(t for p in plan.pipelines for stage in p.stages for t in stage.tpus)
@@ -87,8 +97,8 @@ def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> list[str]:
 def run_options(
     arguments: argparse.Namespace, opened: OpenedPlan, inputs: Sequence[Item], *, on_error: OnError = "stop"
 ) -> RunOptions:
-    """inputs: those that recorded outputs are of."""
-    keep_state = getattr(arguments, "keep_state", False)  # `tune` measures times alone
+    """The options for running the plan. inputs: the inputs of the run, for recorded outputs."""
+    keep_state = getattr(arguments, "keep_state", False)  # `tune` has no such argument
     from balancer.runtime.options import RunOptions
 
     return RunOptions(
@@ -100,6 +110,7 @@ def run_options(
 def _simulation(
     arguments: argparse.Namespace, opened: OpenedPlan, inputs: Sequence[Item], *, keep_state: bool
 ) -> Simulation:
+    """How simulated TPUs behave in this run; the default if there are none."""
     from balancer.runtime.recipes import Simulation, promised
     from balancer.runtime.recording import recorded_outputs
 
@@ -119,13 +130,14 @@ def _simulation(
 
 
 def simulated_truth(arguments: argparse.Namespace, opened: OpenedPlan) -> Source | None:
-    """What segments of the plan's model take on simulated TPUs, as the arguments say; None: what plans predict.
+    """A source of the times that simulated TPUs take; None for the times that each plan predicts.
 
-    Raises DeviceError where none is simulated.
+    Raises DeviceError if the arguments give times to simulated TPUs and no device is simulated.
     """
     if not arguments.devices or "sim" not in arguments.devices:
         if arguments.sim_errors is not None or arguments.sim_times or arguments.sim_jitter:
-            raise DeviceError("none is simulated", "--sim-errors, --sim-times, --sim-jitter", "use --devices sim")
+            options = "--sim-errors, --sim-times, --sim-jitter"
+            raise DeviceError("no device is simulated", options, "use --devices sim, or leave them out")
         return None
     if arguments.sim_times:
         from balancer.loops.sources import RecordedTimes

@@ -1,4 +1,4 @@
-"""The verbs that run a plan: devices, run, bench, tune."""
+"""The verbs about devices: devices, run, bench, tune."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ if TYPE_CHECKING:
     from balancer.runtime.pycoral_runner import PycoralRunner
     from balancer.solve.bisection import Bisection
 
-_BENCH_INPUTS = 4
+_BENCH_INPUTS = 4  # different random inputs, used in turn
 
 
 def devices_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-open", action="store_true", help="list them without opening them")
+    parser.add_argument("--no-open", action="store_true", help="list the TPUs without opening them")
 
 
 def devices(arguments: argparse.Namespace) -> int:
-    """List the Edge TPUs, each with what is wrong with it."""
+    """List the Edge TPUs of this machine, each with its problem if it has one."""
     from balancer.cli import drawing_runs
     from balancer.runtime.devices import list_devices
     from balancer.runtime.probe import probed
 
-    found = list_devices()
+    listed = list_devices()
     if not arguments.no_open:
-        found = [probed(device) if device.usable else device for device in found]
+        listed = [probed(device) if device.usable else device for device in listed]
     if arguments.json:
-        print_json({"devices": [asdict(d) for d in found]})
+        print_json({"devices": [asdict(d) for d in listed]})
     else:
-        drawing_runs.devices(found, "seen, not opened" if arguments.no_open else "works")
+        drawing_runs.devices(listed, "seen, not opened" if arguments.no_open else "works")
     return 0
 
 
@@ -69,13 +69,27 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `run`."""
     add_plan(parser)
     parser.add_argument(
-        "--inputs", required=True, metavar="FILE|DIR", help=".npy, .npz by tensor name, or a folder of pictures"
+        "--inputs",
+        required=True,
+        metavar="FILE|DIR",
+        help="a .npy file for a model with one input, a .npz file "
+        "with an array for each input tensor (the first axis counts the inputs), or a folder of pictures",
     )
     parser.add_argument(
-        "-o", "--outputs", required=True, metavar="DIR", help="gets a .npz for each input, by tensor name"
+        "-o",
+        "--outputs",
+        required=True,
+        metavar="DIR",
+        help="write a .npz file for each input here, with an array for each output tensor",
     )
-    parser.add_argument("--on-error", choices=("stop", "continue"), default="stop", help="when an input fails")
-    parser.add_argument("--runner", choices=("balancer", "pycoral"), default="balancer", help="pycoral: Google's own")
+    parser.add_argument(
+        "--on-error", choices=("stop", "continue"), default="stop",
+        help="what to do when an input fails: stop, or continue with the next one; default stop",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runner", choices=("balancer", "pycoral"), default="balancer",
+        help="what runs the pipeline: balancer, or Google's pycoral where it is installed; default balancer",
+    )  # fmt: skip
     add_keep_state(parser)
     add_devices(parser, LIVE_FIRST)
     add_interpreter(parser)
@@ -83,7 +97,7 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run a plan on inputs; exit code 1 if one of them failed."""
+    """Run a plan on inputs. Exit code 1 if one of them failed."""
     from balancer.cli import drawing
     from balancer.cli.run_inputs import Reading, given_inputs, outcomes
     from balancer.directory.writing import check_writable, put_file, result_folder
@@ -128,7 +142,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot be made ({error.strerror})", str(folder), "choose another folder") from error
+        raise OutputError(f"cannot be created ({error.strerror})", str(folder), "choose another folder") from error
 
 
 def _runner(
@@ -146,7 +160,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `bench`."""
     add_plan(parser)
     parser.add_argument(
-        "--seconds", type=positive, default=5.0, metavar="S", help="in all, for latency and rate; default 5"
+        "--seconds", type=positive, default=5.0, metavar="S", help="measure for about S seconds in all; default 5"
     )
     add_keep_state(parser)
     add_devices(parser, NONE_FIRST)
@@ -154,7 +168,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Measure a plan: rate, latency, and each stage, predicted beside measured."""
+    """Measure a plan's rate, latency and stages, and print them beside the predicted numbers."""
     from balancer.cli import drawing, drawing_runs
     from balancer.inputs import model_interface, random_items
     from balancer.opened import open_plan
@@ -169,33 +183,43 @@ def bench(arguments: argparse.Namespace) -> int:
         Pipeline(opened, devices, run_options(arguments, opened, inputs)) as pipeline,
         drawing.progress("measuring", quiet=arguments.quiet or arguments.json) as advance,
     ):
-        found = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
+        measurement = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
     if arguments.json:
-        print_json({"format": "balancer-benchmark", "version": 1, **found.to_json(), "state": pipeline.state})
+        print_json({"format": "balancer-benchmark", "version": 1, **measurement.to_json(), "state": pipeline.state})
     else:
         drawing.state(pipeline.state)
-        drawing_runs.measurement(found)
+        drawing_runs.measurement(measurement)
     return 0
 
 
 def tune_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tune`."""
     add_plan(parser)
-    parser.add_argument("--rounds", type=whole_number(1, 100), default=5, metavar="R", help="at most; default 5")
     parser.add_argument(
-        "--seconds", type=positive, default=5.0, metavar="S", help="to measure each plan for; default 5"
-    )
-    parser.add_argument("--recorded", metavar="FILE.csv", help="take times from a file: plan,stage,measured_ms")
-    parser.add_argument(
-        "--pipelines", type=whole_number(1, MOST_TPUS), metavar="K", help="at most so many side by side"
-    )
-    parser.add_argument("--replicas", type=whole_number(1, MOST_TPUS), metavar="R", help="at most so many TPUs a stage")
-    parser.add_argument(
-        "--bisection", action="store_true", help="run Google's profiling bisection on the same times, too"
+        "--rounds", type=whole_number(1, 100), default=5, metavar="R", help="measure at most R plans; default 5"
     )
     parser.add_argument(
-        "-o", "--output", metavar="DIR", help="write the best plan here; default: beside the plan's directory, _tuned"
+        "--seconds", type=positive, default=5.0, metavar="S", help="measure each plan for about S seconds; default 5"
     )
+    parser.add_argument(
+        "--recorded", metavar="FILE.csv",
+        help="take the times from this file instead of running plans; columns plan,stage,measured_ms",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pipelines", type=whole_number(1, MOST_TPUS), metavar="K",
+        help="allow at most K pipelines side by side; default: as many as the plan was solved with",
+    )  # fmt: skip
+    parser.add_argument(
+        "--replicas", type=whole_number(1, MOST_TPUS), metavar="R",
+        help="allow at most R TPUs for one stage; default: as many as the plan was solved with",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bisection", action="store_true", help="also run Google's profiling bisection with the same source of times"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="DIR",
+        help="write the best plan's directory here; default: the name of the plan's directory with _tuned added",
+    )  # fmt: skip
     add_devices(parser, NONE_FIRST)
     add_compiler(parser)
     add_interpreter(parser)
@@ -203,7 +227,7 @@ def tune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def tune(arguments: argparse.Namespace) -> int:
-    """Measure, correct, solve again; write the best plan as measured."""
+    """Measure, correct the costs, solve again; write the plan with the best measurement."""
     import balancer
     from balancer.cli import drawing, drawing_runs
     from balancer.directory.writing import check_folder
@@ -215,22 +239,22 @@ def tune(arguments: argparse.Namespace) -> int:
     check_folder(folder, force=arguments.force)
     source = _source(arguments, opened)
     options = balancer.Options(pipelines=arguments.pipelines, replicas=arguments.replicas)
-    found = balancer.tune(opened, source, rounds=arguments.rounds, options=options, on_round=_teller(arguments))
-    saved = balancer.save(found.plan, folder, force=arguments.force)
+    tuned = balancer.tune(opened, source, rounds=arguments.rounds, options=options, on_round=_teller(arguments))
+    saved = balancer.save(tuned.plan, folder, force=arguments.force)
     if not arguments.json:
-        drawing_runs.tuned(found)
-        drawing.state(found.plan.state)
+        drawing_runs.tuned(tuned)
+        drawing.state(tuned.plan.state)
         print(f"written to {saved.directory}: {len(saved.segments)} segments and {saved.file_name}")
     beside = _bisect(arguments, opened, source) if arguments.bisection else None
     if arguments.json:
-        rounds = [asdict(r) for r in found.rounds]
+        rounds = [asdict(r) for r in tuned.rounds]
         bisection = asdict(beside) if beside else None
         print_json(
             {
                 "rounds": rounds,
-                "best": found.best.number,
-                "gain": found.gain,
-                "ended": found.ended,
+                "best": tuned.best.number,
+                "gain": tuned.gain,
+                "ended": tuned.ended,
                 "plan": saved.to_json(),
                 "bisection": bisection,
             }
@@ -241,7 +265,7 @@ def tune(arguments: argparse.Namespace) -> int:
 
 
 def _bisect(arguments: argparse.Namespace, plan: OpenedPlan, source: Any) -> Bisection:
-    """Many more segments are measured than by tuning: that is what is to be seen."""
+    """Run the profiling bisection, with a counter of measured segments: it measures many more than tuning does."""
     from balancer.cli import drawing
     from balancer.loops import tuning
 
@@ -256,32 +280,34 @@ def _bisect(arguments: argparse.Namespace, plan: OpenedPlan, source: Any) -> Bis
 
 
 def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
+    """A function that prints each round: on stderr with --json, which has stdout to itself."""
     from balancer.cli import drawing_runs
 
     stream = sys.stderr if arguments.json else sys.stdout
 
-    def tell(found: Any) -> None:
+    def tell(tune_round: Any) -> None:
         if not arguments.quiet:
-            print(drawing_runs.round_line(found), file=stream, flush=True)
+            print(drawing_runs.round_line(tune_round), file=stream, flush=True)
 
     return tell
 
 
 def _source(arguments: argparse.Namespace, plan: OpenedPlan) -> Any:
-    """Where the times come from, as the arguments say."""
+    """The source of measured times that the arguments choose. Raises DeviceError for --sim-outputs live."""
     from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
     from balancer.planning.setting import setting_of
     from balancer.runtime.options import RunOptions
 
     if arguments.sim_outputs == "live":
-        what = "what is computed live takes the time of this CPU, which says nothing of Edge TPUs"
+        what = "outputs computed live take the time of this CPU, which says nothing about Edge TPUs"
         raise DeviceError(what, "--sim-outputs live", "leave it out, or use --sim-outputs recorded")
     truth = simulated_truth(arguments, plan)
     if arguments.recorded:
         return RecordedTimes(Path(arguments.recorded))
     names = {name.strip() for name in (arguments.devices or "").split(",")}
     if truth is None and "sim" in names:
-        truth = TrueCosts(setting_of(plan))  # what this plan was costed with, whatever other plans learn
+        # The first plan's own costs are the truth in every round. With those of each plan, predictions would always be right.
+        truth = TrueCosts(setting_of(plan))
     options = RunOptions(processes=arguments.processes, seconds=arguments.item_timeout)
     return PipelineTimes(
         devices=arguments.devices, seconds=arguments.seconds, options=options, truth=truth, jitter=arguments.sim_jitter,

@@ -1,4 +1,4 @@
-"""The arguments that choose a solver and what it must keep to."""
+"""The arguments that choose a solver and give constraints."""
 
 from __future__ import annotations
 
@@ -18,35 +18,56 @@ SOLVERS = (
 )  # fmt: skip
 _MOST = 1 << 40
 _LEAST = 1e-9
-_MOST_OPS = 4096  # of any model; that of this one is checked when it is read
+_MOST_OPS = 4096  # of any model; whether this model has such an op is checked when it is read
 
 
 def add_solver(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the solver and of constraints."""
-    parser.add_argument("--solver", choices=SOLVERS, default="auto", metavar="NAME", help=", ".join(SOLVERS))
+    """Add the arguments of the solver and of constraints."""
     parser.add_argument(
-        "--time-limit", type=positive, metavar="S", help="seconds of solving; then the best so far is taken"
+        "--solver", choices=SOLVERS, default="auto", metavar="NAME", help=f"one of {', '.join(SOLVERS)}; default auto"
     )
-    group = parser.add_argument_group("constraints on one pipeline")
+    parser.add_argument(
+        "--time-limit", type=positive, metavar="S", help="solve for at most S seconds, then take the best plan so far"
+    )
+    group = parser.add_argument_group("constraints", "With any of these the plan has one pipeline.")
     group.add_argument(
-        "--pin", type=_pair, action="append", metavar="OP:STAGE", help="an op stands in this stage (from 0)"
+        "--pin",
+        type=_pair,
+        action="append",
+        metavar="OP:STAGE",
+        help="put this op into this stage (stages count from 0)",
     )
     group.add_argument(
-        "--keep-from", type=_pair, action="append", metavar="OP:STAGE", help="an op does not stand there"
+        "--keep-from", type=_pair, action="append", metavar="OP:STAGE", help="do not put this op into this stage"
     )
-    group.add_argument("--keep-together", action="append", metavar="OPS", help="ops that share a stage: 3-5,9")
-    group.add_argument("--max-boundary-tensors", type=whole_number(0, _MOST), metavar="K", help="that cross a cut")
-    group.add_argument("--max-boundary-bytes", type=whole_number(0, _MOST), metavar="B", help="that cross a cut")
     group.add_argument(
-        "--max-segment-bytes", type=whole_number(0, _MOST), metavar="B", help="of parameters in a segment"
+        "--keep-together", action="append", metavar="OPS", help="put these ops into one stage, whichever it is: 3-5,9"
     )
-    group.add_argument("--max-latency", type=positive, metavar="MS", help="of one input alone; the rate is what counts")
-    group.add_argument("--min-fps", type=positive, metavar="F", help="inferences/s; the latency is what counts")
+    group.add_argument(
+        "--max-boundary-tensors", type=whole_number(0, _MOST), metavar="K", help="at most K tensors cross each cut"
+    )
+    group.add_argument(
+        "--max-boundary-bytes", type=whole_number(0, _MOST), metavar="B",
+        help="the tensors that cross a cut have at most B bytes together",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-segment-bytes", type=whole_number(0, _MOST), metavar="B",
+        help="the parameters of each segment have at most B bytes",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-latency", type=positive, metavar="MS",
+        help="find the highest rate at which one input alone takes at most MS milliseconds",
+    )  # fmt: skip
+    group.add_argument(
+        "--min-fps", type=positive, metavar="F",
+        help="find the lowest latency at which the rate is at least F inferences/s; with --max-latency, also within that",
+    )  # fmt: skip
 
 
 def constraints(arguments: argparse.Namespace) -> Constraints:
-    """The constraints that the arguments ask for. Raises PlanError where ops cannot be read, ConstraintError where an op
-    is pinned to two stages.
+    """The constraints that the arguments give.
+
+    Raises PlanError if the ops of --keep-together cannot be read, ConstraintError if an op is pinned to two stages.
     """
     from balancer.errors import PlanError
     from balancer.ground.opsets import parse_op_ranges
@@ -74,7 +95,7 @@ def _pinned(pins: Sequence[tuple[int, int]]) -> dict[int, int]:
     stages: dict[int, int] = {}
     for op, stage in pins:
         if stages.setdefault(op, stage) != stage:
-            what = f"op {op} cannot stand in stage {stages[op]} and in stage {stage}"
+            what = f"op {op} cannot be in stage {stages[op]} and in stage {stage}"
             raise ConstraintError(what, f"--pin {op}:{stage}", "pin each op to one stage")
     return stages
 
@@ -84,7 +105,7 @@ def _scaled(value: float | None, factor: float) -> Any:
 
 
 def positive(text: str) -> float:
-    """An argument above 0, of a size that times and rates can have."""
+    """An argument above 0, within the limits of sensible times and rates."""
     value = float(text)
     if not _LEAST <= value < _MOST:
         raise argparse.ArgumentTypeError(f"must be from {_LEAST} to {_MOST}, not {text}")
@@ -92,6 +113,7 @@ def positive(text: str) -> float:
 
 
 def _pair(text: str) -> tuple[int, int]:
+    """An op and a stage, from a text such as 12:0."""
     op, _, stage = text.partition(":")
     try:
         return int(op), int(stage)

@@ -1,1 +1,1 @@
-"""A plan's directory: written, compiled, verified. Knows neither solver nor cost model."""
+"""A plan's directory: saving a plan, compiling it, verifying it. None of this needs the solver or predicts costs."""

@@ -1,4 +1,4 @@
-"""`compile_plan`: a plan's segments through the vendor's compiler, and what it reported, in the plan."""
+"""`compile_plan`: compiles a plan's segments with the vendor's compiler, and puts what it reports into the plan."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """A plan with what its compiler reported of each segment. refused: the segments that were not compiled. doubts:
-    (segment, where report, compiled file and segment do not agree).
+    """The result of `compile_plan`.
+
+    plan: with the compiler's report in each segment that was compiled. refused: the segments that were not compiled, each
+    with the reason. doubts: (name of a segment, how its report, its compiled file and the segment contradict each other).
     """
 
     plan: Plan
@@ -36,11 +38,17 @@ def compile_plan(
     *,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Compilation:
-    """Compile each segment of a plan by itself. A saved plan's directory gets the compiled files, their logs, and the
-    plan with what was reported; otherwise they are in the plan's `made`, and `save` writes them.
+    """Compile each segment of a plan by itself.
 
-    plan: or its file, or its directory. progress: called with how many are done. Where segments are refused, the others
-    are kept. Raises PlanError, OutputError or CompilerError.
+    plan: a plan, its file, or its directory. compiler: see `find_compiler`. progress: called with the number of segments
+    that are done.
+
+    If the plan is saved, the compiled files, the compiler's logs and the plan with the reports are written to its
+    directory. Otherwise the files are in the result's `plan.made`, and `save` writes them. If the compiler refuses some
+    segments, the others are kept.
+
+    Raises PlanError if the plan cannot be opened, CompilerError if the compiler cannot be run, OutputError if the
+    directory cannot be written.
     """
     opened = open_plan(plan)
     sources = [(segment.name, opened.segment_file(segment)) for segment in opened.plan.segments]
@@ -54,8 +62,9 @@ def compile_plan(
 
 
 def with_outcomes(plan: Plan, graph: Graph, compiler: Compiler, outcomes: list[Outcome]) -> Plan:
-    """The plan with a report for each segment that was compiled, and the files in its `made`. What was compiled before
-    stays where it failed now.
+    """The plan with a report for each segment that was compiled, and with the compiled files and logs in its `made`.
+
+    A segment that fails now, and was compiled before, keeps its earlier report and files.
     """
     segments, made = [], {}
     for segment, outcome in zip(plan.segments, outcomes, strict=True):
@@ -70,8 +79,9 @@ def with_outcomes(plan: Plan, graph: Graph, compiler: Compiler, outcomes: list[O
 
 
 def segment_report(ops: OpSet, graph: Graph, compiler: Compiler, outcome: Compiled) -> SegmentReport:
-    """What a plan says of a compiled segment with these ops, its file names apart."""
-    computed = list(members(ops & ~graph.folded))  # what the segment's file holds, in its order
+    """The report of a compiled segment with these ops, as plans hold it. File names are left empty until it is saved."""
+    # Compiler and file count the segment's ops from 0. Folded ops are constants in the file, and so are not counted.
+    computed = list(members(ops & ~graph.folded))
     on_cpu = tuple(OpOnCpu(op=computed[n.position], type=n.type, reason=n.reason) for n in outcome.not_mapped)
     subgraphs = outcome.report.subgraphs
     return SegmentReport(

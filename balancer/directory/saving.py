@@ -1,4 +1,8 @@
-"""`save`: a plan's directory, written whole or not at all."""
+"""`save`: writes a plan's directory, either all of it or nothing.
+
+All files are first written to a temporary folder inside the directory and then renamed into place, the plan file last.
+So a reader finds either no plan file or one whose files are all there.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +28,14 @@ _PARTIAL = ".balancer-plan-"
 
 
 def save(plan: AnyPlan | OpenedPlan, directory: str | Path, *, force: bool = False) -> Plan:
-    """Write the model, its segments, what was compiled of them, and the plan file into a directory, made if need be.
+    """Write a plan's directory: the model, the segments, compiled files if there are any, and the plan file.
 
-    Returns the plan as saved: with file names, hashes and its directory. force: replace files that are there. Raises
-    OutputError where a file is in the way or cannot be written; then nothing has changed, unless the disk itself
-    fails while finished files are put in place: then no new plan file stands beside old segments. Raises PlanError where
-    the plan's model or a compiled file is gone.
+    plan: a plan, its file, or its directory. directory: created if it does not exist. force: replace existing files.
+    Returns the plan as saved, with file names, hashes and its directory.
+
+    Raises OutputError if a file exists (without force) or cannot be written, and PlanError if the plan cannot be opened
+    or one of its compiled files is missing. After an error the directory is as it was before. The one exception is a disk
+    that fails while finished files are renamed into place; then at least no new plan file stands beside old segments.
     """
     opened, target = open_plan(plan), Path(directory)
     plan, data, compiled = opened.plan, opened.model.data, compiled_files(opened)
@@ -49,19 +55,25 @@ def save(plan: AnyPlan | OpenedPlan, directory: str | Path, *, force: bool = Fal
 
 
 def _stale(plan: Plan, compiled: Mapping[str, bytes], partial: Path, target: Path) -> list[str]:
-    """Compiled files and logs, of a plan that was here before, whose segments are about to become others."""
-    found = []
+    """Names of compiled files and logs that an earlier plan left here and that do not fit the new segments.
+
+    Segments of different plans have the same names. An old compiled file beside a new segment would be taken for its own.
+    """
+    stale = []
     for segment in plan.segments:
         old = target / f"{segment.name}.tflite"
         if segment.compiled_name not in compiled and not (
             old.is_file() and old.read_bytes() == (partial / old.name).read_bytes()
         ):
-            found += [segment.compiled_name, segment.log_name]
-    return found
+            stale += [segment.compiled_name, segment.log_name]
+    return stale
 
 
 def save_compiled(plan: Plan) -> Plan:
-    """Write what was compiled of a saved plan, and its plan file, into its directory. Raises OutputError."""
+    """Write the files in `plan.made` and the plan file into the directory of a saved plan. Returns the plan as saved.
+
+    Raises PlanError if the plan is not saved, OutputError if something cannot be written.
+    """
     target = plan.directory
     if target is None:
         raise PlanError("is not saved", "plan", "save the plan to a directory first")
@@ -75,9 +87,9 @@ def save_compiled(plan: Plan) -> Plan:
 
 
 def compiled_files(opened: OpenedPlan) -> dict[str, bytes]:
-    """Compiled segments and logs of a plan, by name: made just now, or from its directory.
+    """Contents of a plan's compiled segments and logs, by file name: those in `made`, and those in its directory.
 
-    Raises PlanError where one of a saved plan is gone or is another file.
+    Raises PlanError if a file of a saved plan is missing or has another hash.
     """
     plan, files = opened.plan, dict[str, bytes]()
     for segment in plan.segments:
@@ -89,7 +101,7 @@ def compiled_files(opened: OpenedPlan) -> dict[str, bytes]:
 
 
 def _with_files(segment: Segment, made: Mapping[str, bytes]) -> Segment:
-    """With the names that its compiled file and its log have in a plan's directory, where they were made."""
+    """The segment with the names of its compiled file and log in its report. made: the files that exist, by name."""
     if segment.reported is None or segment.compiled_name not in made:
         return segment
     return replace(segment, reported=replace(segment.reported, file=segment.compiled_name, log=segment.log_name))
@@ -97,13 +109,14 @@ def _with_files(segment: Segment, made: Mapping[str, bytes]) -> Segment:
 
 @contextmanager
 def _partial(target: Path) -> Iterator[Path]:
-    """A folder for unfinished files, inside the directory that they are for. Leftovers of killed processes are removed.
+    """A temporary folder inside the target directory, so that files can be renamed into place.
 
-    The directory is locked meanwhile: a second writer waits.
+    Meanwhile the directory is locked, and a second writer waits. Folders left by killed processes are removed.
     """
     held = os.open(target, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
+        # Only with the lock: before, such a folder may belong to a writer that is still at work.
         for left in target.glob(f"{_PARTIAL}*"):
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=target) as partial:
@@ -113,14 +126,17 @@ def _partial(target: Path) -> Iterator[Path]:
 
 
 def _place(names: Iterable[str], partial: Path, target: Path) -> None:
-    """Put finished files in place, in this order: with the plan file last, no plan speaks of files that are not there."""
+    """Rename finished files into place in this order. The plan file is last: no plan names files that do not exist yet."""
     for name in names:
         os.replace(partial / name, target / name)
 
 
 @contextmanager
 def _directory(target: Path) -> Iterator[None]:
-    """The directory, made if need be; what was made is removed again if the work in it fails."""
+    """Create the directory if it does not exist. If the work in it fails, folders created here are removed again.
+
+    Turns errors of the file system into OutputError.
+    """
     made = _make(target)
     try:
         yield
@@ -136,16 +152,17 @@ def _directory(target: Path) -> Iterator[None]:
 
 
 def _make(target: Path) -> Path | None:
-    """Make the directory; the topmost folder that was not there before, or None."""
+    """Create the directory and its parents. Returns the topmost folder that was created, None if all existed."""
     missing = [p for p in (target, *target.parents) if not p.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot be made ({error.strerror})", str(target), "choose another directory") from error
+        raise OutputError(f"cannot be created ({error.strerror})", str(target), "choose another directory") from error
     return missing[-1] if missing else None
 
 
 def _write(opened: OpenedPlan, compiled: Mapping[str, bytes], partial: Path) -> Plan:
+    """Write all files into the temporary folder. Returns the plan with their names and hashes."""
     plan, model = opened.plan, f"{opened.plan.stem}.tflite"
     (partial / model).write_bytes(opened.model.data)
     segments = []

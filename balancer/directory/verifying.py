@@ -1,4 +1,4 @@
-"""`verify`: a plan's segments compute what its model computes, bit for bit."""
+"""`verify`: shows that a plan's segments compute what its model computes, bit for bit."""
 
 from __future__ import annotations
 
@@ -29,22 +29,25 @@ def verify(
     keep_state: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Verification:
-    """Run the plan's segments beside its model and compare every boundary tensor, bit for bit.
+    """Run the plan's segments and its whole model on the CPU, and compare every boundary tensor bit for bit.
 
-    plan: a plan, its file, or its directory.
-    inputs: a .npy or .npz file, a list of inputs by tensor name, or how many random ones to make. A saved plan's
-    files, compiled ones as well, are read from its directory and checked against their hashes; otherwise the segments
-    are cut in memory.
-    keep_state: variable tensors go on from input to input on both sides, instead of being reset before each.
-    progress: called with the number of items done, for each different partition. Raises PlanError, InputError,
-    InterpreterError or DependencyError where it cannot be done.
+    plan: a plan, its file, or its directory. inputs: a .npy or .npz file; or a list with a dict for each input, from
+    tensor name to array; or a number of random inputs. keep_state: variable tensors keep their values from input to
+    input on both sides, instead of being reset before each. progress: called with the number of inputs done, starting
+    again for each different partition of the plan.
+
+    A saved plan's files, compiled ones included, are read from its directory and checked against their hashes. Segments of
+    a plan that is not saved are cut in memory.
+
+    Raises PlanError if the plan cannot be opened, or one of its files is missing or has another hash; InputError if the
+    inputs do not fit the model; InterpreterError or DependencyError if there is no interpreter that can run the model.
     """
     opened = open_plan(plan)
-    compiled_files(opened)  # are those that the plan was made with, or it raises
+    compiled_files(opened)  # only for the check of their hashes: compiled files cannot run on a CPU
     interface = model_interface(opened.graph)
     state = state_of(interface.stateful, keep_state=keep_state)
     if state == KEPT:
-        segments_with_state(opened.plan, interface.stateful)  # the plan can be run so, or it raises
+        segments_with_state(opened.plan, interface.stateful)  # raises PlanError for a plan that cannot keep state
     if state is not None:
         _LOG.info("%s: %s", opened.plan.file_name, STATE_WORDS[state])
     items = _items(inputs, interface.inputs)
@@ -69,9 +72,10 @@ def _items(inputs: str | Path | int | Sequence[Item], specs: Sequence[InputSpec]
         return load_items(Path(inputs), specs)
     given = [dict(item) for item in inputs if isinstance(item, Mapping)] if isinstance(inputs, Sequence) else None
     if given is None or len(given) < len(inputs):
-        raise InputError("are no list of inputs by tensor name", "inputs", "give a file, a number, or such a list")
+        what = "are not a list of dicts from tensor name to array"
+        raise InputError(what, "inputs", "give a file, a number, or such a list")
     if not given:
-        raise InputError("are none", "inputs", "give at least one: nothing compared is nothing shown")
+        raise InputError("the list is empty", "inputs", "give at least one: without inputs nothing is compared")
     missing = next((spec.name for item in given for spec in specs if spec.name not in item), None)
     if missing is not None:
         raise InputError(f"there is no array '{missing}'", "inputs", "give one for each of the model's inputs")
@@ -79,6 +83,7 @@ def _items(inputs: str | Path | int | Sequence[Item], specs: Sequence[InputSpec]
 
 
 def _partitions(opened: OpenedPlan) -> list[list[SegmentFile]]:
+    """The segment files of each different partition."""
     plan = opened.plan
     files = {
         segment.name: SegmentFile(segment.name, segment.ops, opened.segment_file(segment)) for segment in plan.segments

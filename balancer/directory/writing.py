@@ -1,7 +1,7 @@
-"""Files and folders of results, written whole or not at all.
+"""Writing files and folders of results: each file is complete or absent, never half-written.
 
-A file is written beside its place and then put there by renaming, which the system does at once. Whether something can be
-written is asked before the work that makes it.
+A file is written to a temporary folder beside its place and then renamed, which the operating system does in one step.
+The checks here are made before long work, so that a result is not lost because it cannot be written.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ _SCRATCH = ".balancer-"
 
 
 def check_free(directory: Path, name: str, *, force: bool) -> None:
-    """Raises OutputError where a file is in the way, or nothing can be written there: before the work, not after it."""
+    """Raise OutputError if `name` exists in the directory (without force), or if the directory cannot be written."""
     _check_takes_files(directory)
     check_all_free(directory, [name], None, force=force)
 
 
 def _check_takes_files(target: Path) -> None:
-    """Raises OutputError where a directory is none, or could not be made or written.
+    """Raise OutputError if the target is not a directory, or could not be created or written.
 
-    It is tried with a file, which goes at once: permissions alone say too little of what root, or a network, may do.
+    It is tried with a temporary file. Permission bits alone do not tell: root ignores them, and network file systems add
+    rules of their own.
     """
     try:
         there = next(p for p in (target, *target.absolute().parents) if p.exists() or p.is_symlink())
@@ -44,28 +45,24 @@ def _check_takes_files(target: Path) -> None:
 
 
 def check_writable(path: Path, *, force: bool) -> None:
-    """Raises OutputError where a file exists (without force), or where its folder does not: before the work, not
-    after it.
-    """
+    """Raise OutputError if the file exists (without force), or if its folder does not exist."""
     check_all_free(path.parent, [path.name], None, force=force)
     if not path.parent.is_dir():
-        raise OutputError("its folder does not exist", str(path), "make it, or choose another place")
+        raise OutputError("its folder does not exist", str(path), "create it, or choose another place")
 
 
 def check_folder(target: Path, *, force: bool) -> None:
-    """Raises OutputError where a plan's directory could not be written, or holds files (without force): before the
-    work, not after it.
-    """
+    """Raise OutputError if a plan's directory cannot be written, or if it exists and is not empty (without force)."""
     _check_takes_files(target)
     if target.is_dir() and not force and any(target.iterdir()):
-        raise OutputError("is there already", str(target), "use --force to replace it, or choose another directory")
+        raise OutputError("exists already", str(target), "use --force to replace it, or choose another directory")
 
 
 @contextmanager
 def result_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder for the results of one run, which `put_file` writes. What killed runs left in it goes.
+    """Lock a folder for the results of one run, which `put_file` writes. Temporary files of killed runs are removed.
 
-    Raises OutputError where another run holds it, or it cannot be written.
+    Raises OutputError if another run has locked the folder, or if it cannot be written.
     """
     with ExitStack() as holding:
         try:
@@ -76,22 +73,22 @@ def result_folder(folder: Path) -> Iterator[None]:
             raise OutputError(f"cannot be written ({reason})", str(folder), "choose another folder") from error
         if not is_ours:
             raise OutputError(
-                "gets the results of another run", str(folder), "wait for its end, or choose another folder"
+                "another run writes its results there", str(folder), "wait for its end, or choose another folder"
             )
         yield
 
 
 def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
-    """Write a file whole or not at all, and remove what killed processes left there of others.
+    """Write a file in one step, and remove temporary files that killed processes left in its folder.
 
-    Raises OutputError where it exists (without force) or cannot be written.
+    Raises OutputError if it exists with other contents (without force), or if it cannot be written.
     """
     sweep(path.parent, _SCRATCH)
     put_file(path, data, force=force)
 
 
 def put_file(path: Path, data: bytes, *, force: bool = False) -> None:
-    """The same where many are written, without looking for what was left."""
+    """Write a file in one step, as `write_file`, but without removing temporary files: for many files in one folder."""
     check_all_free(path.parent, [path.name], data, force=force)
     try:
         with scratch(path.parent, _SCRATCH) as partial:
@@ -105,15 +102,17 @@ def put_file(path: Path, data: bytes, *, force: bool = False) -> None:
 
 @contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
-    """A folder for files that are needed for a while, and alone are written meanwhile. Raises OutputError where it, or
-    one of them, cannot be written.
+    """A temporary folder, removed at the end. purpose: a word for its name.
+
+    Raises OutputError if it cannot be created. An OutputError raised inside gets a remedy that names TMPDIR: only files in
+    this folder may be written inside.
     """
-    remedy = "make room, or set TMPDIR to another folder"
+    remedy = "free some disk space, or set TMPDIR to another folder"
     with ExitStack() as holding:
         try:
             folder = holding.enter_context(working_folder(purpose))
         except OSError as error:
-            what = f"no temporary folder can be made ({error.strerror or error})"
+            what = f"a temporary folder cannot be created ({error.strerror or error})"
             raise OutputError(what, os.environ.get("TMPDIR", "/tmp"), remedy) from error
         try:
             yield folder
@@ -123,6 +122,10 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
 
 
 def check_all_free(target: Path, names: Sequence[str], model: bytes | None, *, force: bool) -> None:
+    """Raise OutputError if one of the names is a directory, or exists as a file (without force).
+
+    model: contents that the first name may already have; it need not be replaced then.
+    """
     for name in names:
         path = target / name
         if path.is_dir():
@@ -132,4 +135,5 @@ def check_all_free(target: Path, names: Sequence[str], model: bytes | None, *, f
 
 
 def is_same(path: Path, data: bytes | None) -> bool:
+    """Whether the file exists with these contents. data: None is never the same."""
     return data is not None and path.is_file() and path.read_bytes() == data

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentTerms:
-    """Bytes of parameters are as the compiler lays them out on the chip. Times are for one input.
+    """The predicted cost of one segment. Bytes are as the compiler lays parameters out on the chip; times are for one
+    inference.
 
-    parameter_bytes = cached_bytes + streamed_bytes. overflow_bytes: those of the streamed bytes that would be cached if
-    the capacity sufficed. capacity_bytes: on the chip, for parameters. stage_ns: the sum of the other times, which
-    `cost.segment` explains.
+    parameter_bytes: all parameters. cached_bytes: of these, what stays on the chip. streamed_bytes: what is sent with each
+    inference. overflow_bytes: of the streamed bytes, what is streamed for lack of on-chip memory. capacity_bytes: on-chip
+    memory that the segment has for parameters. compute_ns: of its ops on the TPU. streaming_ns: what streaming adds to
+    computing. input_ns, output_ns: transfers. overhead_ns: starting the inference and the ops. cpu_ns: of its ops on the
+    CPU. stage_ns: the sum of these times. `cost.segment` tells how each is found.
     """
 
     parameter_bytes: int

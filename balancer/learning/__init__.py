@@ -1,1 +1,1 @@
-"""Learning costs: from profiles, from the compiler's reports, from measured stages."""
+"""Learning costs: from a user's profile, from the compiler's reports, from measured stages."""

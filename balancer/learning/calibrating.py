@@ -1,8 +1,9 @@
-"""`balancer calibrate`: the hardware's constants that agree best with measured times.
+"""`balancer calibrate`: fits the hardware's constants to measured times.
 
-Constants are fitted as factors on those of a preset, on a logarithmic scale, by robust least squares of the relative
-errors. Those that no row depends on stay as they are. A weak pull towards the preset (a factor of 3 weighs as much as
-one row that is 10 % off) keeps constants that the rows hardly tell apart from wandering.
+Each constant is fitted as a factor on its value in a preset, on a logarithmic scale, by robust least squares of the
+relative errors of all rows. Constants that no row's prediction depends on keep their values. A weak penalty keeps each
+factor near 1 (a factor of 3 costs as much as one row that is 10 % off). Without it, constants that the rows can hardly
+tell apart would take arbitrary values.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ FREE = (
     "large_input_ns_per_mib", "large_output_ns_per_mib", "handover_ns", "host_ns_per_stage", "thread_ns", "wake_ns",
     "upstream_permille_2", "upstream_permille_3", "upstream_permille_4", "cpu_ns_per_gmac", "cpu_ns_per_mib", "cpu_op_ns",
 )  # fmt: skip
-_STEP = 0.02  # of a constant, to see what depends on it: well above the rounding to whole ns
-_LEAST_EFFECT = 1e-6
-_ROBUST_AT = 0.05  # relative errors beyond this count linearly
+_STEP = (
+    0.02  # relative change of a constant for the numerical derivative: its effect must exceed the rounding to whole ns
+)
+_LEAST_EFFECT = 1e-6  # relative change of a prediction that counts as depending on the constant
+_ROBUST_AT = 0.05  # relative errors beyond this count linearly, not squared: outliers do not decide the fit
 _PULL = 0.1 / math.log(3)
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A fitted constant. error: one standard deviation as a share of the value."""
+    """A fitted constant. before: its value in the preset. error: one standard deviation, as a share of the value."""
 
     name: str
     before: int
@@ -47,7 +50,11 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The fitted hardware, what was fitted, and the mean absolute relative error before and after."""
+    """The result of a calibration.
+
+    hardware: with the fitted constants. constants: those that were fitted. rows: how many measured times were used.
+    error_before, error_after: mean absolute relative error of the predictions with the preset, and with the fit.
+    """
 
     hardware: Hardware
     constants: tuple[Constant, ...]
@@ -59,9 +66,12 @@ class Calibration:
 def calibrate(
     rows: Sequence[MeasuredTime], start: Hardware, *, progress: Callable[[int], None] = lambda done: None
 ) -> Calibration:
-    """Fit the constants of `start` to measured times. progress: called with the number of predictions of all rows made.
+    """Fit the constants of `start` to measured times.
 
-    Raises MeasurementError where there is nothing to fit, DependencyError without scipy.
+    rows: at least one. start: the hardware whose constants the fit starts from. progress: called with the number of
+    times that all rows have been predicted.
+
+    Raises MeasurementError if there are no rows or no constant matters to them, DependencyError if scipy is missing.
     """
     try:
         from scipy.optimize import least_squares
@@ -87,11 +97,11 @@ def calibrate(
     def residuals(point: FloatArray) -> FloatArray:
         return np.concatenate([errors(point - 1), _PULL * (point - 1)])
 
-    # From 1, not 0: scipy's steps are relative to the point.
+    # `point` is 1 + the logarithms: scipy's derivative steps are relative to the point, and would be 0 at 0.
     zero = np.zeros(len(free))
-    found = least_squares(residuals, zero + 1, loss="soft_l1", f_scale=_ROBUST_AT, diff_step=_STEP, max_nfev=30)
-    after = found.x - 1
-    deviations = _deviations(found.jac, found.fun, len(rows))
+    fit = least_squares(residuals, zero + 1, loss="soft_l1", f_scale=_ROBUST_AT, diff_step=_STEP, max_nfev=30)
+    after = fit.x - 1
+    deviations = _deviations(fit.jac, fit.fun, len(rows))
     hardware = _scaled(start, free, after)
     constants = tuple(
         Constant(name, start.constants[name], hardware.constants[name], float(deviation))
@@ -103,7 +113,10 @@ def calibrate(
 
 
 def hardware_document(calibration: Calibration, name: str, source: str) -> dict[str, Any]:
-    """The hardware file of a calibration. source: what the constants were fitted to, for the reader of the file."""
+    """The JSON document of a hardware file with the fitted constants.
+
+    name: of the new hardware. source: a few words on what the constants were fitted to, written beside each of them.
+    """
     fitted = {c.name: c for c in calibration.constants}
     constants: dict[str, Any] = {}
     for key, value in calibration.hardware.constants.items():
@@ -134,18 +147,19 @@ def _scaled(start: Hardware, names: Sequence[str], logs: Sequence[float] | Float
 
 
 def _free(rows: Sequence[MeasuredTime], start: Hardware) -> list[str]:
-    """The constants that some row's prediction depends on."""
+    """Names of the constants that at least one row's prediction depends on."""
     base = _predict(rows, start)
-    found = []
+    free = []
     for name in FREE:
         if start.constants[name]:
             moved = _predict(rows, _scaled(start, [name], [_STEP]))
             if np.abs(moved / base - 1).max() > _LEAST_EFFECT:
-                found.append(name)
-    return found
+                free.append(name)
+    return free
 
 
 def _deviations(jacobian: FloatArray, residuals: FloatArray, rows: int) -> FloatArray:
+    """Standard deviations of the fitted logarithms, from the inverse of the Gauss-Newton Hessian."""
     variance = float(residuals @ residuals) / max(1, rows)
     covariance = np.linalg.pinv(jacobian.T @ jacobian) * variance
     return np.sqrt(np.maximum(0, np.diag(covariance)))

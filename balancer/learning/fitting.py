@@ -1,8 +1,13 @@
-"""What measured stages teach the cost model: factors by op type and for what crosses the link, and a rest by op.
+"""Corrects predicted costs by the measured times of stages.
 
-Stages are few and ops many, so factors are fitted first that whole types of ops share: those that agree best with all
-stages measured so far while they stay near 1 (Gauss-Newton on logarithms, with a prior width for each factor). What then
-is left of a stage's difference is put on its own ops, so that measured stages come out as they were measured.
+There are few measured stages and many ops, so the time of each op cannot be told from the measurements. The correction
+has two steps:
+
+1. Shared factors. All ops of one type get the same factor on their time; so do transfers in, transfers out, and
+   streaming. The factors minimise, over all stages measured so far, the squared errors of the logarithms of the stage
+   times, plus a penalty for each factor that is not 1 (a Gaussian prior on its logarithm). Solved by Gauss-Newton.
+2. A remainder for each stage. The difference that the shared factors leave is put on the stage's own ops, as one more
+   factor. So measured stages are predicted as they were measured, and the shared factors serve stages never measured.
 """
 
 from __future__ import annotations
@@ -24,8 +29,8 @@ if TYPE_CHECKING:
     from balancer.planning.setting import Setting
 
 LABEL = "measured stages"
-# How far a factor may be off 1, as a standard deviation of its logarithm: by the errors of docs/fidelity.md, op types
-# differ by up to a factor of 2, links by a third. What is measured is known to about 1 %.
+# Standard deviations of logarithms. Prior: how far a factor is expected to be from 1. By the errors in docs/fidelity.md,
+# op types are off by up to a factor of 2, links by up to a third. Measured: stage times repeat to about 1 %.
 _OPS_WIDTH, _LINK_WIDTH, _MEASURED_WIDTH = 0.5, 0.25, 0.01
 _LINKS: dict[str, tuple[str, ...]] = {
     "input": ("input_ns_per_mib", "large_input_ns_per_mib"),
@@ -33,13 +38,18 @@ _LINKS: dict[str, tuple[str, ...]] = {
     "stream": ("stream_ns_per_mib", "stream_start_ns"),
 }
 _ITERATIONS = 12
-_STEP = 1e-3
-_MOST_REST = 4.0  # a larger factor on single ops says more of the measurement than of them
+_STEP = 1e-3  # of a logarithm, for the numerical derivative
+_MOST_CHANGE, _MOST_LOG = 0.7, 3.0  # of a logarithm: by one iteration (a factor of 2), and in all (a factor of 20)
+_MOST_REST = 4.0  # a larger factor for one stage is a fault of the measurement rather than of the costs
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A measured stage: its ops, its busy ns for one input, and the room for parameters that was reported, if it was."""
+    """A measured stage.
+
+    ops: of its segment. stage_ns: how long it was busy for one input. room: the capacity for parameters, in bytes, that
+    the compiler reported; None where it reported nothing.
+    """
 
     ops: OpSet
     stage_ns: int
@@ -47,7 +57,10 @@ class Observed:
 
 
 def fitted(setting: Setting, observed: Sequence[Observed]) -> Setting:
-    """The setting with costs under which the observed stages take what was measured. observed: the latest ones last."""
+    """The setting, with costs under which the observed stages take the time that was measured.
+
+    observed: in the order of measurement. Of two stages that share an op, the later one decides the op's remainder.
+    """
     if not observed:
         return setting
     fit = _Fit(setting, observed)
@@ -61,27 +74,32 @@ class _Fit:
 
     @cached_property
     def types(self) -> list[str]:
-        """Of ops that take time in an observed stage."""
+        """The op types that have a factor: those of ops that take time in some observed stage."""
         costs, graph = self.setting.costs, self.setting.graph
         seen = {i for each in self.observed for i in members(each.ops)}
         return sorted({graph.ops[i].type for i in seen if costs.op_terms[i].compute_ns or costs.unmapped >> i & 1})
 
     @cached_property
     def widths(self) -> FloatArray:
+        """The prior's standard deviation of each factor's logarithm: links, then types."""
         return np.array([_LINK_WIDTH] * len(_LINKS) + [_OPS_WIDTH] * len(self.types))
 
     def solve(self) -> FloatArray:
-        """The logarithms of the factors: links, then types."""
+        """The logarithms of the fitted factors: links, then types."""
         target = np.log([each.stage_ns for each in self.observed])
         theta = np.zeros(len(self.widths))
         for _ in range(_ITERATIONS):
             now = self._predicted(theta)
             steps = [theta + _STEP * unit for unit in np.eye(len(theta))]
             slope = np.array([(self._predicted(step) - now) / _STEP for step in steps]).T
+            # Least squares with a row for each stage and one for each factor's prior. The priors also make the system
+            # solvable where there are fewer stages than factors.
             rows = np.vstack([slope / _MEASURED_WIDTH, np.diag(1 / self.widths)])
             right = np.concatenate([(target - now) / _MEASURED_WIDTH, -theta / self.widths])
             change = np.linalg.lstsq(rows, right, rcond=None)[0]
-            theta = np.clip(theta + np.clip(change, -0.7, 0.7), -3, 3)
+            # Times are not smooth in the factors: streaming hides behind computing, or does not. Short steps keep the
+            # iteration from jumping over such a kink.
+            theta = np.clip(theta + np.clip(change, -_MOST_CHANGE, _MOST_CHANGE), -_MOST_LOG, _MOST_LOG)
             if np.abs(change).max() < 1e-4:
                 break
         return theta
@@ -91,9 +109,9 @@ class _Fit:
         return np.log([max(1, costs.terms(each.ops, each.room).stage_ns) for each in self.observed])
 
     def _with(self, theta: FloatArray, rest: Mapping[int, float] | None = None) -> Setting:
-        """The setting with these factors, and a rest for single ops."""
+        """The setting with these factors. theta: their logarithms. rest: op -> one more factor."""
         factors = np.exp(theta).tolist()
-        hardware = self.setting.costs.hardware
+        hardware = self.setting.costs.hardware  # with the constants that the profile replaces, not the setting's own
         links = {
             name: hardware.constants[name] * factor
             for names, factor in zip(_LINKS.values(), factors, strict=False)
@@ -114,11 +132,13 @@ class _Fit:
         return replace(self.setting, profile=profile)
 
     def with_rest(self, theta: FloatArray) -> Setting:
-        """With what the factors leave of each stage put on its ops; of two stages with an op, the later one counts."""
+        """The setting with these factors, and with the difference that they leave in each stage put on its ops."""
         costs = self._with(theta).costs
         rest: dict[int, float] = {}
         for each in self.observed:
             terms = costs.terms(each.ops, each.room)
+            # Only the time of computing is scaled. Transfers and overhead keep the shared factors: a remainder there
+            # would move to other cuts, where other tensors cross.
             own = terms.compute_ns + terms.cpu_ns
             wanted = each.stage_ns - (terms.stage_ns - own)
             if own and wanted > 0:

@@ -1,8 +1,12 @@
 """Files of measured times, and what the cost model predicts for each of their rows.
 
-Two formats. The published one: synthetic models by family and width, with the layers of each segment and how inputs
-were fed. The simple one, `plan,stage,measured_ms`: a plan file beside the CSV, the name of one of its segments, and
-its time in milliseconds. A plan file with measured segments is taken as well.
+There are three kinds of file:
+
+published       A CSV file with a row for each measured configuration of a synthetic model: family and width, the number
+                of layers in each segment, and how inputs were fed.
+simple          A CSV file with the columns `plan,stage,measured_ms`: a plan file beside the CSV file, the name of one of
+                its segments, and that segment's time in milliseconds (see `recorded`).
+measured plan   A plan file, or its directory, whose segments have measured times.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ _MOST_BATCH = 1 << 20
 
 
 class MeasuredTime(Protocol):
-    """One measured time."""
+    """One measured time, and its prediction for any hardware. Both in ns."""
 
     @property
     def measured_ns(self) -> float: ...
@@ -48,9 +52,11 @@ class MeasuredTime(Protocol):
 
 @dataclass(frozen=True)
 class SyntheticRow:
-    """One published configuration. split: weight layers of each segment. streamed_mib: of each segment, as reported.
+    """One published configuration.
 
-    partitioner: how the split was found; google_profiling lists its segments in no fixed order.
+    inputs: shape of the model's input: "64", or "64x64x3". split: how many weight layers each segment has.
+    partitioner: what chose the split; `google_profiling` lists its segments in no fixed order. measured_ns: for one
+    inference. feeding: how the host fed inputs. streamed_mib: of each segment, as the compiler reported it.
     """
 
     family: str
@@ -66,7 +72,7 @@ class SyntheticRow:
     streamed_mib: tuple[float, ...] | None
 
     def graph(self) -> Graph:
-        """Whole dense models give float32, segmented ones int8, as they were measured."""
+        """The model. A dense model has a float32 output if it is whole and int8 if it is segmented: so it was measured."""
         return _synthetic_graph(self.family, self.width, self.layers, self.inputs, self.n_tpus == 1)
 
     def stages(self, hardware: Hardware) -> tuple[StageCost, ...]:
@@ -78,7 +84,7 @@ class SyntheticRow:
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of a plan."""
+    """One measured stage of a plan. ops: of its segment. measured_ns: how long it was busy for one input."""
 
     graph: Graph
     ops: OpSet
@@ -89,10 +95,13 @@ class StageRow:
 
 
 def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
-    """The rows of a file that can be predicted: of the published CSV format those with `use` = 1, a known split and
-    feeding; of a plan (its file, or its directory) the measured segments.
+    """The rows that the cost model can predict.
 
-    Raises MeasurementError where the file cannot be read, has neither format, or a row is not what it should be.
+    path: a CSV file, a plan file, or a plan's directory. Of a published CSV file, rows count that have `use` = 1, a
+    known split and a known way of feeding. Of a plan, the measured segments count.
+
+    Raises MeasurementError if the file cannot be read, has neither format, or has a wrong row; PlanError if a plan in
+    it cannot be opened.
     """
     if names_plan(path):
         return _measured_segments(path)
@@ -105,12 +114,12 @@ def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
 
 
 def _measured_segments(path: Path) -> list[StageRow]:
-    """What `balancer tune` or `bench` has measured of a plan."""
+    """The segments of a plan that `balancer tune` has measured."""
     plan = load_plan(path)
     times = [StageTime(plan, s.name, s.measured.stage_ns) for s in plan.segments if s.measured]
     rows = _stage_rows(times)
     if not rows or any(time.ns < 1 for time in times):
-        what = "has no measured segments, or one that took no time"
+        what = "has no measured segments, or one with a measured time of 0"
         raise MeasurementError(what, str(path), "run `balancer tune` on the plan first")
     return rows
 
@@ -120,7 +129,7 @@ def _feeding(timing: str) -> Feeding | None:
 
 
 def _can_predict(row: Mapping[str, str]) -> bool:
-    """A row without a split, or with one that does not hold the model's layers, says nothing of a segment."""
+    """Whether the row is to be used, and gives the layers of each segment and how inputs were fed."""
     layers = [int(n[:9]) for n in row["layers_per_segment"].split("-") if n.isdecimal()]
     split_known = str(sum(layers)) == row["n_layers"]
     return row["use"] == "1" and split_known and _feeding(row["timing"]) is not None
@@ -129,7 +138,7 @@ def _can_predict(row: Mapping[str, str]) -> bool:
 def _synthetic_row(row: Mapping[str, str], where: str) -> SyntheticRow:
     streamed = row["off_chip_mib"]
     try:
-        found = SyntheticRow(
+        measured = SyntheticRow(
             family=row["family"],
             width=int(row["width"]),
             layers=int(row["n_layers"]),
@@ -142,20 +151,20 @@ def _synthetic_row(row: Mapping[str, str], where: str) -> SyntheticRow:
             feeding=_feeding(row["timing"]) or Feeding.STEADY,
             streamed_mib=tuple(float(m) for m in streamed.split(";")) if streamed else None,
         )
-        _check_synthetic(found)
+        _check_synthetic(measured)
     except ValueError as error:
         raise MeasurementError(f"is not a measurement ({error})", where, "correct the row") from error
-    return found
+    return measured
 
 
 def _check_synthetic(row: SyntheticRow) -> None:
-    """Raises ValueError where there is no such model, or it cannot have been run so."""
+    """Raises ValueError if the row's model, number of TPUs, batch or split is impossible."""
     if not (1 <= row.n_tpus <= _MOST_BATCH and 1 <= row.batch <= _MOST_BATCH):
         raise ValueError(f"{row.n_tpus} TPUs, a batch of {row.batch}")
     if sum(row.split) != row.layers:
         raise ValueError(f"{sum(row.split)} layers in the split, {row.layers} in the model")
     if not all(0 <= mib < math.inf for mib in row.streamed_mib or ()):
-        raise ValueError("off_chip_mib is no size")
+        raise ValueError("off_chip_mib is not a list of sizes")
     _sizes(row.family, row.inputs, row.width, row.layers)
 
 
@@ -171,7 +180,7 @@ def _stage_rows(times: Sequence[StageTime]) -> list[StageRow]:
 
 
 def _sizes(family: str, inputs: str, width: int, layers: int) -> dict[str, int]:
-    """What `synth` takes besides the width. Raises ValueError where there is no such model."""
+    """The keyword arguments for `synth` besides the width. Raises ValueError if there is no such model."""
     if family == "fc":
         sizes = {"layers": layers, "inputs": int(inputs)}
         synth.check_fc(width, **sizes)
@@ -195,7 +204,7 @@ def _synthetic_graph(family: str, width: int, layers: int, inputs: str, whole: b
 
 
 class _ByIdentity:
-    """A graph as a key: graphs are large, and never equal unless they are the same."""
+    """A graph as a cache key, compared by identity: comparing large graphs by value would take too long."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -207,7 +216,7 @@ class _ByIdentity:
         return isinstance(other, _ByIdentity) and other.graph is self.graph
 
 
-# Enough for all models of the published measurements on one hardware.
+# Large enough for all models of the published measurements on one hardware.
 @lru_cache(maxsize=2048)
 def _cached_costs(key: _ByIdentity, hardware: Hardware) -> SegmentCosts:
     return SegmentCosts(key.graph, hardware)
@@ -228,8 +237,12 @@ def _cached_stages(key: _ByIdentity, hardware: Hardware, split: tuple[int, ...])
 
 
 def layer_segments(graph: Graph, split: tuple[int, ...]) -> list[OpSet]:
-    """Op sets for so many weight layers each, a layer with its activation; the op that quantises the input goes
-    first.
+    """The op sets of segments with these numbers of weight layers.
+
+    split: weight layers of each segment; they must add up to the graph's. A layer is a dense or convolution op and the
+    ops up to the next one. Ops before the first layer (quantising the input) belong to the first segment.
+
+    Raises ValueError if the split does not have as many layers as the graph.
     """
     starts = [op.index for op in graph.ops if op.type in _WEIGHTED]
     if sum(split) != len(starts):

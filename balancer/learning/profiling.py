@@ -1,4 +1,4 @@
-"""`balancer profile`: what each op of a model is predicted to cost, in a file that can be edited and given back."""
+"""`balancer profile`: the predicted cost of each op, in a file that a user can edit and give back to `balancer solve`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 
 def profile_document(model: str | Path | bytes, *, hardware: str | Path | Hardware = "pcie") -> dict[str, Any]:
-    """The profile's document: for each op its parameter bytes on the chip, multiply-accumulates and predicted ns.
+    """The JSON document of a profile file: for each op its parameter bytes on the chip, multiply-accumulates, and
+    predicted ns.
 
-    `measured_ns` is null, to be filled in; it then counts before `predicted_ns`. An op that the Edge TPU does not
-    take has the ns of the CPU. Raises ModelError or HardwareError as `balance` does.
+    `measured_ns` is null; a user may fill it in, and it then counts instead of `predicted_ns`. For an op that the Edge
+    TPU does not support, `predicted_ns` is its time on the CPU.
+
+    model, hardware: as for `balance`. Raises ModelError or HardwareError if one of them cannot be used.
     """
     setting = open_setting(model, hardware)
     return {

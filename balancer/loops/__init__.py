@@ -1,1 +1,1 @@
-"""Loops: solve, compile or measure, correct the costs, solve again."""
+"""Loops that improve a plan: compile or measure it, correct the costs, solve again."""

@@ -1,6 +1,7 @@
-"""What tuning goes by: the limits that a plan is held to, and which of two measured plans is better.
+"""What the loops aim for: the limits that their plans must keep, and which of two measured plans is better.
 
-Measured times are known to about 1 %: a limit may be missed by so much, and a gain below it does not count.
+Measured times are accurate to about 1 %. So a plan that misses a limit by less than 1 % counts as keeping it, and a gain
+of less than 1 % does not count.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 TOLERANCE = 0.01
-_ANEW = "solve the model again with it, and tune that plan"
+_ANEW = "solve the model again with this option, and use that plan"
 
 
 class Achieved(NamedTuple):
-    """What a plan was measured to do. latency_ns: of one input alone, from the times of the stages."""
+    """The measured performance of a plan. per_s: inferences per second. latency_ns: of one input alone."""
 
     per_s: float
     latency_ns: int
@@ -31,17 +32,17 @@ class Achieved(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """How measured plans are judged. options: what every plan of one tuning is held to."""
+    """How measured plans are judged. options: the limits for every plan of the loop."""
 
     options: Options
 
     @property
     def lowest_latency(self) -> bool:
-        """Whether the latency is what counts, at a rate that must be met."""
+        """Whether the latency is minimised, because a rate is given; otherwise the rate is maximised."""
         return self.options.constraints.max_objective_ns is not None
 
     def broken(self, measured: Achieved) -> str:
-        """The limit that a measured plan misses, in words; empty where it misses none."""
+        """The limit that a measured plan misses, in words; empty if it keeps all."""
         limits = self.options.constraints
         if limits.max_latency_ns is not None and measured.latency_ns > limits.max_latency_ns * (1 + TOLERANCE):
             return f"latency {measured.latency_ns / 1e6:.3f} ms, {limits.max_latency_ns / 1e6:.3f} allowed"
@@ -50,15 +51,19 @@ class Aim:
         return ""
 
     def key(self, measured: Achieved) -> tuple[bool, float]:
-        """What measured plans are ordered by: the smaller, the better."""
+        """A sort key: the best measured plan has the smallest. Plans that miss a limit come last."""
         return bool(self.broken(measured)), measured.latency_ns if self.lowest_latency else -measured.per_s
 
     def gain(self, first: Achieved, best: Achieved) -> float:
-        """How many times better the best plan is than the first, in what counts."""
+        """The improvement from the first plan to the best, as a ratio: of rates, or of latencies if these count."""
         return first.latency_ns / best.latency_ns if self.lowest_latency else best.per_s / first.per_s
 
     def promises_more(self, value: Value, best: Achieved) -> bool:
-        """Whether a plan of this predicted value is worth measuring after the best measured so far."""
+        """Whether a plan with this predicted value is worth measuring.
+
+        best: what the best plan so far was measured to do. If it misses a limit, a plan is worth measuring that is
+        predicted to keep all; otherwise one that is predicted to be at least 1 % better.
+        """
         predicted = Achieved(NS_PER_S / value.objective_ns, value.latency_ns)
         if self.broken(best):
             return not self.broken(predicted)
@@ -66,25 +71,28 @@ class Aim:
 
 
 def narrowed(plan: Plan, asked: Options | None) -> Options:
-    """What the plan was held to, and what is asked on top.
+    """The options for new plans that are to compare with this one: its own limits, made tighter by `asked`.
 
-    Raises ConstraintError where what is asked would drop a limit of the plan, or where the plan itself does not keep
-    to it: then its rate says nothing about that of others.
+    asked: limits to add, or None. What the plan was not held to at all (solver, seconds) is taken from it.
+
+    Raises ConstraintError if `asked` would loosen or replace a limit of the plan, or if the plan itself breaks a limit in
+    `asked`. In both cases the plan's rate and those of new plans would not compare.
     """
     if plan.held_to is None:
         _LOG.warning(
-            "%s does not say what it was held to: other plans may have any pipelines and replicas", plan.file_name
+            "%s does not say which limits it was solved with: new plans may have any pipelines and replicas",
+            plan.file_name,
         )
     held = options_of(plan.held_to) if plan.held_to else Options()
     if asked is None:
         return held
     if asked.stages not in (None, held.stages):
-        raise ConstraintError("the plan was not held to it", f"{asked.stages} stages", _ANEW)
-    # As plans remember them: a limit that no file holds would limit nothing, either.
+        raise ConstraintError("the plan was not solved with this option", f"{asked.stages} stages", _ANEW)
+    # Compared in the form that plan files hold: there, limits too large to matter are all the same number.
     if asked.constraints and options_of(asked.held_to).constraints != held.constraints:
-        raise ConstraintError("the plan was held to others", "constraints", "solve the model again with these")
+        raise ConstraintError("the plan was solved with others", "constraints", "solve the model again with these")
     if asked.overflow not in (None, held.overflow):
-        raise ConstraintError("the plan was not held to it", f"overflow '{asked.overflow}'", _ANEW)
+        raise ConstraintError("the plan was not solved with this option", f"overflow '{asked.overflow}'", _ANEW)
     replicas = max(stage.replicas for p in plan.pipelines for stage in p.stages)
     return replace(
         asked, stages=held.stages, constraints=held.constraints, overflow=held.overflow,
@@ -94,10 +102,11 @@ def narrowed(plan: Plan, asked: Options | None) -> Options:
 
 
 def _at_most(what: str, held: int | None, asked: int | None, used: int) -> int | None:
+    """The tighter of two limits. held: the plan's. used: how many the plan has. Raises ConstraintError."""
     if asked is None:
         return held
     if held is not None and asked > held:
-        raise ConstraintError(f"the plan was held to at most {held}", f"at most {asked} {what}", _ANEW)
+        raise ConstraintError(f"the plan was solved for at most {held}", f"at most {asked} {what}", _ANEW)
     if used > asked:
         raise ConstraintError(f"the plan has {used}", f"at most {asked} {what}", _ANEW)
     return asked

@@ -1,10 +1,17 @@
-"""Solve, compile, compare, correct, solve again: a plan that the vendor's compiler agrees with.
+"""`refine`: compile, compare with the prediction, correct the costs, solve again, until the compiler agrees.
 
-Each round compiles the plan that is best under what is known, and corrects the costs where the reports contradict them
-(`correcting`). It ends when they agree, when a plan repeats or promises no more than the best so far, or after
-`ROUNDS`. Once a segment has streamed more than was predicted, one that streams nothing for want of room is taken before
-the fastest (unless the caller asks for the rate alone), as long as that costs neither ops on the CPU nor what was
-reached before: plans that stream rest on predicted memory to the last layer, and that has just proved wrong.
+    plan -> compile -> reports agree with the costs? -> yes: done
+      ^                    | no
+      |                    v
+    solve again  <-  correct the costs (`learning.correcting`)
+
+It ends when the reports agree, when a plan repeats, when a new plan promises no more than the best so far, or after the
+allowed number of rounds.
+
+Overflow needs a rule of its own. A plan that streams some parameters for lack of on-chip memory depends on predicted
+capacity to the last layer. Once a segment has streamed more than predicted, that prediction has proved wrong. From then
+on a plan without overflow is preferred to a faster one with overflow, unless the caller decided with the option
+`overflow`. It must not leave more ops on the CPU, and it must be at least as fast as the best plan compiled so far.
 """
 
 from __future__ import annotations
@@ -46,9 +53,13 @@ ROUNDS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineRound:
-    """One plan, and what the compiler made of it. streamed: bytes for each inference; per_s: the rate, as predicted
-    before, and with the reported memory. contradicted: the segments whose report differs from what was predicted.
-    refused: those that were not compiled; then nothing was reported.
+    """One plan, and what the compiler reported of it.
+
+    number: from 1. segments: how many the plan has. predicted_streamed_bytes, reported_streamed_bytes: for one inference,
+    over all segments. cpu_ops: how many ops the compiler left on the CPU. predicted_per_s: inferences per second as
+    predicted before compiling; reported_per_s: as predicted with the reported memory. contradicted: names of the segments
+    whose report differs from the prediction. refused: the segments that the compiler did not compile. If there are any,
+    the reported numbers are 0.
     """
 
     number: int
@@ -64,7 +75,7 @@ class RefineRound:
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """A solution that was compiled. plan: with the reports."""
+    """A solution that was compiled. plan: the same as a plan, with the compiler's reports."""
 
     solution: Solution
     plan: Plan
@@ -72,8 +83,10 @@ class _Tried:
 
 @dataclass(frozen=True, slots=True)
 class Refined:
-    """plan: the best that was compiled, predicted with all that was learnt, with its compiled files in `made`. ended: why
-    there were no more rounds.
+    """The result of `refine`.
+
+    plan: the best one that was compiled, predicted with the corrected costs; its compiled files are in `plan.made`.
+    rounds: in order. ended: why there were no more rounds, in words.
     """
 
     plan: Plan
@@ -88,18 +101,18 @@ def refine(  # noqa: PLR0913 - the public entry: each keyword is one thing that 
     rounds: int = ROUNDS,
     options: Options | None = None,
     default: DefaultSplit | None = None,
-    on_round: Callable[[RefineRound], None] = lambda found: None,
+    on_round: Callable[[RefineRound], None] = lambda finished: None,
 ) -> Refined:
-    """The best plan for the plan's model and number of TPUs that the vendor's compiler agrees with.
+    """The best plan, for the given plan's model and number of TPUs, whose predictions the vendor's compiler confirms.
 
-    plan: a plan, its file, or its directory; it is compiled first. compiler: see `find_compiler`, which finds it where none
-    is given. rounds: at most so many. options: what all plans are held to beside what the first one was, and how they are
-    searched for. default: what the compiler's own split does (see `default_split`), for the comparison. on_round: told of
-    each round.
+    plan: a plan, its file, or its directory; the first one to be compiled. compiler: None for the one that
+    `find_compiler` finds. rounds: how many plans may be compiled. options: limits on all new plans in addition to those
+    of the first one, and how to search for them. default: the compiler's own split (see `default_split`), shown in the
+    comparison. on_round: called after each round.
 
-    Nothing is written; see `save`. Raises PlanError where the plan's model is gone, ConstraintError where the options would
-    drop a limit of the plan, CompilerError where no plan can be compiled, InfeasibleError where the corrected costs leave
-    no plan that keeps the limits.
+    Nothing is written; `save` does that. Raises PlanError if the plan cannot be opened, ConstraintError if the options
+    would loosen a limit of the plan, CompilerError if the compiler is missing or refuses the first plan, InfeasibleError
+    if no plan keeps the limits under the corrected costs.
     """
     opened = open_plan(plan)
     setting, n_tpus = setting_of(opened), opened.plan.n_tpus
@@ -110,7 +123,11 @@ def refine(  # noqa: PLR0913 - the public entry: each keyword is one thing that 
 
 @dataclass
 class _Refinement:
-    """The rounds. known: the setting with all that was learnt. overran: whether a segment streamed more than predicted."""
+    """The state of one call of `refine`.
+
+    setting: with the costs before any correction. known: with the corrections so far. overran: whether a segment has
+    streamed more than predicted. evidence: the reports of all segments compiled so far.
+    """
 
     setting: Setting
     n_tpus: int
@@ -131,7 +148,7 @@ class _Refinement:
         return Refined(self._best(), tuple(self.rounds), ended)
 
     def _improve(self, first: Solution, rounds: int) -> str:
-        """Compile, correct, solve again; why it ended."""
+        """Compile, correct, solve again. Returns why it ended."""
         solution: Solution | None = first
         while len(self.tried) < rounds:
             if solution is None:
@@ -150,21 +167,25 @@ class _Refinement:
         return f"{rounds} rounds were allowed"
 
     def _next(self) -> Solution | None:
-        """The best plan under what is known, if it promises more than the best so far. Raises InfeasibleError."""
+        """The best solution under the corrected costs; None if it promises no more than the best plan compiled so far.
+
+        Raises InfeasibleError if no plan keeps the constraints.
+        """
         try:
             solution = self._solve()
         except InfeasibleError as error:
             if not self.options.constraints:
-                return None  # what was learnt leaves no plan; whether a compiled one will do is seen in the end
+                return None  # the corrected costs leave no plan; `_best` decides whether a compiled one will do
             what, where, remedy = error.args
             raise InfeasibleError(f"with the memory that the compiler reported, {what}", where, remedy) from error
         best_so_far = min(self.tried, key=self._key)
         best = evaluate(self._with_reports(), best_so_far.solution.pipelines)
+        # The best so far overflows and must not: then any new plan is worth a round, even a slower one.
         unsettled = self._keeps_within_memory() and self._overflow_bytes(best_so_far) > 0
         return solution if unsettled or best is None or solution.value < best else None
 
     def _refuse(self, compilation: Compilation) -> None:
-        """Say which segments the compiler refuses. Raises CompilerError where no plan was compiled before."""
+        """Report a round whose segments the compiler refused. Raises CompilerError if no plan was compiled before."""
         plan = compilation.plan
         self._tell(
             RefineRound(
@@ -178,6 +199,7 @@ class _Refinement:
             raise _refusal(compilation)
 
     def _solve(self) -> Solution:
+        """The best solution under the corrected costs: the fastest, or one without overflow (see the module)."""
         fastest = solve_setting(self.known, self.n_tpus, self.options)
         if self.options.overflow or not self.overran:
             return fastest
@@ -195,30 +217,31 @@ class _Refinement:
         return sum(self.known.costs.on_cpu(ops).bit_count() for ops in sets)
 
     def _keeps_within_memory(self) -> bool:
-        """Whether a plan that streams nothing for want of capacity counts before a faster one."""
+        """Whether a plan without overflow is preferred to a faster one with overflow."""
         return self.options.overflow == ERROR or (self.options.overflow is None and self.overran)
 
-    def _tell(self, found: RefineRound) -> None:
-        self.rounds.append(found)
-        self.on_round(found)
+    def _tell(self, finished: RefineRound) -> None:
+        self.rounds.append(finished)
+        self.on_round(finished)
 
     def _learn(self, tried: _Tried) -> bool:
-        """Correct the costs by the reports of a plan; whether they agreed with it."""
-        found = evidence_of(tried.plan)
+        """Correct the costs by the reports of a plan. Returns whether the reports agreed with the costs."""
+        compiled = evidence_of(tried.plan)
         before = self.known.costs
-        contradicted = [ops for ops, evidence in found.items() if contradicts(before, evidence)]
-        self.evidence |= found
+        contradicted = [ops for ops, evidence in compiled.items() if contradicts(before, evidence)]
+        self.evidence |= compiled
         self.tried.append(tried)
-        self.overran |= any(overruns(before, evidence) for evidence in found.values())
+        self.overran |= any(overruns(before, evidence) for evidence in compiled.values())
         if contradicted:
+            # From the uncorrected setting and all evidence, not from `known`: corrections do not pile up.
             self.known = replace(self.setting, profile=corrected(self.setting, self.evidence.values()))
-        self._tell(self._round(tried, found, contradicted))
+        self._tell(self._round(tried, compiled, contradicted))
         return not contradicted
 
-    def _round(self, tried: _Tried, found: dict[OpSet, Evidence], contradicted: Sequence[OpSet]) -> RefineRound:
+    def _round(self, tried: _Tried, compiled: dict[OpSet, Evidence], contradicted: Sequence[OpSet]) -> RefineRound:
         plan, problem = tried.plan, self._with_reports()
         rate = steady_rate(problem, tried.solution.pipelines)
-        names = {ops: s.name for ops, s in zip(found, plan.segments, strict=True)}
+        names = {ops: s.name for ops, s in zip(compiled, plan.segments, strict=True)}
         reports = [s.reported for s in plan.segments if s.reported]
         return RefineRound(
             number=len(self.tried),
@@ -232,17 +255,21 @@ class _Refinement:
         )
 
     def _with_reports(self) -> Problem:
+        """The problem under the corrected costs, in which compiled segments have the memory that was reported."""
         return reported_problem(self.known, self.n_tpus, {ops: e.reported for ops, e in self.evidence.items()})
 
     def _overflow_bytes(self, tried: _Tried) -> int:
-        """Reported bytes that a plan streams for want of room."""
+        """Reported bytes that a plan streams for lack of on-chip memory."""
         costs = self.known.costs
+        # The compiler reports one sum. What is streamed by nature (constants of element-wise ops) is predicted, and taken off.
         always = {ops: (t := costs.terms(ops)).streamed_bytes - t.overflow_bytes for ops in evidence_of(tried.plan)}
         return sum(max(0, e.reported.streamed_bytes - always[ops]) for ops, e in evidence_of(tried.plan).items())
 
     def _key(self, tried: _Tried) -> tuple[bool, Value]:
-        """The smaller, the better: what it is worth with the reported memory, after those that fit without more ops on
-        the CPU.
+        """A sort key: the best plan has the smallest.
+
+        Plans compare by their value with the reported memory. If overflow is to be avoided, a plan that overflows comes
+        after all plans that do not, provided that one of these leaves no more ops on the CPU.
         """
         value = evaluate(self._with_reports(), tried.solution.pipelines)
         assert value is not None  # it was a plan under costs that allowed the same segments
@@ -253,7 +280,8 @@ class _Refinement:
     def _best(self) -> Plan:
         best = min(self.tried, key=self._key)
         if self.options.overflow == ERROR and self._overflow_bytes(best):
-            what = f"every plan that was compiled streams for want of room, the best {self._overflow_bytes(best)} bytes"
+            bytes_over = self._overflow_bytes(best)
+            what = f"every plan that was compiled streams for lack of on-chip memory, the best one {bytes_over} bytes"
             raise InfeasibleError(what, f"{self.n_tpus} TPUs", "allow more TPUs, or streaming")
         solution = self._proven(best.solution)
         rows = comparison(self.known, self.n_tpus, solution.pipelines, options=self.options, default=self.default)
@@ -263,7 +291,7 @@ class _Refinement:
         return replace(plan, segments=segments, made=best.plan.made)
 
     def _proven(self, solution: Solution) -> Solution:
-        """The solution under the costs that are known now, with a bound for them."""
+        """The solution valued under the corrected costs, with a bound on the optimum under them."""
         counts = solution.statistics | {"compile_rounds": len(self.tried)}
         if self.known is self.setting:
             return replace(solution, statistics=counts)
@@ -272,7 +300,7 @@ class _Refinement:
         try:
             bound = solve_setting(self.known, self.n_tpus, self.options).bound_ns
         except InfeasibleError:
-            # The corrected costs are more pessimistic than the report of this very plan: nothing is known of the optimum.
+            # The corrected costs forbid even this plan, which its own reports allow. So nothing is known of the optimum.
             bound = None
         least = None if bound is None else min(bound, value.objective_ns)
         return replace(solution, value=value, bound_ns=least, statistics=counts)
@@ -290,11 +318,14 @@ def _refusal(compilation: Compilation) -> CompilerError:
 
 
 def compare_compiled(
-    plan: AnyPlan | OpenedPlan, compiler: Compiler, *, on_round: Callable[[RefineRound], None] = lambda found: None
+    plan: AnyPlan | OpenedPlan, compiler: Compiler, *, on_round: Callable[[RefineRound], None] = lambda finished: None
 ) -> tuple[ComparisonRow, ...]:
-    """The comparison of the refined plan, with a row for what the compiler's own `--num_segments` really does.
+    """The comparison of the refined plan, with a row for the split that the compiler's own `--num_segments` makes.
 
-    Where our plan cannot be compiled, its row says why. Raises CompilerError where the compiler cannot be run at all.
+    plan: a plan, its file, or its directory. on_round: called after each round of refining. If no plan can be compiled,
+    the rows are those of the given plan, and its own row says why.
+
+    Raises PlanError if the plan cannot be opened, CompilerError if the compiler cannot be run at all.
     """
     opened = open_plan(plan)
     default = default_split(opened, compiler)

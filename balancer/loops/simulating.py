@@ -1,5 +1,6 @@
-"""A truth that differs from the cost model, systematically and where the planner cannot see it: for trying and testing
-what learns from measurements.
+"""Simulated hardware that differs from the cost model, for trying out and testing what learns from measurements.
+
+The planner cannot see the differences; it only sees the times that are measured and the memory that is reported.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ _STREAMING = ("stream_ns_per_mib", "stream_start_ns", "load_ns_per_mib")
 _TRANSFERS = (
     "input_ns_per_mib", "output_ns_per_mib", "large_input_ns_per_mib", "large_output_ns_per_mib",
 )  # fmt: skip
-_LESS_ROOM = 0.85
+_CAPACITY_SHARE = 0.85
 
 
 def perturbed(setting: Setting, seed: int) -> Setting:
-    """The same model on hardware with factors of 0.5 to 2 by op type, 15 % less room for parameters, and 30 % more or
-    less for streaming and for transfers. The same seed gives the same hardware to the same bytes of a model, whatever its
-    file is called.
+    """The same model on hardware that differs from the setting's, as a seed decides.
+
+    Each op type takes 0.5 to 2 times as long. On-chip memory for parameters is 15 % smaller. Streaming and transfers each
+    take up to 30 % more or less time. The same seed and the same bytes of a model always give the same hardware.
     """
     draw = random.Random(f"{setting.model.sha256} {seed}")
     factors = {kind: 2 ** draw.uniform(-1, 1) for kind in sorted({op.type for op in setting.graph.ops})}
@@ -39,15 +41,14 @@ def perturbed(setting: Setting, seed: int) -> Setting:
     constants = hardware.constants
     changes = {name: constants[name] * stream for name in _STREAMING}
     changes |= {name: constants[name] * transfer for name in _TRANSFERS}
-    room = hardware.chip.wide_bytes_per_tile * _LESS_ROOM
-    changed = hardware.changed(
-        changes | {"wide_bytes_per_tile": room, "dense_tile_bytes": min(room, hardware.chip.dense_tile_bytes)}
-    )
+    wide_bytes = hardware.chip.wide_bytes_per_tile * _CAPACITY_SHARE
+    dense_bytes = min(wide_bytes, hardware.chip.dense_tile_bytes)  # a dense op must fit into what a tile has
+    changed = hardware.changed(changes | {"wide_bytes_per_tile": wide_bytes, "dense_tile_bytes": dense_bytes})
     return Setting(setting.model, changed, Profile(label=f"seed {seed}", ops=ns))
 
 
 def report_of(terms: SegmentTerms) -> SegmentReport:
-    """What a compiler would report of a segment under these costs."""
+    """What a compiler would report of a segment with these costs. It has no file: the sha256 is empty."""
     return SegmentReport(
         cached_bytes=terms.cached_bytes, streamed_bytes=terms.streamed_bytes, capacity_bytes=terms.capacity_bytes,
         cpu_ops=0, subgraphs=1, compiler_version="simulated", file=None, sha256="", log=None,

@@ -1,8 +1,8 @@
-"""Where stage times come from: a pipeline of devices, simulated ones, another truth, or a recorded file. One form.
+"""Sources of measured stage times for `tune`: a pipeline on devices, a recorded file, or known true costs.
 
-A source takes a plan and says what each of its segments takes, and what a compiler reports of their memory, where it
-knows. A time belongs to ops of a model (given by its hash), never to a segment's name: other plans give the same names
-to other ops.
+A source is called with a plan. It returns the plan with the measured time of each segment and, if it knows it, with what
+a compiler reported of the segment's memory. A time belongs to the ops of a model (known by its hash), never to a
+segment's name: another plan of the same model gives the same names to other ops.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ if TYPE_CHECKING:
     from balancer.planning.setting import Setting
     from balancer.runtime.simulated import Behaviour
 
-_ITEMS = 4  # different inputs
+_ITEMS = 4  # different random inputs, used in turn
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """plan: with measured segments, and reports where the source knows them. throughput_per_s: None where it is not
-    measured by itself.
+    """What a source returns.
+
+    plan: with measured segments, and with reports if the source knows them. throughput_per_s: the measured rate of the
+    whole plan; None if only the stages were measured.
     """
 
     plan: Plan
@@ -51,12 +53,12 @@ class Seen:
 
 class Source(Protocol):
     def __call__(self, plan: Plan, /) -> Seen:
-        """Measure a plan's segments. Raises BalancerError where that cannot be."""
+        """Measure a plan's segments. Raises BalancerError if they cannot be measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrueCosts:
-    """A truth that is known: other costs than the planner's."""
+    """A source that computes times from costs which count as true. truth: a setting with these costs."""
 
     truth: Setting
 
@@ -72,9 +74,10 @@ class TrueCosts:
 
 
 def behaviours(plan: Plan, truth: Source, jitter: float = 0.0) -> dict[str, Behaviour]:
-    """How simulated TPUs behave with this plan's segments, by their names in it. truth: what each of them takes.
+    """How simulated TPUs are to behave, by the name of the segment in this plan.
 
-    Raises what the truth raises where it does not know one of them.
+    truth: a source that says how long each segment takes. jitter: standard deviation of each time, as a share of it.
+    Raises what the source raises for a segment that it does not know.
     """
     segments = [s for s in truth(plan).plan.segments if s.measured]
     return {
@@ -84,7 +87,12 @@ def behaviours(plan: Plan, truth: Source, jitter: float = 0.0) -> dict[str, Beha
 
 @dataclass(slots=True)
 class RecordedTimes:
-    """The simple file: columns plan,stage,measured_ms; plan is a plan file beside it, stage one of its segments."""
+    """Times from a CSV file with the columns plan,stage,measured_ms: a plan file beside it, and one of its segments.
+
+    known: (hash of the model, ops of the segment) -> ns, read from `path`.
+    Creating it raises MeasurementError or PlanError if the file, or a plan that it names, cannot be read. Calling it
+    raises MeasurementError for a plan with a segment that the file has no time for.
+    """
 
     path: Path
     known: dict[tuple[str, OpSet], int] = field(default_factory=dict)
@@ -107,12 +115,19 @@ class RecordedTimes:
 
 @dataclass(slots=True)
 class PipelineTimes:
-    """A pipeline on devices, for so many seconds each time. compiler: finds the one for Edge TPUs, when a plan is not
-    compiled yet; None where none is needed.
+    """Times that are measured by running the plan as a pipeline on devices.
 
-    truth: of simulated TPUs, for whatever plan is measured; None: what that plan predicts. jitter: of their latencies.
-    outputs: "none", or "recorded" to replay what was computed before, as they do anyhow where other devices need true
-    inputs. Nothing is computed live: that would take this CPU's time, not theirs. The options' simulation does not count.
+    devices: see `Pipeline`. seconds: how long each plan is measured. options: how plans are run; their `simulation` is
+    replaced. compiler: a function that returns the compiler; it is called for plans that are not compiled yet. None if
+    the devices need no compiled files.
+
+    The rest is about simulated TPUs. truth: a source that says how long each segment takes; None for the times that the
+    measured plan predicts. jitter: standard deviation of each time, as a share of it. outputs: "none", or "recorded" to
+    replay outputs that were computed before measuring; they are recorded in any case if other devices need true inputs.
+    Outputs are never computed while measuring: the time that this CPU takes would count as the TPU's.
+
+    Creating it raises ValueError for other outputs. Calling it raises DeviceError if devices are missing, CompilerError if
+    a segment cannot be compiled, StageError if a stage fails.
     """
 
     devices: str | Sequence[str] | None
@@ -124,7 +139,7 @@ class PipelineTimes:
     outputs: str = NONE
 
     def __post_init__(self) -> None:
-        """Raises ValueError for outputs that say nothing of devices."""
+        """Raises ValueError for outputs other than "none" and "recorded"."""
         if self.outputs not in (NONE, REPLAYED):
             raise ValueError(f"outputs must be '{NONE}' or '{REPLAYED}', not {self.outputs!r}")
 
@@ -134,7 +149,7 @@ class PipelineTimes:
         if self.compiler is not None and not all(s.reported for s in plan.segments):
             plan = self._compiled(plan, self.compiler())
         elif self.compiler is None and self.truth is not None and "sim" in devices:
-            plan = replace(self.truth(plan).plan, made=plan.made)  # with what a simulated compiler reports
+            plan = replace(self.truth(plan).plan, made=plan.made)  # with the reports of the simulated compiler
         opened = open_plan(replace(plan, segments=tuple(replace(s, measured=None) for s in plan.segments)))
         items = random_items(model_interface(opened.graph).inputs, _ITEMS)
         options = replace(self.options, simulation=self._simulation(opened, devices, items))
@@ -143,7 +158,7 @@ class PipelineTimes:
         return Seen(with_measured(plan, segment_measurements(measured)), measured.throughput_per_s)
 
     def _simulation(self, opened: OpenedPlan, devices: Sequence[str], items: Sequence[Item]) -> Simulation:
-        """What is true of simulated TPUs with the segments of this plan."""
+        """How simulated TPUs behave with the segments of this plan. items: the inputs of recorded outputs."""
         if "sim" not in devices:
             return Simulation()
         plan = opened.plan
@@ -165,5 +180,5 @@ class PipelineTimes:
 
 
 def with_measured(plan: Plan, measured: Mapping[str, SegmentMeasurement]) -> Plan:
-    """The plan with these in its segments."""
+    """The plan with these measured times, by the name of the segment; None for segments that are not named."""
     return replace(plan, segments=tuple(replace(s, measured=measured.get(s.name)) for s in plan.segments))

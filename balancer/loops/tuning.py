@@ -1,9 +1,14 @@
-"""`tune`: run, measure each stage, correct the costs so that they agree, solve again.
+"""`tune`: measure a plan's stages, correct the costs so that they agree, solve again.
 
-Rounds end when a partition repeats, when another plan promises less than 1 % more, after so many, or with Ctrl-C. The
-best plan as measured is kept. All plans keep to what the first one was held to, so that their rates compare; what was
-measured is known by the ops of a segment, since other plans give the same names to other ops. Google's profiling
-bisection can be run against the same source.
+    plan -> measure each stage -> correct the costs (`learning.correcting`, `learning.fitting`) -> solve -> plan -> ...
+
+It ends when a partition repeats, when the next plan promises less than 1 % more than the best measured so far, after the
+allowed number of rounds, or with Ctrl-C. The plan with the best measurement is the result.
+
+All plans keep the limits of the first one, so that their rates compare. Measurements are kept by the ops of a segment,
+not by its name: another plan gives the same names to other ops.
+
+Google's profiling bisection can be run against the same source of times (`bisected`).
 """
 
 from __future__ import annotations
@@ -47,8 +52,12 @@ ROUNDS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneRound:
-    """One plan, measured. worst: the largest |predicted - measured| / measured of its stages. measured_latency_ns: the
-    sum of its stages' times, handed over. broken: the limit that it misses as measured, empty for none.
+    """One plan, measured.
+
+    number: from 1. segments: how many the plan has. predicted_per_s, measured_per_s: inferences per second.
+    measured_latency_ns: of one input alone: the measured times of its stages and the predicted hand-over between them.
+    worst: the largest relative error of a stage, |predicted - measured| / measured. source: what was measured on, such as
+    "device" or "simulated". broken: the limit that the measured plan misses, in words; empty if it keeps all.
     """
 
     number: int
@@ -67,9 +76,11 @@ class TuneRound:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """plan: the best as measured, with its measured columns, predicted by the costs that agree with them. ended: why
-    there were no more rounds. best: the plan's round. gain: how many times better it is than the first one, in rate or,
-    where that is what counts, in latency.
+    """The result of `tune`.
+
+    plan: the one with the best measurement. Its segments have their measured times; its predictions come from the
+    corrected costs. rounds: in order. ended: why there were no more rounds, in words. best: the round of the plan. gain:
+    the improvement over the first plan as a ratio, of rates, or of latencies if these are minimised.
     """
 
     plan: Plan
@@ -85,17 +96,17 @@ def tune(
     *,
     rounds: int = ROUNDS,
     options: Options | None = None,
-    on_round: Callable[[TuneRound], None] = lambda found: None,
+    on_round: Callable[[TuneRound], None] = lambda finished: None,
 ) -> Tuned:
-    """The best plan for the plan's model and number of TPUs as this source measures it, within what the plan was held to.
+    """The plan with the best measurement, for the given plan's model and number of TPUs, within the given plan's limits.
 
-    plan: a plan, its file, or its directory. source: measures a plan's segments, see `sources`. rounds: at most so many.
-    options: what all plans are held to beside what the first one was, and how they are searched for. on_round: told of each
-    round.
+    plan: a plan, its file, or its directory; the first one to be measured. source: measures the segments of a plan:
+    `PipelineTimes`, `RecordedTimes` or `TrueCosts`. rounds: how many plans may be measured. options: limits on all plans in
+    addition to those of the first one, and how to search for them. on_round: called after each round.
 
-    Raises PlanError where the plan's model is gone, ConstraintError where the options would drop a limit of the plan or the
-    plan does not keep to them, and what the source raises at the first round. Where the source fails later, or Ctrl-C
-    comes, the rounds before count.
+    Nothing is written; `save` does that. Raises PlanError if the plan cannot be opened, ConstraintError if the options
+    would loosen a limit of the plan or the plan itself breaks them, and whatever the source raises in the first round. If
+    the source fails in a later round, or Ctrl-C is pressed, the result is the best of the rounds before.
     """
     opened = open_plan(plan)
     aim = Aim(narrowed(opened.plan, options))
@@ -104,6 +115,12 @@ def tune(
 
 @dataclass
 class _Tuning:
+    """The state of one call of `tune`.
+
+    setting: with the first plan's costs, before any correction. evidence, observed: the reports and the measured times of
+    all segments so far, by their ops; the latest measurement is last. seen: what was measured, one for each of `rounds`.
+    """
+
     setting: Setting
     n_tpus: int
     source: Source
@@ -118,15 +135,15 @@ class _Tuning:
         self._measure(plan, pipelines_of(plan))
         try:
             ended = self._improve(rounds)
-            found = self._best(self._proof)
+            best_plan = self._best(self._proof)
         except KeyboardInterrupt:
             ended = f"interrupted after round {len(self.rounds)}"
-            found = self._best(self._no_proof)
+            best_plan = self._best(self._no_proof)
         best = self.rounds[self._best_round]
-        return Tuned(found, tuple(self.rounds), ended, best, self.aim.gain(self.rounds[0].achieved, best.achieved))
+        return Tuned(best_plan, tuple(self.rounds), ended, best, self.aim.gain(self.rounds[0].achieved, best.achieved))
 
     def _improve(self, rounds: int) -> str:
-        """Solve and measure again; why it ended."""
+        """Solve and measure again. Returns why it ended."""
         while len(self.rounds) < rounds:
             known = self._learnt()
             try:
@@ -137,13 +154,13 @@ class _Tuning:
                 raise KeyboardInterrupt
             if any(solution.pipelines == old for old, _ in self.seen):
                 return "a partition repeats"
-            # A plan that promises less than 1 % is not worth a round of compiling and measuring.
+            # A gain of less than 1 % is within the accuracy of measuring: not worth compiling and measuring another plan.
             if not self.aim.promises_more(solution.value, self.rounds[self._best_round].achieved):
                 return "another one promises less than 1 % more"
             try:
                 self._measure(assemble(known, solution, self.n_tpus, (), self.aim.options.held_to), solution.pipelines)
             except BalancerError as error:
-                # What was measured before still counts: a plan that no compiler here can compile, a device that is gone.
+                # The rounds before still count. It may be that this plan cannot be compiled, or that a device is gone.
                 ended = f"round {len(self.rounds) + 1} cannot be measured: {error}"
                 _LOG.warning("%s", ended)
                 return ended
@@ -179,6 +196,9 @@ class _Tuning:
         self.on_round(self.rounds[-1])
 
     def _learnt(self) -> Setting:
+        """The setting with corrected costs. Both corrections start from the first plan's costs, so that they do not pile
+        up. Memory comes first: which parameters are streamed decides what the measured times have to explain.
+        """
         known = self.setting
         if self.evidence:
             known = replace(known, profile=corrected(known, self.evidence.values()))
@@ -186,17 +206,21 @@ class _Tuning:
 
     @property
     def _best_round(self) -> int:
-        """Its place in `rounds`."""
+        """Index in `rounds` of the best plan; the earliest of equals."""
         return min(range(len(self.rounds)), key=lambda i: self.aim.key(self.rounds[i].achieved))
 
     def _best(self, prove: Callable[[Setting, Solution], tuple[Solution, Sequence[ComparisonRow]]]) -> Plan:
-        """Predicted by all that was learnt, its own stages last; measured, and reported, as it was."""
+        """The best plan, predicted with the corrected costs, with its own measurements and reports.
+
+        prove: adds a bound and a comparison to the solution.
+        """
         pipelines, seen = self.seen[self._best_round]
+        # Moved to the end: where stages share an op, the latest decides its cost, and this plan is to be right.
         for segment in seen.plan.segments:
             self.observed[segment.ops] = self.observed.pop(segment.ops)
         known = self._learnt()
         value = evaluate(known.problem(self.n_tpus), pipelines)
-        if value is None:
+        if value is None:  # the corrected costs forbid one of its segments: it stays as it was measured
             return seen.plan
         counts = {"measured_rounds": len(self.rounds)}
         given = Solution(
@@ -210,53 +234,62 @@ class _Tuning:
         )
         return replace(plan, segments=segments, made=compiled_files(open_plan(seen.plan)))
 
-    def _proof(self, known: Setting, found: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
-        """The solution with what is known of the optimum, and other ways beside it."""
-        rows = comparison(known, self.n_tpus, found.pipelines, options=self.aim.options)
+    def _proof(self, known: Setting, measured: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
+        """The solution with a bound on the optimum under the corrected costs, and the rows of the comparison."""
+        rows = comparison(known, self.n_tpus, measured.pipelines, options=self.aim.options)
         try:
             bound = self._solve(known)
         except InfeasibleError:
-            return found, rows  # the limits forbid what was measured, too
+            return measured, rows  # under the corrected costs no plan keeps the limits: there is no optimum to bound
         least, latency = bound.bound_ns, bound.latency_bound_ns
         if least is not None:
-            least = min(least, found.value.objective_ns)
+            least = min(least, measured.value.objective_ns)
         proven = replace(
-            bound, pipelines=found.pipelines, value=found.value, bound_ns=least, statistics=found.statistics,
-            latency_bound_ns=None if latency is None else min(latency, found.value.latency_ns),
+            bound, pipelines=measured.pipelines, value=measured.value, bound_ns=least, statistics=measured.statistics,
+            latency_bound_ns=None if latency is None else min(latency, measured.value.latency_ns),
         )  # fmt: skip
         return proven, rows
 
-    def _no_proof(self, known: Setting, found: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
-        """At once: nobody waits after Ctrl-C."""
-        return found, ()
+    def _no_proof(self, known: Setting, measured: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
+        """The solution without a bound or a comparison: after Ctrl-C the user is not to wait for solvers."""
+        return measured, ()
 
 
 def _latency_ns(seen: Seen, handover_ns: int) -> int:
-    """Of one input alone, through the slowest of the pipelines."""
+    """Latency of one input alone in the slowest pipeline. handover_ns: for each hand-over between stages."""
     times = {s.name: (s.measured or s.predicted).stage_ns for s in seen.plan.segments}
     return max(latency_ns((times[s.segment] for s in p.stages), handover_ns) for p in seen.plan.pipelines)
 
 
 def _source(seen: Seen) -> str:
+    """What the plan was measured on, such as "device"; several are joined."""
     segments = seen.plan.segments
     return provenance_text(joined(parse_provenance(s.measured.source) for s in segments if s.measured))
 
 
 def truth_of(plan: AnyPlan | OpenedPlan, seed: int) -> TrueCosts:
-    """Hardware that differs from the cost model as `perturbed` says: the same for the same model and seed, whatever the
-    plan's own costs have learnt.
+    """A source of times of simulated hardware that differs from the cost model (see `simulating.perturbed`).
+
+    It depends on the seed, the model and the plan's hardware alone, not on corrections of the plan's costs: all plans of
+    one tuning are measured on the same hardware. Raises PlanError if the plan cannot be opened.
     """
     return TrueCosts(perturbed(replace(setting_of(plan), profile=None), seed))
 
 
 def _by_compiler(segment: Segment) -> SegmentReport | None:
-    """Its report, unless a simulated compiler gave it; its files are in `made` until the plan is saved."""
+    """The segment's report, or None if it comes from a simulated compiler, which gives no file and so no hash.
+
+    The file names are dropped: the plan is not saved yet, and its compiled files are in `made`.
+    """
     reported = segment.reported
     return replace(reported, file=None, log=None) if reported and reported.sha256 else None
 
 
 def measured_rate(seen: Seen, host_ns: int) -> float:
-    """Inferences per second: as measured, else that of the measured stages."""
+    """Inferences per second: the measured rate of the plan, else the rate that its measured stages allow.
+
+    host_ns: the host's work for one stage and one inference.
+    """
     if seen.throughput_per_s is not None:
         return seen.throughput_per_s
     plan = seen.plan
@@ -268,12 +301,19 @@ def measured_rate(seen: Seen, host_ns: int) -> float:
 
 
 def bisected(plan: AnyPlan | OpenedPlan, source: Source, segments: int | None = None) -> Bisection:
-    """Google's profiling bisection for the plan's model, one pipeline of so many single TPUs, against this source."""
+    """Google's profiling bisection for the plan's model: one pipeline with one TPU for each stage, cut by measured times.
+
+    plan: a plan, its file, or its directory. source: as for `tune`; it is called for each segment that is tried.
+    segments: how many; None for as many as the plan has TPUs. Raises PlanError if the plan cannot be opened, and whatever
+    the source raises.
+    """
     opened = open_plan(plan)
     setting = setting_of(opened)
     n, count = len(setting.graph.ops), segments or opened.plan.n_tpus
 
     def latency(start: int, end: int) -> int | None:
+        """ns of the segment with ops start to end - 1; None if such a segment is not allowed."""
+        # A source measures whole plans: the ops before and after become segments, too.
         edges = sorted({0, start, end, n})
         parts = [((1 << b) - 1) & ~((1 << a) - 1) for a, b in pairwise(edges)]
         made = partition_plan(setting, parts)

@@ -1,4 +1,4 @@
-"""A plan as data (`records`), and its file (`file`)."""
+"""A plan as data (`records`), and reading and writing its file (`file`)."""
 
 from balancer.plan.file import check_op_count, file_bytes, load_plan, names_plan, plan_text
 from balancer.plan.pycoral import pycoral_obstacle

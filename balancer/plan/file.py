@@ -1,7 +1,7 @@
-"""The plan's file, and those beside it: read, checked, written.
+"""Reading, checking and writing a plan's file, and reading the files beside it.
 
-Everything that is needed to use a plan's directory on another machine is in the plan file or beside it. Unknown keys
-in a file are ignored; an unknown version is refused.
+A plan's directory holds everything that another machine needs: the plan file, the model, the segments. A reader ignores
+keys that it does not know, and refuses a version that it does not know.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from balancer.ground.opsets import OpSet
 
 _MOST_TPUS = 1024
-_LARGEST_CONSTANT = 10**10  # as in hardware files: times of thousands of ops fit 64 bits
+_LARGEST_CONSTANT = 10**10  # as in hardware files: the times of thousands of ops add up to less than 2^63 ns
 _KIND = DocumentKind(
     FORMAT,
     (VERSION,),
@@ -34,25 +34,23 @@ _KIND = DocumentKind(
     format_remedy="give a *_plan_*.json that balancer wrote",
     version_remedy="update balancer, or solve again",
 )
-_CUT_SHORT = (
-    "interrupted",
-    "limit_reached",
-    "down_sets_left_out",
-)  # by which statistics told that a search was not complete
+# The values of `SolverReport.ended` other than "complete". Plans of version 0.1.0 have them as keys of the statistics.
+_CUT_SHORT = ("interrupted", "limit_reached", "down_sets_left_out")
 _NAME = re.compile(r".+_plan_\d+\.json", re.DOTALL)  # as `Plan.file_name` makes it
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan file's text: the same plan gives the same bytes."""
+    """The text of the plan file. Equal plans give equal text."""
     return json.dumps(plan.to_json(), indent=2, ensure_ascii=False) + "\n"
 
 
 def load_plan(path: str | Path) -> Plan:
-    """The plan in this file, or in this directory; the directory and the model in it are noted. Other files are not
-    opened: see `file_bytes`.
+    """The plan in a file, or in a directory that holds one plan file.
 
-    Raises PlanError where a directory does not hold just one plan file, where the file cannot be read, is no plan, is
-    of an unknown version, or contradicts itself.
+    The plan knows its directory and where its model is; neither the model nor the segments are opened.
+
+    Raises PlanError if a directory does not hold exactly one plan file, or if the file cannot be read, is not a plan
+    file, has an unknown version, or contradicts itself.
     """
     path = _plan_file(Path(path))
     document = read_document(path, _KIND)
@@ -63,8 +61,8 @@ def load_plan(path: str | Path) -> Plan:
 
 
 def _modern(plan: Plan) -> Plan:
-    """A plan of version 0.1.0 as it is written now: a bound of 0 stood for none, and the statistics told how a search
-    ended.
+    """The plan in the form of today. Version 0.1.0 wrote a bound of 0 for no bound, and wrote into the statistics how the
+    search ended.
     """
     solver = plan.solver
     told = next((name for name in _CUT_SHORT if solver.statistics.get(name)), solver.ended)
@@ -73,7 +71,7 @@ def _modern(plan: Plan) -> Plan:
 
 
 def names_plan(path: Path) -> bool:
-    """Whether a path is one that `load_plan` is meant for: a directory, or a JSON file."""
+    """Whether a path looks like a plan: a directory, or a file whose name ends in .json. The file is not opened."""
     try:
         return path.suffix == ".json" or path.is_dir()
     except OSError:
@@ -81,22 +79,28 @@ def names_plan(path: Path) -> bool:
 
 
 def _plan_file(path: Path) -> Path:
-    """The path itself, or the one plan file in it where it is a directory."""
+    """The path itself or, for a directory, the one plan file in it."""
     try:
         if not path.is_dir():
             return path
-        found = sorted(entry.name for entry in path.iterdir() if _NAME.fullmatch(entry.name) and entry.is_file())
+        plan_files = sorted(entry.name for entry in path.iterdir() if _NAME.fullmatch(entry.name) and entry.is_file())
     except OSError as error:
         raise PlanError(f"cannot be read ({error.strerror})", str(path), "check the path") from error
-    if not found:
+    if not plan_files:
         raise PlanError("holds no plan file (*_plan_N.json)", str(path), "name the plan file, or solve with -o first")
-    if len(found) > 1:
-        raise PlanError(f"holds {len(found)} plan files: {', '.join(found)}", str(path), "name the one that you mean")
-    return path / found[0]
+    if len(plan_files) > 1:
+        raise PlanError(
+            f"holds {len(plan_files)} plan files: {', '.join(plan_files)}", str(path), "name the one that you mean"
+        )
+    return path / plan_files[0]
 
 
 def file_bytes(plan: Plan, name: str, sha256: str | None, *, remedy: str = "solve again") -> bytes:
-    """A file of the plan's directory, checked against its hash. Raises PlanError where it is absent or another."""
+    """Contents of a file in the plan's directory.
+
+    sha256: the hash that it must have; None if any will do. remedy: what the user can do if it has another. Raises
+    PlanError if the plan has no directory, or if the file cannot be read or has another hash.
+    """
     if plan.directory is None:
         raise PlanError("is not saved", "plan", "save the plan to a directory first")
     path = plan.directory / name
@@ -110,16 +114,16 @@ def file_bytes(plan: Plan, name: str, sha256: str | None, *, remedy: str = "solv
 
 
 def check_op_count(plan: Plan, n_ops: int) -> None:
-    """Raises PlanError where the plan speaks of another number of ops than its model has."""
+    """Raise PlanError if the plan was made for another number of ops than its model has."""
     if plan.model.ops != n_ops:
-        raise PlanError(f"speaks of {plan.model.ops} ops, its model has {n_ops}", plan.file_name, "solve again")
+        raise PlanError(f"is for {plan.model.ops} ops, its model has {n_ops}", plan.file_name, "solve again")
 
 
 def _check(plan: Plan, where: str) -> None:
-    """What the parts of a plan must be to each other."""
+    """Raise PlanError if parts of the plan contradict each other."""
     names = [s.name for s in plan.segments]
     if len(set(names)) < len(names) or not plan.pipelines:
-        raise PlanError("segments are named twice, or there is no pipeline", where, "solve again")
+        raise PlanError("two segments have the same name, or there is no pipeline", where, "solve again")
     if not 1 <= plan.n_tpus <= _MOST_TPUS:
         raise PlanError(f"a plan for {plan.n_tpus} TPUs is impossible", where, "solve again")
     if not 1 <= plan.model.ops <= MOST_OPS:
@@ -129,7 +133,7 @@ def _check(plan: Plan, where: str) -> None:
             f"its search ended '{plan.solver.ended}'", where, f"make it one of complete, {', '.join(_CUT_SHORT)}"
         )
     if plan.state not in (None, *STATE_WORDS):
-        raise PlanError(f"state '{plan.state}' is none of {', '.join(STATE_WORDS)}", where, "solve again")
+        raise PlanError(f"state '{plan.state}' is not one of {', '.join(STATE_WORDS)}", where, "solve again")
     for name, value in plan.hardware.constants.items():
         if value > _LARGEST_CONSTANT:
             what = f"its hardware's constant '{name}' is {value}, more than {_LARGEST_CONSTANT}"
@@ -141,14 +145,16 @@ def _check(plan: Plan, where: str) -> None:
         reported = segment.reported
         if reported and reported.file not in (None, segment.compiled_name):
             what = f"'{reported.file}' is not the name of a compiled segment"
-            raise PlanError(what, where, f"name it {segment.compiled_name}, as runners expect")
+            raise PlanError(what, where, f"name it {segment.compiled_name}, as runners of pipelines expect")
         if reported and reported.log not in (None, segment.log_name):
             raise PlanError(f"'{reported.log}' is not the log of {segment.name}", where, "compile the plan again")
     tpus = [t for p in plan.pipelines for stage in p.stages for t in stage.tpus]
     if len(set(tpus)) < len(tpus) or any(not 0 <= t < plan.n_tpus for t in tpus):
         raise PlanError(f"a TPU is used twice, or is not among the {plan.n_tpus}", where, "solve again")
     if set(names) != {stage.segment for p in plan.pipelines for stage in p.stages}:
-        raise PlanError("a pipeline names no segment, or a segment stands in none", where, "solve again")
+        raise PlanError(
+            "a pipeline names a segment that does not exist, or a segment stands in no pipeline", where, "solve again"
+        )
     for segment in plan.segments:
         if segment.ops >> plan.model.ops:
             what = f"'{segment.op_ranges}' is not within ops 0 to {plan.model.ops - 1}"
@@ -159,7 +165,7 @@ def _check(plan: Plan, where: str) -> None:
 
 
 def _is_bare(file: str) -> bool:
-    """Whether it can name a file in the plan's own folder, on any system."""
+    """Whether it names a file in the plan's own folder, on any operating system: no path, and no text beyond UTF-8."""
     known = file.encode("utf-8", "ignore").decode()
     return file == known == Path(file).name and file not in ("", "..") and not set(file) & {"\\", "\0"}
 

@@ -1,4 +1,4 @@
-"""Whether Google's own runner can run a plan."""
+"""Whether Google's pycoral can run a plan."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 def pycoral_obstacle(plan: Plan) -> str:
-    """Why pycoral's PipelinedModelRunner could not run a pipeline of this plan; empty if it can.
+    """Why pycoral's PipelinedModelRunner cannot run the plan's pipelines, in words; empty if it can.
 
-    It has one TPU for each stage, and needs every model input in the first segment and every model output in the last;
-    what else a segment gives must be read later.
+    The runner uses one TPU for each stage. It passes all model inputs to the first segment and takes all model outputs
+    from the last one. Every other output of a segment must be read by a later segment.
     """
     for stage in (stage for pipeline in plan.pipelines for stage in pipeline.stages):
         if stage.replicas > 1:

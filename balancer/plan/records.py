@@ -1,6 +1,10 @@
-"""A plan as data: what was decided, what is predicted, reported and measured of it, and how it was found.
+"""A plan as data: its segments and pipelines, what is predicted, reported and measured of them, and how it was solved.
 
-Times are integers in nanoseconds, sizes in bytes.
+The plan file is the JSON of `Plan`, with the same names. Times are integers in nanoseconds, sizes are integers in bytes.
+
+predicted   by the cost model, when the plan is made
+reported    by the vendor's compiler, when the plan is compiled
+measured    on a device or a simulated device, when the plan is tuned
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ FORMAT, VERSION = "balancer-plan", 1
 
 
 class ModelSource(Protocol):
-    """The model that a plan was just made from, opened. name: its stem. data: the file's bytes."""
+    """An opened model from which a plan was made. name: the file's name without ending. data: the file's bytes."""
 
     @property
     def name(self) -> str: ...
@@ -29,7 +33,11 @@ class ModelSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """file: bare name, null while the plan is not saved."""
+    """The model that the plan is for.
+
+    file: its name in the plan's directory; null while the plan is not saved. sha256: hash of the file. ops: how many it
+    has. parameter_bytes: of all its parameters, as the file holds them. macs: multiply-accumulates of one inference.
+    """
 
     file: str | None
     sha256: str
@@ -40,13 +48,19 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareInfo:
+    """The hardware that the plan was predicted for: its name, and all its constants as they were."""
+
     name: str
     constants: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundaryTensor:
-    """tensor: its name in the segments' files. shape: null where the file gives no static one."""
+    """An input or output of a segment.
+
+    tensor: its name in the segments' files. shape: null if the model gives no static shape. bytes: for one input; 0 if the
+    shape is null.
+    """
 
     tensor: str
     shape: tuple[int, ...] | None
@@ -56,14 +70,14 @@ class BoundaryTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentInput(BoundaryTensor):
-    """source ("from" in the file): the segment that produces the tensor, null for a model input."""
+    """An input of a segment. source ("from" in the file): name of the segment that produces it; null for a model input."""
 
     source: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpOnCpu:
-    """An op that the compiler left on the CPU, and why, in its words. op: index in the model."""
+    """An op that the compiler left on the CPU. op: index in the model. reason: in the compiler's words."""
 
     op: int
     type: str
@@ -72,10 +86,12 @@ class OpOnCpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentReport:
-    """What the vendor's compiler reported of a segment, and the file that it made.
+    """What the vendor's compiler reported of a segment, and the file that it wrote.
 
-    cached_bytes, streamed_bytes: of parameters; capacity_bytes: room for them. cpu_ops: how many stay on the CPU;
-    not_mapped: which. options: the compiler's. file, log: beside the plan, null while it is not saved.
+    cached_bytes, streamed_bytes: parameters on the chip, and sent with each inference. capacity_bytes: on-chip memory for
+    parameters, used and unused. cpu_ops: how many ops it left on the CPU; not_mapped: which, and why. subgraphs: parts that
+    run on the TPU. file, log: names of the compiled file and of the compiler's output in the plan's directory; null while
+    they are not saved. sha256: of the compiled file; empty if the compiler was simulated. options: of the compiler.
     """
 
     cached_bytes: int
@@ -93,8 +109,10 @@ class SegmentReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentMeasurement:
-    """What a segment took on a device. stage_ns: median, busy for one input. runs: how many were measured. source:
-    "device", "simulated", "recorded" or "cpu".
+    """The measured time of a segment.
+
+    stage_ns: how long its TPU was busy for one input; the median. runs: how many inputs were measured. device: its name.
+    source: "device", "simulated", "recorded" or "cpu".
     """
 
     stage_ns: int
@@ -105,10 +123,11 @@ class SegmentMeasurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A set of ops that becomes one file. reported: what the compiler said of it. measured: on a device. Both are null
-    where nobody compiled or measured it.
+    """A set of ops that becomes one .tflite file.
 
-    ops: an op set; closed ranges in the file, "0-11,14".
+    name: of its file, without ending. ops: an op set; in the plan file it is written as closed ranges, "0-11,14". file,
+    sha256: of the file in the plan's directory; null while the plan is not saved. inputs, outputs: in the order of the
+    segment's file. reported: null if it was not compiled. measured: null if it was not measured.
     """
 
     name: str
@@ -123,22 +142,24 @@ class Segment:
 
     @property
     def op_ranges(self) -> str:
-        """Its ops as text, to be shown."""
+        """Its ops as text for messages and tables: "0-11,14"."""
         return op_text(self.ops)
 
     @property
     def compiled_name(self) -> str:
-        """Name of the compiled file, as libcoral and pycoral expect it."""
+        """Name of the compiled file, in the form that libcoral and pycoral expect."""
         return f"{self.name}_edgetpu.tflite"
 
     @property
     def log_name(self) -> str:
-        """Name of what the compiler printed."""
+        """Name of the file that holds the compiler's output."""
         return f"{self.name}_edgetpu.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanStage:
+    """A segment and the TPUs that run it. tpus: their numbers in the plan, one for each replica."""
+
     segment: str
     replicas: int
     tpus: tuple[int, ...]
@@ -146,6 +167,12 @@ class PlanStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelinePrediction:
+    """Predicted performance of one pipeline, as if it ran alone.
+
+    throughput_per_s: inferences per second that its stages allow. latency_ns: of one input alone. host_ns: the host's
+    work for one inference. bottleneck: name of the segment whose stage sets the rate.
+    """
+
     throughput_per_s: float
     latency_ns: int
     host_ns: int
@@ -154,12 +181,21 @@ class PipelinePrediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanPipeline:
+    """One pipeline. stages: in the order of execution."""
+
     stages: tuple[PlanStage, ...]
     predicted: PipelinePrediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanPrediction:
+    """Predicted performance of the whole plan.
+
+    throughput_per_s: inferences per second of all pipelines under one host. latency_ns: of one input alone in the slowest
+    pipeline. host_ns: the host's work for one inference, averaged over the pipelines by their rates. first_inference_ns:
+    latency of the first input, which also waits for cached parameters to be loaded. tpus_used: at most the plan's n_tpus.
+    """
+
     throughput_per_s: float
     latency_ns: int
     host_ns: int
@@ -169,12 +205,14 @@ class PlanPrediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolverReport:
-    """How a plan was found, and what is proven about it.
+    """How the plan was solved, and what is proved of it.
 
-    over: the plans that the claim is about, in words. status: "optimal" or "feasible". bound_ns: no plan of these has a
-    smaller objective_ns; null where nothing is claimed, as for baselines. latency_bound_ns: a bound on the latency, where
-    latency is what was minimised. gap: how far the plan is above its bound, as a share. ended: how the search ended,
-    "complete", "limit_reached", "interrupted" or "down_sets_left_out". statistics: counts of work, for people.
+    name: of the solver. over: the set of plans that a claim of optimality covers, in words. status: "optimal" if the gap
+    is 0, else "feasible". objective_ns: ns for each inference, the inverse of the rate. bound_ns: a lower bound on the
+    objective of any plan in that set; null if nothing is claimed, as for baselines. gap: (objective - bound) / objective;
+    if latency was minimised, the same with latency and its bound. statistics: counts of the solver's work, for people.
+    latency_bound_ns: if latency was minimised, a lower bound on it; else null. ended: how the search ended: "complete",
+    "limit_reached", "interrupted" or "down_sets_left_out".
     """
 
     name: str
@@ -190,8 +228,11 @@ class SolverReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonRow:
-    """One way to use the TPUs. stand_in: a rule in place of the compiler's own run. Numbers are null where it cannot
-    be; note: why. breaks_limits: it does not keep to what was asked of the plan that it is compared with.
+    """One way to use the TPUs, to compare the plan with.
+
+    stand_in: whether it follows the compiler's known rule instead of a run of the compiler. The numbers are null if this
+    way is impossible; note then says why. streamed_bytes: for one inference, over all segments. breaks_limits: whether it
+    breaks a limit that the compared plan was solved with.
     """
 
     name: str
@@ -207,15 +248,15 @@ class ComparisonRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How to run a model on n_tpus TPUs. Segments are listed by pipeline, then position; each partition once.
+    """How to run a model on n_tpus TPUs.
 
-    state: of a model that has some: "reset" before each input, or "kept", which the plan was solved for.
+    costs: costs that replaced predicted ones; null if there were none. held_to: the limits that the plan was solved with;
+    null if they are not known. segments: by pipeline, then position; those of pipelines with the same partition stand
+    once. state: "reset" or "kept" if the model has state, else null; see `plan.state`.
 
-    origin: the model (its file, or the opened model that a plan was just made from), null where nobody knows; directory:
-    where the plan was saved or loaded; made: contents of files that are not saved yet (compiled segments and logs), by
-    name. These three stay out of the file.
-    costs: what replaced the costs that the hardware's constants give, null for nothing. held_to: what the plan had to
-    keep to, null where nobody knows.
+    Three fields are not written to the file. origin: the model, as a path or opened; None if it is not known. directory:
+    where the plan was saved or loaded. made: contents of files that are not saved yet (compiled segments and the compiler's
+    output), by name.
     """
 
     model: ModelInfo
@@ -236,7 +277,7 @@ class Plan:
 
     @property
     def stem(self) -> str:
-        """The model's name without ending, from which all file names are made."""
+        """The model's name without ending. The names of all the plan's files start with it."""
         if self.model.file:
             return Path(self.model.file).stem
         if self.origin is None:
@@ -245,7 +286,7 @@ class Plan:
 
     @property
     def costs_label(self) -> str:
-        """Where its predicted costs come from, to be shown."""
+        """Where its predicted costs come from, as text: the hardware, then what replaced its costs."""
         learnt = (self.costs.label, *self.costs.learnt_from) if self.costs else ()
         return " + ".join(filter(None, (self.hardware.name, *learnt)))
 
@@ -255,17 +296,17 @@ class Plan:
         return f"{self.stem}_plan_{self.n_tpus}.json"
 
     def segment(self, name: str) -> Segment:
-        """The segment of that name. Raises KeyError."""
+        """The segment of that name. Raises KeyError if there is none."""
         for segment in self.segments:
             if segment.name == name:
                 return segment
         raise KeyError(name)
 
     def partitions(self) -> list[tuple[Segment, ...]]:
-        """The different partitions of its pipelines, in order."""
-        found = [tuple(self.segment(stage.segment) for stage in p.stages) for p in self.pipelines]
-        return list({tuple(s.name for s in partition): partition for partition in found}.values())
+        """The different partitions of its pipelines, in the order of the pipelines."""
+        all_partitions = [tuple(self.segment(stage.segment) for stage in p.stages) for p in self.pipelines]
+        return list({tuple(s.name for s in partition): partition for partition in all_partitions}.values())
 
     def to_json(self) -> dict[str, Any]:
-        """The plan file's document."""
+        """The JSON document of the plan file."""
         return {"format": FORMAT, "version": VERSION, **to_json(self)}

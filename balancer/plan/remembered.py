@@ -1,6 +1,6 @@
-"""What a plan remembers beside its hardware: costs that replaced the predicted ones, and what it was held to.
+"""What a plan remembers of how it was made: costs that replaced predicted ones, and the limits that it was solved with.
 
-With them a plan can be costed and solved again as it was. Both are null in plans of older versions.
+With them the same plan can be predicted and solved again. Both are null in plans of older versions.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 OVERFLOW = ("stream", "error")
-LARGEST = 1 << 53  # of any number here: what a float holds exactly, so that any JSON reader has it
-_REMEDY = "solve again, or mend the file"
+LARGEST = 1 << 53  # the largest number here: floats hold it exactly, so that every JSON reader agrees
+_REMEDY = "solve again, or correct the file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownOp:
-    """What was known better of one op (its index in the model) than the cost model does; null: as predicted."""
+    """Costs of one op that replace the predicted ones. Null: as predicted.
+
+    op: index in the model. ns: on the TPU, or on the CPU if the op runs there. parameter_bytes: on the chip.
+    scratch_bytes: on-chip memory that the op needs besides parameters, in each tile. mapped: whether the compiler supports
+    the op.
+    """
 
     op: int
     ns: int | None
@@ -33,11 +38,17 @@ class KnownOp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownCosts:
-    """What replaced the predicted costs. label: the profile file that they come from, empty for none. learnt_from: what
-    else has taught them (compiler reports, measured stages).
+    """Costs that replaced predicted ones.
 
-    constants: of the hardware, those that were found to be others. room_*: how room for parameters on the chip differs
-    from the predicted one: so many bytes of a million, so many more and fewer, at most so many.
+    label: the profile file that they come from; empty if there was none. learnt_from: what else changed them ("compiler
+    reports", "measured stages"). constants: constants of the hardware, by name, with their corrected values.
+
+    The four room_* numbers turn a predicted on-chip capacity for parameters into a corrected one:
+
+        min(room_most_bytes, predicted * room_per_million / 1,000,000 + room_more_bytes - room_fewer_bytes)
+
+    The result is at least 0. room_most_bytes: null for no limit. Two numbers stand for one difference because numbers in
+    a plan file are never negative.
     """
 
     label: str
@@ -52,14 +63,20 @@ class KnownCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpAtStage:
+    """An op (index in the model) and a stage (from 0), for a constraint."""
+
     op: int
     stage: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Constraints on one pipeline. pinned: ops that stand in a stage; kept_from: that do not. together: op sets that
-    share a stage. max_objective_ns: a rate that is to be met, under which the latency is what counts.
+    """Constraints on one pipeline. Null: no such constraint.
+
+    pinned: ops that must be in a stage. kept_from: ops that must not be in a stage. together: op sets of which each must
+    be in one stage. max_boundary_tensors, max_boundary_bytes: of all tensors that cross one cut. max_segment_bytes: of the
+    parameters of a segment. max_latency_ns: of one input alone. max_objective_ns: ns for each inference; with it, a rate
+    is given and the latency is minimised.
     """
 
     pinned: tuple[OpAtStage, ...]
@@ -74,8 +91,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldTo:
-    """What was asked of a plan. pipelines, replicas (of a stage): at most so many; stages: exactly so many. overflow:
-    "stream", "error", or null where nobody said. limits: null for none.
+    """The limits that a plan was solved with. Null: not limited.
+
+    pipelines: the largest number of pipelines. replicas: the largest number of TPUs for one stage. stages: the exact
+    number of stages. overflow: "stream", "error", or null if the caller left it open. limits: the constraints.
     """
 
     pipelines: int | None
@@ -86,7 +105,7 @@ class HeldTo:
 
 
 def check_remembered(costs: KnownCosts | None, held_to: HeldTo | None, n_ops: int, n_tpus: int, where: str) -> None:
-    """Raises PlanError where they cannot be of a plan for a model of n_ops ops on n_tpus TPUs."""
+    """Raise PlanError if they do not fit a plan for a model of n_ops ops on n_tpus TPUs. where: the file, for messages."""
     if costs is not None:
         _check_costs(costs, n_ops, f"{where}: costs")
     if held_to is not None:

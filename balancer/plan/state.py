@@ -1,8 +1,8 @@
-"""State that a model keeps from input to input (variable tensors of SVDF, LSTM ...): when it is reset, and which plans
-can keep it.
+"""State that a model keeps from one input to the next (variable tensors of SVDF, LSTM and others).
 
-State can only be kept where one device holds it and sees all items in their order. So a plan that keeps state has one
-pipeline, and no replicas in any stage up to the last that holds state: replicas hand items on as they get ready.
+State is reset before each input, or kept. It can only be kept if one device holds it and sees all items in their order.
+So a plan that keeps state has one pipeline, and no replicas up to the last stage that holds state: replicas pass items
+on in the order in which they finish.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ STATE_WORDS = {
 
 
 def state_of(stateful: OpSet, *, keep_state: bool) -> str | None:
-    """What happens to the state of a model with these stateful ops: KEPT, RESET, or None where there are none."""
+    """What happens to the state of a model: KEPT, RESET, or None if it has no stateful ops.
+
+    stateful: the ops that hold state. keep_state: whether the user asked to keep it.
+    """
     if not stateful:
         return None
     return KEPT if keep_state else RESET
 
 
 def segments_with_state(plan: Plan, stateful: OpSet) -> frozenset[str]:
-    """Names of the segments that hold state, of a plan that can keep it. Raises PlanError where it cannot."""
+    """Names of the segments that hold state. stateful: the model's stateful ops. Raises PlanError if the plan cannot keep
+    state.
+    """
     held = {s.name for s in plan.segments if s.ops & stateful}
     remedy = "solve with --keep-state"
     if held and len(plan.pipelines) > 1:

@@ -1,1 +1,1 @@
-"""Making a plan: model, hardware and N in, a plan out, beside other ways to use the same TPUs."""
+"""Making a plan from a model, hardware and a number of TPUs, and comparing it with other ways to use the same TPUs."""

@@ -1,4 +1,4 @@
-"""From a solver's solution to a plan: names, boundary tensors, TPU numbers, predictions."""
+"""Turns a solver's solution into a plan: names of segments, boundary tensors, numbers of TPUs, predictions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def assemble(
     comparison: Sequence[ComparisonRow],
     held: HeldTo | None = None,
 ) -> Plan:
-    """The plan that a solution describes. held: what the solution was held to, None where nobody knows."""
+    """The plan that a solution describes.
+
+    n_tpus: how many TPUs the plan is for; the solution may use fewer. comparison: rows to store in the plan. held: the
+    limits that the solution was solved with; None if they are not known.
+    """
     partitions = list(dict.fromkeys(_partition(p) for p in solution.pipelines))
     named = dict(zip(partitions, _segments(setting, partitions), strict=True))
     costed = [
@@ -88,16 +92,20 @@ def _partition(pipeline: PipelineSpec) -> Partition:
 
 
 def _segments(setting: Setting, partitions: Sequence[Partition]) -> list[list[Segment]]:
-    """The segments of each partition. Partitions into equally many segments are told apart by -b, -c in the stem."""
+    """The segments of each partition.
+
+    Segments are named by their position and number, so two partitions with equally many segments would get the same
+    names. The second one gets the suffix -b in the stem, the third -c, and so on.
+    """
     names = boundary_names(setting.graph, (ops for p in partitions for ops in p))
     uses: Counter[int] = Counter()
-    found = []
+    by_partition = []
     for partition in partitions:
         alike = uses[len(partition)]
         uses[len(partition)] += 1
         stem = setting.graph.name + (f"-{_suffix(alike)}" if alike else "")
-        found.append(_named_segments(setting, partition, stem, names))
-    return found
+        by_partition.append(_named_segments(setting, partition, stem, names))
+    return by_partition
 
 
 def _suffix(alike: int) -> str:

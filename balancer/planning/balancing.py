@@ -37,14 +37,14 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
 ) -> Plan:
     """The plan with the highest predicted rate for a model on n_tpus Edge TPUs.
 
-    model: path or bytes of a full-integer .tflite. options: what the plan is held to, and how it is searched for.
-    hardware: a preset's name, a hardware file, or a record. profile: a file of per-op costs that replace the predicted
-    ones, as `balancer profile` writes it. keep_state: for a model whose variable tensors go on from input to input; then
-    there is one pipeline, without replicas.
+    model: path or contents of a full-integer .tflite file. n_tpus: 1 to 32. options: limits on the plan, and how to search
+    for it. hardware: a preset's name, a hardware file, or a record. profile: a file of per-op costs that replace predicted
+    ones, as `balancer profile` writes it. keep_state: whether variable tensors keep their values from input to input;
+    then the plan has one pipeline without replicas.
 
-    Nothing is written; see `save`. Raises ModelError, HardwareError or ProfileError where an input cannot be taken,
-    ConstraintError where constraints are impossible or contradict each other, InfeasibleError where there is no such
-    plan, ValueError for arguments out of range.
+    Nothing is written; `save` does that. Raises ModelError, HardwareError or ProfileError if a file cannot be used,
+    ConstraintError if the constraints are impossible or contradict each other, InfeasibleError if no plan keeps the
+    limits, ValueError for arguments out of range.
     """
     check_tpus(n_tpus)
     options = options or Options()
@@ -58,7 +58,7 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
 
 
 def _compared(setting: Setting, n_tpus: int, solution: Solution, options: Options) -> tuple[ComparisonRow, ...]:
-    """The plan beside others; none of them after Ctrl-C, which must not cost the plan."""
+    """The rows of the plan's comparison. Empty if Ctrl-C is pressed meanwhile: the plan itself is not lost."""
     try:
         return comparison(setting, n_tpus, solution.pipelines, options=options)
     except KeyboardInterrupt:
@@ -78,8 +78,8 @@ def _open(
 def compare(
     model: str | Path | bytes, n_tpus: int, *, hardware: str | Path | Hardware = "pcie"
 ) -> tuple[ComparisonRow, ...]:
-    """Ways to use n_tpus TPUs for a model, in the order of the table: the comparison of `balance` with these arguments.
+    """Other ways to use n_tpus TPUs for a model, and the best plan: the comparison that `balance` makes.
 
-    Raises ModelError, HardwareError, ValueError as `balance` does.
+    Arguments and errors are those of `balance`. Returns the rows in the order of the table; the best plan is the last.
     """
     return balance(model, n_tpus, hardware=hardware).comparison

@@ -1,4 +1,4 @@
-"""Arguments that no plan can be made with, refused before any work."""
+"""Checks of arguments, made before any work."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ if TYPE_CHECKING:
     from balancer.solve import Constraints
 
 MOST_TPUS = 32
-_LARGEST_LIMIT = 1 << 60  # sums of a few still fit 64 bits
+_LARGEST_LIMIT = 1 << 60  # the sum of a few such numbers is still below 2^63
 
 
 def check_tpus(n_tpus: int) -> None:
-    """Raises ValueError where it is no number of TPUs."""
+    """Raise ValueError unless n_tpus is a whole number from 1 to 32."""
     check_count("n_tpus", n_tpus)
     if n_tpus > MOST_TPUS:
         raise ValueError(f"n_tpus must be at most {MOST_TPUS}, not {n_tpus}")
 
 
 def check_count(name: str, number: int) -> None:
-    """Raises ValueError where it is no whole number from 1."""
+    """Raise ValueError unless the number is a whole number of at least 1. name: of the argument, for the message."""
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"{name} must be a whole number from 1, not {number!r}")
+        raise ValueError(f"{name} must be a whole number of at least 1, not {number!r}")
 
 
 def check_constraints(constraints: Constraints, n_ops: int, n_tpus: int) -> None:
-    """Raises ConstraintError where they name an op or a stage that cannot be, or leave an op no stage at all; ValueError
-    for a limit that is none.
+    """Check constraints for a model of n_ops ops on n_tpus TPUs.
+
+    Raises ConstraintError if they name an op or a stage that cannot exist, or if they leave an op no stage to be in.
+    Raises ValueError if a limit is not a whole number from 0 to 2^60.
     """
     for name in (
         "max_boundary_tensors",
@@ -60,18 +62,22 @@ def check_constraints(constraints: Constraints, n_ops: int, n_tpus: int) -> None
 
 
 def _sharing(constraints: Constraints) -> list[OpSet]:
-    """Sets of ops that share a stage, among them each constrained op by itself; sets with an op in common are one."""
-    found: list[OpSet] = []
+    """The largest sets of ops that must share a stage: sets with an op in common are merged. An op that only has a stage
+    given or forbidden is a set by itself.
+    """
+    groups: list[OpSet] = []
     alone = [1 << op for op in (*constraints.pinned, *(op for op, _ in constraints.kept_from))]
     for group in (*constraints.together, *alone):
-        touching = [other for other in found if other & group]
-        found = [other for other in found if not other & group]
-        found.append(functools.reduce(operator.or_, touching, group))
-    return found
+        touching = [other for other in groups if other & group]
+        groups = [other for other in groups if not other & group]
+        groups.append(functools.reduce(operator.or_, touching, group))
+    return groups
 
 
 def _check_place(constraints: Constraints, ops: OpSet, n_tpus: int) -> None:
-    """Raises ConstraintError where ops that share a stage have none to stand in."""
+    """Raise ConstraintError if ops that must share a stage have no stage left: their pins differ, or every stage that
+    they may be in is forbidden to one of them.
+    """
     pins = {stage: op for op, stage in constraints.pinned.items() if ops >> op & 1}
     kept = {stage: op for op, stage in constraints.kept_from if ops >> op & 1}
     if (set(pins) or set(range(n_tpus))) - set(kept) and len(pins) < 2:

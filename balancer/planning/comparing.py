@@ -1,4 +1,4 @@
-"""Ways to use the same TPUs, all through the same cost model."""
+"""The comparison: other ways to use the same TPUs, all predicted with the same cost model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BASELINES = {
     "depth balanced": "depth-balanced", "profiling bisection": "profiling-bisection",
     "DFS + interval DP": "dfs-interval-dp",
 }  # fmt: skip
-MOST_TRIED = 2000  # partitions, roughly: more take too long to be tried by the way
+MOST_TRIED = 2000  # partitions, roughly: exhaustive search of more takes too long for one row of a comparison
 OURS_ONE, OURS = "ours, one pipeline", "ours"
 _BY_RULE = {
     "equal-op-counts": EQUAL, "parameter-count": DEFAULT, EXHAUSTIVE: EXHAUSTIVE,
@@ -44,8 +44,10 @@ ANYTHING = Options()
 
 @dataclass(frozen=True, slots=True)
 class DefaultSplit:
-    """What the compiler's own `--num_segments` made of a model: a pipeline of single TPUs with what was reported of its
-    segments; without them, note says why.
+    """How the compiler's own `--num_segments` split a model.
+
+    pipelines: one pipeline with one TPU for each stage, or none. reports: what the compiler reported, by the ops of the
+    segment. note: why there is no pipeline; None if there is one.
     """
 
     pipelines: Pipelines
@@ -56,12 +58,11 @@ class DefaultSplit:
 def comparison(
     setting: Setting, n_tpus: int, plan: Pipelines, *, options: Options = ANYTHING, default: DefaultSplit | None = None
 ) -> tuple[ComparisonRow, ...]:
-    """The rows, slow ways first as a rule. The last one is the plan that they are about: `ours`, or the baseline that
-    made it.
+    """The rows of the comparison. The last row is the plan that is compared.
 
-    options: what the plan was held to; rows that do not keep to it say so.
-    default: what the compiler's `--num_segments` really did, where that is known; it stands beside its stand-in, with
-    the memory that was reported.
+    plan: its pipelines. options: what the plan was solved with: `solver` names its row ("ours", or the baseline that made
+    it); other rows that break its limits are marked. default: how the compiler's own `--num_segments` split the model, if
+    that is known; it gets a row with the reported memory, beside the row of its stand-in.
     """
     problem = reported_problem(setting, n_tpus, default.reports if default else {})
     plans: dict[str, Pipelines | None] = {
@@ -75,8 +76,8 @@ def comparison(
         OURS_ONE: _one_pipeline(problem, options.seconds),
     }
     own = row_of(options.solver)
-    plans.pop(own, None)  # by the same rule
-    plans[own] = plan
+    plans.pop(own, None)  # the row of the same baseline, if the plan was made by one
+    plans[own] = plan  # the last row
     rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
     notes = {REAL_DEFAULT: default.note if default else None}
     if setting.state == KEPT:
@@ -91,31 +92,35 @@ def comparison(
 
 
 def row_of(solver: str) -> str:
-    """What the row of a solver's plan is called."""
+    """The name of the row for a plan by this solver."""
     return _BY_RULE.get(solver, OURS)
 
 
 def _keeps_order(pipelines: Pipelines) -> bool:
+    """Whether all items pass the same devices in order, as kept state needs."""
     return len(pipelines) == 1 and all(stage.replicas == 1 for stage in pipelines[0].stages)
 
 
 def default_cuts(setting: Setting, segments: int) -> tuple[int, ...]:
-    """Where the compiler's `--num_segments` cuts, as far as its rule is known."""
+    """Where the compiler's `--num_segments` cuts, by its rule as far as it is known: the first op of each later segment."""
     return parameter_count([op.parameter_bytes for op in setting.graph.ops], min(segments, len(setting.graph.ops)))
 
 
 def _copies(problem: Problem, count: int) -> Pipelines:
+    """The whole model on each of `count` TPUs."""
     kind = problem.devices[0][0]
     return [PipelineSpec((StageSpec(interval_set(0, problem.n_ops), kind),))] * count
 
 
 def _cut(problem: Problem, cuts: Sequence[int]) -> Pipelines:
+    """One pipeline with one TPU for each stage, cut in the model's order."""
     kind = problem.devices[0][0]
     stages = (StageSpec(interval_set(a, b), kind) for a, b in pairwise([0, *cuts, problem.n_ops]))
     return [PipelineSpec(tuple(stages))]
 
 
 def _baseline(problem: Problem, solver: str) -> Pipelines | None:
+    """What a baseline makes of the problem; None if it cannot: its row then has no numbers."""
     try:
         return solve_checked(problem, SolverOptions(solver=solver)).pipelines
     except BalancerError:

@@ -1,4 +1,4 @@
-"""What a plan is held to, as a caller asks for it and as a plan remembers it."""
+"""The limits that a plan is solved with: as a caller gives them (`Options`), and as a plan remembers them (`HeldTo`)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What plans are held to, and how they are searched for. `balance`, `refine` and `tune` take the same record.
+    """Limits on plans, and how to search for them. `balance`, `refine` and `tune` all take this record.
 
-    pipelines: at most so many side by side; replicas: at most so many TPUs a stage; None for any number. stages: exactly so
-    many segments, in one pipeline. overflow: "stream" takes the highest rate; "error" refuses plans in which a segment
-    streams parameters for want of capacity; None is "stream" until a compiler has contradicted the predicted memory, and
-    then takes such plans only where there is no other. constraints: what else a pipeline must keep to; then there is one
-    pipeline. solver: a name of `balancer.solve.SOLVERS`. seconds: of wall time for each search, None for limits that count
-    work alone.
+    pipelines: the largest number of pipelines side by side; None for any. replicas: the largest number of TPUs for one
+    stage; None for any. stages: the exact number of stages, in one pipeline; None for any. overflow: what to do with plans
+    that stream parameters for lack of on-chip memory. "stream": take the plan with the highest rate. "error": refuse them.
+    None: as "stream", but after the compiler has contradicted the predicted memory, prefer plans without overflow.
+    constraints: on ops, cuts, segments, rate or latency; with any of them the plan has one pipeline. solver: a name in
+    `balancer.solve.SOLVERS`. seconds: wall time for each search; None for the default limits, which count work and so give
+    the same plan on every machine.
+
+    Raises ValueError for a value out of range.
     """
 
     pipelines: int | None = None
@@ -39,7 +42,7 @@ class Options:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a value out of range."""
+        """Check the values."""
         for name, number in (("pipelines", self.pipelines), ("replicas", self.replicas), ("stages", self.stages)):
             if number is not None:
                 check_count(name, number)
@@ -50,7 +53,7 @@ class Options:
 
     @property
     def for_solver(self) -> SolverOptions:
-        """As solvers take them, which know nothing of overflow."""
+        """The options for solvers. Overflow is not among them: it decides which segments the problem allows."""
         return SolverOptions(
             max_pipelines=self.pipelines, max_replicas=self.replicas, stages=self.stages, solver=self.solver,
             constraints=self.constraints, seconds=self.seconds,
@@ -58,19 +61,19 @@ class Options:
 
     @property
     def overflow_now(self) -> str:
-        """The rule for overflow while no compiler has contradicted the predicted memory."""
+        """The rule for overflow as long as no compiler has contradicted the predicted memory."""
         return self.overflow or STREAM
 
     @property
     def held_to(self) -> HeldTo:
-        """As a plan remembers them."""
+        """The limits in the form that a plan remembers. Solver and seconds are not limits and not remembered."""
         limits = _limits(self.constraints) if self.constraints else None
         return HeldTo(
             pipelines=self.pipelines, replicas=self.replicas, stages=self.stages, overflow=self.overflow, limits=limits
         )
 
     def kept_by(self, setting: Setting, n_tpus: int, pipelines: Sequence[PipelineSpec]) -> bool:
-        """Whether these pipelines keep to all of it, under the setting's costs."""
+        """Whether these pipelines keep all limits under the setting's costs."""
         problem = setting.problem(n_tpus, overflow=self.overflow_now)
         if evaluate(problem, pipelines) is None:
             return False
@@ -91,7 +94,7 @@ class Options:
 
 
 def _as_replicas(pipelines: Sequence[PipelineSpec]) -> Sequence[PipelineSpec]:
-    """Copies of the whole model as one stage with so many replicas, which is the same thing."""
+    """Copies of the whole model, side by side, as one stage with replicas: the same thing, but one pipeline."""
     if any(len(pipeline.stages) > 1 for pipeline in pipelines):
         return pipelines
     first = pipelines[0].stages[0]
@@ -100,7 +103,7 @@ def _as_replicas(pipelines: Sequence[PipelineSpec]) -> Sequence[PipelineSpec]:
 
 
 def options_of(held: HeldTo) -> Options:
-    """The options of a plan that was held to this."""
+    """The options that a plan remembers; the inverse of `Options.held_to`."""
     constraints = _constraints(held.limits) if held.limits else Constraints()
     return Options(
         pipelines=held.pipelines,
@@ -122,7 +125,7 @@ def _limits(constraints: Constraints) -> Limits:
 
 
 def _stored(most: int | None) -> int | None:
-    """A limit as a file can hold it: a larger one would limit nothing, either."""
+    """A limit that a plan file can hold. Larger limits are cut off: no plan comes near them, so they mean the same."""
     return None if most is None else min(most, LARGEST)
 
 

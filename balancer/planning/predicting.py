@@ -1,4 +1,4 @@
-"""`predict`: what a partition of the user's own would cost."""
+"""`predict`: the cost of a partition that the user gives."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ _REMEDY = "give each op once, in segments that read only from earlier ones"
 def predict(
     model: str | Path | bytes, segments: Sequence[Iterable[int]], *, hardware: str | Path | Hardware = "pcie"
 ) -> Plan:
-    """The plan of one pipeline with these segments. segments: op indices of each; see `cut_segments` for cuts.
+    """The plan of one pipeline with these segments, one TPU for each.
 
-    Raises PlanError where they are no partition of the model, ModelError or HardwareError as `balance` does.
+    model, hardware: as for `balance`. segments: the op indices of each; `cut_segments` makes them from cuts.
+
+    Raises PlanError if they are not a partition of the model or a segment is not allowed, ModelError or HardwareError if a
+    file cannot be used.
     """
     setting = open_setting(model, hardware)
     partition = [op_set(ops) for ops in _checked(setting.graph, segments)]
     for k, ops in enumerate(partition):
         if not setting.costs.allowed(ops):
             raise PlanError(
-                "computes or gives nothing, tears state apart, or cuts a tensor of unknown shape",
+                "computes nothing, has no output, separates ops that share state, or cuts a tensor of unknown shape",
                 f"segment {k}",
                 "move its cuts",
             )
@@ -46,7 +49,7 @@ def predict(
 
 
 def partition_plan(setting: Setting, partition: Sequence[OpSet]) -> Plan | None:
-    """The plan of one pipeline of single TPUs with these segments; None where one of them may not stand."""
+    """The plan of one pipeline with these segments, one TPU for each; None if one of the segments is not allowed."""
     pipeline = PipelineSpec(tuple(StageSpec(ops, setting.hardware.name) for ops in partition))
     value = evaluate(setting.problem(len(partition)), [pipeline])
     if value is None:
@@ -56,8 +59,10 @@ def partition_plan(setting: Setting, partition: Sequence[OpSet]) -> Plan | None:
 
 
 def cut_segments(cuts: Sequence[int], n_ops: int) -> list[range]:
-    """The segments between cuts: [12, 57] of 100 ops gives 0-11, 12-56, 57-99. Raises PlanError where they are no
-    cuts.
+    """The segments between cuts: [12, 57] of 100 ops gives ops 0-11, 12-56 and 57-99.
+
+    cuts: the first op of each segment but the first, ascending. Raises PlanError if they do not ascend within 1 to
+    n_ops - 1.
     """
     edges = [0, *cuts, n_ops]
     if any(a >= b for a, b in pairwise(edges)):
@@ -69,6 +74,7 @@ def cut_segments(cuts: Sequence[int], n_ops: int) -> list[range]:
 
 
 def _checked(graph: Graph, segments: Sequence[Iterable[int]]) -> list[list[int]]:
+    """The segments as lists. Raises PlanError unless each op stands once and no segment reads from a later one."""
     lists = [list(ops) for ops in segments]
     seen: OpSet = 0
     for k, ops in enumerate(lists):

@@ -1,4 +1,4 @@
-"""The solver's view of a model on hardware: numbered ops, and what segments of them cost."""
+"""Turns a model on hardware into a solver's problem: numbered ops, and the costs of segments."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 
 def problem_of(costs: SegmentCosts, devices: tuple[tuple[Kind, int], ...], *, may_overflow: bool) -> Problem:
-    """Split the ops of the costs' graph over these devices. may_overflow: whether a segment may stream parameters for which
-    the chip has no capacity left.
+    """The problem of splitting the ops of the costs' graph over these devices.
+
+    devices: how many of each kind. may_overflow: whether a segment may stream parameters for lack of on-chip memory.
     """
     graph, hardware = costs.graph, costs.hardware
 
@@ -55,15 +56,19 @@ def problem_of(costs: SegmentCosts, devices: tuple[tuple[Kind, int], ...], *, ma
 
 
 def _with_neighbours(graph: Graph) -> tuple[OpSet, ...]:
-    """Folded ops cost nothing wherever they stand: each stays with the next op that is computed, or the last one."""
+    """For each folded op a set of two ops that must share a segment: itself and the next op that is computed.
+
+    Folded ops cost nothing wherever they are. Without this rule, solvers would try all their places.
+    """
     real = [op.index for op in graph.ops if not op.folded]
     return tuple(1 << i | 1 << min((r for r in real if r > i), default=real[-1]) for i in members(graph.folded) if real)
 
 
 def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
-    """What the cost of a segment is made of, as far as it is additive; the rest makes it dearer, never cheaper.
+    """The additive part of a segment's cost, for CP-SAT and for lower bounds on whole plans.
 
-    Ops that may end up on the CPU count with the cheaper of both; room for parameters is the most that there can be.
+    It is a relaxation: never above the exact cost. Ops that may run on the CPU or on the TPU count with the lower of the
+    two times. The capacity for parameters is the largest that any segment has.
     """
     hardware, graph, sure = costs.hardware, costs.graph, costs.sure_on_tpu
     caching = costs.caching
@@ -84,6 +89,7 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
 
 
 def _transfer(graph: Graph, hardware: Hardware, t: int) -> Transfer:
+    """What tensor t costs where it enters a segment and where it leaves one."""
     size = graph.tensors[t].bytes
     return Transfer(
         producer=graph.producer.get(t),

@@ -1,4 +1,4 @@
-"""Costs of segments whose memory the compiler has reported: predicted times, reported bytes."""
+"""Costs of segments that were compiled: predicted times, with the memory that the compiler reported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def reported_cost(costs: SegmentCosts, ops: OpSet, reported: SegmentReport) -> Cost:
-    """What a compiled segment costs: as predicted, but that just the reported bytes are streamed."""
+    """The cost of a compiled segment: as predicted, except that the reported bytes are streamed, no more and no fewer."""
+    # Streaming that hides behind computing is in the predicted time, so that time is scaled rather than computed anew.
     terms, streamed = costs.terms(ops, reported.capacity_bytes), reported.streamed_bytes
     if not streamed:
         streaming_ns = 0
@@ -32,11 +33,14 @@ def reported_cost(costs: SegmentCosts, ops: OpSet, reported: SegmentReport) -> C
 
 
 def reported_problem(setting: Setting, n_tpus: int, reports: Mapping[OpSet, SegmentReport]) -> Problem:
-    """The setting's problem for judging plans, not for solving: segments with a report cost what it says."""
+    """The setting's problem, in which segments with a report have the reported memory. reports: by the segment's ops.
+
+    It is for valuing plans with `evaluate`, not for solving: only `exact` uses the reports; the bounds do not.
+    """
     problem = setting.problem(n_tpus)
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
-        found = problem.exact(ops, kind)
-        return reported_cost(setting.costs, ops, reports[ops]) if found and ops in reports else found
+        predicted = problem.exact(ops, kind)
+        return reported_cost(setting.costs, ops, reports[ops]) if predicted and ops in reports else predicted
 
     return replace(problem, exact=exact)

@@ -1,4 +1,4 @@
-"""A model on hardware: what every plan is made from."""
+"""A model on hardware with its costs: what every plan is made from."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ OVERFLOW = (STREAM, ERROR)
 class Setting:
     """A model, and what its segments cost on given hardware.
 
-    profile: per-op costs that replace the predicted ones. hardware: as it was given; `costs.hardware` has the constants
-    that the profile knows better. keep_state: whether variable tensors go on from input to input.
+    hardware: as it was given; `costs.hardware` also has the constants that the profile replaces. profile: costs that
+    replace predicted ones. keep_state: whether variable tensors keep their values from input to input.
     """
 
     model: OpenedModel
@@ -43,36 +43,37 @@ class Setting:
 
     @property
     def state(self) -> str | None:
-        """What plans say of the model's state."""
+        """The `state` of plans: "reset", "kept", or None if the model has no state."""
         return state_of(self.graph.stateful, keep_state=self.keep_state)
 
     @cached_property
     def costs(self) -> SegmentCosts:
+        """The costs of the model's segments."""
         return SegmentCosts(self.graph, self.hardware, self.profile)
 
     def problem(self, n_tpus: int, *, overflow: str = STREAM) -> Problem:
-        """The solver's view. overflow: "error" forbids segments that stream for want of capacity."""
+        """The solver's problem on n_tpus TPUs. overflow: "error" forbids segments that stream for lack of on-chip memory."""
         return problem_of(self.costs, ((self.hardware.name, n_tpus),), may_overflow=overflow == STREAM)
 
 
 def open_setting(model: str | Path | bytes, hardware: str | Path | Hardware) -> Setting:
-    """A model's file and hardware by name, file or record.
+    """A setting without a profile. model: path or contents of a .tflite file. hardware: a preset's name, a file, a record.
 
-    Raises ModelError or HardwareError where one of them cannot be read.
+    Raises ModelError or HardwareError if one of them cannot be read.
     """
     record = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
     return Setting(open_model(model), record)
 
 
 def setting_of(plan: AnyPlan | OpenedPlan) -> Setting:
-    """A plan's model with the costs that the plan was made with.
+    """The setting that a plan was made with. plan: a plan, its file, its directory, or an opened plan.
 
-    Raises PlanError where the plan cannot be opened, or does not hold all constants of its hardware.
+    Raises PlanError if the plan cannot be opened, or if it lacks a constant of its hardware.
     """
     opened = open_plan(plan)
     return Setting(opened.model, opened.hardware, opened.profile, keep_state=opened.plan.state == KEPT)
 
 
 def with_profile(setting: Setting, path: str | Path) -> Setting:
-    """The same with the costs of a profile file. Raises ProfileError where it does not fit the model."""
+    """The setting with the costs of a profile file. Raises ProfileError if it cannot be read or is for another model."""
     return replace(setting, profile=load_profile(path, setting.graph, setting.model.sha256))

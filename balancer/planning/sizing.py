@@ -30,8 +30,10 @@ _LONGEST_NS = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class SizeRow:
-    """The best plan on n_tpus TPUs, predicted; None where none keeps the limit on latency. overflow_bytes: streamed for
-    want of room, over its segments.
+    """The fastest plan on n_tpus TPUs, predicted. All numbers are None if no plan keeps the limit on latency.
+
+    throughput_per_s: inferences per second. latency_ns: of one input alone. overflow_bytes: streamed for lack of on-chip
+    memory, over all its segments. tpus_used: at most n_tpus.
     """
 
     n_tpus: int
@@ -43,9 +45,11 @@ class SizeRow:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """rows: of the fastest plans. fits_at_n: the fewest TPUs on which some plan streams nothing for want of room; the
-    fastest one may. knee_n: from there on, up to the last row, another TPU adds less than 5 %. target_n: the fewest for
-    the rate (and the latency) asked for. None where there is none.
+    """The result of `size`. A number is None if no number of TPUs up to the last row will do.
+
+    rows: the fastest plan for 1, 2, 3 ... TPUs. fits_at_n: the fewest TPUs on which some plan has no overflow; the fastest
+    plan there may have some. knee_n: the fewest TPUs from which on, up to the last row, each further TPU adds less than
+    5 % to the rate. target_n: the fewest TPUs for the rate and the latency asked for.
     """
 
     rows: tuple[SizeRow, ...]
@@ -63,11 +67,12 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
     max_latency_ns: float | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Sizing:
-    """What 1 to max_tpus Edge TPUs give for a model, and how many are worth having.
+    """The rates of the fastest plans on 1 to max_tpus Edge TPUs, and how many TPUs are worth having.
 
-    target_per_s: inferences per second that are wanted. max_latency_ns: of one input alone; plans that take longer do not
-    count. progress: called with the number of TPUs that are done. Raises ModelError, HardwareError, or ValueError for
-    arguments out of range.
+    model, hardware: as for `balance`. target_per_s: the wanted rate in inferences per second. max_latency_ns: the longest
+    latency of one input alone; slower plans do not count. progress: called with the numbers of TPUs that are done.
+
+    Raises ModelError or HardwareError if a file cannot be used, ValueError for arguments out of range.
     """
     check_tpus(max_tpus)
     for name, value in (("target_per_s", target_per_s), ("max_latency_ns", max_latency_ns)):
@@ -85,7 +90,7 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
 
 
 class _Best:
-    """The best plans on ever more TPUs, with the pipelines that keep a limit on latency."""
+    """The best plans on 1, 2, 3 ... TPUs. offers: the pipelines found so far that keep the limit on latency."""
 
     def __init__(self, setting: Setting, max_tpus: int, limit_ns: int | None) -> None:
         self.setting, self.max_tpus, self.limit_ns = setting, max_tpus, limit_ns
@@ -93,7 +98,7 @@ class _Best:
         self.offered = 0
 
     def row(self, n: int) -> SizeRow:
-        """What n TPUs give."""
+        """The row for n TPUs."""
         problem = self.setting.problem(n)
         try:
             solution = solve_checked(problem, SolverOptions())
@@ -110,7 +115,10 @@ class _Best:
         return SizeRow(n, round(NS_PER_S / value.objective_ns, 6), value.latency_ns, overflow, value.devices)
 
     def _within_limit(self, problem: Problem, n: int) -> Sequence[PipelineSpec]:
-        """The best plan of pipelines that each keep the limit: the fastest on each number of devices, side by side."""
+        """The best plan whose pipelines all keep the limit on latency.
+
+        The fastest such pipeline is found for each number of devices; the plan is the best combination of them.
+        """
         options = SolverOptions(constraints=Constraints(max_latency_ns=self.limit_ns))
         for devices in range(self.offered + 1, n + 1):
             try:
@@ -124,14 +132,16 @@ class _Best:
 
 
 def _no_worse(row: SizeRow, before: Sequence[SizeRow]) -> SizeRow:
-    """The row, or that of one TPU less: a plan for fewer TPUs is one for more, some of them idle."""
+    """The row, or the one before if that has a higher rate: a plan for fewer TPUs also runs on more, leaving some idle."""
     if not before or (row.throughput_per_s or 0.0) >= (before[-1].throughput_per_s or 0.0):
         return row
     return replace(before[-1], n_tpus=row.n_tpus)
 
 
 def _fits(setting: Setting, n: int) -> bool:
-    """Whether some plan streams nothing for want of room."""
+    """Whether some plan on n TPUs streams nothing for lack of on-chip memory. One pipeline without replicas decides it:
+    further copies hold the same segments.
+    """
     try:
         solve_checked(setting.problem(n, overflow="error"), SolverOptions(max_pipelines=1, max_replicas=1))
     except InfeasibleError:
@@ -140,7 +150,7 @@ def _fits(setting: Setting, n: int) -> bool:
 
 
 def _knee(rows: list[SizeRow]) -> int | None:
-    """The first number of TPUs from which on each further one adds less than KNEE."""
+    """The fewest TPUs from which on each further one adds less than KNEE to the rate."""
     rates = [row.throughput_per_s or 0.0 for row in rows]
     gains = [after / before - 1 if before else math.inf for before, after in pairwise(rates)]
     knee = next((k for k in range(len(gains)) if all(gain < KNEE for gain in gains[k:])), None)

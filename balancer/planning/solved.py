@@ -1,4 +1,4 @@
-"""From a plan back to what a solver made of it."""
+"""Turns a plan back into the solver's solution from which it was made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def pipelines_of(plan: Plan) -> tuple[PipelineSpec, ...]:
-    """A plan's pipelines as solvers have them."""
+    """A plan's pipelines in the form of a solver's solution."""
     kind = plan.hardware.name
     return tuple(
         PipelineSpec(tuple(StageSpec(plan.segment(s.segment).ops, kind, s.replicas) for s in p.stages))
@@ -22,9 +22,9 @@ def pipelines_of(plan: Plan) -> tuple[PipelineSpec, ...]:
 
 
 def solution_of(plan: Plan, problem: Problem) -> Solution:
-    """The solution that a plan was made from, valued under this problem's costs.
+    """The solution that a plan was made from, valued with this problem's costs.
 
-    Raises PlanError where one of its segments is not allowed there.
+    Raises PlanError if the problem does not allow one of its segments.
     """
     pipelines, solver = pipelines_of(plan), plan.solver
     value = evaluate(problem, pipelines)

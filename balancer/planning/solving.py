@@ -1,4 +1,4 @@
-"""A setting solved as a caller wants it."""
+"""Solves a setting within the limits that a caller gives."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ if TYPE_CHECKING:
 
 
 def solve_setting(setting: Setting, n_tpus: int, options: Options, overflow: str | None = None) -> Solution:
-    """The best plan under the setting's costs, held to the options. overflow: instead of the options' own rule.
+    """The best solution under the setting's costs that keeps the options. overflow: replaces the options' own rule.
 
-    Raises InfeasibleError.
+    Raises InfeasibleError if no plan keeps them.
     """
     problem = setting.problem(n_tpus, overflow=overflow or options.overflow_now)
     if setting.state != KEPT:
         return solve_checked(problem, options.for_solver)
-    # The whole plan is restricted: a stage that holds state needs all items, in their order; see `plan.state`.
+    # A stage that holds state needs all items in their order (see `plan.state`). The whole plan is restricted, although
+    # replicas after the last such stage would do no harm: the claim of optimality says so.
     solution = solve_checked(problem, replace(options.for_solver, max_pipelines=1, max_replicas=1))
     claims = solution.bound_ns is not None
     return replace(solution, over=f"{solution.over}, as kept state needs") if claims else solution
 
 
 def solve_checked(problem: Problem, options: SolverOptions) -> Solution:
-    """`solve`, with the solution judged by code that shares nothing with the solvers.
+    """`solve`, with the solution checked by code that shares nothing with the solvers.
 
-    Raises InvalidSolutionError where it is wrong, and what `solve` raises.
+    Raises InvalidSolutionError if the check fails, which is a fault of the solver, and what `solve` raises.
     """
     solution = solve(problem, options)
     check(problem, solution, options)
