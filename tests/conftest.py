@@ -1,7 +1,8 @@
 """What all tests share: fixtures, marks, skips, and how many examples Hypothesis draws.
 
-Variables of the environment: HYPOTHESIS_PROFILE=thorough draws 1000 examples instead of 30. BALANCER_FAULT_SECONDS is
-how long each test of test_faults.py lasts (5). BALANCER_KILLS is how often test_compiling.py kills one call (8).
+Variables of the environment: HYPOTHESIS_PROFILE=thorough draws 1000 examples instead of 30, HYPOTHESIS_PROFILE=few draws
+5. BALANCER_FAULT_SECONDS is how long each test of test_faults.py lasts (5). BALANCER_KILLS is how often
+test_compiling.py kills one call (8).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ settings.register_profile(
     "ci", deadline=None, derandomize=True, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("thorough", settings.get_profile("ci"), max_examples=1000)
+settings.register_profile("few", settings.get_profile("ci"), max_examples=5)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Files whose tests run in every Python version, and single tests of others. They enter every rank in half a minute.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement, pairwise, product
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from balancer.ground.opsets import interval_set
 from balancer.solve import Between, Cost, CostColumns, Kind, PipelineSpec, Problem, StageSpec, Value, evaluate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from balancer.ground.downsets import DownSets
     from balancer.ground.opsets import OpSet
@@ -90,12 +90,19 @@ def all_plans(
 ) -> list[tuple[Value, tuple[PipelineSpec, ...]]]:
     """Every multiset of partitions on at most the devices there are, with its worth."""
     devices = problem.devices[0][1]
-    partitions = all_partitions(problem, most_replicas)
+    partitions = [(pipeline, pipeline.devices) for pipeline in all_partitions(problem, most_replicas)]
+
+    def extended(first: int, free: int, left: int) -> Iterator[tuple[PipelineSpec, ...]]:
+        """Multisets of the partitions from `first` on, none of them empty."""
+        for k in range(first, len(partitions)) if left else ():
+            pipeline, used = partitions[k]
+            if used <= free:
+                yield (pipeline,)
+                yield from ((pipeline, *rest) for rest in extended(k, free - used, left - 1))
+
     found = []
-    for count in range(1, min(devices, most_pipelines or devices) + 1):
-        for plan in combinations_with_replacement(partitions, count):
-            if sum(p.devices for p in plan) <= devices:
-                value = evaluate(problem, plan)
-                assert value is not None
-                found.append((value, plan))
+    for plan in extended(0, devices, most_pipelines or devices):
+        value = evaluate(problem, plan)
+        assert value is not None
+        found.append((value, plan))
     return found

@@ -492,3 +492,12 @@ def test_feeding_written_out() -> None:
     busy = hardware.changed({"host_ns_per_stage": 2_000})
     assert period_ns(stages, busy) == 6_000
     assert inference_ns(stages, busy, 10, Feeding.THREADS) == pytest.approx((14_460 + 9 * 6_000) / 10)
+
+
+def test_the_lower_bound_counts_what_exceeds_the_largest_capacity() -> None:
+    """Streaming alone costs anything: 3 ns for each byte, after 5 ns to invoke the segment."""
+    hardware = NOTHING.changed({"stream_ns_per_mib": 3 * MIB, "invoke_ns": 5, "wide_bytes_per_tile": 640 + 100})
+    costs = SegmentCosts(read_graph(synth.fc(130), name="fc"), hardware)
+    streamed = sum(op.layout.streamed for op in costs.op_terms)
+    assert costs.lower(costs.graph.all_ops) == 5 + 3 * (streamed - 16 * 100)
+    assert costs.lower(0b1) == 5

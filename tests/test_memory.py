@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 CODE = """
 import resource, sys
 from balancer.tflite import synth
-from balancer.tflite.cut import Cutter, boundary_names
-from balancer.graph import op_set
+from balancer.graph import boundary_names
+from balancer.ground.opsets import op_set
+from balancer.tflite.cut import Cutter
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()

@@ -123,12 +123,10 @@ def test_killed_at_any_moment(plan: Path, temporary: Path, tmp_path: Path) -> No
     assert not list(temporary.iterdir())
 
 
-def test_a_killed_tune_leaves_no_folder_after_the_next_start(plan: Path, temporary: Path, tmp_path: Path) -> None:
+def test_a_killed_tune_leaves_no_folder(plan: Path, temporary: Path, tmp_path: Path) -> None:
     process = _start("tune", plan, "--devices", "sim", "--processes", "--seconds", 60, "-o", tmp_path / "tuned")
     _await("devices' processes", lambda: len(_children(process)) == 3)
     _kill_with_children(process)
-    assert list(temporary.glob("balancer-tune-*"))
-    assert _start("inspect", tmp_path / "net.tflite").wait() == 0
     assert not list(temporary.iterdir())
 
 

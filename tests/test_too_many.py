@@ -14,23 +14,15 @@ from balancer.cost.hardware import load_hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import InfeasibleError
 from balancer.ground.downsets import DownSets
-from balancer.solve import (
-    Problem,
-    Solution,
-    SolverOptions,
-    Structure,
-    Transfer,
-    check,
-    evaluate,
-    solve,
-    structured_problem,
-)
+from balancer.solve import Problem, Solution, SolverOptions, check, evaluate, solve
 from balancer.solve.auto import solve_auto
 from balancer.solve.block_folding import folded
 from balancer.solve.blocks import blocks_of
 from balancer.solve.downset import DownSetWork, solve_downset
 from balancer.solve.downset_sampling import sampled_downsets
 from balancer.solve.enumeration import all_downsets
+from balancer.solve.structure import Structure, Transfer
+from balancer.solve.structured import structured_problem
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 from tests.dags import best_value, dag_problems, graphs, ops_of

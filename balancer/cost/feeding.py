@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from balancer.cost.hardware import Hardware
-    from balancer.cost.segment import SegmentTerms
+    from balancer.ground.terms import SegmentTerms
 
 
 class Feeding(Enum):

@@ -22,7 +22,6 @@ them. `batch` computes the same for many segments at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,7 @@ from balancer.cost.op_terms import OpTerms, op_terms
 from balancer.cost.profile import OpCosts
 from balancer.cost.timing import input_ns, output_ns
 from balancer.ground.opsets import OpSet, members, op_set
+from balancer.ground.terms import SegmentTerms
 from balancer.ground.units import MIB
 
 if TYPE_CHECKING:
@@ -40,32 +40,6 @@ if TYPE_CHECKING:
     from balancer.cost.hardware import Hardware, Link
     from balancer.cost.profile import Profile
     from balancer.graph import Graph
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentTerms:
-    """Predicted cost of one segment. Bytes are as the compiler lays parameters out; times add up to `stage_ns`.
-
-    parameter_bytes = cached_bytes + streamed_bytes. overflow_bytes: those of the streamed bytes that would be cached if
-    the capacity sufficed. The times are explained at the top of this module.
-    """
-
-    parameter_bytes: int
-    cached_bytes: int
-    streamed_bytes: int
-    overflow_bytes: int
-    capacity_bytes: int
-    compute_ns: int
-    streaming_ns: int
-    input_ns: int
-    output_ns: int
-    overhead_ns: int
-    cpu_ns: int
-
-    @property
-    def stage_ns(self) -> int:
-        """ns that the segment's device is busy with one inference."""
-        return self.compute_ns + self.streaming_ns + self.input_ns + self.output_ns + self.overhead_ns + self.cpu_ns
 
 
 class SegmentCosts:
@@ -105,18 +79,22 @@ class SegmentCosts:
         overflow_bytes = sum(op.layout.streamed for op in overflowing)
         streamed_bytes = overflow_bytes + sum(op.layout.always_streamed for op in running)
         tensors, hardware = self.graph.tensors, self.hardware
+        times = {
+            "compute_ns": sum(op.compute_ns for op in running),
+            "streaming_ns": _streaming_ns(running, overflowing, hardware.link) if streamed_bytes else 0,
+            "input_ns": sum(input_ns(tensors[t].bytes, hardware) for t in inputs),
+            "output_ns": sum(output_ns(tensors[t].bytes, hardware) for t in outputs),
+            "overhead_ns": _overhead_ns(running, hardware.link),
+            "cpu_ns": sum(op.cpu_ns for op in self._terms_of(on_cpu)),
+        }
         return SegmentTerms(
             parameter_bytes=cached_bytes + streamed_bytes,
             cached_bytes=cached_bytes,
             streamed_bytes=streamed_bytes,
             overflow_bytes=overflow_bytes,
             capacity_bytes=capacity_bytes,
-            compute_ns=sum(op.compute_ns for op in running),
-            streaming_ns=_streaming_ns(running, overflowing, hardware.link) if streamed_bytes else 0,
-            input_ns=sum(input_ns(tensors[t].bytes, hardware) for t in inputs),
-            output_ns=sum(output_ns(tensors[t].bytes, hardware) for t in outputs),
-            overhead_ns=_overhead_ns(running, hardware.link),
-            cpu_ns=sum(op.cpu_ns for op in self._terms_of(on_cpu)),
+            stage_ns=sum(times.values()),
+            **times,
         )
 
     def _terms_of(self, ops: OpSet) -> list[OpTerms]:

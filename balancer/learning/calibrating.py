@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from balancer.cost.hardware import Hardware
+    from balancer.ground.arrays import FloatArray
     from balancer.learning.measurements import MeasuredTime
 
 FREE = (
@@ -86,13 +87,14 @@ def calibrate(
         raise MeasurementError("no constant matters to these rows", "calibrate", "give other measurements")
     made = 0
 
-    def errors(logs: Any) -> Any:
+    def errors(logs: FloatArray) -> FloatArray:
         nonlocal made
         made += 1
         progress(made)
-        return _predict(rows, _scaled(start, free, logs)) / measured - 1
+        relative: FloatArray = _predict(rows, _scaled(start, free, logs)) / measured - 1
+        return relative
 
-    def residuals(point: Any) -> Any:
+    def residuals(point: FloatArray) -> FloatArray:
         return np.concatenate([errors(point - 1), _PULL * (point - 1)])
 
     # `point` is 1 + the logarithms: scipy's derivative steps are relative to the point, and would be 0 at 0.
@@ -135,11 +137,11 @@ def hardware_document(calibration: Calibration, name: str, source: str) -> dict[
     }
 
 
-def _predict(rows: Sequence[MeasuredTime], hardware: Hardware) -> Any:
+def _predict(rows: Sequence[MeasuredTime], hardware: Hardware) -> FloatArray:
     return np.array([row.predicted_ns(hardware) for row in rows])
 
 
-def _scaled(start: Hardware, names: Sequence[str], logs: Any) -> Hardware:
+def _scaled(start: Hardware, names: Sequence[str], logs: Sequence[float] | FloatArray) -> Hardware:
     limited = np.clip(logs, -5, 5)
     return start.changed({name: start.constants[name] * math.exp(x) for name, x in zip(names, limited, strict=True)})
 
@@ -156,7 +158,7 @@ def _free(rows: Sequence[MeasuredTime], start: Hardware) -> list[str]:
     return free
 
 
-def _deviations(jacobian: Any, residuals: Any, rows: int) -> Any:
+def _deviations(jacobian: FloatArray, residuals: FloatArray, rows: int) -> FloatArray:
     """Standard deviations of the fitted logarithms, from the inverse of the Gauss-Newton Hessian."""
     variance = float(residuals @ residuals) / max(1, rows)
     covariance = np.linalg.pinv(jacobian.T @ jacobian) * variance

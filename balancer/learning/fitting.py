@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from balancer.ground.opsets import OpSet, members
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from balancer.ground.arrays import FloatArray
     from balancer.planning.setting import Setting
 
 LABEL = "measured stages"
@@ -79,11 +80,11 @@ class _Fit:
         return sorted({graph.ops[i].type for i in seen if costs.op_terms[i].compute_ns or costs.unmapped >> i & 1})
 
     @cached_property
-    def widths(self) -> Any:
+    def widths(self) -> FloatArray:
         """The prior's standard deviation of each factor's logarithm: links, then types."""
         return np.array([_LINK_WIDTH] * len(_LINKS) + [_OPS_WIDTH] * len(self.types))
 
-    def solve(self) -> Any:
+    def solve(self) -> FloatArray:
         """The logarithms of the fitted factors: links, then types."""
         target = np.log([each.stage_ns for each in self.observed])
         theta = np.zeros(len(self.widths))
@@ -103,11 +104,11 @@ class _Fit:
                 break
         return theta
 
-    def _predicted(self, theta: Any) -> Any:
+    def _predicted(self, theta: FloatArray) -> FloatArray:
         costs = self._with(theta).costs
         return np.log([max(1, costs.terms(each.ops, each.capacity_bytes).stage_ns) for each in self.observed])
 
-    def _with(self, theta: Any, rest: Mapping[int, float] | None = None) -> Setting:
+    def _with(self, theta: FloatArray, rest: Mapping[int, float] | None = None) -> Setting:
         """The setting with these factors. theta: their logarithms. rest: op -> one more factor."""
         factors = np.exp(theta).tolist()
         hardware = self.setting.costs.hardware  # with the constants that the profile replaces, not the setting's own
@@ -130,7 +131,7 @@ class _Fit:
         profile = replace(old, ops=ops, constants={**old.constants, **{name: constants[name] for name in links}})
         return replace(self.setting, profile=profile)
 
-    def with_rest(self, theta: Any) -> Setting:
+    def with_rest(self, theta: FloatArray) -> Setting:
         """The setting with these factors, and with the difference that they leave in each stage put on its ops."""
         costs = self._with(theta).costs
         rest: dict[int, float] = {}

@@ -13,7 +13,7 @@ from balancer.plan import SegmentReport
 from balancer.planning.setting import Setting
 
 if TYPE_CHECKING:
-    from balancer.cost.segment import SegmentTerms
+    from balancer.ground.terms import SegmentTerms
 
 _STREAMING = ("stream_ns_per_mib", "stream_start_ns", "load_ns_per_mib")
 _TRANSFERS = (

@@ -16,7 +16,6 @@ from balancer.plan.records import (
     Segment,
     SegmentInput,
     SegmentMeasurement,
-    SegmentPrediction,
     SegmentReport,
     SolverReport,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "Segment",
     "SegmentInput",
     "SegmentMeasurement",
-    "SegmentPrediction",
     "SegmentReport",
     "SolverReport",
     "check_op_count",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from balancer.ground.opsets import OpSet, op_text
+from balancer.ground.terms import SegmentTerms  # noqa: TC001 - `document` reads the types when it runs
 from balancer.plan.document import OP_RANGES, UNSAVED, to_json
 from balancer.plan.remembered import HeldTo, KnownCosts  # noqa: TC001 - `document` reads the types when it runs
 
@@ -72,31 +73,6 @@ class SegmentInput(BoundaryTensor):
     """An input of a segment. source ("from" in the file): name of the segment that produces it; null for a model input."""
 
     source: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentPrediction:
-    """The predicted cost of a segment, for one inference.
-
-    parameter_bytes: all parameters, as the compiler lays them out. cached_bytes: of these, what stays on the chip.
-    streamed_bytes: what is sent with each inference. overflow_bytes: of the streamed bytes, what is streamed for lack of
-    on-chip memory. capacity_bytes: on-chip memory that the segment has for parameters. compute_ns: of its ops on the
-    TPU. streaming_ns: what streaming adds to computing. input_ns, output_ns: transfers. overhead_ns: starting the
-    inference and the ops. cpu_ns: of its ops on the CPU. stage_ns: the sum of these times.
-    """
-
-    parameter_bytes: int
-    cached_bytes: int
-    streamed_bytes: int
-    overflow_bytes: int
-    capacity_bytes: int
-    compute_ns: int
-    streaming_ns: int
-    input_ns: int
-    output_ns: int
-    overhead_ns: int
-    cpu_ns: int
-    stage_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +136,7 @@ class Segment:
     sha256: str | None
     inputs: tuple[SegmentInput, ...]
     outputs: tuple[BoundaryTensor, ...]
-    predicted: SegmentPrediction
+    predicted: SegmentTerms
     reported: SegmentReport | None = None
     measured: SegmentMeasurement | None = None
 

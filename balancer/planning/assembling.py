@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from dataclasses import asdict
-from fractions import Fraction
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from balancer.graph import Graph, boundary_names
 from balancer.ground.opsets import OpSet
-from balancer.ground.rates import latency_ns, load_ns, pipeline_rate, shared_rates
 from balancer.opened import known_costs
 from balancer.plan import (
     BoundaryTensor,
@@ -18,26 +15,24 @@ from balancer.plan import (
     HardwareInfo,
     HeldTo,
     ModelInfo,
-    PipelinePrediction,
     Plan,
     PlanPipeline,
-    PlanPrediction,
     PlanStage,
     Segment,
     SegmentInput,
-    SegmentPrediction,
     SolverReport,
 )
+from balancer.planning.prediction import DECIMALS, CostedStage, pipeline_prediction, plan_prediction
 from balancer.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from balancer.cost.hardware import Host
     from balancer.planning.setting import Setting
     from balancer.solve import PipelineSpec, Solution
 
 Partition = tuple[OpSet, ...]
-DECIMALS = 6  # of rates and ratios in files: much finer than any prediction is accurate
 
 
 def assemble(
@@ -54,6 +49,10 @@ def assemble(
     """
     partitions = list(dict.fromkeys(_partition(p) for p in solution.pipelines))
     named = dict(zip(partitions, _segments(setting, partitions), strict=True))
+    costed = [
+        [CostedStage(s, stage.replicas) for s, stage in zip(named[_partition(p)], p.stages, strict=True)]
+        for p in solution.pipelines
+    ]
     graph, hardware, value = setting.graph, setting.hardware, solution.value
     return Plan(
         model=ModelInfo(
@@ -68,8 +67,8 @@ def assemble(
         n_tpus=n_tpus,
         held_to=held,
         segments=tuple(segment for segments in named.values() for segment in segments),
-        pipelines=_pipelines(setting, solution.pipelines, named),
-        predicted=_plan_prediction(setting, solution.pipelines, named),
+        pipelines=_pipelines(costed, hardware.host),
+        predicted=plan_prediction(costed, hardware),
         solver=SolverReport(
             name=solution.solver,
             over=solution.over,
@@ -118,7 +117,6 @@ def _named_segments(setting: Setting, partition: Partition, stem: str, names: Ma
     for k, ops in enumerate(partition):
         name = f"{stem}_segment_{k}_of_{len(partition)}"
         inputs, outputs = graph.interface(ops)
-        terms = setting.costs.terms(ops)
         segments.append(
             Segment(
                 name=name,
@@ -127,7 +125,7 @@ def _named_segments(setting: Setting, partition: Partition, stem: str, names: Ma
                 sha256=None,
                 inputs=tuple(SegmentInput(**_boundary(graph, t, names), source=made_in.get(t)) for t in inputs),
                 outputs=tuple(BoundaryTensor(**_boundary(graph, t, names)) for t in outputs),
-                predicted=SegmentPrediction(**asdict(terms), stage_ns=terms.stage_ns),
+                predicted=setting.costs.terms(ops),
             )
         )
         made_in |= dict.fromkeys(outputs, name)
@@ -139,66 +137,13 @@ def _boundary(graph: Graph, t: int, names: Mapping[int, str]) -> dict[str, Any]:
     return {"tensor": names[t], "shape": tensor.shape, "dtype": tensor.dtype, "bytes": tensor.bytes}
 
 
-def _pipelines(
-    setting: Setting, pipelines: Sequence[PipelineSpec], named: Mapping[Partition, list[Segment]]
-) -> tuple[PlanPipeline, ...]:
-    """The plan's pipelines. TPUs are numbered from 0: by pipeline, then stage, then replica."""
-    tpu, numbered = 0, []
-    for pipeline in pipelines:
-        segments, stages = named[_partition(pipeline)], []
-        for stage, segment in zip(pipeline.stages, segments, strict=True):
-            tpus = tuple(range(tpu, tpu + stage.replicas))
-            stages.append(PlanStage(segment=segment.name, replicas=stage.replicas, tpus=tpus))
-            tpu += stage.replicas
-        numbered.append(PlanPipeline(stages=tuple(stages), predicted=_pipeline_prediction(setting, pipeline, segments)))
-    return tuple(numbered)
-
-
-def _stage_ns(segments: Sequence[Segment]) -> list[int]:
-    return [s.predicted.stage_ns for s in segments]
-
-
-def _latency_ns(setting: Setting, segments: Sequence[Segment]) -> int:
-    return latency_ns(_stage_ns(segments), setting.hardware.host.handover_ns)
-
-
-def _first_inference_ns(setting: Setting, segments: Sequence[Segment]) -> int:
-    """Latency of the first input. It also waits until the cached parameters are loaded, one segment after the other."""
-    link = setting.hardware.link
-    loads = (load_ns(s.predicted.cached_bytes, link.load_ns_per_mib, link.load_ns) for s in segments)
-    return _latency_ns(setting, segments) + sum(loads)
-
-
-def _rate(pipeline: PipelineSpec, segments: Sequence[Segment]) -> Fraction:
-    return pipeline_rate(_stage_ns(segments), [stage.replicas for stage in pipeline.stages])
-
-
-def _pipeline_prediction(setting: Setting, pipeline: PipelineSpec, segments: Sequence[Segment]) -> PipelinePrediction:
-    stages = zip(segments, pipeline.stages, strict=True)
-    slowest = max(stages, key=lambda pair: Fraction(pair[0].predicted.stage_ns, pair[1].replicas))
-    return PipelinePrediction(
-        throughput_per_s=round(float(_rate(pipeline, segments)), DECIMALS),
-        latency_ns=_latency_ns(setting, segments),
-        host_ns=setting.hardware.host.host_ns_per_stage * len(segments),
-        bottleneck=slowest[0].name,
-    )
-
-
-def _plan_prediction(
-    setting: Setting, pipelines: Sequence[PipelineSpec], named: Mapping[Partition, list[Segment]]
-) -> PlanPrediction:
-    """The prediction for all pipelines together: the rate that one host allows, the latency of the slowest pipeline, and
-    the host's work for one inference, averaged over the pipelines by their rates.
-    """
-    segments = [named[_partition(p)] for p in pipelines]
-    rates = [_rate(p, s) for p, s in zip(pipelines, segments, strict=True)]
-    hosts = [setting.hardware.host.host_ns_per_stage * len(s) for s in segments]
-    shared = shared_rates(rates, hosts)
-    mean_host = sum((r * h for r, h in zip(shared, hosts, strict=True)), Fraction(0)) / sum(shared, Fraction(0))
-    return PlanPrediction(
-        throughput_per_s=round(float(sum(shared)), DECIMALS),
-        latency_ns=max(_latency_ns(setting, s) for s in segments),
-        host_ns=math.ceil(mean_host),
-        first_inference_ns=max(_first_inference_ns(setting, s) for s in segments),
-        tpus_used=sum(p.devices for p in pipelines),
-    )
+def _pipelines(costed: Sequence[Sequence[CostedStage]], host: Host) -> tuple[PlanPipeline, ...]:
+    """With TPUs numbered from 0 over pipelines, stages, replicas."""
+    numbers, pipelines = count(), []
+    for stages in costed:
+        planned = tuple(
+            PlanStage(segment=s.segment.name, replicas=s.replicas, tpus=tuple(islice(numbers, s.replicas)))
+            for s in stages
+        )
+        pipelines.append(PlanPipeline(stages=planned, predicted=pipeline_prediction(stages, host)))
+    return tuple(pipelines)

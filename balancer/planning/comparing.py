@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from balancer.errors import BalancerError, InfeasibleError
 from balancer.ground.opsets import interval_set
 from balancer.plan import KEPT, ComparisonRow
-from balancer.planning.assembling import DECIMALS
 from balancer.planning.options import Options
+from balancer.planning.prediction import DECIMALS
 from balancer.planning.reported import reported_problem
-from balancer.solve import PipelineSpec, Problem, SolverOptions, StageSpec, evaluate, solve, steady_rate
+from balancer.planning.solving import solve_checked
+from balancer.solve import PipelineSpec, Problem, SolverOptions, StageSpec, evaluate, steady_rate
 from balancer.solve.baselines import equal_op_counts, parameter_count
 
 if TYPE_CHECKING:
@@ -121,14 +122,14 @@ def _cut(problem: Problem, cuts: Sequence[int]) -> Pipelines:
 def _baseline(problem: Problem, solver: str) -> Pipelines | None:
     """What a baseline makes of the problem; None if it cannot: its row then has no numbers."""
     try:
-        return solve(problem, SolverOptions(solver=solver)).pipelines
+        return solve_checked(problem, SolverOptions(solver=solver)).pipelines
     except BalancerError:
         return None
 
 
 def _one_pipeline(problem: Problem, seconds: float | None) -> Pipelines | None:
     try:
-        return solve(problem, SolverOptions(max_pipelines=1, seconds=seconds)).pipelines
+        return solve_checked(problem, SolverOptions(max_pipelines=1, seconds=seconds)).pipelines
     except InfeasibleError:
         return None
 

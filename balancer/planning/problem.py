@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from balancer.cost.batch import SegmentBatch
 from balancer.cost.timing import input_ns, output_ns
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from balancer.cost.hardware import Hardware
     from balancer.cost.segment import SegmentCosts
     from balancer.graph import Graph
+    from balancer.ground.arrays import IndexArray
     from balancer.ground.downsets import DownSets
     from balancer.ground.opsets import OpSet
 
@@ -33,7 +34,7 @@ def problem_of(costs: SegmentCosts, devices: tuple[tuple[Kind, int], ...], *, ma
     def batch(sets: DownSets, kind: Kind) -> Between:
         segments = SegmentBatch(costs, sets)
 
-        def between(inners: Any, outers: Any) -> CostColumns:
+        def between(inners: IndexArray, outers: IndexArray) -> CostColumns:
             table = segments(inners, outers)
             allowed = table.allowed if may_overflow else table.allowed & (table.overflow_bytes == 0)
             return CostColumns(table.time_ns, table.streamed_bytes, allowed)

@@ -11,7 +11,8 @@ from balancer.errors import InfeasibleError
 from balancer.ground.units import NS_PER_S
 from balancer.planning.checks import check_tpus
 from balancer.planning.setting import open_setting
-from balancer.solve import Constraints, SolverOptions, evaluate, solve
+from balancer.planning.solving import solve_checked
+from balancer.solve import Constraints, SolverOptions, evaluate
 from balancer.solve.offers import best_plan, pipeline_offer
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class _Best:
         """The row for n TPUs."""
         problem = self.setting.problem(n)
         try:
-            solution = solve(problem)
+            solution = solve_checked(problem, SolverOptions())
         except InfeasibleError:
             return SizeRow(n, None, None, None, None)
         pipelines: Sequence[PipelineSpec] = solution.pipelines
@@ -121,7 +122,7 @@ class _Best:
         options = SolverOptions(constraints=Constraints(max_latency_ns=self.limit_ns))
         for devices in range(self.offered + 1, n + 1):
             try:
-                solution = solve(self.setting.problem(devices), options)
+                solution = solve_checked(self.setting.problem(devices), options)
             except InfeasibleError:
                 continue
             offer = pipeline_offer(problem, solution.pipelines[0])
@@ -142,7 +143,7 @@ def _fits(setting: Setting, n: int) -> bool:
     further copies hold the same segments.
     """
     try:
-        solve(setting.problem(n, overflow="error"), SolverOptions(max_pipelines=1, max_replicas=1))
+        solve_checked(setting.problem(n, overflow="error"), SolverOptions(max_pipelines=1, max_replicas=1))
     except InfeasibleError:
         return False
     return True

@@ -20,20 +20,18 @@ def solve_setting(setting: Setting, n_tpus: int, options: Options, overflow: str
     """
     problem = setting.problem(n_tpus, overflow=overflow or options.overflow_now)
     if setting.state != KEPT:
-        return _checked(problem, options.for_solver)
+        return solve_checked(problem, options.for_solver)
     # A stage that holds state needs all items in their order (see `plan.state`). The whole plan is restricted, although
     # replicas after the last such stage would do no harm: the claim of optimality says so.
-    solution = _checked(problem, replace(options.for_solver, max_pipelines=1, max_replicas=1))
-    claims = (
-        solution.bound_ns is not None
-    )  # baselines have no bound: they claim nothing, so there is nothing to restrict
+    solution = solve_checked(problem, replace(options.for_solver, max_pipelines=1, max_replicas=1))
+    claims = solution.bound_ns is not None
     return replace(solution, over=f"{solution.over}, as kept state needs") if claims else solution
 
 
-def _checked(problem: Problem, options: SolverOptions) -> Solution:
-    """The solution, checked by code that shares nothing with the solvers.
+def solve_checked(problem: Problem, options: SolverOptions) -> Solution:
+    """`solve`, with the solution checked by code that shares nothing with the solvers.
 
-    Raises InvalidSolutionError if the check fails, which is a fault of the solver.
+    Raises InvalidSolutionError if the check fails, which is a fault of the solver, and what `solve` raises.
     """
     solution = solve(problem, options)
     check(problem, solution, options)

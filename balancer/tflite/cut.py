@@ -126,6 +126,7 @@ def _segment_tables(read: ReadModel, kept: Sequence[int], interface: Interface, 
 def _numbering(operators: Iterable[Table], interface: Interface) -> _Numbering:
     operators = list(operators)
     named = {int(t) for operator in operators for part in _NAMED_BY_OPS for t in operator[part]}
+    # The interface may name inputs that no op reads; -1 stands for an absent input.
     used = sorted((named | set(interface.inputs) | set(interface.outputs)) - {-1})
     codes = sorted({operator["opcode_index"] for operator in operators})
     return _Numbering({t: n for n, t in enumerate(used)}, {c: n for n, c in enumerate(codes)})
@@ -135,6 +136,7 @@ def _tensor(read: ReadModel, t: int, buffers: _SegmentBuffers, names: Mapping[in
     tensor, shape, value = read.model.tensors[t], read.shapes.shapes[t], read.shapes.values.get(t)
     changes: dict[str, Any] = {}
     if value is not None:
+        # What a folded op computed: in the model's file this tensor is an activation, with the empty buffer.
         changes["buffer"] = buffers.add(Table("Buffer", {"data": np.frombuffer(value.tobytes(), np.uint8)}))
     else:
         changes["buffer"] = buffers.number(tensor["buffer"])

@@ -91,7 +91,7 @@ class _Decoder:
     """One walk through a file.
 
     Two budgets bound the work, since offsets may point to one place from many others. Every table and every vector
-    element that is no number takes at least 4 bytes of an honest file: `parts_left` starts at a quarter of the file's
+    element other than a number takes at least 4 bytes of an honest file: `parts_left` starts at a quarter of the file's
     size. Tables may share a vector of numbers (a shape, say), but each table takes bytes itself: `numbers_left` starts
     at the file's size, and vectors of bytes are not counted, since they are views.
     """

@@ -188,7 +188,7 @@ def _check_shape(model: Model, t: int, shape: Shape, place: str) -> None:
 
 
 def _folded_value(state: _Propagation, operator: Table, kind: str) -> Value | None:
-    """What an op computes from shapes and constants alone, starting at a SHAPE; None if it is no such op."""
+    """What an op computes from shapes and constants alone, starting at a SHAPE; None for other ops."""
     model = state.model
     outputs, read = [int(t) for t in operator["outputs"]], [int(t) for t in operator["inputs"]]
     if len(outputs) != 1 or not read or min(read) < 0:

@@ -1,0 +1,31 @@
+"""The predicted cost of a segment: what the cost model computes, a plan holds, and measurements are held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentTerms:
+    """The predicted cost of one segment. Bytes are as the compiler lays parameters out on the chip; times are for one
+    inference.
+
+    parameter_bytes: all parameters. cached_bytes: of these, what stays on the chip. streamed_bytes: what is sent with each
+    inference. overflow_bytes: of the streamed bytes, what is streamed for lack of on-chip memory. capacity_bytes: on-chip
+    memory that the segment has for parameters. compute_ns: of its ops on the TPU. streaming_ns: what streaming adds to
+    computing. input_ns, output_ns: transfers. overhead_ns: starting the inference and the ops. cpu_ns: of its ops on the
+    CPU. stage_ns: the sum of these times. `cost.segment` tells how each is found.
+    """
+
+    parameter_bytes: int
+    cached_bytes: int
+    streamed_bytes: int
+    overflow_bytes: int
+    capacity_bytes: int
+    compute_ns: int
+    streaming_ns: int
+    input_ns: int
+    output_ns: int
+    overhead_ns: int
+    cpu_ns: int
+    stage_ns: int
