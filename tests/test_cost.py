@@ -251,7 +251,7 @@ def test_a_hardware_file_is_read_like_a_preset(tmp_path: Path) -> None:
         ({"version": 2}, "version 2 is unknown"),
         ({"constants": {}}, "constant '"),
         ({"constants": None}, "no constants"),
-        ({"base": "nowhere"}, "no preset"),
+        ({"base": "nowhere"}, "not a preset"),
         ({"constants": {k: {"value": -1} for k in PCIE.constants}}, "constant '"),
         ({"constants": {k: {"value": True} for k in PCIE.constants}}, "constant '"),
     ],

@@ -85,8 +85,8 @@ def _check(kind: str, case: Case) -> None:
     placeholders: list[Shape | None] = [(1,)] * len(case.output_types)
     data, values = _file(kind, case, placeholders)
     model = decode_model(data, kind)
-    (operator,) = model.operators
-    inferred = inferred_shapes(model, operator, propagate_shapes(model).shapes, {})
+    assert len(model.operators) == 1
+    inferred = inferred_shapes(model, 0, propagate_shapes(model).shapes, {})
     # This kernel takes the file's shape, and fails where it is not the one that it computes.
     interpreter = open_interpreter(_file(kind, case, inferred)[0] if kind == "SLICE" else data)
     interpreter.run(values)

@@ -33,7 +33,6 @@ import numpy as np
 
 from balancer.cost.crossings import crossings_of
 from balancer.cost.filling import fillings
-from balancer.cost.timing import input_ns
 from balancer.ground.opsets import members, op_set
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class SegmentBatch:
         self.costs = costs
         self.graph = costs.graph
         self.sets = sets
-        self.crossings = crossings_of(costs.graph, costs.hardware, costs.input_scratch)
+        self.crossings = crossings_of(costs.graph, costs.transfers, costs.input_scratch)
         self._split = lru_cache(_KEPT_SPLITS)(self._make_split)
         self._fillings = lru_cache(1)(self._make_fillings)
 
@@ -312,7 +311,7 @@ class SegmentBatch:
 
     @cached_property
     def _unread_inputs_ns(self) -> int:
-        return sum(input_ns(self.graph.tensors[t].bytes, self.costs.hardware) for t in self._unread_inputs)
+        return sum(self.costs.transfers[t].input_ns for t in self._unread_inputs)
 
     @cached_property
     def _unread_inputs_known(self) -> bool:

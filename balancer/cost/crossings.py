@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from balancer.cost.timing import input_ns, output_ns
 from balancer.ground.downsets import OpGroups
 from balancer.ground.opsets import op_set
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from balancer.cost.hardware import Hardware
+    from balancer.cost.op_terms import TransferTerms
     from balancer.graph import Graph
     from balancer.ground.opsets import OpSet
 
@@ -110,9 +109,13 @@ class Crossings:
         return LiveTensors(tensors[starts], OpGroups(self.pair_reader[pairs], starts))
 
 
-def crossings_of(graph: Graph, hardware: Hardware, input_scratch: Mapping[tuple[int, int], int]) -> Crossings:
-    """input_scratch: (tensor, op that reads it) -> scratch bytes in each tile where the tensor enters a segment."""
-    tensors = tuple(_crossings(graph, hardware))
+def crossings_of(
+    graph: Graph, transfers: Sequence[TransferTerms], input_scratch: Mapping[tuple[int, int], int]
+) -> Crossings:
+    """transfers: of each tensor. input_scratch: (tensor, op that reads it) -> scratch bytes in each tile where the tensor
+    enters a segment.
+    """
+    tensors = tuple(_crossings(graph, transfers))
     pairs = [(k, r, c.tensor) for k, c in enumerate(tensors) for r in graph.readers.get(c.tensor, ())]
     producer = np.array([c.producer for c in tensors], np.intp)
     made, final = producer >= 0, np.array([c.final for c in tensors], bool)
@@ -138,7 +141,7 @@ def crossings_of(graph: Graph, hardware: Hardware, input_scratch: Mapping[tuple[
     )
 
 
-def _crossings(graph: Graph, hardware: Hardware) -> Iterator[Crossing]:
+def _crossings(graph: Graph, transfers: Sequence[TransferTerms]) -> Iterator[Crossing]:
     """Activations that an op reads, or that an op makes and the model gives; those that nobody takes never cross."""
     final = set(graph.outputs)
     # Sorted, so that arrays do not depend on the order of a set.
@@ -152,7 +155,7 @@ def _crossings(graph: Graph, hardware: Hardware) -> Iterator[Crossing]:
                 made=1 << producer if producer >= 0 else 0,
                 readers=op_set(readers),
                 final=t in final,
-                input_ns=input_ns(tensor.bytes, hardware),
-                output_ns=output_ns(tensor.bytes, hardware),
+                input_ns=transfers[t].input_ns,
+                output_ns=transfers[t].output_ns,
                 known=tensor.shape is not None,
             )

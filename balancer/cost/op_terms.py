@@ -1,4 +1,4 @@
-"""What each op costs by itself. `segment` sums these records over the ops of a segment.
+"""What each op and each tensor costs by itself. `segment` sums these records over the ops and boundary tensors of a segment.
 
 Formulas of time are in `timing`, bytes in `layout`, scratch in `capacity`. What a profile knows of an op replaces the
 prediction.
@@ -7,7 +7,7 @@ prediction.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from balancer.cost import timing
 from balancer.cost.capacity import op_scratch
@@ -16,7 +16,7 @@ from balancer.cost.layout import ParameterLayout, layout
 if TYPE_CHECKING:
     from balancer.cost.hardware import Hardware
     from balancer.cost.profile import OpCosts
-    from balancer.graph import Graph, Op
+    from balancer.graph import Graph, Op, Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,18 @@ class OpTerms:
     always_streamed_ns: int
     cpu_ns: int
     scratch_bytes: int
+
+
+class TransferTerms(NamedTuple):
+    """ns to send one tensor into a segment that reads it, and to fetch it out of the one that computes it."""
+
+    input_ns: int
+    output_ns: int
+
+
+def transfer_terms(tensor: Tensor, hardware: Hardware) -> TransferTerms:
+    """The tensor's transfers on this hardware."""
+    return TransferTerms(timing.input_ns(tensor.bytes, hardware), timing.output_ns(tensor.bytes, hardware))
 
 
 def op_terms(graph: Graph, op: Op, hardware: Hardware, known: OpCosts) -> OpTerms:

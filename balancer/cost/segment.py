@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.caching import caching_rule
 from balancer.cost.capacity import CapacityRule, input_scratch
-from balancer.cost.op_terms import OpTerms, op_terms
+from balancer.cost.op_terms import OpTerms, op_terms, transfer_terms
 from balancer.cost.profile import OpCosts
-from balancer.cost.timing import input_ns, output_ns
 from balancer.ground.opsets import OpSet, members, op_set
 from balancer.ground.terms import SegmentTerms
 from balancer.ground.units import MIB
@@ -45,8 +44,9 @@ if TYPE_CHECKING:
 class SegmentCosts:
     """Costs of the segments of one graph on one kind of hardware. `terms` is exact, `lower` a bound for pruning.
 
-    hardware: with the constants that the profile corrects. op_terms: of each op, by its index. capacity_rule, caching:
-    what fits on the chip. mapped: the ops that the Edge TPU takes; unmapped: the others, folded ops in neither.
+    hardware: with the constants that the profile corrects. op_terms: of each op, by its index; transfers: of each tensor,
+    likewise. capacity_rule, caching: what fits on the chip. mapped: the ops that the Edge TPU takes; unmapped: the others.
+    Folded ops are in neither.
     """
 
     def __init__(self, graph: Graph, hardware: Hardware, profile: Profile | None = None) -> None:
@@ -55,6 +55,7 @@ class SegmentCosts:
         self.graph = graph
         self.hardware = profile.hardware(hardware) if profile else hardware
         self.op_terms = [op_terms(graph, op, self.hardware, known.get(op.index, _AS_PREDICTED)) for op in graph.ops]
+        self.transfers = [transfer_terms(tensor, self.hardware) for tensor in graph.tensors]
         self.capacity_rule = _capacity_rule(self.hardware, profile)
         layouts = [op.layout for op in self.op_terms]
         self.caching = caching_rule(graph, layouts, self.hardware.chip.dense_tile_bytes)
@@ -78,13 +79,13 @@ class SegmentCosts:
         cached_bytes = sum(op.layout.cached for op in self._terms_of(cached))
         overflow_bytes = sum(op.layout.streamed for op in overflowing)
         streamed_bytes = overflow_bytes + sum(op.layout.always_streamed for op in running)
-        tensors, hardware = self.graph.tensors, self.hardware
+        link = self.hardware.link
         times = {
             "compute_ns": sum(op.compute_ns for op in running),
-            "streaming_ns": _streaming_ns(running, overflowing, hardware.link) if streamed_bytes else 0,
-            "input_ns": sum(input_ns(tensors[t].bytes, hardware) for t in inputs),
-            "output_ns": sum(output_ns(tensors[t].bytes, hardware) for t in outputs),
-            "overhead_ns": _overhead_ns(running, hardware.link),
+            "streaming_ns": _streaming_ns(running, overflowing, link) if streamed_bytes else 0,
+            "input_ns": sum(self.transfers[t].input_ns for t in inputs),
+            "output_ns": sum(self.transfers[t].output_ns for t in outputs),
+            "overhead_ns": _overhead_ns(running, link),
             "cpu_ns": sum(op.cpu_ns for op in self._terms_of(on_cpu)),
         }
         return SegmentTerms(

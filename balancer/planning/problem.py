@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.cost.batch import SegmentBatch
-from balancer.cost.timing import input_ns, output_ns
 from balancer.ground.opsets import members
 from balancer.solve import Between, Cost, CostColumns, Kept, Kind, Problem, Structure, Transfer
 
 if TYPE_CHECKING:
-    from balancer.cost.hardware import Hardware
     from balancer.cost.segment import SegmentCosts
     from balancer.graph import Graph
     from balancer.ground.arrays import IndexArray
@@ -75,7 +73,7 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
     return Structure(
         stage_ns=hardware.link.invoke_ns,
         op_ns=tuple(costs.least_ns),
-        transfers=tuple(_transfer(graph, hardware, t) for t in sorted(set(graph.producer) | set(graph.readers))),
+        transfers=tuple(_transfer(costs, t) for t in sorted(set(graph.producer) | set(graph.readers))),
         kept=tuple(
             Kept(i, caching.size_bytes[i], costs.op_terms[i].stall_ns) for i in caching.priority if sure >> i & 1
         ),
@@ -88,14 +86,14 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
     )
 
 
-def _transfer(graph: Graph, hardware: Hardware, t: int) -> Transfer:
+def _transfer(costs: SegmentCosts, t: int) -> Transfer:
     """What tensor t costs where it enters a segment and where it leaves one."""
-    size = graph.tensors[t].bytes
+    graph, terms = costs.graph, costs.transfers[t]
     return Transfer(
         producer=graph.producer.get(t),
         readers=graph.readers.get(t, ()),
         leaves=t in graph.outputs,
-        receive_ns=input_ns(size, hardware),
-        send_ns=output_ns(size, hardware),
-        size_bytes=size,
+        receive_ns=terms.input_ns,
+        send_ns=terms.output_ns,
+        size_bytes=graph.tensors[t].bytes,
     )

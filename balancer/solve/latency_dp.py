@@ -16,22 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from balancer.solve.downset_dp import (
-    DeviceNumbers,
-    Devices,
-    DpPaths,
-    best_paths,
-    open_cuts,
-    open_mask,
-    replicas_by_kind,
-)
+from balancer.solve.downset_dp import DeviceNumbers, DpPaths, best_paths, open_cuts, open_mask, replicas_by_kind
 from balancer.solve.tie_rules import best_path
 
 if TYPE_CHECKING:
     from balancer.ground.arrays import IntArray
     from balancer.solve.budget import Budget
     from balancer.solve.costed_segments import SegmentColumns
-    from balancer.solve.downset_dp import CutLattice, DpTable, PipelineLimits, StateColumns
+    from balancer.solve.downset_dp import CutLattice, Devices, DpTable, PipelineLimits, StateColumns
     from balancer.solve.problem import PipelineSpec
 
 

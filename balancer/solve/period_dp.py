@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.solve.downset_dp import (
-    DeviceNumbers,
-    Devices,
-    DpPaths,
-    best_paths,
-    open_cuts,
-    open_mask,
-    replicas_by_kind,
-)
+from balancer.solve.downset_dp import DeviceNumbers, DpPaths, best_paths, open_cuts, open_mask, replicas_by_kind
 from balancer.solve.periods import exact_period
 from balancer.solve.tie_rules import best_path
 
@@ -30,7 +22,7 @@ if TYPE_CHECKING:
     from balancer.ground.arrays import IntArray
     from balancer.solve.budget import Budget
     from balancer.solve.costed_segments import SegmentColumns
-    from balancer.solve.downset_dp import CutLattice, DpTable, PipelineLimits, StateColumns
+    from balancer.solve.downset_dp import CutLattice, Devices, DpTable, PipelineLimits, StateColumns
     from balancer.solve.problem import PipelineSpec
     from balancer.solve.tie_rules import CutPath
 

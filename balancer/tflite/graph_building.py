@@ -55,7 +55,7 @@ def build_graph(model: Model, shapes: ModelShapes, name: str) -> Graph:
 
 def _tensor(model: Model, shapes: ModelShapes, t: int) -> Tensor:
     table = model.tensors[t]
-    type_name, shape, constant = model.type_of(table), shapes.shapes[t], model.constant(t)
+    type_name, shape, constant = model.tensor_types[t], shapes.shapes[t], model.constants[t]
     bits = element_bits(type_name)
     size_bytes = byte_size(shape, bits) if bits and shape is not None else 0
     # Checked again: this shape may have been worked out, not read from the file.
@@ -80,7 +80,7 @@ def _tensor(model: Model, shapes: ModelShapes, t: int) -> Tensor:
 
 def _op(model: Model, shapes: ModelShapes, tensors: Sequence[Tensor], i: int, model_inputs: frozenset[int]) -> Op:
     table = model.operators[i]
-    kind = model.type_name(table)
+    kind = model.op_types[i]
     inputs, outputs = (tuple(int(t) for t in table[side]) for side in ("inputs", "outputs"))
     read, made = [tensors[t] for t in inputs if t >= 0], [tensors[t] for t in outputs]
     options = _options(table)
@@ -89,7 +89,7 @@ def _op(model: Model, shapes: ModelShapes, tensors: Sequence[Tensor], i: int, mo
     return Op(
         index=i,
         type=kind,
-        version=model.version(table),
+        version=model.op_versions[i],
         inputs=inputs,
         outputs=outputs,
         intermediates=tuple(int(t) for t in table["intermediates"]),
@@ -155,7 +155,7 @@ def _ops_sharing_state(model: Model, ops: Sequence[Op]) -> tuple[OpSet, ...]:
         for t in (*op.inputs, *op.outputs, *op.intermediates):
             if t < 0:
                 continue
-            if model.type_of(model.tensors[t]) in _STATE:
+            if model.tensor_types[t] in _STATE:
                 users.setdefault(_RESOURCES, set()).add(op.index)
             elif model.tensors[t]["is_variable"]:
                 users.setdefault(t, set()).add(op.index)

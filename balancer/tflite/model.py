@@ -82,6 +82,26 @@ class Model:
         return self.constant(index) is not None
 
     @cached_property
+    def op_types(self) -> tuple[str, ...]:
+        """`type_name` of every op, by its index."""
+        return tuple(self.type_name(operator) for operator in self.operators)
+
+    @cached_property
+    def op_versions(self) -> tuple[int, ...]:
+        """`version` of every op, by its index."""
+        return tuple(self.version(operator) for operator in self.operators)
+
+    @cached_property
+    def tensor_types(self) -> tuple[str, ...]:
+        """`type_of` every tensor, by its index."""
+        return tuple(self.type_of(tensor) for tensor in self.tensors)
+
+    @cached_property
+    def constants(self) -> tuple[NDArray[np.uint8] | None, ...]:
+        """`constant` of every tensor, by its index: views into the file, not copies."""
+        return tuple(self.constant(t) for t in range(len(self.tensors)))
+
+    @cached_property
     def _empty_constants(self) -> frozenset[int]:
         """Constants without elements (the shape of a scalar, say). Their buffer is empty like that of an activation;
         what tells them apart is that no op computes them.
@@ -98,7 +118,7 @@ class Model:
 
 def refuse_compiled(model: Model) -> None:
     """Raises ModelError if the model is the compiler's output: its ops are hidden in the compiled part."""
-    if any(model.type_name(operator) == f"CUSTOM:{EDGETPU_CUSTOM_OP}" for operator in model.operators):
+    if f"CUSTOM:{EDGETPU_CUSTOM_OP}" in model.op_types:
         raise ModelError(
             "the model is already compiled for the Edge TPU (it holds an edgetpu-custom-op)",
             model.where,

@@ -111,7 +111,10 @@ def describe(data: bytes, where: str) -> FileOps:
     def names(tensors: Iterable[int]) -> tuple[str, ...]:
         return tuple(model.tensors[int(t)]["name"] for t in tensors if t >= 0)
 
-    ops = tuple(FileOp(model.type_name(o), names(o["inputs"]), names(o["outputs"])) for o in model.operators)
+    ops = tuple(
+        FileOp(kind, names(o["inputs"]), names(o["outputs"]))
+        for o, kind in zip(model.operators, model.op_types, strict=True)
+    )
     return FileOps(ops, names(model.subgraph["inputs"]), names(model.subgraph["outputs"]))
 
 
@@ -140,12 +143,12 @@ def read_package(data: bytes, *, name: str, where: str) -> Package:
         token=int(running[0]["parameter_caching_token"]),
         inputs=tuple(_layer(entry) for entry in running[0]["input_layers"]),
         outputs=tuple(_layer(entry) for entry in running[0]["output_layers"]),
-        cpu_ops=tuple(model.type_name(o) for o in model.operators if o is not compiled[0]),
+        cpu_ops=tuple(kind for o, kind in zip(model.operators, model.op_types, strict=True) if o is not compiled[0]),
     )
 
 
 def _compiled_ops(model: Model) -> list[Table]:
-    return [o for o in model.operators if model.type_name(o) == COMPILED]
+    return [o for o, kind in zip(model.operators, model.op_types, strict=True) if kind == COMPILED]
 
 
 def _package_bytes(operator: Table, where: str) -> bytes:

@@ -87,19 +87,20 @@ def propagate_shapes(model: Model) -> ModelShapes:
 
 
 def inferred_shapes(
-    model: Model, operator: Table, shapes: Sequence[Shape | None], values: Mapping[int, Value]
+    model: Model, i: int, shapes: Sequence[Shape | None], values: Mapping[int, Value]
 ) -> list[Shape | None]:
-    """The shape of each output of an op by its rule, None where no rule gives it.
+    """The shape of each output of op i by its rule, None where no rule gives it.
 
     shapes: of all tensors. values: of those that folded ops compute.
     """
+    operator = model.operators[i]
     read = [int(t) for t in operator["inputs"]]  # -1: an optional input that is absent
     op = OpInputs(
         [None if t < 0 else shapes[t] for t in read],
         [None if t < 0 else _known_value(model, t, values) for t in read],
         operator["builtin_options"] or Table("NONE", {}),
     )
-    return shapes_of_outputs(model.type_name(operator), len(operator["outputs"]), op)
+    return shapes_of_outputs(model.op_types[i], len(operator["outputs"]), op)
 
 
 @dataclass(slots=True)
@@ -122,7 +123,7 @@ class _Propagation:
 def _static_shape(model: Model, t: int) -> Shape | None:
     """The shape in the file, with 1 for a free dimension; None if it gives none."""
     tensor = model.tensors[t]
-    if "shape" in tensor.fields and (len(tensor["shape"]) or model.is_constant(t)):
+    if "shape" in tensor.fields and (len(tensor["shape"]) or model.constants[t] is not None):
         return tuple(abs(int(d)) for d in tensor["shape"])
     # Files write a scalar and "no shape" alike, as an empty shape. `has_rank` tells them apart, but only new converters
     # write it; `_visit` decides for the others.
@@ -149,7 +150,7 @@ def _check_input(model: Model, t: int) -> None:
 
 def _visit(state: _Propagation, i: int, operator: Table) -> None:
     """Fold op i or infer the shapes of its outputs, if the file's own shapes cannot be trusted there."""
-    kind = state.model.type_name(operator)
+    kind = state.model.op_types[i]
     value = _folded_value(state, operator, kind)
     outputs = [int(t) for t in operator["outputs"]]
     if value is not None:
@@ -164,7 +165,7 @@ def _visit(state: _Propagation, i: int, operator: Table) -> None:
     reads_folded = any(int(t) in state.values for t in operator["inputs"])
     if not reads_folded and not any(t in state.open for t in outputs):
         return
-    inferred = inferred_shapes(state.model, operator, state.shapes, state.values)
+    inferred = inferred_shapes(state.model, i, state.shapes, state.values)
     for t, shape in zip(outputs, inferred, strict=True):
         if shape is not None:
             _check_shape(state.model, t, shape, f"op {i} {kind}")
@@ -195,7 +196,7 @@ def _folded_value(state: _Propagation, operator: Table, kind: str) -> Value | No
         return None
     if outputs[0] in state.outputs:
         return None  # an output of the model must stay the output of an op
-    type_name = model.type_of(model.tensors[outputs[0]])
+    type_name = model.tensor_types[outputs[0]]
     if type_name not in constant_folding.DTYPES:
         return None
     if kind == "SHAPE":
@@ -230,9 +231,9 @@ def _foldable_values(state: _Propagation, read: Sequence[int]) -> list[Value] | 
     model = state.model
     size_bytes = 0
     for t in read:
-        if model.type_of(model.tensors[t]) not in constant_folding.DTYPES:
+        if model.tensor_types[t] not in constant_folding.DTYPES:
             return None
-        data = state.values[t] if t in state.values else model.constant(t)
+        data = state.values[t] if t in state.values else model.constants[t]
         if data is None:
             return None
         size_bytes += data.nbytes
@@ -257,7 +258,7 @@ def _known_value(model: Model, t: int, values: Mapping[int, Value]) -> Value | N
     if t in values:
         return values[t]
     tensor = model.tensors[t]
-    data, dtype = model.constant(t), _NUMPY.get(model.type_of(tensor))
+    data, dtype = model.constants[t], _NUMPY.get(model.tensor_types[t])
     if data is None or dtype is None or tensor["sparsity"]:
         return None
     return data.view(dtype).reshape([abs(int(d)) for d in tensor["shape"]])
