@@ -147,7 +147,7 @@ def test_a_truncated_plan_file_is_refused(plan: balancer.Plan, tmp_path: Path) -
         (("model", "file"), "\ud800.tflite", "is not a valid value here"),
         (("model", "file"), "..", "not a bare file name"),
         (("predicted", "throughput_per_s"), 10**400, "too large a number"),
-        (("pipelines", 0, "stages", 0, "tpus"), [99], "among the 4"),
+        (("pipelines", 0, "stages", 0, "tpus"), [99], "its number is above 3"),
         (("pipelines", 0, "stages", 0, "tpus"), [3], "a TPU is used twice"),
         (("pipelines", 0, "stages", 0, "replicas"), 2, "one TPU for each replica"),
         (("segments", 0, "ops"), "0-1", "each op once"),

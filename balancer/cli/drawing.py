@@ -225,8 +225,10 @@ def _from(n: int | None, most: int) -> str:
 def remarks(plan: Plan) -> None:
     """Print what is proved of the plan, what limits its rate, and whether pycoral can run it."""
     s = plan.solver
-    if s.bound_ns is None:
+    if s.bound_ns is None and s.over == "nothing":
         print(f"no proof: the cuts are those of {s.name}, which claims nothing")
+    elif s.bound_ns is None:
+        print(f"no proof: {s.name} has no bound over {s.over}")
     else:
         print(f"proof: {_claim(plan, s.bound_ns)} over {s.over};")
         print(f"       by {s.name}, under the predicted costs{_CUT_SHORT[s.ended]}")
