@@ -59,6 +59,14 @@ def test_the_formats_are_those_that_are_written(module: str, name: str) -> None:
     assert any(row[1] == f"{home.FORMAT}, {home.VERSION}" for row in rows_under("## File formats"))
 
 
+def test_the_records_are_where_the_page_says() -> None:
+    rows = [row for row in rows_under("## The life of a plan") if row[0] != "record"]
+    assert len(rows) > 5
+    for records, home, _ in rows:
+        module = importlib.import_module(f"balancer.{home}")
+        assert all(hasattr(module, name) for name in names(records)), f"{records} in {home}"
+
+
 def test_what_the_page_names_exists() -> None:
     """Modules such as `cost.segment`, files of the repository, and links."""
     text = PAGE.read_text(encoding="utf-8")
