@@ -75,10 +75,12 @@ def short_size(count: int) -> str:
 
 
 def tpus(count: int) -> str:
+    """A number of TPUs in words."""
     return "1 TPU" if count == 1 else f"{count} TPUs"
 
 
 def milliseconds(ns: int) -> str:
+    """A time in ms, to the microsecond."""
     return f"{ns / 1e6:.3f}"
 
 

@@ -47,8 +47,8 @@ _MOST_REST = 4.0  # a larger factor for one stage is a fault of the measurement 
 class Observed:
     """A measured stage.
 
-    ops: of its segment. stage_ns: how long it was busy for one input. capacity_bytes: for parameters, as
-    the compiler reported; None where it reported nothing.
+    ops: of its segment. stage_ns: how long it was busy for one input. capacity_bytes: for parameters, as the compiler
+    reported it; None if it reported nothing.
     """
 
     ops: OpSet

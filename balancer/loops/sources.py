@@ -52,6 +52,8 @@ class Seen:
 
 
 class Source(Protocol):
+    """What `tune` gets times from: a function from a plan to the plan with measured segments."""
+
     def __call__(self, plan: Plan, /) -> Seen:
         """Measure a plan's segments. Raises BalancerError if they cannot be measured."""
 

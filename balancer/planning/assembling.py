@@ -138,7 +138,7 @@ def _boundary(graph: Graph, t: int, names: Mapping[int, str]) -> dict[str, Any]:
 
 
 def _pipelines(costed: Sequence[Sequence[CostedStage]], host: Host) -> tuple[PlanPipeline, ...]:
-    """With TPUs numbered from 0 over pipelines, stages, replicas."""
+    """The plan's pipelines. TPUs are numbered from 0: by pipeline, then stage, then replica."""
     numbers, pipelines = count(), []
     for stages in costed:
         planned = tuple(
