@@ -48,8 +48,8 @@ def perturbed(costed: CostedModel, seed: int) -> CostedModel:
 
 
 def report_of(terms: SegmentTerms) -> SegmentReport:
-    """What a compiler would report of a segment with these costs. It has no file: the sha256 is empty."""
+    """What a compiler would report of a segment with these costs."""
     return SegmentReport(
         cached_bytes=terms.cached_bytes, streamed_bytes=terms.streamed_bytes, capacity_bytes=terms.capacity_bytes,
-        cpu_ops=0, subgraphs=1, compiler_version="simulated", file=None, sha256="", log=None,
+        cpu_ops=0, subgraphs=1, compiler_version="simulated", file=None, sha256="", log=None, simulated=True,
     )  # fmt: skip

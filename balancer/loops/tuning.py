@@ -224,7 +224,13 @@ class _Tuning:
             return seen.plan
         counts = {"measured_rounds": len(self.rounds)}
         given = Solution(
-            solver="tune", pipelines=pipelines, value=value, bound_ns=None, over="nothing", statistics=counts
+            solver="tune",
+            pipelines=pipelines,
+            value=value,
+            bound_ns=None,
+            over="nothing",
+            statistics=counts,
+            ended=Ended.NOT_SEARCHED,
         )
         solution, rows = prove(known, given)
         plan = assemble(known, solution, self.n_tpus, rows, self.aim.options.held_to)
@@ -282,7 +288,7 @@ def _by_compiler(segment: Segment) -> SegmentReport | None:
     The file names are dropped: the plan is not saved yet, and its compiled files are in `made`.
     """
     reported = segment.reported
-    return replace(reported, file=None, log=None) if reported and reported.sha256 else None
+    return replace(reported, file=None, log=None) if reported and not reported.simulated else None
 
 
 def measured_rate(seen: Seen, host_ns: int) -> float:

@@ -9,7 +9,7 @@ from balancer.errors import PlanError
 from balancer.ground.opsets import OpSet, interval_set, op_set
 from balancer.planning.assembling import assemble
 from balancer.planning.costed_model import open_costed_model
-from balancer.solve import PipelineSpec, Solution, StageSpec, evaluate
+from balancer.solve import Ended, PipelineSpec, Solution, StageSpec, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,7 +54,9 @@ def partition_plan(costed: CostedModel, partition: Sequence[OpSet]) -> Plan | No
     value = evaluate(costed.problem(len(partition)), [pipeline])
     if value is None:
         return None
-    given = Solution(solver="given", pipelines=(pipeline,), value=value, bound_ns=None, over="nothing")
+    given = Solution(
+        solver="given", pipelines=(pipeline,), value=value, bound_ns=None, over="nothing", ended=Ended.NOT_SEARCHED
+    )
     return assemble(costed, given, len(partition), ())
 
 
