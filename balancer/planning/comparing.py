@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from balancer.errors import BalancerError, InfeasibleError
+from balancer.errors import BalancerError, InfeasibleError, InvalidSolutionError
 from balancer.ground.opsets import interval_set
 from balancer.plan import KEPT, ComparisonRow
 from balancer.planning.options import Options
@@ -128,6 +128,8 @@ def _baseline(problem: Problem, solver: str) -> Pipelines | None:
     """What a baseline makes of the problem; None if it cannot: its row then has no numbers."""
     try:
         return solve_checked(problem, SolverOptions(solver=solver)).pipelines
+    except InvalidSolutionError:
+        raise  # a defect is no reason to leave the row empty
     except BalancerError:
         return None
 
