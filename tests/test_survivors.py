@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.solve import Cost, Problem, SolverOptions, check, solve
+from balancer.solve import Cost, Problem, SolverOptions, StageSpec, Structure, check, solve, structured_problem
 from balancer.solve.allocation import MOST_PARTIAL, Candidate, TieValues, allocate
+from balancer.solve.blocks import blocks_of
+from balancer.solve.bounds import cut_reachability
+from balancer.solve.enumeration import all_downsets
+from balancer.solve.periods import MOST_REPLICAS, longest_ns
 from balancer.tflite.constant_folding import folded
+from balancer.tflite.cut import Cutter
 from balancer.tflite.flatbuffer import Table
+from tests import handmade
+from tests.dags import all_pipelines
 from tests.strategies import all_plans, chain_problems, interval_problem
+from tests.test_kinds import mixed_problems
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from balancer.ground.arrays import BoolArray
+    from balancer.ground.opsets import OpSet
+
+    Fits = Callable[[Sequence[int], float, int], BoolArray]
 
 
 # An interval that misses the period even with the most replicas must not take part in the settling of ties.
@@ -54,6 +71,42 @@ def test_plans_that_cannot_become_the_fastest_take_no_place_from_others() -> Non
     assert allocated.chosen == (0,)
 
 
+@pytest.mark.parametrize("most_replicas", range(1, MOST_REPLICAS + 1))
+def test_periods_up_to_the_longest_are_below_the_power_of_two_from_which_floats_are_too_far_apart(
+    most_replicas: int,
+) -> None:
+    assert longest_ns(most_replicas) * most_replicas**2 < 1 << 52
+
+
+def test_a_limit_on_memory_rules_nothing_out_where_ops_take_none() -> None:
+    structure = Structure(stage_ns=1, op_ns=(5, 5), limit_bytes=0)
+    problem = structured_problem((0, 1), [("tpu", 1)], {"tpu": structure})
+    assert problem.exact(0b11, "tpu") == Cost(11, 0)
+
+
+@given(mixed_problems(most_ops=4, most_devices=3))
+def test_no_bound_rules_out_a_part_of_a_pipeline(problem: Problem) -> None:
+    """The stages before a cut, and those after it, fit their own devices within the longest of their own periods."""
+    kinds = [kind for kind, _ in problem.devices]
+    sets = all_downsets(blocks_of(problem.before, ()), problem.n_ops, 1000)
+    assert sets is not None
+    row = {sets.set_of(k): k for k in range(len(sets))}
+    reachability = cut_reachability([problem.structures[kind] for kind in kinds], sets)
+
+    def fits(fits_all: Fits, part: Sequence[StageSpec], cut: OpSet) -> bool:
+        devices = [sum(stage.replicas for stage in part if stage.kind == kind) for kind in kinds]
+        costs = [(problem.exact(stage.ops, stage.kind), stage.replicas) for stage in part]
+        period_ns = max(cost.time_ns / replicas for cost, replicas in costs if cost is not None)
+        return bool(fits_all(devices, period_ns, len(part))[row[cut]])
+
+    for pipeline in all_pipelines(problem, 2):
+        stages, cut = pipeline.stages, 0
+        for k, stage in enumerate(stages):
+            assert fits(reachability.suffix_fits, stages[k:], cut)
+            cut |= stage.ops
+            assert fits(reachability.prefix_fits, stages[: k + 1], cut)
+
+
 # Reading and cutting models
 
 
@@ -67,3 +120,15 @@ def test_a_pack_is_folded_if_it_joins_as_many_values_as_it_says_and_all_of_one_t
     options = Table("PackOptions", {"values_count": count, "axis": 0})
     made = folded("PACK", values, options, np.dtype(np.int64))
     assert (None if made is None else made.tolist()) == ([[1], [2]] if understood else None)
+
+
+@pytest.mark.parametrize(("scale", "folded_ops"), [(None, 0b11), (0.5, 0b1)])
+def test_what_computes_a_quantised_tensor_is_not_folded(scale: float | None, folded_ops: int) -> None:
+    b = handmade.Builder()
+    source = b.tensor("in", shape_signature=np.array([-1, 4, 4, 4], np.int32))
+    shape, total = b.tensor("shape", (4,), "INT32", scale=None), b.tensor("total", (4,), "INT32", scale=scale)
+    made = b.tensor("made")
+    b.op("SHAPE", [source], [shape], Table("ShapeOptions", {"out_type": 2}))
+    b.op("ADD", [shape, b.ints("nothing", [0] * 4)], [total], Table("AddOptions", {}))
+    b.op("RESHAPE", [source, total], [made], Table("ReshapeOptions", {}))
+    assert Cutter(b.file([source], [made])).graph.folded == folded_ops
