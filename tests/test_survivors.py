@@ -11,10 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.solve import Cost, Problem, SolverOptions, StageSpec, Structure, check, solve, structured_problem
+from balancer.solve import (
+    Cost,
+    Problem,
+    SolverOptions,
+    StageSpec,
+    Structure,
+    Transfer,
+    check,
+    solve,
+    structured_problem,
+)
 from balancer.solve.allocation import MOST_PARTIAL, Candidate, TieValues, allocate
 from balancer.solve.blocks import blocks_of
 from balancer.solve.bounds import cut_reachability
+from balancer.solve.budget import Budget
+from balancer.solve.cpsat import solve_cpsat
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.periods import MOST_REPLICAS, longest_ns
 from balancer.tflite.constant_folding import folded
@@ -82,6 +94,20 @@ def test_a_limit_on_memory_rules_nothing_out_where_ops_take_none() -> None:
     structure = Structure(stage_ns=1, op_ns=(5, 5), limit_bytes=0)
     problem = structured_problem((0, 1), [("tpu", 1)], {"tpu": structure})
     assert problem.exact(0b11, "tpu") == Cost(11, 0)
+
+
+def test_the_work_that_cpsat_does_is_taken_from_the_budget() -> None:
+    """Building a model takes 40 units for each op and stage; solving it takes more on top."""
+    pairs = 6
+    transfers = tuple(Transfer(i, (i + pairs,), leaves=False, receive_ns=3, send_ns=2) for i in range(pairs))
+    structure = Structure(stage_ns=1, op_ns=tuple(range(1, 2 * pairs + 1)), transfers=transfers)
+    before = tuple(1 << (i - pairs) if i >= pairs else 0 for i in range(2 * pairs))
+    problem = structured_problem(before, [("tpu", 2)], {"tpu": structure})
+    options = SolverOptions(solver="cpsat", max_pipelines=1, max_replicas=1)
+    budget = Budget(10**9)
+    solution = solve_cpsat(problem, options, budget=budget)
+    assert solution.statistics["models"] >= 1
+    assert budget.spent > 40 * solution.statistics["models"] * problem.n_ops * 2
 
 
 @given(mixed_problems(most_ops=4, most_devices=3))
