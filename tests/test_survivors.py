@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from balancer.solve import (
     Cost,
+    Kept,
     Problem,
     SolverOptions,
     StageSpec,
@@ -29,8 +30,10 @@ from balancer.solve.budget import Budget
 from balancer.solve.cpsat import solve_cpsat
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.periods import MOST_REPLICAS, longest_ns
+from balancer.tflite import synth
 from balancer.tflite.constant_folding import folded
 from balancer.tflite.cut import Cutter
+from balancer.tflite.decoding import decode_model
 from balancer.tflite.flatbuffer import Table
 from tests import handmade
 from tests.dags import all_pipelines
@@ -110,6 +113,16 @@ def test_the_work_that_cpsat_does_is_taken_from_the_budget() -> None:
     assert budget.spent > 40 * solution.statistics["models"] * problem.n_ops * 2
 
 
+def test_ties_are_broken_where_the_rate_meets_its_lower_bound_exactly() -> None:
+    """The host is the bottleneck of all partitions. Ops 0 and 2 fit one device, 1 and 3 the other: no intervals do."""
+    kept = tuple(Kept(i, size, 1) for i, size in enumerate((6, 6, 4, 4)))
+    structure = Structure(stage_ns=1, op_ns=(1,) * 4, kept=kept, capacity_bytes=10)
+    problem = structured_problem((0,) * 4, [("tpu", 2)], {"tpu": structure}, host_ns=1000)
+    solution = solve(problem, SolverOptions(solver="cpsat", stages=2))
+    assert solution.value.objective_ns == solution.bound_ns == 2000
+    assert solution.value.streamed_bytes == 0
+
+
 @given(mixed_problems(most_ops=4, most_devices=3))
 def test_no_bound_rules_out_a_part_of_a_pipeline(problem: Problem) -> None:
     """The stages before a cut, and those after it, fit their own devices within the longest of their own periods."""
@@ -158,3 +171,11 @@ def test_what_computes_a_quantised_tensor_is_not_folded(scale: float | None, fol
     b.op("ADD", [shape, b.ints("nothing", [0] * 4)], [total], Table("AddOptions", {}))
     b.op("RESHAPE", [source, total], [made], Table("ReshapeOptions", {}))
     assert Cutter(b.file([source], [made])).graph.folded == folded_ops
+
+
+@pytest.mark.parametrize("data", [synth.fc(64), synth.conv(8)])
+def test_the_input_of_a_synthetic_model_is_quantised_from_minus_one_to_one(data: bytes) -> None:
+    model = decode_model(data, "synthetic")
+    (quantised,) = model.operators[0]["outputs"]
+    (scale,) = model.tensors[int(quantised)]["quantization"]["scale"]
+    assert scale * 255 == pytest.approx(2)
