@@ -275,7 +275,9 @@ class Trials:
         """How the test file ends: empty where all its tests pass, else FAILED, OUT_OF_CPU_TIME or OUT_OF_TIME."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n0", test]
         # Byte code is never written: two sources of one size within a second would share it.
-        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "unshrunk",
+        }  # fmt: skip
         process = subprocess.Popen(
             command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=lambda: _limit(limits),

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancer.plan.document import LARGEST
+from balancer.planning.options import Options
 from balancer.solve import (
+    Constraints,
     Cost,
     Kept,
     Problem,
@@ -19,6 +22,7 @@ from balancer.solve import (
     StageSpec,
     Structure,
     Transfer,
+    Value,
     check,
     solve,
     structured_problem,
@@ -123,6 +127,15 @@ def test_ties_are_broken_where_the_rate_meets_its_lower_bound_exactly() -> None:
     assert solution.value.streamed_bytes == 0
 
 
+def test_the_last_tie_is_broken_where_nothing_streams() -> None:
+    """The host is the bottleneck again. Op 0 feeds 2 and op 1 feeds 3: only {0, 2} and {1, 3} hand nothing over."""
+    transfers = tuple(Transfer(i, (i + 2,), leaves=False, receive_ns=5, send_ns=5) for i in range(2))
+    structure = Structure(stage_ns=1, op_ns=(1,) * 4, transfers=transfers)
+    problem = structured_problem((0, 0, 0b01, 0b10), [("tpu", 2)], {"tpu": structure}, host_ns=1000)
+    solution = solve(problem, SolverOptions(solver="cpsat", stages=2))
+    assert solution.value == Value(objective_ns=2000, devices=2, streamed_bytes=0, latency_ns=6)
+
+
 @given(mixed_problems(most_ops=4, most_devices=3))
 def test_no_bound_rules_out_a_part_of_a_pipeline(problem: Problem) -> None:
     """The stages before a cut, and those after it, fit their own devices within the longest of their own periods."""
@@ -144,6 +157,14 @@ def test_no_bound_rules_out_a_part_of_a_pipeline(problem: Problem) -> None:
             assert fits(reachability.suffix_fits, stages[k:], cut)
             cut |= stage.ops
             assert fits(reachability.prefix_fits, stages[: k + 1], cut)
+
+
+# Options
+
+
+def test_limits_that_no_plan_file_can_hold_are_remembered_as_the_largest_that_it_can() -> None:
+    limits = [Options(constraints=Constraints(max_latency_ns=ns)).held_to.limits for ns in (5, LARGEST, LARGEST + 1)]
+    assert [held and held.max_latency_ns for held in limits] == [5, LARGEST, LARGEST]
 
 
 # Reading and cutting models
