@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancer.ground.units import NS_PER_S
 from balancer.plan.document import LARGEST
 from balancer.planning.options import Options
 from balancer.solve import (
@@ -34,6 +35,7 @@ from balancer.solve.budget import Budget
 from balancer.solve.cpsat import solve_cpsat
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.periods import MOST_REPLICAS, longest_ns
+from balancer.solve.plan_bounds import PlanBounds
 from balancer.tflite import synth
 from balancer.tflite.constant_folding import folded
 from balancer.tflite.cut import Cutter
@@ -88,6 +90,20 @@ def test_plans_that_cannot_become_the_fastest_take_no_place_from_others() -> Non
     allocated = allocate(candidates, 1, None)
     assert allocated.complete
     assert allocated.chosen == (0,)
+
+
+def test_where_nothing_is_missing_but_exactly_enough_any_period_may_do() -> None:
+    """Of two pipelines on a device each, one alone has the rate that would improve the plan, to the last bit."""
+    wanted = (NS_PER_S / (objective_ns - 1) * (1 - 1e-9) for objective_ns in range(2, 100))
+    objective_ns, rate = next((k, rate) for k, rate in enumerate(wanted, 2) if NS_PER_S / (NS_PER_S / rate) == rate)
+    least_ns = np.full((3, 3), np.inf)
+    least_ns[1, 1] = NS_PER_S / rate
+    bounds = PlanBounds(
+        devices=2, most_pipelines=2, longest_ns=10**9, host_ns=np.zeros(3, np.int64), prices=np.zeros(1), least_ns=least_ns
+    )  # fmt: skip
+    limits = bounds.limits_to_improve(1, objective_ns)
+    assert limits is not None
+    assert (limits.most_ns, limits.most_stages) == (10**9, 1)
 
 
 @pytest.mark.parametrize("most_replicas", range(1, MOST_REPLICAS + 1))
