@@ -1,4 +1,4 @@
-"""Small changes of the code that the other tests let through: one property for each, mostly against brute force."""
+"""Properties that other tests leave open. Each fails under a small change of the code that all others let through."""
 
 from __future__ import annotations
 
