@@ -422,6 +422,7 @@ def test_scratch_written_out() -> None:
     # A tile's share: 18 * 18 * 128 bytes of input with its halo and 16 * 16 * 128 of output are more than 60 KiB.
     assert scratch("CONV_2D", (128, 3, 3, 128), 64, 128) == 62 * kib
     assert scratch("CONV_2D", (128, 1, 1, 128), 64, 128) == landing + 512 * 16
+    assert scratch("CONV_2D", (256, 2, 2, 256), 64, 256, stride_h=2, stride_w=2) == 62 * kib  # windows side by side
     # Depthwise: twice (4 + 2) ** 2 * 64 = 2304 bytes is less than the landing buffers; 10 ** 2 * 64 bytes twice is more.
     assert scratch("DEPTHWISE_CONV_2D", (1, 3, 3, 64), 16, 64) == landing + 512 * 9
     assert scratch("DEPTHWISE_CONV_2D", (1, 3, 3, 64), 48, 64) == 2 * 14 * 14 * 64
