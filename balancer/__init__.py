@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         InfeasibleError,
         InputError,
         InterpreterError,
+        InvalidSolutionError,
         MeasurementError,
         ModelError,
         OutputError,
@@ -65,7 +66,8 @@ _HOME = {
     "directory.verifying": "verify",
     "errors": (
         "BalancerError CompilerError ConstraintError DependencyError DeviceError HardwareError InfeasibleError "
-        "InputError InterpreterError MeasurementError ModelError OutputError PlanError ProfileError StageError"
+        "InputError InterpreterError InvalidSolutionError MeasurementError ModelError OutputError PlanError "
+        "ProfileError StageError"
     ),
     "graph": "Graph",
     "inputs": "random_items",
@@ -92,13 +94,14 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
-    "BalancerError", "Behaviour", "CompilerError", "CompilerOptions", "ConstraintError", "Constraints", "DependencyError",
-    "DeviceError", "Failure", "Graph", "Hardware", "HardwareError", "InfeasibleError", "InputError", "InterpreterError",
-    "MeasurementError", "ModelError", "OpenedPlan", "Options", "OutputError", "Pipeline", "PipelineTimes", "Plan",
-    "PlanError", "Problem", "ProfileError", "RecordedTimes", "RunOptions", "Simulation", "Solution", "StageError",
-    "TrueCosts", "Verification", "__version__", "balance", "compare", "compare_compiled", "compile_plan", "default_split",
-    "find_compiler", "image_files", "load_graph", "load_hardware", "load_image", "load_plan", "open_plan", "predict",
-    "random_items", "refine", "save", "size", "tune", "verify",
+    "BalancerError", "Behaviour", "CompilerError", "CompilerOptions", "ConstraintError", "Constraints",
+    "DependencyError", "DeviceError", "Failure", "Graph", "Hardware", "HardwareError", "InfeasibleError", "InputError",
+    "InterpreterError", "InvalidSolutionError", "MeasurementError", "ModelError", "OpenedPlan", "Options",
+    "OutputError", "Pipeline", "PipelineTimes", "Plan", "PlanError", "Problem", "ProfileError", "RecordedTimes",
+    "RunOptions", "Simulation", "Solution", "StageError", "TrueCosts", "Verification", "__version__", "balance",
+    "compare", "compare_compiled", "compile_plan", "default_split", "find_compiler", "image_files", "load_graph",
+    "load_hardware", "load_image", "load_plan", "open_plan", "predict", "random_items", "refine", "save", "size",
+    "tune", "verify",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@
     ├── DeviceError            an Edge TPU is not connected, or cannot be used
     ├── StageError             a stage of a pipeline failed on an item
     ├── ConstraintError        a constraint is impossible, or contradicts another
+    ├── InvalidSolutionError   a solver's answer failed its check: a defect of balancer
     └── InfeasibleError        exit code 3: no plan satisfies the constraints
 
 A wrong argument in a program's call raises ValueError or TypeError instead.
@@ -97,6 +98,10 @@ class StageError(BalancerError):
 
 class ConstraintError(BalancerError):
     """A constraint is impossible for the model, the devices or the solver, or contradicts another."""
+
+
+class InvalidSolutionError(BalancerError):
+    """A solver's answer contradicts its problem, its options, or itself: a defect of balancer, not of the input."""
 
 
 class InfeasibleError(BalancerError):

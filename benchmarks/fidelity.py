@@ -34,7 +34,7 @@ from balancer.ground.rates import latency_ns, pipeline_rate, plan_rate
 from balancer.ground.units import MIB
 from balancer.learning.measurements import SyntheticRow, read_measurements
 from balancer.planning.comparing import default_cuts
-from balancer.planning.setting import Setting, open_setting
+from balancer.planning.costed_model import CostedModel, open_costed_model
 from balancer.tflite.package import load_package
 from balancer.tflite.read import load_graph
 
@@ -211,10 +211,10 @@ def score_compiled(folder: Path) -> list[Sample]:
     return samples
 
 
-def default_stages(setting: Setting, segments: int) -> list[StageCost]:
+def default_stages(costed: CostedModel, segments: int) -> list[StageCost]:
     """The stages of the compiler's split into this many segments."""
-    edges = [0, *default_cuts(setting, segments), len(setting.graph.ops)]
-    return [stage_cost(setting.costs.terms(op_set(range(a, b)))) for a, b in pairwise(edges)]
+    edges = [0, *default_cuts(costed, segments), len(costed.graph.ops)]
+    return [stage_cost(costed.costs.terms(op_set(range(a, b)))) for a, b in pairwise(edges)]
 
 
 def unpruned(path: Path, columns: set[str]) -> list[dict[str, str]]:
@@ -231,13 +231,13 @@ def unpruned(path: Path, columns: set[str]) -> list[dict[str, str]]:
 
 def score_imagenet(path: Path, model: Path) -> list[Sample]:
     """Print rate, latency and streamed MiB of the compiler's split beside the measured ones, and return them."""
-    setting = open_setting(model, "pcie")
+    costed = open_costed_model(model, "pcie")
     errors, latencies, samples = [], [], []
     print(f"{'N':>2} {'fps':>8} {'measured':>9} {'ms':>8} {'measured':>9} {'streamed MiB':>13} {'reported':>9}")
     for r in unpruned(path, {"n_segments", "throughput_fps", "latency_ms_mean", "off_chip_mib_total"}):
-        stages = default_stages(setting, int(r["n_segments"]))
-        fps = 1e9 / period_ns(stages, setting.hardware)
-        ms = latency_ns((s.stage_ns for s in stages), setting.hardware.host.handover_ns) / 1e6
+        stages = default_stages(costed, int(r["n_segments"]))
+        fps = 1e9 / period_ns(stages, costed.hardware)
+        ms = latency_ns((s.stage_ns for s in stages), costed.hardware.host.handover_ns) / 1e6
         fps_measured, ms_measured = float(r["throughput_fps"]), float(r["latency_ms_mean"])
         streamed = sum(stage.streamed_bytes for stage in stages) / MIB
         reported = r["off_chip_mib_total"] or "-"
@@ -258,12 +258,12 @@ def score_imagenet(path: Path, model: Path) -> list[Sample]:
 
 def score_grid(path: Path, model: Path) -> list[Sample]:
     """Print the rate of each partition of 8 TPUs into pipelines beside the measured one, and return them."""
-    setting = open_setting(model, "pcie")
-    host_ns_per_stage = setting.hardware.host.host_ns_per_stage
+    costed = open_costed_model(model, "pcie")
+    host_ns_per_stage = costed.hardware.host.host_ns_per_stage
 
     @cache
     def stages_of(segments: int) -> tuple[StageCost, ...]:
-        return tuple(default_stages(setting, segments))
+        return tuple(default_stages(costed, segments))
 
     rates: list[tuple[float, float, str]] = []
     for r in unpruned(path, {"partition", "fps_total"}):

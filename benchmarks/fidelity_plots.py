@@ -18,7 +18,7 @@ from fidelity import BATCHED, default_stages, load_hardware_once, measured_ms, p
 from sampling import benchmark_parser
 
 from balancer.ground.units import MIB
-from balancer.planning.setting import open_setting
+from balancer.planning.costed_model import open_costed_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -94,17 +94,17 @@ def resnet_figure(folder: Path, model: Path) -> Any:
     from balancer.cost.feeding import period_ns
     from balancer.ground.rates import latency_ns
 
-    setting = open_setting(model, "pcie")
+    costed = open_costed_model(model, "pcie")
     with (folder / "imagenet_pipeline_pcie_resnet101.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     n = [int(r["n_segments"]) for r in rows]
-    stages = [default_stages(setting, k) for k in n]
+    stages = [default_stages(costed, k) for k in n]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     fps, latency = figure.subplots(1, 2)
     fps.plot(n, [float(r["throughput_fps"]) for r in rows], "o", label="measured")
-    fps.plot(n, [1e9 / period_ns(s, setting.hardware) for s in stages], "-", label="predicted")
+    fps.plot(n, [1e9 / period_ns(s, costed.hardware) for s in stages], "-", label="predicted")
     latency.plot(n, [float(r["latency_ms_mean"]) for r in rows], "o", label="measured")
-    predicted_ns = [latency_ns((stage.stage_ns for stage in s), setting.hardware.host.handover_ns) for s in stages]
+    predicted_ns = [latency_ns((stage.stage_ns for stage in s), costed.hardware.host.handover_ns) for s in stages]
     latency.plot(n, [ns / 1e6 for ns in predicted_ns], "-", label="predicted")
     for axes, title in ((fps, "inferences/s"), (latency, "latency, ms")):
         axes.set(title=f"ResNet-101, compiler's split: {title}", xlabel="TPUs")

@@ -45,7 +45,7 @@ from balancer.loops.sources import RecordedTimes
 from balancer.loops.tuning import measured_rate
 from balancer.opened import open_plan
 from balancer.plan import load_plan, plan_text, pycoral_obstacle
-from balancer.planning.setting import setting_of
+from balancer.planning.costed_model import costed_model_of
 from balancer.planning.solved import pipelines_of
 from balancer.runtime.images import load_image
 from balancer.runtime.limits import mapping_entries
@@ -112,12 +112,12 @@ def _plan(path: Path) -> None:
     check_tensors(opened)
     outputs = model_interface(opened.graph).outputs
     layout([lives(part, outputs) for part in plan.partitions()])
-    setting, pipelines = setting_of(opened), pipelines_of(plan)
+    costed, pipelines = costed_model_of(opened), pipelines_of(plan)
     for segment in plan.segments:
         promised(plan, segment)
-        setting.costs.terms(segment.ops)
+        costed.costs.terms(segment.ops)
     if pipelines and all(s.measured and s.measured.stage_ns for s in plan.segments):
-        measured_rate(balancer.loops.sources.Seen(plan), setting.hardware.host.host_ns_per_stage)
+        measured_rate(balancer.loops.sources.Seen(plan), costed.hardware.host.host_ns_per_stage)
 
 
 def _report(path: Path) -> None:

@@ -20,7 +20,7 @@ from sampling import measuring_parser, recorded
 
 from balancer.errors import InfeasibleError
 from balancer.ground.units import NS_PER_S
-from balancer.planning.setting import open_setting
+from balancer.planning.costed_model import open_costed_model
 from balancer.solve import Constraints, SolverOptions, solve
 
 if TYPE_CHECKING:
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 
     from sampling import Sample
 
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
 
 ROW = "{:28} {:>4} {:>7} {:>9} {:>11} {:>8} {:>8}"
 PROVEN, UNPROVEN, IMPOSSIBLE = "optimal", "feasible", "infeasible"
 _LEAST, _MOST = 0.1, 1.05  # of one TPU's rate, and of the best plan's
 
 
-def periods(setting: Setting, n_tpus: int, count: int) -> list[int]:
+def periods(costed: CostedModel, n_tpus: int, count: int) -> list[int]:
     """The ns per inference to allow, the slowest rate first. The search for the best plan also warms up the solvers."""
-    alone = setting.problem(1).exact(setting.graph.all_ops, setting.hardware.name)
+    alone = costed.problem(1).exact(costed.graph.all_ops, costed.hardware.name)
     slow = (alone.time_ns if alone else NS_PER_S) / _LEAST
-    fast = solve(setting.problem(n_tpus)).value.objective_ns / _MOST
+    fast = solve(costed.problem(n_tpus)).value.objective_ns / _MOST
     return [int(slow * (fast / slow) ** (k / max(1, count - 1))) for k in range(count)]
 
 
-def search(setting: Setting, n_tpus: int, most_ns: int) -> Sample:
+def search(costed: CostedModel, n_tpus: int, most_ns: int) -> Sample:
     """Seek the lowest latency among plans that take at most `most_ns` per inference."""
     begun = time.process_time(), time.perf_counter()
     status = IMPOSSIBLE
     latency_ns = None
     try:
-        problem = setting.problem(n_tpus)
+        problem = costed.problem(n_tpus)
         solution = solve(problem, SolverOptions(constraints=Constraints(max_objective_ns=most_ns)))
         assert solution.value.objective_ns <= most_ns
         status, latency_ns = solution.status, solution.value.latency_ns
@@ -57,7 +57,7 @@ def search(setting: Setting, n_tpus: int, most_ns: int) -> Sample:
         pass
     cpu_s, wall_s = time.process_time() - begun[0], time.perf_counter() - begun[1]
     return {
-        "model": setting.graph.name, "tpus": n_tpus, "max_objective_ns": most_ns, "status": status,
+        "model": costed.graph.name, "tpus": n_tpus, "max_objective_ns": most_ns, "status": status,
         "latency_ns": latency_ns, "cpu_s": cpu_s, "wall_s": wall_s,
     }  # fmt: skip
 
@@ -81,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(ROW.format("model", "TPUs", "proven", "unproven", "impossible", "cpu s", "wall s"))
     with recorded("latency_zoo", arguments) as samples:
         for path in files:
-            setting = open_setting(path, "pcie")
+            costed = open_costed_model(path, "pcie")
             for n_tpus in arguments.tpus:
-                searches = [search(setting, n_tpus, ns) for ns in periods(setting, n_tpus, arguments.rates)]
+                searches = [search(costed, n_tpus, ns) for ns in periods(costed, n_tpus, arguments.rates)]
                 print_row(path.stem, n_tpus, searches)
                 samples += searches
     return 1 if any(sample["status"] == UNPROVEN for sample in samples) else 0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import networks
 from sampling import in_own_process, measuring_parser, peak_mib, recorded, timed
 
-from balancer.planning.setting import open_setting
+from balancer.planning.costed_model import open_costed_model
 from balancer.solve import SolverOptions, check, solve
 
 if TYPE_CHECKING:
@@ -79,19 +79,19 @@ NETWORKS: dict[str, Callable[[int], bytes]] = {
 
 def measure(case: Case) -> Sample:
     """Read and solve the case in this process."""
-    solve(open_setting(networks.chain(4), case.hardware).problem(2))
+    solve(open_costed_model(networks.chain(4), case.hardware).problem(2))
     data = NETWORKS[case.network](case.size)
-    setting, read_s = timed(lambda: open_setting(data, case.hardware), time.process_time)
+    costed, read_s = timed(lambda: open_costed_model(data, case.hardware), time.process_time)
 
     def solved() -> Solution:
-        problem = setting.problem(case.tpus)
+        problem = costed.problem(case.tpus)
         solution = solve(problem, SolverOptions())
         check(problem, solution)
         return solution
 
     solution, solve_s = timed(solved, time.process_time)
     return {
-        "case": case.name, "ops": len(setting.graph.ops), "read_cpu_s": read_s, "solve_cpu_s": solve_s,
+        "case": case.name, "ops": len(costed.graph.ops), "read_cpu_s": read_s, "solve_cpu_s": solve_s,
         "peak_mib": peak_mib(), "objective_ns": solution.value.objective_ns, "gap": solution.gap,
     }  # fmt: skip
 

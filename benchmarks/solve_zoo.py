@@ -26,7 +26,7 @@ from sampling import measuring_parser, recorded, timed
 from balancer.errors import InfeasibleError
 from balancer.loops.simulating import perturbed
 from balancer.planning.comparing import COPIES, DEFAULT, comparison
-from balancer.planning.setting import Setting, open_setting
+from balancer.planning.costed_model import CostedModel, open_costed_model
 from balancer.solve import PipelineSpec, SolverOptions, check, solve, steady_rate
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def numbers(text: str) -> list[int]:
     return values
 
 
-def search(setting: Setting, n_tpus: int, options: SolverOptions) -> tuple[Solution, float]:
+def search(costed: CostedModel, n_tpus: int, options: SolverOptions) -> tuple[Solution, float]:
     """A solution and the seconds that it took from the graph on, without any cached costs."""
-    fresh = Setting(setting.model, setting.hardware)
+    fresh = CostedModel(costed.model, costed.hardware)
 
     def solved() -> Solution:
         problem = fresh.problem(n_tpus)
@@ -89,12 +89,12 @@ def search(setting: Setting, n_tpus: int, options: SolverOptions) -> tuple[Solut
     return timed(solved)
 
 
-def rate(setting: Setting, n_tpus: int, plan: Sequence[PipelineSpec]) -> float | None:
-    exact = steady_rate(setting.problem(n_tpus), plan)
+def rate(costed: CostedModel, n_tpus: int, plan: Sequence[PipelineSpec]) -> float | None:
+    exact = steady_rate(costed.problem(n_tpus), plan)
     return float(exact) if exact else None
 
 
-def plans(setting: Setting, n_tpus: int) -> Iterator[tuple[str, Sequence[PipelineSpec]]]:
+def plans(costed: CostedModel, n_tpus: int) -> Iterator[tuple[str, Sequence[PipelineSpec]]]:
     """The plans whose gains and robustness are reported, by name. Ways that have no plan are left out."""
     wanted = {
         CHAIN: replace(SINGLE, solver="chain"), DOWNSETS: SINGLE, REPLICAS: SolverOptions(max_pipelines=1),
@@ -103,7 +103,7 @@ def plans(setting: Setting, n_tpus: int) -> Iterator[tuple[str, Sequence[Pipelin
     }  # fmt: skip
     for name, options in wanted.items():
         try:
-            yield name, solve(setting.problem(n_tpus), options).pipelines
+            yield name, solve(costed.problem(n_tpus), options).pipelines
         except InfeasibleError:  # noqa: PERF203
             continue
 
@@ -118,34 +118,34 @@ class Run:
         self.slowest = {"one pipeline": 0.0, "any": 0.0}
         self.unproven = 0
 
-    def case(self, setting: Setting, n_tpus: int) -> None:
+    def case(self, costed: CostedModel, n_tpus: int) -> None:
         """Print one row, and add its share to the tallies."""
-        single, single_s = search(setting, n_tpus, SINGLE)
-        best, best_s = search(setting, n_tpus, SolverOptions())
-        rows = {row.name: row for row in comparison(setting, n_tpus, best.pipelines)}
+        single, single_s = search(costed, n_tpus, SINGLE)
+        best, best_s = search(costed, n_tpus, SolverOptions())
+        rows = {row.name: row for row in comparison(costed, n_tpus, best.pipelines)}
         self.slowest["one pipeline"] = max(self.slowest["one pipeline"], single_s)
         self.slowest["any"] = max(self.slowest["any"], best_s)
         self.unproven += (single.status != "optimal") + (best.status != "optimal")
         figures = [_figure(rows.get(name)) for name in COLUMNS]
         ours = [f"{1e9 / solution.value.objective_ns:.1f}" for solution in (single, best)]
         times = [_verdict(single, single_s), _verdict(best, best_s)]
-        print(ROW.format(setting.graph.name[:22], n_tpus, *figures, ours[0], times[0], ours[1], times[1]), flush=True)
+        print(ROW.format(costed.graph.name[:22], n_tpus, *figures, ours[0], times[0], ours[1], times[1]), flush=True)
         self.samples.append({
-            "model": setting.graph.name, "tpus": n_tpus,
+            "model": costed.graph.name, "tpus": n_tpus,
             "rates_per_s": {name: row.throughput_per_s for name, row in rows.items()},
             "single": _searched(single, single_s), "ours": _searched(best, best_s),
         })  # fmt: skip
-        self._compare(setting, n_tpus, rows)
+        self._compare(costed, n_tpus, rows)
 
-    def _compare(self, setting: Setting, n_tpus: int, rows: dict[str, ComparisonRow]) -> None:
-        made = dict(plans(setting, n_tpus))
-        rates = {name: rate(setting, n_tpus, plan) for name, plan in made.items()}
+    def _compare(self, costed: CostedModel, n_tpus: int, rows: dict[str, ComparisonRow]) -> None:
+        made = dict(plans(costed, n_tpus))
+        rates = {name: rate(costed, n_tpus, plan) for name, plan in made.items()}
         bases = {name: rows[name].throughput_per_s for name in (DEFAULT, COPIES)} | {CHAIN: rates.get(CHAIN)}
         for way, what in WAYS.items():
             for base, words in BASES.items():
                 self.gains.add(f"{what} over {words}", rates.get(way), bases[base])
         for seed in range(self.seeds):
-            truth = perturbed(setting, seed)
+            truth = perturbed(costed, seed)
             real = {name: rate(truth, n_tpus, plan) for name, plan in made.items()}
             for ours in (DOWNSETS, OURS):
                 what = "one pipeline of single TPUs" if ours == DOWNSETS else "ours"
@@ -194,11 +194,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(ROW.format("model", "N", *SHORT, "single", "proof", "ours", "proof"))
     with recorded("solve_zoo", arguments) as samples:
         run = Run(arguments.seeds, samples)
-        search(open_setting(files[0], arguments.hardware), min(arguments.n), SolverOptions())
+        search(open_costed_model(files[0], arguments.hardware), min(arguments.n), SolverOptions())
         for path in files:
-            setting = open_setting(path, arguments.hardware)
+            costed = open_costed_model(path, arguments.hardware)
             for n_tpus in arguments.n:
-                run.case(setting, n_tpus)
+                run.case(costed, n_tpus)
         run.print_summary()
     return 0
 

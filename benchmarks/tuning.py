@@ -23,7 +23,7 @@ import balancer
 from balancer.loops.simulating import perturbed
 from balancer.loops.sources import TrueCosts
 from balancer.loops.tuning import ROUNDS, bisected, tune
-from balancer.planning.setting import setting_of
+from balancer.planning.costed_model import costed_model_of
 from balancer.solve import solve
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from balancer.loops.tuning import Tuned
     from balancer.plan import Plan
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
 
 MODELS = ("ResNet50", "InceptionV3", "EfficientNetB0")
 LEAST_GAP = 0.02
@@ -56,9 +56,9 @@ HEADINGS = (
 )
 
 
-def case(setting: Setting, plan: Plan, n_tpus: int, seed: int, rounds: int) -> Sample:
+def case(costed: CostedModel, plan: Plan, n_tpus: int, seed: int, rounds: int) -> Sample:
     """Tune the plan on the hardware of this seed."""
-    truth = perturbed(setting, seed)
+    truth = perturbed(costed, seed)
     best_per_s = 1e9 / solve(truth.problem(n_tpus)).value.objective_ns
 
     def tuned() -> Tuned:
@@ -70,7 +70,7 @@ def case(setting: Setting, plan: Plan, n_tpus: int, seed: int, rounds: int) -> S
     first, last = result.rounds[0].measured_per_s, max(r.measured_per_s for r in result.rounds)
     bisection = bisected(plan, TrueCosts(truth))
     return {
-        "model": setting.graph.name, "tpus": n_tpus, "seed": seed, "untuned_per_s": first, "tuned_per_s": last,
+        "model": costed.graph.name, "tpus": n_tpus, "seed": seed, "untuned_per_s": first, "tuned_per_s": last,
         "best_per_s": best_per_s, "gap": best_per_s / first - 1,
         "closed": min(1.0, (last - first) / (best_per_s - first)) if best_per_s > first else 1.0,
         "rounds": len(result.rounds), "tune_s": seconds, "bisection_per_s": 1e9 / bisection.slowest_ns,
@@ -104,9 +104,9 @@ def cases(path: Path, counts: Sequence[int], seeds: int, rounds: int) -> list[Sa
     samples = []
     for n_tpus in counts:
         plan = balancer.balance(path, n_tpus)
-        setting = setting_of(plan)
+        costed = costed_model_of(plan)
         for seed in range(seeds):
-            samples.append(case(setting, plan, n_tpus, seed, rounds))
+            samples.append(case(costed, plan, n_tpus, seed, rounds))
             print_row(path.stem, samples[-1])
     print_summary(path.stem, samples)
     return samples

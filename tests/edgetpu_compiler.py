@@ -120,11 +120,11 @@ def main(arguments: list[str]) -> int:
 def segment(behaviour: Behaviour, options: Namespace, source: Path) -> int:
     """`--num_segments`, by the parameter-count rule."""
     from balancer.planning.comparing import default_cuts
-    from balancer.planning.setting import open_setting
+    from balancer.planning.costed_model import open_costed_model
 
-    setting = open_setting(source, "pcie")
-    cutter, n = Cutter(setting.model.data), len(setting.graph.ops)
-    edges = [0, *default_cuts(setting, options.num_segments), n]
+    costed = open_costed_model(source, "pcie")
+    cutter, n = Cutter(costed.model.data), len(costed.graph.ops)
+    edges = [0, *default_cuts(costed, options.num_segments), n]
     for i, (first, last) in enumerate(pairwise(edges)):
         path = Path(options.out_dir) / f"{source.stem}_segment_{i}_of_{options.num_segments}.tflite"
         path.write_bytes(cutter.cut((1 << last) - (1 << first)))

@@ -47,7 +47,7 @@ def test_cuts_are_the_first_ops_of_segments() -> None:
     ("segments", "what"),
     [
         ([[0, 1]], "op 2 is in no segment"),
-        ([[0, 1, 2], [2]], "op 2 stands in the segments twice"),
+        ([[0, 1, 2], [2]], "op 2 is listed twice"),
         ([[0, 1, 7]], "op 7 does not exist"),
         ([[1, 2], [0]], "op 1 reads from op 0 of a later segment"),
         ([[0, 1, 2], []], "cannot|computes nothing"),

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balancer.errors import BalancerError
+from balancer.errors import BalancerError, InvalidSolutionError
 from balancer.solve import (
     Constraints,
-    InvalidSolutionError,
     Kept,
     PipelineSpec,
     Problem,

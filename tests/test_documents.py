@@ -17,7 +17,7 @@ from balancer.errors import BalancerError, HardwareError, MeasurementError, Plan
 from balancer.learning.measurements import read_measurements
 from balancer.loops.sources import RecordedTimes
 from balancer.plan import load_plan, plan_text
-from balancer.planning.setting import setting_of
+from balancer.planning.costed_model import costed_model_of
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.simulated import Behaviour
@@ -288,7 +288,7 @@ def test_a_plan_that_speaks_of_other_ops_than_its_model_has_is_refused(plan: bal
     document["model"]["ops"] = n + 1
     path.write_text(json.dumps(document))
     forged = load_plan(path)
-    for use in (setting_of, balancer.verify, lambda p: Pipeline(p, "sim")):
+    for use in (costed_model_of, balancer.verify, lambda p: Pipeline(p, "sim")):
         with pytest.raises(PlanError, match=f"is for {n + 1} ops"):
             use(forged)
 

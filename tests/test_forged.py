@@ -14,8 +14,8 @@ from ai_edge_litert import schema_py_generated as generated
 
 import balancer
 from balancer.errors import BalancerError, ModelError
-from balancer.planning.setting import open_setting
-from balancer.planning.solving import solve_setting
+from balancer.planning.costed_model import open_costed_model
+from balancer.planning.solving import solve_costed_model
 from balancer.tflite.cut import Cutter
 from balancer.tflite.decoding import MOST_OPS
 from balancer.tflite.flatbuffer import Table
@@ -36,7 +36,7 @@ OPEN = np.array([-1, -1, -1, -1], np.int32)
 def _use(data: bytes) -> None:
     """Read, cost and solve, and cut each op out alone."""
     cutter = Cutter(data)
-    solve_setting(open_setting(data, "pcie"), 1, balancer.Options())
+    solve_costed_model(open_costed_model(data, "pcie"), 1, balancer.Options())
     for i in range(len(cutter.graph.ops)):
         if not cutter.graph.folded >> i & 1:
             cutter.cut(1 << i)

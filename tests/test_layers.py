@@ -28,6 +28,7 @@ KNOWS = {
 APART = [{"tflite", "cost"}, {"verification", "compiler", "runtime"}, {"planning", "directory"}]
 LATE = {"ortools", "networkx", "rich", "scipy", "matplotlib", "ai_edge_litert", "tflite_runtime", "PIL"}
 MODULES = sorted(ROOT.rglob("*.py"))
+READERS = {"hardware.py", "profile.py", "profiling.py", "calibrating.py", "correcting.py"}  # of JSON documents
 
 
 def room(path: Path) -> str:
@@ -122,6 +123,24 @@ def test_the_public_names_are_those_listed() -> None:
     assert sorted(balancer.__all__) == dir(balancer)
     for name in balancer.__all__:
         assert getattr(balancer, name) is not None
+
+
+def test_no_class_name_occurs_twice() -> None:
+    """One name stands for one thing: who searches for a class finds it."""
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+
+
+def test_arrays_have_array_types() -> None:
+    """In the rooms that compute with arrays `Any` stands nowhere but in the readers of files."""
+    for path in MODULES:
+        if room(path) in ("solve", "cost", "ground", "learning") and path.name not in READERS:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                assert not (isinstance(node, ast.Name) and node.id == "Any"), f"{path.name}:{node.lineno} says Any"
 
 
 def test_modules_and_functions_stay_small() -> None:

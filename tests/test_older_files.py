@@ -13,8 +13,8 @@ from balancer.inputs import random_items
 from balancer.learning.recorded import read_stage_times
 from balancer.loops.sources import TrueCosts
 from balancer.plan import plan_text
+from balancer.planning.costed_model import costed_model_of
 from balancer.planning.options import options_of
-from balancer.planning.setting import setting_of
 
 OLDER = Path(__file__).parent / "older"
 PLANS = sorted(path.name for path in OLDER.iterdir() if path.is_dir())
@@ -74,7 +74,7 @@ def test_a_tuned_plan_is_tuned_on() -> None:
     plan = balancer.load_plan(OLDER / "tuned")
     assert plan.costs is not None
     assert set(plan.costs.learnt_from) == {"compiler reports", "measured stages"}
-    assert balancer.tune(plan, TrueCosts(setting_of(plan)), rounds=2).rounds[0].worst < 0.01
+    assert balancer.tune(plan, TrueCosts(costed_model_of(plan)), rounds=2).rounds[0].worst < 0.01
 
 
 def test_a_hardware_file_and_a_recording_are_read() -> None:

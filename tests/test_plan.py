@@ -147,7 +147,7 @@ def test_a_truncated_plan_file_is_refused(plan: balancer.Plan, tmp_path: Path) -
         (("model", "file"), "\ud800.tflite", "is not a valid value here"),
         (("model", "file"), "..", "not a bare file name"),
         (("predicted", "throughput_per_s"), 10**400, "too large a number"),
-        (("pipelines", 0, "stages", 0, "tpus"), [99], "among the 4"),
+        (("pipelines", 0, "stages", 0, "tpus"), [99], "its number is above 3"),
         (("pipelines", 0, "stages", 0, "tpus"), [3], "a TPU is used twice"),
         (("pipelines", 0, "stages", 0, "replicas"), 2, "one TPU for each replica"),
         (("segments", 0, "ops"), "0-1", "each op once"),
@@ -278,16 +278,16 @@ def test_a_plan_is_saved_with_the_model_that_it_was_made_from(tmp_path: Path) ->
 def test_pipelines_that_cut_differently_into_as_many_segments_have_names_of_their_own() -> None:
     from balancer.ground.opsets import interval_set
     from balancer.planning.assembling import assemble
-    from balancer.planning.setting import open_setting
+    from balancer.planning.costed_model import open_costed_model
     from balancer.solve import PipelineSpec, Solution, StageSpec, Value
 
-    setting = open_setting(handmade.conv_chain(3), "pcie")
+    costed = open_costed_model(handmade.conv_chain(3), "pcie")
     pipelines = tuple(
         PipelineSpec((StageSpec(interval_set(0, cut), "pcie"), StageSpec(interval_set(cut, 3), "pcie")))
         for cut in (1, 2, 1)
     )
     solution = Solution(solver="given", pipelines=pipelines, value=Value(1, 6, 0, 1), bound_ns=None, over="nothing")
-    found = assemble(setting, solution, 6, ())
+    found = assemble(costed, solution, 6, ())
     assert [s.name for s in found.segments] == [f"model{b}_segment_{k}_of_2" for b in ("", "-b") for k in (0, 1)]
     assert [p.stages[0].segment for p in found.pipelines] == [
         "model_segment_0_of_2",

@@ -23,7 +23,7 @@ from balancer.ground.opsets import members
 from balancer.learning.correcting import Evidence, contradicts, corrected, overruns
 from balancer.loops.refining import ROUNDS, RefineRound
 from balancer.plan import OpOnCpu, SegmentReport
-from balancer.planning.setting import Setting, open_setting
+from balancer.planning.costed_model import CostedModel, open_costed_model
 from balancer.solve import solve
 from balancer.tflite import synth
 from tests import edgetpu_compiler
@@ -57,9 +57,9 @@ def _overflow(plan: balancer.Plan) -> int:
 
 def _fits(model: Path, n_tpus: int, profile: Profile) -> bool:
     """Whether there is a plan that streams nothing, under costs that are the compiler's truth."""
-    setting = replace(open_setting(model, "pcie"), profile=profile)
+    costed = replace(open_costed_model(model, "pcie"), profile=profile)
     try:
-        solve(setting.problem(n_tpus, overflow="error"))
+        solve(costed.problem(n_tpus, overflow="error"))
     except InfeasibleError:
         return False
     return True
@@ -262,9 +262,9 @@ def test_compare_without_a_compiled_plan(model: Path, tmp_path: Path, capsys: py
     assert "cannot be compiled" in rows["ours"]["note"]
 
 
-def _setting(data: bytes, folder: Path) -> Setting:
+def _setting(data: bytes, folder: Path) -> CostedModel:
     (folder / "net.tflite").write_bytes(data)
-    return open_setting(folder / "net.tflite", "pcie")
+    return open_costed_model(folder / "net.tflite", "pcie")
 
 
 def _report(costs: SegmentCosts, ops: int) -> SegmentReport:
@@ -281,15 +281,15 @@ def _report(costs: SegmentCosts, ops: int) -> SegmentReport:
 def test_what_was_seen_is_predicted_afterwards(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever is true of room, bytes and ops: no segment that was compiled is promised more than it had."""
     width = data.draw(st.sampled_from([700, 1500]))
-    setting = _setting(synth.fc(width, layers=6, output_type="int8"), tmp_path_factory.mktemp("model"))
-    n = len(setting.graph.ops)
+    costed = _setting(synth.fc(width, layers=6, output_type="int8"), tmp_path_factory.mktemp("model"))
+    n = len(costed.graph.ops)
     ops = {i: OpCosts(mapped=False) for i in data.draw(st.sets(st.integers(1, n - 1), max_size=2))}
     room = data.draw(st.sampled_from([(LESS, 0), (1_000_000, -(1 << 20)), (600_000, 0), (1_100_000, 0)]))
-    truth = SegmentCosts(setting.graph, setting.hardware, Profile("truth", ops, *room))
+    truth = SegmentCosts(costed.graph, costed.hardware, Profile("truth", ops, *room))
     cuts = sorted(data.draw(st.sets(st.integers(1, n - 1), min_size=1, max_size=3)))
     edges = [0, *cuts, n]
     found = [Evidence(s, _report(truth, s)) for s in ((1 << b) - (1 << a) for a, b in pairwise(edges))]
-    learnt = SegmentCosts(setting.graph, setting.hardware, corrected(setting, found))
+    learnt = SegmentCosts(costed.graph, costed.hardware, corrected(costed, found))
     for each in found:
         assert not overruns(learnt, each)
         assert learnt.on_cpu(each.ops) == truth.on_cpu(each.ops)
@@ -297,10 +297,10 @@ def test_what_was_seen_is_predicted_afterwards(data: st.DataObject, tmp_path_fac
 
 
 def test_correcting_is_quick(tmp_path: Path) -> None:
-    setting = _setting(synth.fc(200, layers=60, output_type="int8"), tmp_path)
-    costs = setting.costs
-    n = len(setting.graph.ops)
+    costed = _setting(synth.fc(200, layers=60, output_type="int8"), tmp_path)
+    costs = costed.costs
+    n = len(costed.graph.ops)
     found = [Evidence(1 << i, _report(costs, 1 << i)) for i in range(n)]
     start = time.process_time()
-    corrected(setting, found)
+    corrected(costed, found)
     assert time.process_time() - start < 20  # a hundredfold of what it takes

@@ -23,9 +23,9 @@ from balancer.loops.sources import TrueCosts
 from balancer.loops.tuning import truth_of, tune
 from balancer.plan import load_plan, plan_text
 from balancer.planning.assembling import assemble
+from balancer.planning.costed_model import CostedModel, costed_model_of, open_costed_model
 from balancer.planning.predicting import partition_plan
-from balancer.planning.setting import Setting, open_setting, setting_of
-from balancer.planning.solving import solve_setting
+from balancer.planning.solving import solve_costed_model
 from balancer.tflite import synth
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _again(plan: Plan, folder: Path) -> Plan:
 
 def _remembers(plan: Plan) -> bool:
     """Whether the costs that it remembers are those that it was predicted with."""
-    costs, sets = setting_of(plan).costs, {s.name: s.ops for s in plan.segments}
+    costs, sets = costed_model_of(plan).costs, {s.name: s.ops for s in plan.segments}
     return all(costs.terms(sets[s.name]).stage_ns == s.predicted.stage_ns for s in plan.segments)
 
 
@@ -54,7 +54,7 @@ def _remembers(plan: Plan) -> bool:
 def test_a_loaded_plan_costs_every_segment_as_it_was_costed(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    plain = open_setting(DENSE, "pcie")
+    plain = open_costed_model(DENSE, "pcie")
     n = len(plain.graph.ops)
     number = st.none() | st.integers(0, 10**7)
     known = st.builds(OpCosts, number, number, number, st.sampled_from([None, False]))
@@ -65,14 +65,14 @@ def test_a_loaded_plan_costs_every_segment_as_it_was_costed(
         data.draw(st.integers(-100_000, 100_000)),
         constants=data.draw(st.sampled_from([{}, {"stream_ns_per_mib": 1234, "input_ns_per_mib": 77}])),
     )
-    setting = replace(plain, profile=profile)
-    solution = solve_setting(setting, 3, balancer.Options())
-    loaded = _again(assemble(setting, solution, 3, ()), tmp_path_factory.mktemp("plan"))
-    again = setting_of(loaded)
-    assert (again.hardware, again.profile) == (setting.hardware, profile)
+    costed = replace(plain, profile=profile)
+    solution = solve_costed_model(costed, 3, balancer.Options())
+    loaded = _again(assemble(costed, solution, 3, ()), tmp_path_factory.mktemp("plan"))
+    again = costed_model_of(loaded)
+    assert (again.hardware, again.profile) == (costed.hardware, profile)
     for a, b in pairwise(sorted({0, n, *data.draw(st.sets(st.integers(1, n - 1), min_size=1))})):
         ops = (1 << b) - (1 << a)
-        assert again.costs.terms(ops) == setting.costs.terms(ops)
+        assert again.costs.terms(ops) == costed.costs.terms(ops)
 
 
 def test_tuning_keeps_the_profile_of_the_plan(tmp_path: Path) -> None:
@@ -83,14 +83,14 @@ def test_tuning_keeps_the_profile_of_the_plan(tmp_path: Path) -> None:
     path.write_text(json.dumps(document))
     plan = _again(balancer.balance(MODEL, 3, profile=path), tmp_path / "plan")
     assert _remembers(plan)
-    found = tune(plan, TrueCosts(setting_of(plan)))
+    found = tune(plan, TrueCosts(costed_model_of(plan)))
     assert [r.worst for r in found.rounds] == [0.0]
-    assert setting_of(found.plan).profile.ops[4].ns == document["ops"][4]["measured_ns"]  # type: ignore[union-attr]
+    assert costed_model_of(found.plan).profile.ops[4].ns == document["ops"][4]["measured_ns"]  # type: ignore[union-attr]
 
 
 def test_what_tuning_has_learnt_is_known_to_the_next(tmp_path: Path) -> None:
     plan = balancer.balance(MODEL, 3)
-    truth = TrueCosts(perturbed(setting_of(plan), 3))
+    truth = TrueCosts(perturbed(costed_model_of(plan), 3))
     once = _again(tune(plan, truth).plan, tmp_path / "once")
     assert _remembers(once)
     assert once.hardware == plan.hardware
@@ -107,11 +107,11 @@ def test_hardware_is_known_by_its_constants_whatever_its_name(name: str, tmp_pat
     path.write_text(json.dumps(document))
     plan = _again(balancer.balance(MODEL, 3, hardware=path), tmp_path / "plan")
     assert plan.hardware.name == name
-    assert setting_of(plan).hardware == load_hardware(path)
+    assert costed_model_of(plan).hardware == load_hardware(path)
     assert _remembers(plan)
     truth = truth_of(plan, 1).truth.hardware
     assert 0.6 * 90_000_000 < truth.link.input_ns_per_mib < 1.4 * 90_000_000
-    assert tune(plan, TrueCosts(setting_of(plan))).rounds[0].worst == 0
+    assert tune(plan, TrueCosts(costed_model_of(plan))).rounds[0].worst == 0
 
 
 def test_simulated_errors_are_the_same_with_and_without_a_profile(tmp_path: Path) -> None:
@@ -127,14 +127,14 @@ def test_simulated_errors_are_the_same_with_and_without_a_profile(tmp_path: Path
 
 def test_reports_are_learnt_from_twice_as_once() -> None:
     """A plan that was compiled in the loop has learnt of room; tuning learns from the same reports again."""
-    setting = open_setting(DENSE, "pcie")
-    n = len(setting.graph.ops)
-    truth = SegmentCosts(setting.graph, setting.hardware, Profile("truth", {}, 700_000))
+    costed = open_costed_model(DENSE, "pcie")
+    n = len(costed.graph.ops)
+    truth = SegmentCosts(costed.graph, costed.hardware, Profile("truth", {}, 700_000))
     sets = [(1 << n // 2) - 1, (1 << n) - (1 << n // 2)]
     found = [Evidence(ops, report_of(truth.terms(ops))) for ops in sets]
-    once = replace(setting, profile=corrected(setting, found))
+    once = replace(costed, profile=corrected(costed, found))
     for evidence in (found, []):
-        twice = replace(setting, profile=corrected(once, evidence))
+        twice = replace(costed, profile=corrected(once, evidence))
         for ops in (*sets, (1 << n) - 1):
             assert twice.costs.terms(ops).capacity_bytes == once.costs.terms(ops).capacity_bytes
         assert not any(overruns(twice.costs, each) for each in found)
@@ -155,7 +155,7 @@ def test_a_plan_of_before_is_tuned_and_said_to_remember_nothing(
     path.write_text(json.dumps(document))
     plan = load_plan(path)
     assert (plan.costs, plan.held_to) == (None, None)
-    assert tune(plan, TrueCosts(perturbed(setting_of(plan), 1))).rounds
+    assert tune(plan, TrueCosts(perturbed(costed_model_of(plan), 1))).rounds
     assert "does not say which limits it was solved with" in caplog.text
 
 
@@ -201,9 +201,9 @@ def test_what_cannot_be_remembered_is_refused_in_one_line(changes: dict[str, Any
 
 
 def test_a_given_partition_is_held_to_nothing() -> None:
-    setting = open_setting(MODEL, "pcie")
-    n = len(setting.graph.ops)
-    plan = partition_plan(setting, [(1 << 3) - 1, (1 << n) - (1 << 3)])
+    costed = open_costed_model(MODEL, "pcie")
+    n = len(costed.graph.ops)
+    plan = partition_plan(costed, [(1 << 3) - 1, (1 << n) - (1 << 3)])
     assert plan is not None
     assert plan.held_to is None
-    assert isinstance(setting, Setting)
+    assert isinstance(costed, CostedModel)

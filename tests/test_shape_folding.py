@@ -94,7 +94,7 @@ def _fused(kind: str, activation: int) -> Callable[[Chain], int]:
     return lambda c: c.op(kind, [c.shape, c.constant([3, 1, 9, 2])], Table(f"{kind.title()}Options", options))
 
 
-# The options that the issue names, and others like them.
+# Options that change what a folded op computes, or that the kernels of folded ops do not support.
 OPTIONS: dict[str, Callable[[Chain], int]] = {
     "ADD, fused RELU6": _fused("ADD", 3),
     "SUB, fused RELU": _fused("SUB", 1),

@@ -15,7 +15,7 @@ from balancer.cli.solver_options import SOLVERS as NAMES
 from balancer.errors import ConstraintError, InfeasibleError
 from balancer.ground.downsets import NestedSets
 from balancer.ground.opsets import members, parse_op_ranges
-from balancer.planning.setting import open_setting
+from balancer.planning.costed_model import open_costed_model
 from balancer.solve import SOLVERS, Ended, Problem, SolverOptions, Structure, check, solve, structured_problem
 from balancer.solve.cpsat import PipelineSearch
 from balancer.solve.structured import StructuredCosts
@@ -181,7 +181,7 @@ def test_an_interrupted_search_gives_the_best_so_far(where: str, monkeypatch: py
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    problem = _hard() if where == "cpsat" else open_setting(handmade.conv_chain(6), "pcie").problem(3)
+    problem = _hard() if where == "cpsat" else open_costed_model(handmade.conv_chain(6), "pcie").problem(3)
     chain = solve(problem, SolverOptions(solver="chain", max_pipelines=1, max_replicas=1))
     if where == "cpsat":
         monkeypatch.setattr(PipelineSearch, "run", interrupted)
@@ -206,8 +206,8 @@ def test_constraints_need_a_solver_that_takes_them(model: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=stem)
 def test_no_segment_of_a_real_model_is_below_the_structure_of_its_cost(path: Path) -> None:
     """What bounds and CP-SAT rely on, over random segments between down-sets."""
-    setting = open_setting(path, "pcie")
-    problem, draw = setting.problem(2), random.Random(3)
+    costed = open_costed_model(path, "pcie")
+    problem, draw = costed.problem(2), random.Random(3)
     known = replace(problem.structures["pcie"], kept=(), limit_bytes=None)
     costs = StructuredCosts(known, problem.n_ops)
     for _ in range(60):

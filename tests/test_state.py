@@ -19,7 +19,7 @@ from balancer.errors import PlanError, StageError
 from balancer.inputs import model_interface, random_items
 from balancer.interpreter import open_interpreter
 from balancer.plan import STATE_WORDS
-from balancer.planning.setting import setting_of
+from balancer.planning.costed_model import costed_model_of
 from balancer.runtime.options import RunOptions
 from balancer.runtime.recipes import Simulation
 from balancer.tflite.flatbuffer import Table
@@ -261,7 +261,7 @@ def test_tuning_a_plan_that_keeps_state_gives_one_that_does(tmp_path: Path) -> N
     from balancer.loops.tuning import tune
 
     plan = _saved(remembering(), tmp_path, n=4, keep_state=True)
-    found = tune(plan, TrueCosts(setting_of(plan)), rounds=2, options=balancer.Options())
+    found = tune(plan, TrueCosts(costed_model_of(plan)), rounds=2, options=balancer.Options())
     assert found.plan.state == "kept"
     assert len(found.plan.pipelines) == 1
 

@@ -13,8 +13,8 @@ from balancer.cli.main import build_parser, main
 from balancer.errors import DeviceError, MeasurementError
 from balancer.loops.simulating import perturbed
 from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts, behaviours
+from balancer.planning.costed_model import costed_model_of
 from balancer.planning.predicting import partition_plan
-from balancer.planning.setting import setting_of
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
 from balancer.runtime.recipes import Simulation
@@ -102,7 +102,7 @@ def _recorded(folder: Path, *plans: Plan) -> tuple[Path, dict[int, int]]:
 
 def test_plain_simulated_times_are_those_of_the_first_plan_for_any_ops(plans: tuple[Plan, Plan], told: Any) -> None:
     one, two = plans
-    source, costs = _source(one), setting_of(one).costs
+    source, costs = _source(one), costed_model_of(one).costs
     for plan in (two, one):
         found = _by_ops(told(source, plan))
         assert found == {ops: costs.terms(ops).stage_ns for ops in [s.ops for s in plan.segments]}
@@ -125,8 +125,8 @@ def test_recorded_times_on_simulated_tpus_go_by_ops(plans: tuple[Plan, Plan], tm
 def test_ops_of_another_model_are_others(plans: tuple[Plan, Plan], tmp_path: Path) -> None:
     one, _ = plans
     path, _ = _recorded(tmp_path, one)
-    setting = setting_of(balancer.balance(synth.conv(100, layers=8, size=32), 2))
-    other = partition_plan(setting, [s.ops for s in one.segments])
+    costed = costed_model_of(balancer.balance(synth.conv(100, layers=8, size=32), 2))
+    other = partition_plan(costed, [s.ops for s in one.segments])
     assert other is not None
     assert [s.ops for s in other.segments] == [s.ops for s in one.segments]
     with pytest.raises(MeasurementError, match="holds no time"):
@@ -134,7 +134,7 @@ def test_ops_of_another_model_are_others(plans: tuple[Plan, Plan], tmp_path: Pat
 
 
 def test_behaviours_are_named_as_in_the_plan_that_is_run(plans: tuple[Plan, Plan]) -> None:
-    truth = TrueCosts(perturbed(setting_of(plans[0]), ERRORS))
+    truth = TrueCosts(perturbed(costed_model_of(plans[0]), ERRORS))
     for plan in plans:
         found = behaviours(plan, truth, 0.25)
         right = {s.name: s.measured.stage_ns for s in truth(plan).plan.segments if s.measured}

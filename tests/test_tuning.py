@@ -22,7 +22,7 @@ from balancer.learning.measurements import read_measurements
 from balancer.loops.simulating import perturbed
 from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
 from balancer.loops.tuning import ROUNDS, TuneRound, bisected, truth_of, tune
-from balancer.planning.setting import Setting, open_setting, setting_of
+from balancer.planning.costed_model import CostedModel, costed_model_of, open_costed_model
 from balancer.solve import solve
 from balancer.tflite import synth
 from tests.shared import ZOO
@@ -42,23 +42,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(data=st.data())
 def test_measured_stages_come_out_as_measured(data: st.DataObject, model: Path) -> None:
     """Whatever single ops really take, whatever the link does."""
-    setting = open_setting(model, "pcie")
-    n = len(setting.graph.ops)
-    ops = {
-        i: OpCosts(ns=round(setting.costs.op_terms[i].compute_ns * data.draw(st.floats(0.4, 2.5)))) for i in range(n)
-    }
+    costed = open_costed_model(model, "pcie")
+    n = len(costed.graph.ops)
+    ops = {i: OpCosts(ns=round(costed.costs.op_terms[i].compute_ns * data.draw(st.floats(0.4, 2.5)))) for i in range(n)}
     link = data.draw(st.floats(0.6, 1.6))
-    hardware = setting.hardware.changed({"input_ns_per_mib": setting.hardware.link.input_ns_per_mib * link})
-    truth = Setting(setting.model, hardware, Profile("truth", ops)).costs
+    hardware = costed.hardware.changed({"input_ns_per_mib": costed.hardware.link.input_ns_per_mib * link})
+    truth = CostedModel(costed.model, hardware, Profile("truth", ops)).costs
     cuts = sorted(data.draw(st.sets(st.integers(1, n - 1), min_size=1, max_size=3)))
     edges = [0, *cuts, n]
     seen = []
     for a, b in pairwise(edges):
         terms = truth.terms((1 << b) - (1 << a))
         seen.append(Observed((1 << b) - (1 << a), terms.stage_ns, terms.capacity_bytes))
-    learnt = fitted(setting, seen).costs
+    learnt = fitted(costed, seen).costs
     for each in seen:
-        own = learnt.terms(each.ops, each.room)
+        own = learnt.terms(each.ops, each.capacity_bytes)
         share = own.compute_ns / max(1, own.stage_ns)
         if share > 0.2:  # where hardly anything of a stage is computing, the rest cannot be put on its ops
             assert abs(own.stage_ns - each.stage_ns) <= 0.02 * each.stage_ns
@@ -66,23 +64,23 @@ def test_measured_stages_come_out_as_measured(data: st.DataObject, model: Path) 
 
 def test_types_that_are_wrong_by_one_factor_are_found(model: Path) -> None:
     """Also for ops that stand in segments which were not measured so."""
-    setting = open_setting(model, "pcie")
-    n = len(setting.graph.ops)
-    truth = perturbed(setting, 3).costs
+    costed = open_costed_model(model, "pcie")
+    n = len(costed.graph.ops)
+    truth = perturbed(costed, 3).costs
     seen = [
         Observed((1 << b) - (1 << a), truth.terms((1 << b) - (1 << a)).stage_ns) for a, b in ((0, 3), (3, 7), (7, n))
     ]
-    learnt = fitted(setting, seen).costs
+    learnt = fitted(costed, seen).costs
     for a, b in ((0, 5), (2, 6), (5, n), (0, n)):
         ops = (1 << b) - (1 << a)
-        right, before, after = (c.terms(ops).stage_ns for c in (truth, setting.costs, learnt))
+        right, before, after = (c.terms(ops).stage_ns for c in (truth, costed.costs, learnt))
         assert abs(after - right) <= 0.05 * right
         assert abs(after - right) <= abs(before - right)
 
 
 def test_nothing_measured_teaches_nothing(model: Path) -> None:
-    setting = open_setting(model, "pcie")
-    assert fitted(setting, []) is setting
+    costed = open_costed_model(model, "pcie")
+    assert fitted(costed, []) is costed
 
 
 @pytest.mark.shared
@@ -90,7 +88,7 @@ def test_nothing_measured_teaches_nothing(model: Path) -> None:
 @pytest.mark.parametrize("name", ["ResNet50", "EfficientNetB0"])
 def test_tuning_closes_most_of_the_gap(name: str, seed: int) -> None:
     plan = balancer.balance(ZOO / f"{name}_int8.tflite", 4)
-    truth = perturbed(setting_of(plan), seed)
+    truth = perturbed(costed_model_of(plan), seed)
     best = 1e9 / solve(truth.problem(4)).value.objective_ns
     rounds: list[TuneRound] = []
     found = tune(plan, TrueCosts(truth), on_round=rounds.append)
@@ -107,7 +105,7 @@ def test_tuning_closes_most_of_the_gap(name: str, seed: int) -> None:
 
 def test_costs_that_are_right_end_it_at_once(model: Path) -> None:
     plan = balancer.balance(model, 3)
-    found = tune(plan, TrueCosts(setting_of(plan)))
+    found = tune(plan, TrueCosts(costed_model_of(plan)))
     assert len(found.rounds) == 1
     assert found.gain == 1
     assert [s.ops for s in found.plan.segments] == [s.ops for s in plan.segments]
@@ -115,7 +113,7 @@ def test_costs_that_are_right_end_it_at_once(model: Path) -> None:
 
 def test_a_simulated_pipeline_as_the_source(model: Path) -> None:
     plan = balancer.balance(model, 3)
-    truth = TrueCosts(perturbed(setting_of(plan), 1))
+    truth = TrueCosts(perturbed(costed_model_of(plan), 1))
     seen = PipelineTimes(devices="sim", seconds=0.6, truth=truth)(plan)
     right = truth(plan)
     for measured, true in zip(seen.plan.segments, right.plan.segments, strict=True):
@@ -129,7 +127,7 @@ def test_a_simulated_pipeline_as_the_source(model: Path) -> None:
 
 def test_a_recorded_file_as_the_source(model: Path, tmp_path: Path) -> None:
     plan = balancer.save(balancer.balance(model, 3, options=balancer.Options(stages=3)), tmp_path / "plan")
-    truth = TrueCosts(perturbed(setting_of(plan), 2))
+    truth = TrueCosts(perturbed(costed_model_of(plan), 2))
     times = {s.name: s.measured.stage_ns for s in truth(plan).plan.segments if s.measured}
     path = tmp_path / "plan" / "times.csv"
     with path.open("w", newline="") as file:
@@ -147,7 +145,7 @@ def test_a_recorded_file_as_the_source(model: Path, tmp_path: Path) -> None:
 
 def test_a_source_that_fails_later_leaves_the_best_so_far(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     plan = balancer.balance(model, 3)
-    truth = TrueCosts(perturbed(setting_of(plan), 4))
+    truth = TrueCosts(perturbed(costed_model_of(plan), 4))
     calls = []
 
     def source(asked: balancer.Plan) -> object:
@@ -165,18 +163,18 @@ def test_a_source_that_fails_later_leaves_the_best_so_far(model: Path, caplog: p
 
 def test_the_profiling_bisection_gets_the_same_times(model: Path) -> None:
     plan = balancer.balance(model, 3, options=balancer.Options(stages=3))
-    truth = TrueCosts(perturbed(setting_of(plan), 5))
+    truth = TrueCosts(perturbed(costed_model_of(plan), 5))
     found = bisected(plan, truth)
     assert len(found.cuts) == 2
-    setting = truth.truth
-    edges = [0, *found.cuts, len(setting.graph.ops)]
-    slowest = max(setting.costs.terms((1 << b) - (1 << a)).stage_ns for a, b in pairwise(edges))
+    costed = truth.truth
+    edges = [0, *found.cuts, len(costed.graph.ops)]
+    slowest = max(costed.costs.terms((1 << b) - (1 << a)).stage_ns for a, b in pairwise(edges))
     assert found.slowest_ns == slowest
 
 
 def test_a_measured_plan_calibrates(model: Path, tmp_path: Path) -> None:
     plan = balancer.balance(model, 4, options=balancer.Options(stages=4))
-    truth = perturbed(setting_of(plan), 7)
+    truth = perturbed(costed_model_of(plan), 7)
     saved = balancer.save(tune(plan, TrueCosts(truth), rounds=1).plan, tmp_path / "plan")
     path = tmp_path / "plan" / saved.file_name
     rows = read_measurements(path)

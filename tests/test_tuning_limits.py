@@ -18,9 +18,9 @@ from balancer.loops.simulating import perturbed
 from balancer.loops.sources import Seen, TrueCosts
 from balancer.loops.tuning import Tuned, tune
 from balancer.plan.remembered import check_remembered
+from balancer.planning.costed_model import costed_model_of
 from balancer.planning.options import Options, options_of
-from balancer.planning.setting import setting_of
-from balancer.planning.solving import solve_setting
+from balancer.planning.solving import solve_costed_model
 from balancer.runtime.measuring import measure
 from balancer.solve import Constraints, Ended
 from balancer.tflite import synth
@@ -54,7 +54,7 @@ class Watched:
 
 
 def _watched(plan: Plan, seed: int = 1) -> Watched:
-    return Watched(TrueCosts(perturbed(setting_of(plan), seed)))
+    return Watched(TrueCosts(perturbed(costed_model_of(plan), seed)))
 
 
 def _tuned(plan: Plan, keeps: Callable[[Plan], bool]) -> Tuned:
@@ -117,7 +117,7 @@ def test_a_plan_that_must_not_stream_never_does() -> None:
     free = balancer.balance(model, 3)
     assert sum(s.predicted.overflow_bytes for s in free.segments) > 0
     assert free.predicted.throughput_per_s > 1.02 * plan.predicted.throughput_per_s
-    for source in (Watched(TrueCosts(setting_of(plan))), _watched(plan)):
+    for source in (Watched(TrueCosts(costed_model_of(plan))), _watched(plan)):
         found = tune(plan, source)
         for asked in (*source.asked, found.plan):
             assert asked.held_to is not None
@@ -132,7 +132,7 @@ def test_no_plan_within_the_limits_any_more_leaves_the_first_one(monkeypatch: py
         raise InfeasibleError("there is no partition", "4 TPUs", "allow more TPUs")
 
     plan = balancer.balance(SMALL, 3)
-    monkeypatch.setattr(tuning, "solve_setting", none)
+    monkeypatch.setattr(tuning, "solve_costed_model", none)
     found = tune(plan, _watched(plan))
     assert "no plan keeps the limits" in found.ended
     assert [s.ops for s in found.plan.segments] == [s.ops for s in plan.segments]
@@ -273,7 +273,7 @@ def test_ctrl_c_keeps_the_best_round_so_far() -> None:
     assert "interrupted after round 1" in found.ended
     assert [s.ops for s in found.plan.segments] == [s.ops for s in plan.segments]
     assert all(s.measured for s in found.plan.segments)
-    assert found.plan.solver.bound_ns == 0  # nothing is proven in a hurry
+    assert found.plan.solver.bound_ns is None  # nothing is proven in a hurry
     rounds: list[TuneRound] = []
     whole = tune(plan, source)
     found = tune(plan, replace(source, asked=[]), on_round=_interrupted_second(rounds))
@@ -287,7 +287,7 @@ def test_a_compiled_plan_that_stays_the_best_keeps_its_compiled_files(tmp_path: 
     plan = balancer.save(balancer.balance(SMALL, 3, options=balancer.Options(stages=3)), tmp_path / "plan")
     compiler = find_compiler(edgetpu_compiler.install(tmp_path / "bin"), cache=tmp_path / "cache")
     plan = compile_plan(plan, compiler).plan
-    truth = TrueCosts(setting_of(plan))
+    truth = TrueCosts(costed_model_of(plan))
 
     def source(asked: Plan) -> Seen:
         times = {s.name: s.measured for s in truth(asked).plan.segments}
@@ -310,9 +310,9 @@ def test_ctrl_c_while_solving_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> No
     plan, source = _moving()
 
     def interrupted(*given: Any) -> Solution:
-        return replace(solve_setting(*given), ended=Ended.INTERRUPTED)
+        return replace(solve_costed_model(*given), ended=Ended.INTERRUPTED)
 
-    monkeypatch.setattr(tuning, "solve_setting", interrupted)
+    monkeypatch.setattr(tuning, "solve_costed_model", interrupted)
     source = replace(source, asked=[])
     found = tune(plan, source)
     assert len(source.asked) == len(found.rounds) == 1

@@ -249,7 +249,7 @@ def test_a_latency_gap_is_a_share_of_the_optimum(small: balancer.Plan, capsys: p
 def test_a_solver_without_a_bound_is_not_called_a_baseline(
     small: balancer.Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = _remarks(small, capsys, bound_ns=0, gap=1.0, over="all down-sets")
+    said = _remarks(small, capsys, bound_ns=None, gap=1.0, over="all down-sets")
     assert "no proof: " in said
     assert "baseline" not in said
     assert "claims nothing" not in said

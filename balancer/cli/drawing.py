@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 _WIDTH = 80
 _KIB, _MIB = 1 << 10, 1 << 20
 _LEFT = {"", "devices", "ops", "type", "mapped", "tensor", "constant"}
+NOT_SEARCHED = "not_searched"
 _CUT_SHORT = {
     "complete": "",
+    NOT_SEARCHED: "",
     "interrupted": "; interrupted, the best so far",
     "limit_reached": "; a limit was reached, the best so far",
     "down_sets_left_out": "; too many down-sets for this solver",
@@ -75,10 +77,12 @@ def short_size(count: int) -> str:
 
 
 def tpus(count: int) -> str:
+    """A number of TPUs in words."""
     return "1 TPU" if count == 1 else f"{count} TPUs"
 
 
 def milliseconds(ns: int) -> str:
+    """A time in ms, to the microsecond."""
     return f"{ns / 1e6:.3f}"
 
 
@@ -225,8 +229,10 @@ def _from(n: int | None, most: int) -> str:
 def remarks(plan: Plan) -> None:
     """Print what is proved of the plan, what limits its rate, and whether pycoral can run it."""
     s = plan.solver
-    if s.bound_ns is None:
+    if s.bound_ns is None and s.ended == NOT_SEARCHED:
         print(f"no proof: the cuts are those of {s.name}, which claims nothing")
+    elif s.bound_ns is None:
+        print(f"no proof: {s.name} has no bound over {s.over}")
     else:
         print(f"proof: {_claim(plan, s.bound_ns)} over {s.over};")
         print(f"       by {s.name}, under the predicted costs{_CUT_SHORT[s.ended]}")

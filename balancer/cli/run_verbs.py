@@ -295,7 +295,7 @@ def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
 def _source(arguments: argparse.Namespace, plan: OpenedPlan) -> Any:
     """The source of measured times that the arguments choose. Raises DeviceError for --sim-outputs live."""
     from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
-    from balancer.planning.setting import setting_of
+    from balancer.planning.costed_model import costed_model_of
     from balancer.runtime.options import RunOptions
 
     if arguments.sim_outputs == "live":
@@ -307,7 +307,7 @@ def _source(arguments: argparse.Namespace, plan: OpenedPlan) -> Any:
     names = {name.strip() for name in (arguments.devices or "").split(",")}
     if truth is None and "sim" in names:
         # The first plan's own costs are the truth in every round. With those of each plan, predictions would always be right.
-        truth = TrueCosts(setting_of(plan))
+        truth = TrueCosts(costed_model_of(plan))
     options = RunOptions(processes=arguments.processes, seconds=arguments.item_timeout)
     return PipelineTimes(
         devices=arguments.devices, seconds=arguments.seconds, options=options, truth=truth, jitter=arguments.sim_jitter,

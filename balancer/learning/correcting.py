@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from balancer.plan import Plan, SegmentReport
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
 
 LABEL = "compiler reports"
 # Smaller differences are not corrected: the compiler rounds what it prints, and predicted bytes are off by 0.2 %.
@@ -77,33 +77,33 @@ def _on_cpu(evidence: Evidence) -> OpSet:
     return op_set(o.op for o in evidence.reported.not_mapped)
 
 
-def corrected(setting: Setting, evidence: Iterable[Evidence]) -> Profile:
-    """The setting's profile with the four corrections made (see the module).
+def corrected(costed: CostedModel, evidence: Iterable[Evidence]) -> Profile:
+    """The costed model's profile with the four corrections made (see the module).
 
-    setting: as it was before anything was compiled. Passing a corrected one would apply corrections twice.
+    costed: as it was before anything was compiled. Passing a corrected one would apply corrections twice.
     """
     compiled = list(evidence)
-    profile = (setting.profile or Profile("", {})).taught_by(LABEL)
+    profile = (costed.profile or Profile("", {})).taught_by(LABEL)
     # Each round marks at least one more op as unmapped, so this ends. It needs rounds: once an op is unmapped, the costs
     # expect its successors on the CPU, and only what is left is still unforeseen.
-    while untaken := _untaken(_costs(setting, profile), compiled):
+    while untaken := _untaken(_costs(costed, profile), compiled):
         profile = _with(profile, {op: {"mapped": False} for op in untaken})
     profile = _with(
-        profile, {op: {"parameter_bytes": b} for op, b in _sizes(_costs(setting, profile), compiled).items()}
+        profile, {op: {"parameter_bytes": b} for op, b in _sizes(_costs(costed, profile), compiled).items()}
     )
-    # The rule replaces that of the setting's profile, so it is derived from capacities without any rule.
-    rule = _capacity_rule(_costs(setting, _with_rule(profile, _Rule())), compiled)
+    # The rule replaces that of the costed model's profile, so it is derived from capacities without any rule.
+    rule = _capacity_rule(_costs(costed, _with_rule(profile, _Rule())), compiled)
     if rule is not None:
         profile = _with_rule(profile, rule)
     # The smallest capacity first: a scratch that explains it leaves nothing to explain in other segments with that op.
     for each in sorted(compiled, key=_capacity_bytes):
-        costs = _costs(setting, profile)
+        costs = _costs(costed, profile)
         profile = _with(profile, _more_scratch(costs, each, compiled))
     return profile
 
 
-def _costs(setting: Setting, profile: Profile) -> SegmentCosts:
-    return SegmentCosts(setting.graph, setting.hardware, profile)
+def _costs(costed: CostedModel, profile: Profile) -> SegmentCosts:
+    return SegmentCosts(costed.graph, costed.hardware, profile)
 
 
 def _with(profile: Profile, changes: Mapping[int, Mapping[str, Any]]) -> Profile:

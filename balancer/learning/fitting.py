@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from balancer.ground.arrays import FloatArray
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
 
 LABEL = "measured stages"
 # Standard deviations of logarithms. Prior: how far a factor is expected to be from 1. By the errors in docs/fidelity.md,
@@ -47,35 +47,35 @@ _MOST_REST = 4.0  # a larger factor for one stage is a fault of the measurement 
 class Observed:
     """A measured stage.
 
-    ops: of its segment. stage_ns: how long it was busy for one input. room: the capacity for parameters, in bytes, that
-    the compiler reported; None where it reported nothing.
+    ops: of its segment. stage_ns: how long it was busy for one input. capacity_bytes: for parameters, as the compiler
+    reported it; None if it reported nothing.
     """
 
     ops: OpSet
     stage_ns: int
-    room: int | None = None
+    capacity_bytes: int | None = None
 
 
-def fitted(setting: Setting, observed: Sequence[Observed]) -> Setting:
-    """The setting, with costs under which the observed stages take the time that was measured.
+def fitted(costed: CostedModel, observed: Sequence[Observed]) -> CostedModel:
+    """The costed model, with costs under which the observed stages take the time that was measured.
 
     observed: in the order of measurement. Of two stages that share an op, the later one decides the op's remainder.
     """
     if not observed:
-        return setting
-    fit = _Fit(setting, observed)
+        return costed
+    fit = _Fit(costed, observed)
     return fit.with_rest(fit.solve())
 
 
 @dataclass(frozen=True)
 class _Fit:
-    setting: Setting
+    costed: CostedModel
     observed: Sequence[Observed]
 
     @cached_property
     def types(self) -> list[str]:
         """The op types that have a factor: those of ops that take time in some observed stage."""
-        costs, graph = self.setting.costs, self.setting.graph
+        costs, graph = self.costed.costs, self.costed.graph
         seen = {i for each in self.observed for i in members(each.ops)}
         return sorted({graph.ops[i].type for i in seen if costs.op_terms[i].compute_ns or costs.unmapped >> i & 1})
 
@@ -106,22 +106,24 @@ class _Fit:
 
     def _predicted(self, theta: FloatArray) -> FloatArray:
         costs = self._with(theta).costs
-        return np.log([max(1, costs.terms(each.ops, each.room).stage_ns) for each in self.observed])
+        return np.log([max(1, costs.terms(each.ops, each.capacity_bytes).stage_ns) for each in self.observed])
 
-    def _with(self, theta: FloatArray, rest: Mapping[int, float] | None = None) -> Setting:
-        """The setting with these factors. theta: their logarithms. rest: op -> one more factor."""
+    def _with(self, theta: FloatArray, rest: Mapping[int, float] | None = None) -> CostedModel:
+        """The costed model with these factors. theta: their logarithms. rest: op -> one more factor."""
         factors = np.exp(theta).tolist()
-        hardware = self.setting.costs.hardware  # with the constants that the profile replaces, not the setting's own
+        hardware = (
+            self.costed.costs.hardware
+        )  # with the constants that the profile replaces, not the costed model's own
         links = {
             name: hardware.constants[name] * factor
             for names, factor in zip(_LINKS.values(), factors, strict=False)
             for name in names
         }
         by_type = dict(zip(self.types, factors[len(_LINKS) :], strict=True))
-        old = (self.setting.profile or Profile("", {})).taught_by(LABEL)
-        costs = self.setting.costs
+        old = (self.costed.profile or Profile("", {})).taught_by(LABEL)
+        costs = self.costed.costs
         ops = dict(old.ops)
-        for op in self.setting.graph.ops:
+        for op in self.costed.graph.ops:
             i = op.index
             factor = by_type.get(op.type, 1.0) * (rest or {}).get(i, 1.0)
             base = costs.op_terms[i].cpu_ns if costs.unmapped >> i & 1 else costs.op_terms[i].compute_ns
@@ -129,14 +131,14 @@ class _Fit:
                 ops[i] = replace(ops.get(i, OpCosts()), ns=round(base * factor))
         constants = hardware.changed(links).constants
         profile = replace(old, ops=ops, constants={**old.constants, **{name: constants[name] for name in links}})
-        return replace(self.setting, profile=profile)
+        return replace(self.costed, profile=profile)
 
-    def with_rest(self, theta: FloatArray) -> Setting:
-        """The setting with these factors, and with the difference that they leave in each stage put on its ops."""
+    def with_rest(self, theta: FloatArray) -> CostedModel:
+        """The costed model with these factors, and with the difference that they leave in each stage put on its ops."""
         costs = self._with(theta).costs
         rest: dict[int, float] = {}
         for each in self.observed:
-            terms = costs.terms(each.ops, each.room)
+            terms = costs.terms(each.ops, each.capacity_bytes)
             # Only the time of computing is scaled. Transfers and overhead keep the shared factors: a remainder there
             # would move to other cuts, where other tensors cross.
             own = terms.compute_ns + terms.cpu_ns

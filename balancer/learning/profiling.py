@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from balancer.cost.profile import FORMAT, VERSION
-from balancer.planning.setting import open_setting
+from balancer.planning.costed_model import open_costed_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,13 +23,13 @@ def profile_document(model: str | Path | bytes, *, hardware: str | Path | Hardwa
 
     model, hardware: as for `balance`. Raises ModelError or HardwareError if one of them cannot be used.
     """
-    setting = open_setting(model, hardware)
+    costed = open_costed_model(model, hardware)
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": {"name": setting.graph.name, "sha256": setting.model.sha256},
-        "hardware": setting.hardware.name,
-        "ops": [_entry(setting.costs, i) for i in range(len(setting.graph.ops))],
+        "model": {"name": costed.graph.name, "sha256": costed.model.sha256},
+        "hardware": costed.hardware.name,
+        "ops": [_entry(costed.costs, i) for i in range(len(costed.graph.ops))],
     }
 
 

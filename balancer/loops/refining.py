@@ -29,10 +29,10 @@ from balancer.loops.compiler_split import default_split
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.planning.assembling import assemble
 from balancer.planning.comparing import OURS, comparison
+from balancer.planning.costed_model import ERROR, costed_model_of
 from balancer.planning.reported import reported_problem
-from balancer.planning.setting import ERROR, setting_of
 from balancer.planning.solved import pipelines_of, solution_of
-from balancer.planning.solving import solve_setting
+from balancer.planning.solving import solve_costed_model
 from balancer.solve import Solution, Value, evaluate, steady_rate
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from balancer.learning.correcting import Evidence
     from balancer.plan import ComparisonRow, Plan
     from balancer.planning.comparing import DefaultSplit
+    from balancer.planning.costed_model import CostedModel
     from balancer.planning.options import Options
-    from balancer.planning.setting import Setting
     from balancer.solve import Problem
 
 _LOG = logging.getLogger(__name__)
@@ -115,21 +115,21 @@ def refine(  # noqa: PLR0913 - the public entry: each keyword is one thing that 
     if no plan keeps the limits under the corrected costs.
     """
     opened = open_plan(plan)
-    setting, n_tpus = setting_of(opened), opened.plan.n_tpus
+    costed, n_tpus = costed_model_of(opened), opened.plan.n_tpus
     held = narrowed(opened.plan, options)
-    loop = _Refinement(setting, n_tpus, held, compiler or find_compiler(), on_round, default)
-    return loop.run(solution_of(opened.plan, setting.problem(n_tpus)), rounds)
+    loop = _Refinement(costed, n_tpus, held, compiler or find_compiler(), on_round, default)
+    return loop.run(solution_of(opened.plan, costed.problem(n_tpus)), rounds)
 
 
 @dataclass
 class _Refinement:
     """The state of one call of `refine`.
 
-    setting: with the costs before any correction. known: with the corrections so far. overran: whether a segment has
+    costed: with the costs before any correction. known: with the corrections so far. overran: whether a segment has
     streamed more than predicted. evidence: the reports of all segments compiled so far.
     """
 
-    setting: Setting
+    costed: CostedModel
     n_tpus: int
     options: Options
     compiler: Compiler
@@ -140,7 +140,7 @@ class _Refinement:
     rounds: list[RefineRound] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.known = self.setting
+        self.known = self.costed
         self.overran = False
 
     def run(self, first: Solution, rounds: int) -> Refined:
@@ -200,11 +200,11 @@ class _Refinement:
 
     def _solve(self) -> Solution:
         """The best solution under the corrected costs: the fastest, or one without overflow (see the module)."""
-        fastest = solve_setting(self.known, self.n_tpus, self.options)
+        fastest = solve_costed_model(self.known, self.n_tpus, self.options)
         if self.options.overflow or not self.overran:
             return fastest
         try:
-            within_memory = solve_setting(self.known, self.n_tpus, self.options, ERROR)
+            within_memory = solve_costed_model(self.known, self.n_tpus, self.options, ERROR)
         except InfeasibleError:
             return fastest
         reached = min(evaluate(self._with_reports(), t.solution.pipelines) or t.solution.value for t in self.tried)
@@ -233,8 +233,8 @@ class _Refinement:
         self.tried.append(tried)
         self.overran |= any(overruns(before, evidence) for evidence in compiled.values())
         if contradicted:
-            # From the uncorrected setting and all evidence, not from `known`: corrections do not pile up.
-            self.known = replace(self.setting, profile=corrected(self.setting, self.evidence.values()))
+            # From the uncorrected costed model and all evidence, not from `known`: corrections do not pile up.
+            self.known = replace(self.costed, profile=corrected(self.costed, self.evidence.values()))
         self._tell(self._round(tried, compiled, contradicted))
         return not contradicted
 
@@ -293,12 +293,12 @@ class _Refinement:
     def _proven(self, solution: Solution) -> Solution:
         """The solution valued under the corrected costs, with a bound on the optimum under them."""
         counts = solution.statistics | {"compile_rounds": len(self.tried)}
-        if self.known is self.setting:
+        if self.known is self.costed:
             return replace(solution, statistics=counts)
         value = evaluate(self.known.problem(self.n_tpus), solution.pipelines)
         assert value is not None
         try:
-            bound = solve_setting(self.known, self.n_tpus, self.options).bound_ns
+            bound = solve_costed_model(self.known, self.n_tpus, self.options).bound_ns
         except InfeasibleError:
             # The corrected costs forbid even this plan, which its own reports allow. So nothing is known of the optimum.
             bound = None
@@ -332,5 +332,5 @@ def compare_compiled(
     try:
         return refine(opened, compiler, default=default, on_round=on_round).plan.comparison
     except CompilerError as error:
-        rows = comparison(setting_of(opened), opened.plan.n_tpus, pipelines_of(opened.plan), default=default)
+        rows = comparison(costed_model_of(opened), opened.plan.n_tpus, pipelines_of(opened.plan), default=default)
         return tuple(replace(row, note=str(error)) if row.name == OURS else row for row in rows)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.profile import OpCosts, Profile
 from balancer.plan import SegmentReport
-from balancer.planning.setting import Setting
+from balancer.planning.costed_model import CostedModel
 
 if TYPE_CHECKING:
     from balancer.ground.terms import SegmentTerms
@@ -22,16 +22,16 @@ _TRANSFERS = (
 _CAPACITY_SHARE = 0.85
 
 
-def perturbed(setting: Setting, seed: int) -> Setting:
-    """The same model on hardware that differs from the setting's, as a seed decides.
+def perturbed(costed: CostedModel, seed: int) -> CostedModel:
+    """The same model on hardware that differs from the costed model's, as a seed decides.
 
     Each op type takes 0.5 to 2 times as long. On-chip memory for parameters is 15 % smaller. Streaming and transfers each
     take up to 30 % more or less time. The same seed and the same bytes of a model always give the same hardware.
     """
-    draw = random.Random(f"{setting.model.sha256} {seed}")
-    factors = {kind: 2 ** draw.uniform(-1, 1) for kind in sorted({op.type for op in setting.graph.ops})}
-    costs, ns = setting.costs, {}
-    for op in setting.graph.ops:
+    draw = random.Random(f"{costed.model.sha256} {seed}")
+    factors = {kind: 2 ** draw.uniform(-1, 1) for kind in sorted({op.type for op in costed.graph.ops})}
+    costs, ns = costed.costs, {}
+    for op in costed.graph.ops:
         base = (
             costs.op_terms[op.index].cpu_ns if costs.unmapped >> op.index & 1 else costs.op_terms[op.index].compute_ns
         )
@@ -44,12 +44,12 @@ def perturbed(setting: Setting, seed: int) -> Setting:
     wide_bytes = hardware.chip.wide_bytes_per_tile * _CAPACITY_SHARE
     dense_bytes = min(wide_bytes, hardware.chip.dense_tile_bytes)  # a dense op must fit into what a tile has
     changed = hardware.changed(changes | {"wide_bytes_per_tile": wide_bytes, "dense_tile_bytes": dense_bytes})
-    return Setting(setting.model, changed, Profile(label=f"seed {seed}", ops=ns))
+    return CostedModel(costed.model, changed, Profile(label=f"seed {seed}", ops=ns))
 
 
 def report_of(terms: SegmentTerms) -> SegmentReport:
-    """What a compiler would report of a segment with these costs. It has no file: the sha256 is empty."""
+    """What a compiler would report of a segment with these costs."""
     return SegmentReport(
         cached_bytes=terms.cached_bytes, streamed_bytes=terms.streamed_bytes, capacity_bytes=terms.capacity_bytes,
-        cpu_ops=0, subgraphs=1, compiler_version="simulated", file=None, sha256="", log=None,
+        cpu_ops=0, subgraphs=1, compiler_version="simulated", file=None, sha256="", log=None, simulated=True,
     )  # fmt: skip

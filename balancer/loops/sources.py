@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from balancer.compiler import Compiler
     from balancer.ground.opsets import OpSet
     from balancer.inputs import Item
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
     from balancer.runtime.simulated import Behaviour
 
 _ITEMS = 4  # different random inputs, used in turn
@@ -52,15 +52,17 @@ class Seen:
 
 
 class Source(Protocol):
+    """What `tune` gets times from: a function from a plan to the plan with measured segments."""
+
     def __call__(self, plan: Plan, /) -> Seen:
         """Measure a plan's segments. Raises BalancerError if they cannot be measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrueCosts:
-    """A source that computes times from costs which count as true. truth: a setting with these costs."""
+    """A source that computes times from costs which count as true. truth: a costed model with these costs."""
 
-    truth: Setting
+    truth: CostedModel
 
     def __call__(self, plan: Plan) -> Seen:
         segments = []

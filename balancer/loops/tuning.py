@@ -29,10 +29,10 @@ from balancer.loops.sources import TrueCosts
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.planning.assembling import assemble
 from balancer.planning.comparing import comparison, default_cuts
+from balancer.planning.costed_model import costed_model_of
 from balancer.planning.predicting import partition_plan
-from balancer.planning.setting import setting_of
 from balancer.planning.solved import pipelines_of
-from balancer.planning.solving import solve_setting
+from balancer.planning.solving import solve_costed_model
 from balancer.runtime.provenance import joined, parse_provenance, provenance_text
 from balancer.solve import Ended, PipelineSpec, Solution, evaluate
 from balancer.solve.bisection import Bisection, bisect_cuts
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from balancer.ground.opsets import OpSet
     from balancer.loops.sources import Seen, Source
     from balancer.plan import ComparisonRow, Plan, Segment, SegmentReport
+    from balancer.planning.costed_model import CostedModel
     from balancer.planning.options import Options
-    from balancer.planning.setting import Setting
 
 _LOG = logging.getLogger(__name__)
 ROUNDS = 5
@@ -110,18 +110,18 @@ def tune(
     """
     opened = open_plan(plan)
     aim = Aim(narrowed(opened.plan, options))
-    return _Tuning(setting_of(opened), opened.plan.n_tpus, source, aim, on_round).run(opened.plan, rounds)
+    return _Tuning(costed_model_of(opened), opened.plan.n_tpus, source, aim, on_round).run(opened.plan, rounds)
 
 
 @dataclass
 class _Tuning:
     """The state of one call of `tune`.
 
-    setting: with the first plan's costs, before any correction. evidence, observed: the reports and the measured times of
+    costed: with the first plan's costs, before any correction. evidence, observed: the reports and the measured times of
     all segments so far, by their ops; the latest measurement is last. seen: what was measured, one for each of `rounds`.
     """
 
-    setting: Setting
+    costed: CostedModel
     n_tpus: int
     source: Source
     aim: Aim
@@ -166,8 +166,8 @@ class _Tuning:
                 return ended
         return f"{rounds} rounds were allowed"
 
-    def _solve(self, known: Setting) -> Solution:
-        return solve_setting(known, self.n_tpus, self.aim.options)
+    def _solve(self, known: CostedModel) -> Solution:
+        return solve_costed_model(known, self.n_tpus, self.aim.options)
 
     def _measure(self, plan: Plan, pipelines: tuple[PipelineSpec, ...]) -> None:
         seen = self.source(plan)
@@ -181,7 +181,7 @@ class _Tuning:
             if reported:
                 self.evidence[ops] = Evidence(ops, reported)
             worst = max(worst, abs(segment.predicted.stage_ns - measured.stage_ns) / max(1, measured.stage_ns))
-        hardware = self.setting.hardware
+        hardware = self.costed.hardware
         achieved = Achieved(
             measured_rate(seen, hardware.host.host_ns_per_stage), _latency_ns(seen, hardware.host.handover_ns)
         )
@@ -195,11 +195,11 @@ class _Tuning:
         )  # fmt: skip
         self.on_round(self.rounds[-1])
 
-    def _learnt(self) -> Setting:
-        """The setting with corrected costs. Both corrections start from the first plan's costs, so that they do not pile
+    def _learnt(self) -> CostedModel:
+        """The costed model with corrected costs. Both corrections start from the first plan's costs, so that they do not pile
         up. Memory comes first: which parameters are streamed decides what the measured times have to explain.
         """
-        known = self.setting
+        known = self.costed
         if self.evidence:
             known = replace(known, profile=corrected(known, self.evidence.values()))
         return fitted(known, list(self.observed.values()))
@@ -209,7 +209,7 @@ class _Tuning:
         """Index in `rounds` of the best plan; the earliest of equals."""
         return min(range(len(self.rounds)), key=lambda i: self.aim.key(self.rounds[i].achieved))
 
-    def _best(self, prove: Callable[[Setting, Solution], tuple[Solution, Sequence[ComparisonRow]]]) -> Plan:
+    def _best(self, prove: Callable[[CostedModel, Solution], tuple[Solution, Sequence[ComparisonRow]]]) -> Plan:
         """The best plan, predicted with the corrected costs, with its own measurements and reports.
 
         prove: adds a bound and a comparison to the solution.
@@ -224,7 +224,13 @@ class _Tuning:
             return seen.plan
         counts = {"measured_rounds": len(self.rounds)}
         given = Solution(
-            solver="tune", pipelines=pipelines, value=value, bound_ns=None, over="nothing", statistics=counts
+            solver="tune",
+            pipelines=pipelines,
+            value=value,
+            bound_ns=None,
+            over="nothing",
+            statistics=counts,
+            ended=Ended.NOT_SEARCHED,
         )
         solution, rows = prove(known, given)
         plan = assemble(known, solution, self.n_tpus, rows, self.aim.options.held_to)
@@ -234,7 +240,7 @@ class _Tuning:
         )
         return replace(plan, segments=segments, made=compiled_files(open_plan(seen.plan)))
 
-    def _proof(self, known: Setting, measured: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
+    def _proof(self, known: CostedModel, measured: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
         """The solution with a bound on the optimum under the corrected costs, and the rows of the comparison."""
         rows = comparison(known, self.n_tpus, measured.pipelines, options=self.aim.options)
         try:
@@ -250,7 +256,7 @@ class _Tuning:
         )  # fmt: skip
         return proven, rows
 
-    def _no_proof(self, known: Setting, measured: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
+    def _no_proof(self, known: CostedModel, measured: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
         """The solution without a bound or a comparison: after Ctrl-C the user is not to wait for solvers."""
         return measured, ()
 
@@ -273,7 +279,7 @@ def truth_of(plan: AnyPlan | OpenedPlan, seed: int) -> TrueCosts:
     It depends on the seed, the model and the plan's hardware alone, not on corrections of the plan's costs: all plans of
     one tuning are measured on the same hardware. Raises PlanError if the plan cannot be opened.
     """
-    return TrueCosts(perturbed(replace(setting_of(plan), profile=None), seed))
+    return TrueCosts(perturbed(replace(costed_model_of(plan), profile=None), seed))
 
 
 def _by_compiler(segment: Segment) -> SegmentReport | None:
@@ -282,7 +288,7 @@ def _by_compiler(segment: Segment) -> SegmentReport | None:
     The file names are dropped: the plan is not saved yet, and its compiled files are in `made`.
     """
     reported = segment.reported
-    return replace(reported, file=None, log=None) if reported and reported.sha256 else None
+    return replace(reported, file=None, log=None) if reported and not reported.simulated else None
 
 
 def measured_rate(seen: Seen, host_ns: int) -> float:
@@ -308,19 +314,19 @@ def bisected(plan: AnyPlan | OpenedPlan, source: Source, segments: int | None = 
     the source raises.
     """
     opened = open_plan(plan)
-    setting = setting_of(opened)
-    n, count = len(setting.graph.ops), segments or opened.plan.n_tpus
+    costed = costed_model_of(opened)
+    n, count = len(costed.graph.ops), segments or opened.plan.n_tpus
 
     def latency(start: int, end: int) -> int | None:
         """ns of the segment with ops start to end - 1; None if such a segment is not allowed."""
         # A source measures whole plans: the ops before and after become segments, too.
         edges = sorted({0, start, end, n})
         parts = [((1 << b) - 1) & ~((1 << a) - 1) for a, b in pairwise(edges)]
-        made = partition_plan(setting, parts)
+        made = partition_plan(costed, parts)
         if made is None:
             return None
         wanted = (1 << end) - (1 << start)
         measured = source(made).plan
         return next(s.measured.stage_ns for s in measured.segments if s.measured and s.ops == wanted)
 
-    return bisect_cuts(n, count, latency, default_cuts(setting, count))
+    return bisect_cuts(n, count, latency, default_cuts(costed, count))

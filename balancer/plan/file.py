@@ -36,6 +36,7 @@ _KIND = DocumentKind(
 )
 # The values of `SolverReport.ended` other than "complete". Plans of version 0.1.0 have them as keys of the statistics.
 _CUT_SHORT = ("interrupted", "limit_reached", "down_sets_left_out")
+_ENDED = ("complete", "not_searched", *_CUT_SHORT)
 _NAME = re.compile(r".+_plan_\d+\.json", re.DOTALL)  # as `Plan.file_name` makes it
 
 
@@ -67,6 +68,8 @@ def _modern(plan: Plan) -> Plan:
     solver = plan.solver
     told = next((name for name in _CUT_SHORT if solver.statistics.get(name)), solver.ended)
     bound_ns = None if solver.bound_ns == 0 else solver.bound_ns
+    if bound_ns is None and solver.over == "nothing":
+        told = "not_searched"
     return replace(plan, solver=replace(solver, bound_ns=bound_ns, ended=told))
 
 
@@ -128,10 +131,8 @@ def _check(plan: Plan, where: str) -> None:
         raise PlanError(f"a plan for {plan.n_tpus} TPUs is impossible", where, "solve again")
     if not 1 <= plan.model.ops <= MOST_OPS:
         raise PlanError(f"a model of {plan.model.ops} ops is impossible", where, "solve again")
-    if plan.solver.ended not in ("complete", *_CUT_SHORT):
-        raise PlanError(
-            f"its search ended '{plan.solver.ended}'", where, f"make it one of complete, {', '.join(_CUT_SHORT)}"
-        )
+    if plan.solver.ended not in _ENDED:
+        raise PlanError(f"solver.ended is '{plan.solver.ended}'", where, f"make it one of {', '.join(_ENDED)}")
     if plan.state not in (None, *STATE_WORDS):
         raise PlanError(f"state '{plan.state}' is not one of {', '.join(STATE_WORDS)}", where, "solve again")
     for name, value in plan.hardware.constants.items():
@@ -150,7 +151,7 @@ def _check(plan: Plan, where: str) -> None:
             raise PlanError(f"'{reported.log}' is not the log of {segment.name}", where, "compile the plan again")
     tpus = [t for p in plan.pipelines for stage in p.stages for t in stage.tpus]
     if len(set(tpus)) < len(tpus) or any(not 0 <= t < plan.n_tpus for t in tpus):
-        raise PlanError(f"a TPU is used twice, or is not among the {plan.n_tpus}", where, "solve again")
+        raise PlanError(f"a TPU is used twice, or its number is above {plan.n_tpus - 1}", where, "solve again")
     if set(names) != {stage.segment for p in plan.pipelines for stage in p.stages}:
         raise PlanError(
             "a pipeline names a segment that does not exist, or a segment stands in no pipeline", where, "solve again"

@@ -91,7 +91,8 @@ class SegmentReport:
     cached_bytes, streamed_bytes: parameters on the chip, and sent with each inference. capacity_bytes: on-chip memory for
     parameters, used and unused. cpu_ops: how many ops it left on the CPU; not_mapped: which, and why. subgraphs: parts that
     run on the TPU. file, log: names of the compiled file and of the compiler's output in the plan's directory; null while
-    they are not saved. sha256: of the compiled file; empty if the compiler was simulated. options: of the compiler.
+    they are not saved. sha256: of the compiled file. options: of the compiler.
+    simulated: no compiler ran, a simulated one says this; then there is no compiled file. It stays out of the plan file.
     """
 
     cached_bytes: int
@@ -105,6 +106,7 @@ class SegmentReport:
     log: str | None
     options: tuple[str, ...] = ()
     not_mapped: tuple[OpOnCpu, ...] = ()
+    simulated: bool = field(default=False, metadata=UNSAVED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,8 +113,8 @@ def check_remembered(costs: KnownCosts | None, held_to: HeldTo | None, n_ops: in
 
 
 def _check_costs(costs: KnownCosts, n_ops: int, where: str) -> None:
-    room = (costs.room_per_million, costs.room_more_bytes, costs.room_fewer_bytes, costs.room_most_bytes)
-    _check_within((*costs.constants.values(), *room), 0, LARGEST, where)
+    capacity = (costs.room_per_million, costs.room_more_bytes, costs.room_fewer_bytes, costs.room_most_bytes)
+    _check_within((*costs.constants.values(), *capacity), 0, LARGEST, where)
     for known in costs.ops:
         _check_within([known.op], 0, n_ops - 1, where)
         _check_within((known.ns, known.parameter_bytes, known.scratch_bytes), 0, LARGEST, where)

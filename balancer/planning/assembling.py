@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from balancer.cost.hardware import Host
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
     from balancer.solve import PipelineSpec, Solution
 
 Partition = tuple[OpSet, ...]
 
 
 def assemble(
-    setting: Setting,
+    costed: CostedModel,
     solution: Solution,
     n_tpus: int,
     comparison: Sequence[ComparisonRow],
@@ -48,27 +48,27 @@ def assemble(
     limits that the solution was solved with; None if they are not known.
     """
     partitions = list(dict.fromkeys(_partition(p) for p in solution.pipelines))
-    named = dict(zip(partitions, _segments(setting, partitions), strict=True))
-    costed = [
+    named = dict(zip(partitions, _segments(costed, partitions), strict=True))
+    pipelines = [
         [CostedStage(s, stage.replicas) for s, stage in zip(named[_partition(p)], p.stages, strict=True)]
         for p in solution.pipelines
     ]
-    graph, hardware, value = setting.graph, setting.hardware, solution.value
+    graph, hardware, value = costed.graph, costed.hardware, solution.value
     return Plan(
         model=ModelInfo(
             file=None,
-            sha256=setting.model.sha256,
+            sha256=costed.model.sha256,
             ops=len(graph.ops),
             parameter_bytes=graph.parameter_bytes,
             macs=graph.macs,
         ),
         hardware=HardwareInfo(name=hardware.name, constants=hardware.constants),
-        costs=known_costs(setting.profile),
+        costs=known_costs(costed.profile),
         n_tpus=n_tpus,
         held_to=held,
         segments=tuple(segment for segments in named.values() for segment in segments),
-        pipelines=_pipelines(costed, hardware.host),
-        predicted=plan_prediction(costed, hardware),
+        pipelines=_pipelines(pipelines, hardware.host),
+        predicted=plan_prediction(pipelines, hardware),
         solver=SolverReport(
             name=solution.solver,
             over=solution.over,
@@ -82,8 +82,8 @@ def assemble(
         ),
         comparison=tuple(comparison),
         versions={"balancer": VERSION},
-        state=setting.state,
-        origin=setting.model,
+        state=costed.state,
+        origin=costed.model,
     )
 
 
@@ -91,20 +91,20 @@ def _partition(pipeline: PipelineSpec) -> Partition:
     return tuple(stage.ops for stage in pipeline.stages)
 
 
-def _segments(setting: Setting, partitions: Sequence[Partition]) -> list[list[Segment]]:
+def _segments(costed: CostedModel, partitions: Sequence[Partition]) -> list[list[Segment]]:
     """The segments of each partition.
 
     Segments are named by their position and number, so two partitions with equally many segments would get the same
     names. The second one gets the suffix -b in the stem, the third -c, and so on.
     """
-    names = boundary_names(setting.graph, (ops for p in partitions for ops in p))
+    names = boundary_names(costed.graph, (ops for p in partitions for ops in p))
     uses: Counter[int] = Counter()
     by_partition = []
     for partition in partitions:
         alike = uses[len(partition)]
         uses[len(partition)] += 1
-        stem = setting.graph.name + (f"-{_suffix(alike)}" if alike else "")
-        by_partition.append(_named_segments(setting, partition, stem, names))
+        stem = costed.graph.name + (f"-{_suffix(alike)}" if alike else "")
+        by_partition.append(_named_segments(costed, partition, stem, names))
     return by_partition
 
 
@@ -112,8 +112,8 @@ def _suffix(alike: int) -> str:
     return chr(ord("a") + alike) if alike < 26 else str(alike + 1)
 
 
-def _named_segments(setting: Setting, partition: Partition, stem: str, names: Mapping[int, str]) -> list[Segment]:
-    graph, made_in, segments = setting.graph, dict[int, str](), []
+def _named_segments(costed: CostedModel, partition: Partition, stem: str, names: Mapping[int, str]) -> list[Segment]:
+    graph, made_in, segments = costed.graph, dict[int, str](), []
     for k, ops in enumerate(partition):
         name = f"{stem}_segment_{k}_of_{len(partition)}"
         inputs, outputs = graph.interface(ops)
@@ -125,7 +125,7 @@ def _named_segments(setting: Setting, partition: Partition, stem: str, names: Ma
                 sha256=None,
                 inputs=tuple(SegmentInput(**_boundary(graph, t, names), source=made_in.get(t)) for t in inputs),
                 outputs=tuple(BoundaryTensor(**_boundary(graph, t, names)) for t in outputs),
-                predicted=setting.costs.terms(ops),
+                predicted=costed.costs.terms(ops),
             )
         )
         made_in |= dict.fromkeys(outputs, name)
@@ -138,7 +138,7 @@ def _boundary(graph: Graph, t: int, names: Mapping[int, str]) -> dict[str, Any]:
 
 
 def _pipelines(costed: Sequence[Sequence[CostedStage]], host: Host) -> tuple[PlanPipeline, ...]:
-    """With TPUs numbered from 0 over pipelines, stages, replicas."""
+    """The plan's pipelines. TPUs are numbered from 0: by pipeline, then stage, then replica."""
     numbers, pipelines = count(), []
     for stages in costed:
         planned = tuple(

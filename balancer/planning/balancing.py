@@ -10,16 +10,16 @@ from balancer.plan import STATE_WORDS
 from balancer.planning.assembling import assemble
 from balancer.planning.checks import check_constraints, check_tpus
 from balancer.planning.comparing import comparison
+from balancer.planning.costed_model import open_costed_model, with_profile
 from balancer.planning.options import Options
-from balancer.planning.setting import open_setting, with_profile
-from balancer.planning.solving import solve_setting
+from balancer.planning.solving import solve_costed_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from balancer.cost.hardware import Hardware
     from balancer.plan import ComparisonRow, Plan
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
     from balancer.solve import Solution
 
 
@@ -50,17 +50,17 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
     options = options or Options()
     if options.stages is not None and options.stages > n_tpus:
         raise ValueError(f"{options.stages} stages need as many TPUs, there are {n_tpus}")
-    setting = _open(model, hardware, profile, keep_state=keep_state)
-    check_constraints(options.constraints, len(setting.graph.ops), n_tpus)
-    solution = solve_setting(setting, n_tpus, options)
-    rows = _compared(setting, n_tpus, solution, options)
-    return assemble(setting, solution, n_tpus, rows, options.held_to)
+    costed = _open(model, hardware, profile, keep_state=keep_state)
+    check_constraints(options.constraints, len(costed.graph.ops), n_tpus)
+    solution = solve_costed_model(costed, n_tpus, options)
+    rows = _compared(costed, n_tpus, solution, options)
+    return assemble(costed, solution, n_tpus, rows, options.held_to)
 
 
-def _compared(setting: Setting, n_tpus: int, solution: Solution, options: Options) -> tuple[ComparisonRow, ...]:
+def _compared(costed: CostedModel, n_tpus: int, solution: Solution, options: Options) -> tuple[ComparisonRow, ...]:
     """The rows of the plan's comparison. Empty if Ctrl-C is pressed meanwhile: the plan itself is not lost."""
     try:
-        return comparison(setting, n_tpus, solution.pipelines, options=options)
+        return comparison(costed, n_tpus, solution.pipelines, options=options)
     except KeyboardInterrupt:
         _LOG.warning("interrupted: the plan is kept, and stands without a comparison")
         return ()
@@ -68,11 +68,11 @@ def _compared(setting: Setting, n_tpus: int, solution: Solution, options: Option
 
 def _open(
     model: str | Path | bytes, hardware: str | Path | Hardware, profile: str | Path | None, *, keep_state: bool
-) -> Setting:
-    setting = replace(open_setting(model, hardware), keep_state=keep_state)
-    if setting.state is not None:
-        _LOG.info("%s: %s", setting.graph.name, STATE_WORDS[setting.state])
-    return setting if profile is None else with_profile(setting, profile)
+) -> CostedModel:
+    costed = replace(open_costed_model(model, hardware), keep_state=keep_state)
+    if costed.state is not None:
+        _LOG.info("%s: %s", costed.graph.name, STATE_WORDS[costed.state])
+    return costed if profile is None else with_profile(costed, profile)
 
 
 def compare(

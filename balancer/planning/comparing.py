@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from balancer.errors import BalancerError, InfeasibleError
+from balancer.errors import BalancerError, InfeasibleError, InvalidSolutionError
 from balancer.ground.opsets import interval_set
 from balancer.plan import KEPT, ComparisonRow
 from balancer.planning.options import Options
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from balancer.ground.opsets import OpSet
     from balancer.plan import SegmentReport
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
 
 Pipelines = Sequence[PipelineSpec]
 ONE_TPU, COPIES, DEFAULT, EQUAL = "one TPU", "copies", "compiler default", "equal op counts"
@@ -56,7 +56,12 @@ class DefaultSplit:
 
 
 def comparison(
-    setting: Setting, n_tpus: int, plan: Pipelines, *, options: Options = ANYTHING, default: DefaultSplit | None = None
+    costed: CostedModel,
+    n_tpus: int,
+    plan: Pipelines,
+    *,
+    options: Options = ANYTHING,
+    default: DefaultSplit | None = None,
 ) -> tuple[ComparisonRow, ...]:
     """The rows of the comparison. The last row is the plan that is compared.
 
@@ -64,11 +69,11 @@ def comparison(
     it); other rows that break its limits are marked. default: how the compiler's own `--num_segments` split the model, if
     that is known; it gets a row with the reported memory, beside the row of its stand-in.
     """
-    problem = reported_problem(setting, n_tpus, default.reports if default else {})
+    problem = reported_problem(costed, n_tpus, default.reports if default else {})
     plans: dict[str, Pipelines | None] = {
         ONE_TPU: _copies(problem, 1),
         COPIES: _copies(problem, n_tpus),
-        DEFAULT: _cut(problem, default_cuts(setting, n_tpus)),
+        DEFAULT: _cut(problem, default_cuts(costed, n_tpus)),
         **({REAL_DEFAULT: default.pipelines} if default else {}),
         EQUAL: _cut(problem, equal_op_counts(problem.n_ops, min(n_tpus, problem.n_ops))),
         **{row: _baseline(problem, solver) for row, solver in BASELINES.items()},
@@ -80,13 +85,13 @@ def comparison(
     plans[own] = plan  # the last row
     rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
     notes = {REAL_DEFAULT: default.note if default else None}
-    if setting.state == KEPT:
+    if costed.state == KEPT:
         notes |= {name: "does not keep state" for name, made in plans.items() if made and not _keeps_order(made)}
     rows = (_row(problem, name, made, rates, notes.get(name)) for name, made in plans.items())
     breaking = {
         name
         for name, made in plans.items()
-        if made and rates[name] and name != own and not options.kept_by(setting, n_tpus, made)
+        if made and rates[name] and name != own and not options.kept_by(costed, n_tpus, made)
     }
     return tuple(replace(row, breaks_limits=row.name in breaking) for row in rows)
 
@@ -101,9 +106,9 @@ def _keeps_order(pipelines: Pipelines) -> bool:
     return len(pipelines) == 1 and all(stage.replicas == 1 for stage in pipelines[0].stages)
 
 
-def default_cuts(setting: Setting, segments: int) -> tuple[int, ...]:
+def default_cuts(costed: CostedModel, segments: int) -> tuple[int, ...]:
     """Where the compiler's `--num_segments` cuts, by its rule as far as it is known: the first op of each later segment."""
-    return parameter_count([op.parameter_bytes for op in setting.graph.ops], min(segments, len(setting.graph.ops)))
+    return parameter_count([op.parameter_bytes for op in costed.graph.ops], min(segments, len(costed.graph.ops)))
 
 
 def _copies(problem: Problem, count: int) -> Pipelines:
@@ -123,6 +128,8 @@ def _baseline(problem: Problem, solver: str) -> Pipelines | None:
     """What a baseline makes of the problem; None if it cannot: its row then has no numbers."""
     try:
         return solve_checked(problem, SolverOptions(solver=solver)).pipelines
+    except InvalidSolutionError:
+        raise  # a defect is no reason to leave the row empty
     except BalancerError:
         return None
 

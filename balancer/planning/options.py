@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from balancer.plan import HeldTo, Limits, OpAtStage
 from balancer.plan.remembered import LARGEST
 from balancer.planning.checks import check_count
-from balancer.planning.setting import OVERFLOW, STREAM
+from balancer.planning.costed_model import OVERFLOW, STREAM
 from balancer.solve import Constraints, PipelineSpec, SolverOptions, StageSpec, evaluate
 from balancer.solve.constraining import keeps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +72,9 @@ class Options:
             pipelines=self.pipelines, replicas=self.replicas, stages=self.stages, overflow=self.overflow, limits=limits
         )
 
-    def kept_by(self, setting: Setting, n_tpus: int, pipelines: Sequence[PipelineSpec]) -> bool:
-        """Whether these pipelines keep all limits under the setting's costs."""
-        problem = setting.problem(n_tpus, overflow=self.overflow_now)
+    def kept_by(self, costed: CostedModel, n_tpus: int, pipelines: Sequence[PipelineSpec]) -> bool:
+        """Whether these pipelines keep all limits under the costed model's costs."""
+        problem = costed.problem(n_tpus, overflow=self.overflow_now)
         if evaluate(problem, pipelines) is None:
             return False
         one = self.stages is not None or bool(self.constraints)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from balancer.errors import PlanError
 from balancer.ground.opsets import OpSet, interval_set, op_set
 from balancer.planning.assembling import assemble
-from balancer.planning.setting import open_setting
-from balancer.solve import PipelineSpec, Solution, StageSpec, evaluate
+from balancer.planning.costed_model import open_costed_model
+from balancer.solve import Ended, PipelineSpec, Solution, StageSpec, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from balancer.cost.hardware import Hardware
     from balancer.graph import Graph
     from balancer.plan import Plan
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
 
 _REMEDY = "give each op once, in segments that read only from earlier ones"
 
@@ -33,29 +33,31 @@ def predict(
     Raises PlanError if they are not a partition of the model or a segment is not allowed, ModelError or HardwareError if a
     file cannot be used.
     """
-    setting = open_setting(model, hardware)
-    partition = [op_set(ops) for ops in _checked(setting.graph, segments)]
+    costed = open_costed_model(model, hardware)
+    partition = [op_set(ops) for ops in _checked(costed.graph, segments)]
     for k, ops in enumerate(partition):
-        if not setting.costs.allowed(ops):
+        if not costed.costs.allowed(ops):
             raise PlanError(
                 "computes nothing, has no output, separates ops that share state, or cuts a tensor of unknown shape",
                 f"segment {k}",
                 "move its cuts",
             )
-    plan = partition_plan(setting, partition)
+    plan = partition_plan(costed, partition)
     if plan is None:
-        raise PlanError("cannot be costed", "the partition", "move its cuts")
+        raise PlanError("has a segment whose cost cannot be predicted", "the partition", "move its cuts")
     return plan
 
 
-def partition_plan(setting: Setting, partition: Sequence[OpSet]) -> Plan | None:
+def partition_plan(costed: CostedModel, partition: Sequence[OpSet]) -> Plan | None:
     """The plan of one pipeline with these segments, one TPU for each; None if one of the segments is not allowed."""
-    pipeline = PipelineSpec(tuple(StageSpec(ops, setting.hardware.name) for ops in partition))
-    value = evaluate(setting.problem(len(partition)), [pipeline])
+    pipeline = PipelineSpec(tuple(StageSpec(ops, costed.hardware.name) for ops in partition))
+    value = evaluate(costed.problem(len(partition)), [pipeline])
     if value is None:
         return None
-    given = Solution(solver="given", pipelines=(pipeline,), value=value, bound_ns=None, over="nothing")
-    return assemble(setting, given, len(partition), ())
+    given = Solution(
+        solver="given", pipelines=(pipeline,), value=value, bound_ns=None, over="nothing", ended=Ended.NOT_SEARCHED
+    )
+    return assemble(costed, given, len(partition), ())
 
 
 def cut_segments(cuts: Sequence[int], n_ops: int) -> list[range]:
@@ -82,7 +84,7 @@ def _checked(graph: Graph, segments: Sequence[Iterable[int]]) -> list[list[int]]
             if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(graph.ops):
                 raise PlanError(f"op {i!r} does not exist", f"segment {k}", _REMEDY)
             if seen >> i & 1:
-                raise PlanError(f"op {i} stands in the segments twice", f"segment {k}", _REMEDY)
+                raise PlanError(f"op {i} is listed twice", f"segment {k}", _REMEDY)
             seen |= 1 << i
         for i in ops:
             late = graph.before[i] & ~seen

@@ -1,4 +1,4 @@
-"""What is predicted of pipelines and plans, from the predicted stage times: rate, latency, host work, first inference."""
+"""Predicts rate, latency, host work and first inference of pipelines and plans from the predicted times of their stages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from balancer.cost.hardware import Hardware, Host, Link
     from balancer.plan import Segment
 
-DECIMALS = 6  # of rates and ratios in files: far below what any prediction is good for
+DECIMALS = 6  # of rates and ratios in files: much finer than any prediction is accurate
 
 
 class CostedStage(NamedTuple):
-    """A segment with its prediction, and how many TPUs take turns with it."""
+    """A segment with its prediction, and how many TPUs run it in turn."""
 
     segment: Segment
     replicas: int
@@ -30,7 +30,7 @@ class CostedStage(NamedTuple):
 
 
 def pipeline_prediction(stages: Sequence[CostedStage], host: Host) -> PipelinePrediction:
-    """One pipeline by itself."""
+    """The prediction for one pipeline, as if it ran alone."""
     return PipelinePrediction(
         throughput_per_s=round(float(_rate(stages)), DECIMALS),
         latency_ns=_latency_ns(stages, host),
@@ -40,8 +40,8 @@ def pipeline_prediction(stages: Sequence[CostedStage], host: Host) -> PipelinePr
 
 
 def plan_prediction(pipelines: Sequence[Sequence[CostedStage]], hardware: Hardware) -> PlanPrediction:
-    """Pipelines side by side under one host: their rates together, the longest latency and first inference, and the host's
-    work per inference, averaged over the rates.
+    """The prediction for pipelines side by side under one host: the sum of the rates that the host allows, the longest
+    latency and first inference, and the host's work for one inference, averaged over the pipelines by their rates.
     """
     host = hardware.host
     hosts = [host.host_ns_per_stage * len(stages) for stages in pipelines]
@@ -67,5 +67,5 @@ def _latency_ns(stages: Sequence[CostedStage], host: Host) -> int:
 
 
 def _load_ns(stages: Sequence[CostedStage], link: Link) -> int:
-    """The first inference also sends the parameters that stay on chip, one segment after the other."""
+    """What the first inference takes longer: the cached parameters are loaded, one segment after the other."""
     return sum(load_ns(s.segment.predicted.cached_bytes, link.load_ns_per_mib, link.load_ns) for s in stages)

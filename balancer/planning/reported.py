@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from balancer.cost.segment import SegmentCosts
     from balancer.ground.opsets import OpSet
     from balancer.plan import SegmentReport
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
     from balancer.solve import Kind, Problem
 
 
@@ -32,15 +32,15 @@ def reported_cost(costs: SegmentCosts, ops: OpSet, reported: SegmentReport) -> C
     return Cost(terms.stage_ns - terms.streaming_ns + streaming_ns, streamed)
 
 
-def reported_problem(setting: Setting, n_tpus: int, reports: Mapping[OpSet, SegmentReport]) -> Problem:
-    """The setting's problem, in which segments with a report have the reported memory. reports: by the segment's ops.
+def reported_problem(costed: CostedModel, n_tpus: int, reports: Mapping[OpSet, SegmentReport]) -> Problem:
+    """The costed model's problem, in which segments with a report have the reported memory. reports: by the segment's ops.
 
     It is for valuing plans with `evaluate`, not for solving: only `exact` uses the reports; the bounds do not.
     """
-    problem = setting.problem(n_tpus)
+    problem = costed.problem(n_tpus)
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
         predicted = problem.exact(ops, kind)
-        return reported_cost(setting.costs, ops, reports[ops]) if predicted and ops in reports else predicted
+        return reported_cost(costed.costs, ops, reports[ops]) if predicted and ops in reports else predicted
 
     return replace(problem, exact=exact)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from balancer.errors import InfeasibleError
 from balancer.ground.units import NS_PER_S
 from balancer.planning.checks import check_tpus
-from balancer.planning.setting import open_setting
+from balancer.planning.costed_model import open_costed_model
 from balancer.planning.solving import solve_checked
 from balancer.solve import Constraints, SolverOptions, evaluate
 from balancer.solve.offers import best_plan, pipeline_offer
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balancer.cost.hardware import Hardware
-    from balancer.planning.setting import Setting
+    from balancer.planning.costed_model import CostedModel
     from balancer.solve import PipelineSpec, Problem
     from balancer.solve.offers import Offer
 
@@ -78,28 +78,28 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
     for name, value in (("target_per_s", target_per_s), ("max_latency_ns", max_latency_ns)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0, not {value}")
-    setting = open_setting(model, hardware)
+    costed = open_costed_model(model, hardware)
     limit_ns = None if max_latency_ns is None else int(min(max_latency_ns, _LONGEST_NS))
-    best = _Best(setting, max_tpus, limit_ns)
+    best = _Best(costed, max_tpus, limit_ns)
     rows: list[SizeRow] = []
     for n in range(1, max_tpus + 1):
         rows.append(_no_worse(best.row(n), rows))
         progress(n)
-    fits = next((n for n in range(1, max_tpus + 1) if _fits(setting, n)), None)
+    fits = next((n for n in range(1, max_tpus + 1) if _fits(costed, n)), None)
     return Sizing(tuple(rows), fits, _knee(rows), _target(rows, target_per_s, asked=target_per_s or max_latency_ns))
 
 
 class _Best:
     """The best plans on 1, 2, 3 ... TPUs. offers: the pipelines found so far that keep the limit on latency."""
 
-    def __init__(self, setting: Setting, max_tpus: int, limit_ns: int | None) -> None:
-        self.setting, self.max_tpus, self.limit_ns = setting, max_tpus, limit_ns
+    def __init__(self, costed: CostedModel, max_tpus: int, limit_ns: int | None) -> None:
+        self.costed, self.max_tpus, self.limit_ns = costed, max_tpus, limit_ns
         self.offers: list[Offer] = []
         self.offered = 0
 
     def row(self, n: int) -> SizeRow:
         """The row for n TPUs."""
-        problem = self.setting.problem(n)
+        problem = self.costed.problem(n)
         try:
             solution = solve_checked(problem, SolverOptions())
         except InfeasibleError:
@@ -111,7 +111,7 @@ class _Best:
         if value is None:
             return SizeRow(n, None, None, None, None)
         sets = {stage.ops for pipeline in pipelines for stage in pipeline.stages}
-        overflow = sum(self.setting.costs.terms(ops).overflow_bytes for ops in sets)
+        overflow = sum(self.costed.costs.terms(ops).overflow_bytes for ops in sets)
         return SizeRow(n, round(NS_PER_S / value.objective_ns, 6), value.latency_ns, overflow, value.devices)
 
     def _within_limit(self, problem: Problem, n: int) -> Sequence[PipelineSpec]:
@@ -122,7 +122,7 @@ class _Best:
         options = SolverOptions(constraints=Constraints(max_latency_ns=self.limit_ns))
         for devices in range(self.offered + 1, n + 1):
             try:
-                solution = solve_checked(self.setting.problem(devices), options)
+                solution = solve_checked(self.costed.problem(devices), options)
             except InfeasibleError:
                 continue
             offer = pipeline_offer(problem, solution.pipelines[0])
@@ -138,12 +138,12 @@ def _no_worse(row: SizeRow, before: Sequence[SizeRow]) -> SizeRow:
     return replace(before[-1], n_tpus=row.n_tpus)
 
 
-def _fits(setting: Setting, n: int) -> bool:
+def _fits(costed: CostedModel, n: int) -> bool:
     """Whether some plan on n TPUs streams nothing for lack of on-chip memory. One pipeline without replicas decides it:
     further copies hold the same segments.
     """
     try:
-        solve_checked(setting.problem(n, overflow="error"), SolverOptions(max_pipelines=1, max_replicas=1))
+        solve_checked(costed.problem(n, overflow="error"), SolverOptions(max_pipelines=1, max_replicas=1))
     except InfeasibleError:
         return False
     return True

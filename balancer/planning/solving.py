@@ -1,4 +1,4 @@
-"""Solves a setting within the limits that a caller gives."""
+"""Solves a costed model within the limits that a caller gives."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from balancer.plan import KEPT
 from balancer.solve import Problem, Solution, SolverOptions, check, solve
 
 if TYPE_CHECKING:
+    from balancer.planning.costed_model import CostedModel
     from balancer.planning.options import Options
-    from balancer.planning.setting import Setting
 
 
-def solve_setting(setting: Setting, n_tpus: int, options: Options, overflow: str | None = None) -> Solution:
-    """The best solution under the setting's costs that keeps the options. overflow: replaces the options' own rule.
+def solve_costed_model(costed: CostedModel, n_tpus: int, options: Options, overflow: str | None = None) -> Solution:
+    """The best solution under the costed model's costs that keeps the options. overflow: replaces the options' own rule.
 
     Raises InfeasibleError if no plan keeps them.
     """
-    problem = setting.problem(n_tpus, overflow=overflow or options.overflow_now)
-    if setting.state != KEPT:
+    problem = costed.problem(n_tpus, overflow=overflow or options.overflow_now)
+    if costed.state != KEPT:
         return solve_checked(problem, options.for_solver)
     # A stage that holds state needs all items in their order (see `plan.state`). The whole plan is restricted, although
     # replicas after the last such stage would do no harm: the claim of optimality says so.

@@ -13,7 +13,7 @@ from balancer.errors import ConstraintError
 from balancer.solve.auto import solve_auto
 from balancer.solve.baselines import BASELINES, solve_baseline
 from balancer.solve.chain import solve_chain
-from balancer.solve.checking import InvalidSolutionError, check
+from balancer.solve.checking import check
 from balancer.solve.cpsat import solve_cpsat
 from balancer.solve.downset import solve_downset
 from balancer.solve.limits import infeasible
@@ -44,7 +44,6 @@ __all__ = [
     "Cost",
     "CostColumns",
     "Ended",
-    "InvalidSolutionError",
     "Kept",
     "Kind",
     "PipelineSpec",

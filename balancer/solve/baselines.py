@@ -16,7 +16,7 @@ from balancer.solve.depth_balanced import depth_balanced
 from balancer.solve.interval_dp import interval_table
 from balancer.solve.offers import interval_offer
 from balancer.solve.orders import depth_first_order, file_order, order_table, parts_in_order, prefixes
-from balancer.solve.problem import PipelineSpec, Solution, StageSpec, evaluate
+from balancer.solve.problem import Ended, PipelineSpec, Solution, StageSpec, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -172,4 +172,4 @@ def solve_baseline(name: str, problem: Problem, options: SolverOptions) -> Solut
     value = evaluate(problem, [pipeline])
     if value is None:
         raise InfeasibleError("has a segment that is not allowed here", name, "use another solver, or allow streaming")
-    return Solution(solver=name, pipelines=(pipeline,), value=value, bound_ns=None, over=OVER)
+    return Solution(solver=name, pipelines=(pipeline,), value=value, bound_ns=None, over=OVER, ended=Ended.NOT_SEARCHED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from balancer.errors import InvalidSolutionError
 from balancer.ground.opsets import members
 from balancer.ground.units import NS_PER_S, ceil_div
 from balancer.solve.problem import SolverOptions, Value
@@ -19,11 +20,9 @@ if TYPE_CHECKING:
     from balancer.solve.problem import Constraints, Cost, PipelineSpec, Problem, Solution
 
 
-class InvalidSolutionError(AssertionError):
-    """A solution contradicts its problem, its options, or itself.
-
-    It is a defect of the solver, not of the caller's input: hence an AssertionError.
-    """
+def _wrong(what: str) -> InvalidSolutionError:
+    remedy = "report it as a defect, with the model and the command; another --solver may help meanwhile"
+    return InvalidSolutionError(what, "the solver's answer", remedy)
 
 
 def check(problem: Problem, solution: Solution, options: SolverOptions | None = None) -> None:
@@ -38,7 +37,7 @@ def check(problem: Problem, solution: Solution, options: SolverOptions | None = 
       bound is exempt: a baseline looks at neither.
     """
     if not solution.pipelines:
-        raise InvalidSolutionError("the plan has no pipeline")
+        raise _wrong("the plan has no pipeline")
     costs: dict[PipelineSpec, list[Cost]] = {}
     for number, pipeline in enumerate(solution.pipelines):
         if pipeline in costs:
@@ -52,7 +51,7 @@ def check(problem: Problem, solution: Solution, options: SolverOptions | None = 
     _check_devices(problem, solution.pipelines)
     value = _value(problem, [(pipeline, costs[pipeline]) for pipeline in solution.pipelines])
     if solution.value != value:
-        raise InvalidSolutionError(f"the stated value is {solution.value}, but the pipelines have {value}")
+        raise _wrong(f"the stated value is {solution.value}, but the pipelines have {value}")
     _check_claims(solution)
     if options is not None:
         _check_limits(solution, options)
@@ -63,40 +62,38 @@ def _check_partition(problem: Problem, segments: Sequence[OpSet], where: str) ->
     done = 0
     for j, ops in enumerate(segments):
         if not ops:
-            raise InvalidSolutionError(f"{where}: stage {j} holds no op")
+            raise _wrong(f"{where}: stage {j} holds no op")
         if ops & done:
-            raise InvalidSolutionError(f"{where}: stage {j} holds op {next(members(ops & done))} a second time")
+            raise _wrong(f"{where}: stage {j} holds op {next(members(ops & done))} a second time")
         done |= ops
         for op in members(ops):
             if op >= problem.n_ops:
-                raise InvalidSolutionError(f"{where}: there is no op {op}")
+                raise _wrong(f"{where}: there is no op {op}")
             if problem.before[op] & ~done:
-                raise InvalidSolutionError(f"{where}: op {op} in stage {j} reads from a later stage")
+                raise _wrong(f"{where}: op {op} in stage {j} reads from a later stage")
     missing = ((1 << problem.n_ops) - 1) & ~done
     if missing:
-        raise InvalidSolutionError(f"{where}: no stage holds op {next(members(missing))}")
+        raise _wrong(f"{where}: no stage holds op {next(members(missing))}")
 
 
 def _check_together(segments: Sequence[OpSet], groups: Sequence[OpSet], where: str) -> None:
     for ops in segments:
         for group in groups:
             if ops & group not in (0, group):
-                raise InvalidSolutionError(f"{where}: a cut separates the ops {[*members(group)]}")
+                raise _wrong(f"{where}: a cut separates the ops {[*members(group)]}")
 
 
 def _checked_costs(problem: Problem, pipeline: PipelineSpec, where: str) -> list[Cost]:
     costs = []
     for j, stage in enumerate(pipeline.stages):
         if stage.replicas < 1:
-            raise InvalidSolutionError(f"{where}: stage {j} has {stage.replicas} replicas")
+            raise _wrong(f"{where}: stage {j} has {stage.replicas} replicas")
         cost = problem.exact(stage.ops, stage.kind)
         if cost is None:
-            raise InvalidSolutionError(f"{where}: stage {j} may not stand on a {stage.kind}")
+            raise _wrong(f"{where}: stage {j} may not stand on a {stage.kind}")
         lower = problem.lower(stage.ops, stage.kind)
         if lower > cost.time_ns:
-            raise InvalidSolutionError(
-                f"{where}: stage {j} takes {cost.time_ns} ns, below its lower bound of {lower} ns"
-            )
+            raise _wrong(f"{where}: stage {j} takes {cost.time_ns} ns, below its lower bound of {lower} ns")
         costs.append(cost)
     return costs
 
@@ -108,7 +105,7 @@ def _check_devices(problem: Problem, pipelines: Sequence[PipelineSpec]) -> None:
         used[stage.kind] = used.get(stage.kind, 0) + stage.replicas
     for kind, count in used.items():
         if count > available.get(kind, 0):
-            raise InvalidSolutionError(f"the plan needs {count} devices of kind {kind}, of {available.get(kind, 0)}")
+            raise _wrong(f"the plan needs {count} devices of kind {kind}, of {available.get(kind, 0)}")
 
 
 def _value(problem: Problem, costed: Sequence[tuple[PipelineSpec, Sequence[Cost]]]) -> Value:
@@ -130,33 +127,33 @@ def _value(problem: Problem, costed: Sequence[tuple[PipelineSpec, Sequence[Cost]
 def _check_claims(solution: Solution) -> None:
     value, bound, latency_bound = solution.value, solution.bound_ns, solution.latency_bound_ns
     if bound is not None and not 0 <= bound <= value.objective_ns:
-        raise InvalidSolutionError(f"the bound of {bound} ns is above the objective of {value.objective_ns} ns")
+        raise _wrong(f"the bound of {bound} ns is above the objective of {value.objective_ns} ns")
     if latency_bound is not None and not 0 <= latency_bound <= value.latency_ns:
-        raise InvalidSolutionError(f"the bound of {latency_bound} ns is above the latency of {value.latency_ns} ns")
+        raise _wrong(f"the bound of {latency_bound} ns is above the latency of {value.latency_ns} ns")
     met = bound == value.objective_ns if latency_bound is None else latency_bound == value.latency_ns
     if (solution.status == "optimal") != met:
-        raise InvalidSolutionError(f"the status is {solution.status}, but the bounds say otherwise")
+        raise _wrong(f"the status is {solution.status}, but the bounds say otherwise")
 
 
 def _check_limits(solution: Solution, options: SolverOptions) -> None:
     pipelines = solution.pipelines
     if options.max_pipelines is not None and len(pipelines) > options.max_pipelines:
-        raise InvalidSolutionError(f"there are {len(pipelines)} pipelines, more than {options.max_pipelines}")
+        raise _wrong(f"there are {len(pipelines)} pipelines, more than {options.max_pipelines}")
     most = max(stage.replicas for pipeline in pipelines for stage in pipeline.stages)
     if options.max_replicas is not None and most > options.max_replicas:
-        raise InvalidSolutionError(f"a stage has {most} replicas, more than {options.max_replicas}")
+        raise _wrong(f"a stage has {most} replicas, more than {options.max_replicas}")
     if options.stages is not None and solution.bound_ns is not None:
         stages = [len(pipeline.stages) for pipeline in pipelines]
         if stages != [options.stages]:
-            raise InvalidSolutionError(f"there are pipelines of {stages} stages, not one of {options.stages}")
+            raise _wrong(f"there are pipelines of {stages} stages, not one of {options.stages}")
 
 
 def _check_constraints(problem: Problem, solution: Solution, held: Constraints) -> None:
     value, limit_ns, most_ns = solution.value, held.max_latency_ns, held.max_objective_ns
     if limit_ns is not None and value.latency_ns > limit_ns:
-        raise InvalidSolutionError(f"the latency of {value.latency_ns} ns is above {limit_ns} ns")
+        raise _wrong(f"the latency of {value.latency_ns} ns is above {limit_ns} ns")
     if most_ns is not None and value.objective_ns > most_ns:
-        raise InvalidSolutionError(f"the objective of {value.objective_ns} ns is above {most_ns} ns")
+        raise _wrong(f"the objective of {value.objective_ns} ns is above {most_ns} ns")
     if held.only_times:
         return
     for pipeline in solution.pipelines if held else ():
@@ -170,14 +167,14 @@ def _check_places(problem: Problem, segments: Sequence[OpSet], held: Constraints
     stage_of = {op: j for j, ops in enumerate(segments) for op in members(ops)}
     for op, stage in held.pinned.items():
         if stage_of[op] != stage:
-            raise InvalidSolutionError(f"op {op} stands in stage {stage_of[op]}, not in {stage}")
+            raise _wrong(f"op {op} stands in stage {stage_of[op]}, not in {stage}")
     for op, stage in held.kept_from:
         if stage_of[op] == stage:
-            raise InvalidSolutionError(f"op {op} stands in stage {stage}")
+            raise _wrong(f"op {op} stands in stage {stage}")
     for j, ops in enumerate(segments):
         size, most = sum(problem.op_bytes[op] for op in members(ops)) if problem.op_bytes else 0, held.max_segment_bytes
         if most is not None and size > most:
-            raise InvalidSolutionError(f"stage {j} holds {size} bytes of parameters, more than {most}")
+            raise _wrong(f"stage {j} holds {size} bytes of parameters, more than {most}")
 
 
 def _check_boundaries(problem: Problem, segments: Sequence[OpSet], held: Constraints) -> None:
@@ -193,6 +190,6 @@ def _check_boundaries(problem: Problem, segments: Sequence[OpSet], held: Constra
             if t.producer is not None and done >> t.producer & 1 and any(not done >> r & 1 for r in t.readers)
         ]
         if tensors is not None and len(crossing) > tensors:
-            raise InvalidSolutionError(f"{len(crossing)} tensors cross cut {cut}, more than {tensors}")
+            raise _wrong(f"{len(crossing)} tensors cross cut {cut}, more than {tensors}")
         if size is not None and sum(crossing) > size:
-            raise InvalidSolutionError(f"{sum(crossing)} bytes cross cut {cut}, more than {size}")
+            raise _wrong(f"{sum(crossing)} bytes cross cut {cut}, more than {size}")

@@ -236,6 +236,7 @@ class Ended(Enum):
     COMPLETE = "complete"
     LIMIT_REACHED = "limit_reached"  # of work, of memory, or the clock
     INTERRUPTED = "interrupted"  # by Ctrl-C
+    NOT_SEARCHED = "not_searched"  # the cuts were given, or follow a baseline's rule
     LEFT_OUT = "down_sets_left_out"  # the graph has too many down-sets: only some of them were searched
 
 

@@ -25,7 +25,7 @@ OVERFLOW = (STREAM, ERROR)
 
 
 @dataclass(frozen=True)
-class Setting:
+class CostedModel:
     """A model, and what its segments cost on given hardware.
 
     hardware: as it was given; `costs.hardware` also has the constants that the profile replaces. profile: costs that
@@ -56,24 +56,24 @@ class Setting:
         return problem_of(self.costs, ((self.hardware.name, n_tpus),), may_overflow=overflow == STREAM)
 
 
-def open_setting(model: str | Path | bytes, hardware: str | Path | Hardware) -> Setting:
-    """A setting without a profile. model: path or contents of a .tflite file. hardware: a preset's name, a file, a record.
+def open_costed_model(model: str | Path | bytes, hardware: str | Path | Hardware) -> CostedModel:
+    """A costed model without a profile. model: path or contents of a .tflite file. hardware: a preset's name, a file, a record.
 
     Raises ModelError or HardwareError if one of them cannot be read.
     """
     record = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
-    return Setting(open_model(model), record)
+    return CostedModel(open_model(model), record)
 
 
-def setting_of(plan: AnyPlan | OpenedPlan) -> Setting:
-    """The setting that a plan was made with. plan: a plan, its file, its directory, or an opened plan.
+def costed_model_of(plan: AnyPlan | OpenedPlan) -> CostedModel:
+    """The costed model that a plan was made with. plan: a plan, its file, its directory, or an opened plan.
 
     Raises PlanError if the plan cannot be opened, or if it lacks a constant of its hardware.
     """
     opened = open_plan(plan)
-    return Setting(opened.model, opened.hardware, opened.profile, keep_state=opened.plan.state == KEPT)
+    return CostedModel(opened.model, opened.hardware, opened.profile, keep_state=opened.plan.state == KEPT)
 
 
-def with_profile(setting: Setting, path: str | Path) -> Setting:
-    """The setting with the costs of a profile file. Raises ProfileError if it cannot be read or is for another model."""
-    return replace(setting, profile=load_profile(path, setting.graph, setting.model.sha256))
+def with_profile(costed: CostedModel, path: str | Path) -> CostedModel:
+    """The costed model with the costs of a profile file. Raises ProfileError if it cannot be read or is for another model."""
+    return replace(costed, profile=load_profile(path, costed.graph, costed.model.sha256))

@@ -1,4 +1,4 @@
-"""What a second look found: outputs that cannot be written, files that never end, Ctrl-C after solving, misuse of the API."""
+"""Outputs that cannot be written, files that never end, Ctrl-C after solving, misuse of the API."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_solving(
     """Also for root, whom permissions do not stop; an empty name is this folder, in which the model is in the way of none."""
     monkeypatch.chdir(tmp_path)
     if where:
-        monkeypatch.setattr(balancing, "solve_setting", lambda *_: pytest.fail("it was solved"))
+        monkeypatch.setattr(balancing, "solve_costed_model", lambda *_: pytest.fail("it was solved"))
         assert main(["solve", str(model), "-n", "2", "-o", where]) == 1
         assert "cannot be written" in capsys.readouterr().err
     else:
