@@ -133,7 +133,7 @@ class Workers:
 
     def _end(self) -> None:
         """Called when Python ends. A forked child inherits the registration, but no threads: it has nothing to end."""
-        if os.getpid() == self._process:
+        if os.getpid() == self._process:  # pragma: no cover - as Python ends: test_endings, in child processes
             self.stop()
             self.join()
 

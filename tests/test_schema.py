@@ -89,7 +89,7 @@ def _union_of(table: str, name: str) -> str:
 
 
 def _ours(field: Field) -> str:
-    if field.kind in ("string", "strings"):
+    if field.kind == "string":
         return field.kind
     default = f" {float(field.default)}" if isinstance(field.default, (int, float)) else ""
     return f"{field.kind} {field.type}{default}"

@@ -203,7 +203,7 @@ class Pipeline:
 
     def _end(self) -> None:
         """Called when Python ends. A forked child inherits the registration, but the pipeline is its parent's."""
-        if os.getpid() == self._process:
+        if os.getpid() == self._process:  # pragma: no cover - as Python ends: test_endings, in child processes
             self.close()
 
     # Items

@@ -57,7 +57,7 @@ def _last_json(output: str) -> dict[str, Any]:
     return {}
 
 
-def _library_version() -> str:
+def _library_version() -> str:  # pragma: no cover - called in the child process
     """What the library's C function `edgetpu_version` returns."""
     try:
         library = ctypes.CDLL(EDGETPU_LIBRARY)
@@ -67,7 +67,7 @@ def _library_version() -> str:
         return "of unknown version"
 
 
-def main(name: str) -> dict[str, Any]:
+def main(name: str) -> dict[str, Any]:  # pragma: no cover - called in the child process
     """What opening the device shows, for the caller to print. Prints the versions first: opening may end the process."""
     said: dict[str, Any] = {"library": _library_version()}
     try:

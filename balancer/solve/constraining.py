@@ -24,7 +24,7 @@ def keeps(problem: Problem, pipeline: PipelineSpec, constraints: Constraints) ->
     """Whether a pipeline keeps all constraints, by `exact`. False where a segment may not stand."""
     value = evaluate(problem, [pipeline])
     if value is None:
-        return False
+        return False  # pragma: no cover - callers ask only about pipelines that may stand
     latency, objective, held = constraints.max_latency_ns, constraints.max_objective_ns, constraints.max_segment_bytes
     sets = [stage.ops for stage in pipeline.stages]
     at = {i: j for j, ops in enumerate(sets) for i in members(ops)}

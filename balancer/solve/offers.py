@@ -112,7 +112,7 @@ def pipeline_offer(problem: Problem, pipeline: PipelineSpec) -> Offer | None:
     """A given pipeline; None where a segment of it may not stand."""
     costs = stage_costs(problem, pipeline)
     if costs is None:
-        return None
+        return None  # pragma: no cover - pipelines that may not stand are left out before
     replicas = [stage.replicas for stage in pipeline.stages]
     period = max(Fraction(max(cost.time_ns, 1), r) for cost, r in zip(costs, replicas, strict=True))
     streamed = sum(cost.streamed_bytes * r for cost, r in zip(costs, replicas, strict=True))

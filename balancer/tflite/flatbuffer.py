@@ -60,7 +60,7 @@ class Table:
     """One flatbuffer table. `table["x"]` is the field's value, or the schema's default if the file leaves it out.
 
     type: the table's name in the schema. fields: the values that the file holds, by name; of which type a value is, the
-    schema says: an int or float, a str, a Table, a numpy vector, or a list of str, bytes or Tables.
+    schema says: an int or float, a str, a Table, a numpy vector, or a list of bytes or Tables.
     """
 
     type: str
@@ -147,9 +147,6 @@ class _Decoder:
                 raise self._corrupt("more numbers than the file has room for", at)
         return np.frombuffer(self.data, dtype, count, start)
 
-    def strings(self, at: int, entry: Field, table: Table) -> list[str]:
-        return [self.string(place, entry, table) for place in self._places(at)]
-
     def blobs(self, at: int, entry: Field, table: Table) -> list[bytes]:
         vectors = (self._vector(place, 1) for place in self._places(at))
         return [self.data[start : start + size] for start, size in vectors]
@@ -226,7 +223,6 @@ _READ: dict[str, _ReadField] = {
     "table": _Decoder.child,
     "union": _Decoder.union,
     "scalars": _Decoder.scalars,
-    "strings": _Decoder.strings,
     "blobs": _Decoder.blobs,
     "tables": _Decoder.children,
 }
@@ -283,7 +279,7 @@ class _Encoder:
             return self._write_string(value)
         if entry.kind == "scalars":
             return self._write_scalars(np.asarray(value, _DTYPE[entry.type]), entry.align)
-        parts = [self._write_string(v) if entry.kind == "strings" else self.table(v) for v in value]
+        parts = [self.table(v) for v in value]
         self.builder.StartVector(_OFFSET_BYTES, len(parts), _OFFSET_BYTES)
         for part in reversed(parts):
             self.builder.PrependUOffsetTRelative(part)

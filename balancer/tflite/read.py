@@ -72,15 +72,7 @@ def read_graph(data: bytes, *, name: str, where: str | None = None) -> Graph:
 
 def read_model(data: bytes, *, name: str, where: str | None = None) -> ReadModel:
     """The same, with the tables and shapes that the graph was made of."""
-    return _read(decode_model(data, where or name), name)
-
-
-def graph_of(model: Model, name: str) -> Graph:
-    """The graph of a model whose tables are already decoded."""
-    return _read(model, name).graph
-
-
-def _read(model: Model, name: str) -> ReadModel:
+    model = decode_model(data, where or name)
     refuse_compiled(model)
     shapes = propagate_shapes(model)
     return ReadModel(model, shapes, build_graph(model, shapes, name))

@@ -20,7 +20,7 @@ Default: TypeAlias = "int | float | str | tuple[()] | None"
 class Field:
     """One slot of a table.
 
-    kind: "scalar", "string", "table" or "union"; "scalars", "strings", "blobs" or "tables" for vectors of them ("blobs":
+    kind: "scalar", "string", "table" or "union"; "scalars", "tables" or "blobs" for vectors of them ("blobs":
     of vectors of bytes); or "unread" for a field that balancer does not need. type: code of a number's type, such as
     "i4" for a signed one of 4 bytes, or the name of a table or union. align: the first byte of a vector stands at a
     multiple of it; 0 for the size of one element.
@@ -63,7 +63,7 @@ def _field(text: str) -> Field:
         return Field(name, "union", kind[1:-1], None)
     if kind.startswith("["):
         inner, _, align = kind[1:-1].partition("@")
-        plural = {"str": "strings", "bytes": "blobs"}.get(inner, "scalars" if _is_width(inner) else "tables")
+        plural = "blobs" if inner == "bytes" else "scalars" if _is_width(inner) else "tables"
         return Field(name, plural, inner, (), int(align or 0))
     if kind == "str":
         return Field(name, "string", kind, "")
