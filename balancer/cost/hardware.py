@@ -144,7 +144,7 @@ class Hardware:
 
     @classmethod
     def with_constants(cls, name: str, constants: Mapping[str, int]) -> Hardware:
-        """The hardware with these constants, by name. Raises KeyError where one is missing; other names are ignored."""
+        """The hardware with these constants. constants: value by name. Raises KeyError where one is missing; others are ignored."""
         return cls(
             name=name,
             chip=_group(Chip, constants),
