@@ -144,7 +144,10 @@ class Hardware:
 
     @classmethod
     def with_constants(cls, name: str, constants: Mapping[str, int]) -> Hardware:
-        """The hardware with these constants. constants: value by name. Raises KeyError where one is missing; others are ignored."""
+        """The hardware with these constants. constants: value by name; unknown names are ignored.
+
+        Raises KeyError where a constant is missing.
+        """
         return cls(
             name=name,
             chip=_group(Chip, constants),
