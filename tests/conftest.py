@@ -38,8 +38,16 @@ QUICK = {
     "test_every_solver_can_be_chosen_and_none_beats_the_proven_one", "test_order_and_bits",
     "test_on_two_kinds_every_solver_meets_brute_force", "test_edge_tpus_each_in_a_process",
 }  # fmt: skip
-# Files whose tests only repeat in bulk what others reach. Tracing them would take minutes and show no further line.
-UNTRACED = {"test_bit_exact", "test_forged", "test_hostile", "test_kinds"}
+# Files and tests that only repeat in bulk, or on large models, what others reach. Tracing them would take minutes and
+# show no further line.
+UNTRACED = {
+    "test_bit_exact", "test_hostile", "test_kinds", "test_layers",
+    "test_an_op_may_have_too_few_inputs_and_outputs", "test_an_op_may_work_on_scalars",
+    "test_an_op_behind_a_free_batch_may_have_the_options_of_another_or_none", "test_tensors_may_claim_any_size",
+    "test_less_room_than_predicted", "test_more_tpus_are_never_slower", "test_tuning_closes_most_of_the_gap",
+    "test_the_lowest_latency_at_a_camera_rate_is_proven_for_real_models",
+    "test_no_segment_of_a_real_model_is_below_the_structure_of_its_cost",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="session")
