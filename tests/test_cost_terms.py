@@ -20,7 +20,7 @@ from balancer.cost.feeding import Feeding, StageCost, inference_ns, period_ns
 from balancer.cost.filling import MOST_CELLS, fillings
 from balancer.cost.geometry import FeatureMap, Window
 from balancer.cost.hardware import CONSTANTS, Hardware, load_hardware
-from balancer.cost.layout import ParameterLayout
+from balancer.cost.layout import ParameterLayout, layout
 from balancer.cost.segment import SegmentCosts
 from balancer.cost.timing import bands, busy_ns, cpu_ns, gather_ns, input_ns, output_ns, start_ns, stream_ns
 from balancer.graph import Graph, Op, Tensor
@@ -397,6 +397,14 @@ def test_gathering_written_out() -> None:
         conv = one_op("CONV_2D", (4, kernel, kernel, depth), (1, height, 8, depth), (1, height, 8, 4))
         assert gather_ns(*conv, CHIP) == wanted
     assert gather_ns(*one_op("DEPTHWISE_CONV_2D", (1, 3, 3, 65), (1, 8, 8, 65), (1, 8, 8, 65)), CHIP) == 0
+
+
+@pytest.mark.parametrize(("channels", "padded"), [(3, 16), (17, 20), (20, 20), (64, 64)])
+def test_depthwise_weights_take_four_bytes_of_each_channel_padded_to_four(channels: int, padded: int) -> None:
+    shape = (1, 8, 8, channels)
+    lines = -(-4 * 9 * padded // 64)
+    laid_out = layout(*one_op("DEPTHWISE_CONV_2D", (1, 3, 3, channels), shape, shape))
+    assert laid_out == ParameterLayout(cached=64 * lines, streamed=64 * lines)
 
 
 def test_scratch_written_out() -> None:

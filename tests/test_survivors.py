@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ from balancer.solve.budget import Budget
 from balancer.solve.cpsat import solve_cpsat
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.periods import MOST_REPLICAS, longest_ns
-from balancer.solve.plan_bounds import PlanBounds
+from balancer.solve.plan_bounds import PlanBounds, plan_bounds
 from balancer.tflite import synth
 from balancer.tflite.constant_folding import folded
 from balancer.tflite.cut import Cutter
@@ -44,6 +45,7 @@ from balancer.tflite.flatbuffer import Table
 from tests import handmade
 from tests.dags import all_pipelines
 from tests.strategies import all_plans, chain_problems, interval_problem
+from tests.test_cpsat import structured
 from tests.test_kinds import mixed_problems
 
 if TYPE_CHECKING:
@@ -152,6 +154,25 @@ def test_the_last_tie_is_broken_where_nothing_streams() -> None:
     assert solution.value == Value(objective_ns=2000, devices=2, streamed_bytes=0, latency_ns=6)
 
 
+@given(structured(most_ops=4, most_devices=4), st.integers(1, 3))
+def test_no_pipeline_has_a_shorter_period_than_the_bound_for_its_size(problem: Problem, replicas: int) -> None:
+    bounds = plan_bounds(problem, 2, replicas, may_replicate_whole=True)
+    for pipeline in all_pipelines(problem, replicas):
+        costs = [(problem.exact(stage.ops, stage.kind), stage.replicas) for stage in pipeline.stages]
+        period_ns = max(cost.time_ns / r for cost, r in costs if cost is not None)
+        # The bound is in whole ns, and the host's work counts as if it were part of the period.
+        period_ns = max(math.ceil(period_ns), problem.host_ns * len(costs))
+        assert bounds.least_ns[len(costs), pipeline.devices] <= period_ns
+
+
+def test_several_replicated_pipelines_beyond_the_intervals_are_found() -> None:
+    """Op 0 feeds 2 and op 1 feeds 3. Two pipelines of {0, 2} and {1, 3} give a result every 2.5 ns."""
+    costs = {0b1111: Cost(100, 0), 0b0101: Cost(5, 0), 0b1010: Cost(5, 0)}
+    problem = interval_problem((0, 0, 0b01, 0b10), costs, 4)
+    solution = solve(problem, SolverOptions(solver="downset", max_pipelines=2))
+    assert solution.value.objective_ns == solution.bound_ns == 3
+
+
 @given(mixed_problems(most_ops=4, most_devices=3))
 def test_no_bound_rules_out_a_part_of_a_pipeline(problem: Problem) -> None:
     """The stages before a cut, and those after it, fit their own devices within the longest of their own periods."""
@@ -176,6 +197,20 @@ def test_no_bound_rules_out_a_part_of_a_pipeline(problem: Problem) -> None:
 
 
 # Options
+
+
+@pytest.mark.parametrize(
+    ("constraints", "words"),
+    [
+        (Constraints(), []),
+        (Constraints(max_latency_ns=9), ["within that latency"]),
+        (Constraints(max_objective_ns=9), ["at that rate"]),
+        (Constraints(pinned={0: 0}), ["the constraints"]),
+        (Constraints(pinned={0: 0}, max_latency_ns=9), ["within that latency", "the constraints"]),
+    ],
+)
+def test_a_claim_names_the_constraints_that_there_are(constraints: Constraints, words: list[str]) -> None:
+    assert constraints.scope == words
 
 
 def test_limits_that_no_plan_file_can_hold_are_remembered_as_the_largest_that_it_can() -> None:
