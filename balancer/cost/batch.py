@@ -14,8 +14,9 @@ Each term follows from sums over J1 and J2, which are made once for all sets:
 
 ops       A sum over the segment's ops is the sum over J2 less the sum over J1, because J1 is contained in J2.
 leaving   What J2 hands on, minus those of these tensors that J1 made. No op of J1 reads what the segment makes, since a
-          down-set holds all that its ops depend on; so a tensor of the segment is read outside it exactly if it is read outside J2. Of what J1
-          made, J2 still hands on the model's outputs, and the tensors that are live at J1 unless J2 holds all their readers.
+          down-set holds all that its ops depend on. So a tensor of the segment is read outside it exactly if it is read
+          outside J2. Of what J1 made, J2 still hands on the model's outputs, and the tensors that are live at J1 unless J2
+          holds all their readers.
 entering  The tensors that are live at J1 (see `crossings`) and read by an op of J2.
 on CPU    Unmapped ops that depend on a mapped op of the segment, and all that depends on them. All
           ancestors of an op of the segment are in J2, so those inside the segment are the ones that J1 lacks: whether the op
