@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _MODULES = {"ai-edge-litert": "ai_edge_litert.interpreter", "tflite-runtime": "tflite_runtime.interpreter"}
-_INSTALL = {"ai-edge-litert": "ai-edge-litert", "tflite-runtime": "'edgetpu-balancer[tflite-runtime]'"}
+_INSTALL = {"ai-edge-litert": "ai-edge-litert", "tflite-runtime": "tflite-runtime==2.14.0 'numpy<2'"}
 PACKAGES = tuple(_MODULES)
 CHOICE = "BALANCER_INTERPRETER"
 EDGETPU_LIBRARY = "libedgetpu.so.1"

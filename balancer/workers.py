@@ -11,13 +11,15 @@ Each item comes out once, as a result or as a `Failure`, in the order in which t
 one stage passes the later stages of its line unchanged. The number of items in flight is limited: `put` waits for a
 result to be taken.
 
-A worker goes from state to state as the table in `worker_states` says; `_Worker` has one method for each state.
+A line here is a pipeline elsewhere: stages one after the other. A worker goes from state to state as the table in
+`worker_states` says; `_Worker` has one method for each state.
 A worker whose device is lost leaves its item to another worker of the stage. In a first stage without another worker,
 the item goes to another line. A line with a stage whose workers are all lost is given up: it takes no more items, and
 those that are in it fail.
 
 Why the threads are daemons: Python joins the other threads before it calls `atexit`'s functions, and before it collects
-a generator that was left unfinished. Workers that wait for an item would therefore keep such a script alive for ever.
+a generator that was left unfinished. Workers that wait for an item would therefore keep a script alive for ever that left its
+pipeline open.
 `threading` has no public hook before that point, and the private one that `concurrent.futures` uses is called while the
 user's own threads still work. So an `atexit` function stops and joins the workers: after the user's threads have ended,
 and before the interpreter is torn down.

@@ -4,8 +4,9 @@
 
 A *mutant* is a copy of the package with one change: another arithmetic, bit or comparison operator, `and` for `or`, `min`
 for `max`, `any` for `all`, an integer one larger or smaller, the other truth value, a `not` left out, a bound of a slice
-moved or left out. It is *killed* where a test fails or takes several times as long as without the change; else it
-*survives*. Mutants are drawn at random from the chosen modules, each place in the code with the same likelihood.
+moved or left out. It is *killed* where a test fails, does not end, or takes several times the CPU time that it takes
+without the change; else it *survives*. Mutants are drawn at random from the chosen modules, each place in the code with
+the same likelihood.
 Docstrings, annotations, decorators, error and log messages, and module constants that only limit work are left alone.
 
 `nearest_tests.json` names the tests of each module, the fastest first; a folder's row serves modules without one. Once a
@@ -16,6 +17,7 @@ and does not count against the tests. The checkout is never changed. The exit co
 from __future__ import annotations
 
 import ast
+import compileall
 import json
 import os
 import random
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
 
 PACKAGE = ROOT / "balancer"
 NEAREST, EQUIVALENT = (ROOT / "benchmarks" / f"{name}.json" for name in ("nearest_tests", "equivalent_mutants"))
-DEFAULT_MODULES = ("solve", "cost", "tflite", "plan", "workers.py", "queues.py", "ground", "planning")
+DEFAULT_MODULES = (
+    "solve", "cost", "tflite", "plan", "workers.py", "worker_states.py", "queues.py", "ground", "planning",
+)  # fmt: skip
 OPERATORS: dict[type[ast.AST], tuple[bytes, bytes]] = {
     ast.Add: (b"+", b"-"), ast.Sub: (b"-", b"+"), ast.Mult: (b"*", b"//"), ast.FloorDiv: (b"//", b"*"),
     ast.Div: (b"/", b"*"), ast.Mod: (b"%", b"//"), ast.BitAnd: (b"&", b"|"), ast.BitOr: (b"|", b"&"),
@@ -69,7 +73,12 @@ LIMITS = {
     "SAMPLES", "UNBOUNDED", "ROUNDS", "STATUSES", "UPDATES", "PART",
 }  # fmt: skip
 KILLED, SURVIVED, EQUAL = "killed", "SURVIVED", "equal"
-SPARE_SECONDS, SPARE_FACTOR = 10, 4  # how much longer than without a change the tests of a mutant may take
+FAILED, OUT_OF_CPU_TIME, OUT_OF_TIME = "a test fails", "out of CPU time", "out of time"
+ENDINGS = {0: "", -signal.SIGXCPU: OUT_OF_CPU_TIME}
+# How much longer than without a change the tests of a mutant may take. CPU time is what a loop takes on any machine; the
+# clock, which goes on while other programs run, only ends what waits for ever.
+SPARE_CPU_SECONDS, SPARE_CPU_FACTOR = 10, 4
+SPARE_SECONDS, SPARE_FACTOR = 60, 8
 MEMORY_BYTES = 8 << 30
 
 
@@ -221,58 +230,80 @@ def nearest(table: dict[str, list[str]], file: str) -> list[str]:
     raise LookupError(f"{NEAREST.name} has no row for {file}, and none for a folder that holds it")
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a run of tests may take: of CPU time in each process, and by the clock."""
+
+    cpu_s: float
+    clock_s: float
+
+
 @dataclass
 class Trials:
-    """A copy of the checkout, in which tests run. seconds: what each test file takes without a change, once known."""
+    """A copy of the checkout, in which tests run. limits: of a mutant's run, by test file, once known."""
 
     folder: Path
-    seconds: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, Limits] = field(default_factory=dict)
 
-    def killer(self, mutant: Mutant, tests: Iterable[str]) -> str:
-        """The first test file that kills the mutant; empty where none does.
+    def killer(self, mutant: Mutant, tests: Iterable[str]) -> tuple[str, str]:
+        """The first test file that kills the mutant, and how the file ended; both empty where none does.
 
         Ends the program where a test file fails without any change.
         """
         path = self.folder / "balancer" / mutant.file
         original = path.read_bytes()
         for test in tests:
-            if test not in self.seconds:
-                self.seconds[test] = self._baseline(test)
+            if test not in self.limits:
+                self.limits[test] = self._baseline(test)
             path.write_bytes(mutant.source)
             try:
-                if self._fails(test, SPARE_SECONDS + SPARE_FACTOR * self.seconds[test]):
-                    return test
+                ending = self._ending(test, self.limits[test])
             finally:
                 path.write_bytes(original)
-        return ""
+            if ending:
+                return test, ending
+        return "", ""
 
-    def _baseline(self, test: str) -> float:
-        start = time.perf_counter()
-        if self._fails(test, None):
+    def _baseline(self, test: str) -> Limits:
+        start, cpu_start = time.perf_counter(), _children_cpu_s()
+        if self._ending(test, None):
             raise SystemExit(f"{test} fails without any change: mend it first, or take it out of {NEAREST.name}")
-        return time.perf_counter() - start
+        cpu_s, clock_s = _children_cpu_s() - cpu_start, time.perf_counter() - start
+        return Limits(SPARE_CPU_SECONDS + SPARE_CPU_FACTOR * cpu_s, SPARE_SECONDS + SPARE_FACTOR * clock_s)
 
-    def _fails(self, test: str, limit_s: float | None) -> bool:
-        """Whether the test file fails, or takes longer than the limit."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", test]
+    def _ending(self, test: str, limits: Limits | None) -> str:
+        """How the test file ends: empty where all its tests pass, else FAILED, OUT_OF_CPU_TIME or OUT_OF_TIME."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n0", test]
         # Byte code is never written: two sources of one size within a second would share it.
-        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "unshrunk",
+        }  # fmt: skip
         process = subprocess.Popen(
             command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=_limit_memory,
+            stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=lambda: _limit(limits),
         )  # fmt: skip
         try:
-            return process.wait(limit_s) != 0
+            code = process.wait(limits.clock_s if limits else None)
+            return ENDINGS.get(code, FAILED)
         except subprocess.TimeoutExpired:
-            return True
+            return OUT_OF_TIME
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _limit_memory() -> None:
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _limit(limits: Limits | None) -> None:
+    """Limit the memory, and perhaps the CPU time, of this process and of those that it starts."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    if limits:
+        seconds = int(limits.cpu_s) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
 
 
 def copied(folder: Path) -> Trials:
@@ -280,6 +311,8 @@ def copied(folder: Path) -> Trials:
     shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "dist"))
     if (ROOT.parent / "shared").exists():
         (folder / "shared").symlink_to((ROOT.parent / "shared").resolve())
+    # Once for all runs. A mutant is newer than its module's byte code, which is then left aside.
+    compileall.compile_dir(folder / "checkout" / "balancer", quiet=2)
     return Trials(folder / "checkout")
 
 
@@ -333,12 +366,12 @@ def try_all(chosen: Sequence[Mutant], tests: dict[str, list[str]], samples: list
     with tempfile.TemporaryDirectory(prefix="balancer-mutants-") as scratch, suppress(KeyboardInterrupt):
         trials = copied(Path(scratch))
         for mutant in chosen:
-            killer = "" if mutant.key in judged else trials.killer(mutant, tests[mutant.file])
+            killer, ending = ("", "") if mutant.key in judged else trials.killer(mutant, tests[mutant.file])
             verdict = EQUAL if mutant.key in judged else KILLED if killer else SURVIVED
-            tell(mutant, verdict, killer)
+            tell(mutant, verdict, f"{killer}: {ending}" if killer else "")
             samples.append({
                 "file": mutant.file, "line": mutant.line, "before": mutant.before, "after": mutant.after,
-                "verdict": verdict, "killed_by": killer or None,
+                "verdict": verdict, "killed_by": killer or None, "ending": ending or None,
             })  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """What all tests share: fixtures, marks, skips, and how many examples Hypothesis draws.
 
 Variables of the environment: HYPOTHESIS_PROFILE=thorough draws 1000 examples instead of 30, HYPOTHESIS_PROFILE=few draws
-5. BALANCER_FAULT_SECONDS is how long each test of test_faults.py lasts (5). BALANCER_KILLS is how often
-test_compiling.py kills one call (8).
+5, HYPOTHESIS_PROFILE=unshrunk does not look for a smaller example than the first that fails. BALANCER_FAULT_SECONDS is
+how long each test of test_faults.py lasts (5). BALANCER_KILLS is how often test_compiling.py kills one call (8).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.shared import HERE, SHARED
 
@@ -27,6 +27,8 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("ci"), max_examples=1000)
 settings.register_profile("few", settings.get_profile("ci"), max_examples=5)
+# The same examples as `ci`; the first that fails is not made smaller, which may take minutes (benchmarks/mutants.py).
+settings.register_profile("unshrunk", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Files whose tests run in every Python version, and single tests of others. They enter every rank in half a minute.

@@ -236,6 +236,12 @@ def _file(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
+def test_a_constant_that_does_not_exist_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    changed = {"invoke_nss": {"value": 7}}
+    with pytest.raises(HardwareError, match="no constant 'invoke_nss'; name it invoke_ns"):
+        load_hardware(_file(tmp_path, constants=changed, base="usb"))
+
+
 def test_a_hardware_file_is_read_like_a_preset(tmp_path: Path) -> None:
     assert load_hardware(_file(tmp_path)) == replace(PCIE, name="mine")
     changed = {"op_ns": {"value": 7}}

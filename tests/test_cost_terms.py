@@ -20,7 +20,7 @@ from balancer.cost.feeding import Feeding, StageCost, inference_ns, period_ns
 from balancer.cost.filling import MOST_CELLS, fillings
 from balancer.cost.geometry import FeatureMap, Window
 from balancer.cost.hardware import CONSTANTS, Hardware, load_hardware
-from balancer.cost.layout import ParameterLayout
+from balancer.cost.layout import ParameterLayout, layout
 from balancer.cost.segment import SegmentCosts
 from balancer.cost.timing import bands, busy_ns, cpu_ns, gather_ns, input_ns, output_ns, start_ns, stream_ns
 from balancer.graph import Graph, Op, Tensor
@@ -399,6 +399,14 @@ def test_gathering_written_out() -> None:
     assert gather_ns(*one_op("DEPTHWISE_CONV_2D", (1, 3, 3, 65), (1, 8, 8, 65), (1, 8, 8, 65)), CHIP) == 0
 
 
+@pytest.mark.parametrize(("channels", "padded"), [(3, 16), (17, 20), (20, 20), (64, 64)])
+def test_depthwise_weights_take_four_bytes_of_each_channel_padded_to_four(channels: int, padded: int) -> None:
+    shape = (1, 8, 8, channels)
+    lines = -(-4 * 9 * padded // 64)
+    laid_out = layout(*one_op("DEPTHWISE_CONV_2D", (1, 3, 3, channels), shape, shape))
+    assert laid_out == ParameterLayout(cached=64 * lines, streamed=64 * lines)
+
+
 def test_scratch_written_out() -> None:
     """Landing buffers, halos of 4 x 4 tiles, pools, and tensors that enter."""
     kib, none = 1 << 10, ParameterLayout()
@@ -422,6 +430,7 @@ def test_scratch_written_out() -> None:
     # A tile's share: 18 * 18 * 128 bytes of input with its halo and 16 * 16 * 128 of output are more than 60 KiB.
     assert scratch("CONV_2D", (128, 3, 3, 128), 64, 128) == 62 * kib
     assert scratch("CONV_2D", (128, 1, 1, 128), 64, 128) == landing + 512 * 16
+    assert scratch("CONV_2D", (256, 2, 2, 256), 64, 256, stride_h=2, stride_w=2) == 62 * kib  # windows side by side
     # Depthwise: twice (4 + 2) ** 2 * 64 = 2304 bytes is less than the landing buffers; 10 ** 2 * 64 bytes twice is more.
     assert scratch("DEPTHWISE_CONV_2D", (1, 3, 3, 64), 16, 64) == landing + 512 * 9
     assert scratch("DEPTHWISE_CONV_2D", (1, 3, 3, 64), 48, 64) == 2 * 14 * 14 * 64

@@ -247,6 +247,7 @@ def _forged(plan: balancer.Plan, place: tuple[Any, ...], value: Any) -> Path:
         (("predicted", "latency_ns"), -5, "not a valid value here"),
         (("predicted", "throughput_per_s"), 1e300, "not a valid value here"),
         (("model", "ops"), 10**6, "ops is impossible"),
+        (("model", "ops"), 0, "ops is impossible"),
         (("segments", 0, "name"), "../../evil", "not a bare file name"),
         (("solver", "name"), "\ud800", "not a valid value here"),
     ],

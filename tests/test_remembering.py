@@ -191,7 +191,8 @@ LIMITS: dict[str, Any] = {
 )
 def test_what_cannot_be_remembered_is_refused_in_one_line(changes: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "p.json"
-    good = {"costs": COSTS | {"ops": [OP]}, "held_to": HELD | {"limits": LIMITS}}
+    smallest = OP | {"ns": 0, "parameter_bytes": 0, "scratch_bytes": 0}
+    good = {"costs": COSTS | {"ops": [smallest]}, "held_to": HELD | {"limits": LIMITS}}
     path.write_text(json.dumps(_document(**good)))
     load_plan(path)
     path.write_text(json.dumps(_document(**changes)))

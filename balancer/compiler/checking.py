@@ -117,7 +117,7 @@ def _not_mapped(report: ModelReport, made: FileOps, given: FileOps | None) -> tu
     """The ops that the compiled file still holds, found in the segment by the tensors that they make.
 
     The report's table gives reasons by type of op, not by op. An op that reads what another unmapped op makes is unmapped
-    because it follows that one; every other op has one of the other reasons.
+    because it follows that one. Any other op gets one of the remaining reasons that are listed for its type.
     """
     if given is None:
         return ()

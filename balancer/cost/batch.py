@@ -13,12 +13,14 @@ which op d also reads what op a makes (a skip connection), with J1 = {a} and J2 
 Each term follows from sums over J1 and J2, which are made once for all sets:
 
 ops       A sum over the segment's ops is the sum over J2 less the sum over J1, because J1 is contained in J2.
-leaving   What J2 hands on, less what J1 made of it. No op of J1 reads what the segment makes, since a down-set holds all
-          that its ops depend on; so a tensor of the segment is read outside it exactly if it is read outside J2. Of what J1
-          made, J2 still hands on the model's outputs, and the tensors that are live at J1 unless J2 holds all their readers.
+leaving   What J2 hands on, minus those of these tensors that J1 made. No op of J1 reads what the segment makes, since a
+          down-set holds all that its ops depend on. So a tensor of the segment is read outside it exactly if it is read
+          outside J2. Of what J1 made, J2 still hands on the model's outputs, and the tensors that are live at J1 unless J2
+          holds all their readers.
 entering  The tensors that are live at J1 (see `crossings`) and read by an op of J2.
-on CPU    Unmapped ops that depend on a mapped op of the segment, and all that depends on them. All ops that an op of the
-          segment depends on are in J2, so whether it runs on the CPU depends on J1 alone.
+on CPU    Unmapped ops that depend on a mapped op of the segment, and all that depends on them. All
+          ancestors of an op of the segment are in J2, so those inside the segment are the ones that J1 lacks: whether the op
+          runs on the CPU depends on J1 alone.
 capacity  The largest scratch among the segment's ops on the chip and the tensors that they read from outside.
 overflow  Most segments cache everything. Only where that is not certain does `filling` find what overflows.
 """
@@ -298,7 +300,8 @@ class SegmentBatch:
     def _interfaces_valid(self) -> bool:
         """Whether any segment that computes something has a valid interface, as in most models.
 
-        Each op makes a tensor that is read or final. So does the last op of a segment, and no op of the segment reads it.
+        Each op makes a tensor that is read or final. The last op of a segment makes one that nothing inside the segment reads,
+        so at least one tensor leaves.
         """
         taken = set(self.graph.outputs) | set(self.graph.readers)
         all_taken = all(op.folded or any(t in taken for t in op.outputs) for op in self.graph.ops)

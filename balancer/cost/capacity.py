@@ -20,7 +20,8 @@ its segment needs more, the segment has 16 * (532,480 - 640 - 13,312) = 8,296,44
 
 Constants marked *decoded* were read out of the instruction streams of compiled files. Those marked *empirical* were set
 so that predicted streamed bytes agree with published reports of the nets named; they are the weakest part of this model.
-The 8320 lines are decoded, too: the highest address of a buffer. They are 8.125 MiB in all, so reports can print 8.05.
+The 8320 lines are decoded, too: the highest address of a buffer. The 16 x 8320 lines are 8.125 MiB, which is why reports can
+show 8.05 MiB, and more than 8.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ _NARROW_BYTES = 192 * KIB
 _HELD_INPUT_BYTES = 39 * KIB
 # Empirical, five reports: scratch of a dense op with scales or a bias.
 _DENSE_BYTES = 25 * KIB
-# Empirical, nets that start at 224 px: a window whose feature maps take more than the first needs the second.
+# Empirical, nets that start at 224 px: a window whose feature maps take more than _BIG_TILE_BYTES needs
+# _BIG_BYTES.
 _BIG_TILE_BYTES, _BIG_BYTES = 60 * KIB, 62 * KIB
 # Empirical, Xception alone: a depthwise convolution needs twice its input tile, up to this tile size.
 _DEPTHWISE_TILE_BYTES = 40 * KIB

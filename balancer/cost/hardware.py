@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
@@ -144,7 +145,10 @@ class Hardware:
 
     @classmethod
     def with_constants(cls, name: str, constants: Mapping[str, int]) -> Hardware:
-        """The hardware with these constants, by name. Raises KeyError where one is missing; other names are ignored."""
+        """The hardware with these constants. constants: value by name; unknown names are ignored.
+
+        Raises KeyError where a constant is missing.
+        """
         return cls(
             name=name,
             chip=_group(Chip, constants),
@@ -229,6 +233,10 @@ def _entries(document: JsonObject, source: str, where: str) -> JsonObject:
 
 
 def _values(entries: JsonObject, where: str) -> dict[str, int]:
+    unknown = next((name for name in entries if name not in CONSTANTS), None)
+    if unknown is not None:
+        near = get_close_matches(unknown, CONSTANTS, 1) or CONSTANTS
+        raise HardwareError(f"there is no constant '{unknown}'", where, f"name it {' or '.join(near)}")
     values: dict[str, int] = {}
     for name in CONSTANTS:
         entry = entries.get(name)

@@ -119,7 +119,7 @@ def _channel_pad(source: Tensor, output: Tensor) -> ParameterLayout:
 
 
 def _softmax(classes: int) -> ParameterLayout:
-    """The layout of the table that newer compilers make for a SOFTMAX of uint8; one of int8 has no table."""
+    """The layout of the table that newer compilers make for a SOFTMAX of uint8; an int8 SOFTMAX has none."""
     size = 3 * _NARROW_ROWS * ceil_to(classes, 4) + _LINE_BYTES
     return ParameterLayout(cached=size, streamed=size)
 

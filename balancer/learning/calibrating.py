@@ -76,9 +76,7 @@ def calibrate(
     try:
         from scipy.optimize import least_squares
     except ImportError as error:
-        raise DependencyError(
-            "scipy is not installed", "calibrate", "pip install 'edgetpu-balancer[calibrate]'"
-        ) from error
+        raise DependencyError("scipy is not installed", "calibrate", "pip install scipy") from error
     if not rows:
         raise MeasurementError("no row can be predicted", "calibrate", "give rows with a known split and use = 1")
     measured = np.array([row.measured_ns for row in rows])

@@ -4,8 +4,8 @@ Each call starts again from the uncorrected costs and uses the reports of all se
 corrections. They are made in this order, each under the costs that the ones before have given:
 
 unmapped    The compiler left an op on the CPU that was expected on the TPU. If no such op precedes it in its segment,
-            the compiler does not support this op; it is marked as unmapped. The costs derive from that which later ops
-            stay on the CPU too.
+            the compiler does not support this op; it is marked as unmapped. From these marks
+            the costs work out which later ops stay on the CPU, too.
 bytes       The parameters of a segment take more or fewer bytes than predicted. The bytes of all its ops are scaled.
 capacity    The compiler prints how much on-chip memory the parameters use and how much remains; the sum is the segment's
             capacity. One rule, the same for all segments, turns predicted into reported capacity: a factor, a

@@ -11,7 +11,8 @@ allowed number of rounds.
 Overflow needs a rule of its own. A plan that streams some parameters for lack of on-chip memory depends on predicted
 capacity to the last layer. Once a segment has streamed more than predicted, that prediction has proved wrong. From then
 on a plan without overflow is preferred to a faster one with overflow, unless the caller decided with the option
-`overflow`. It must not leave more ops on the CPU, and it must be at least as fast as the best plan compiled so far.
+`overflow`. Such a plan must not leave more ops on the CPU, and it must be at least as fast as the best
+plan compiled so far.
 """
 
 from __future__ import annotations

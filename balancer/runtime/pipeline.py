@@ -66,9 +66,11 @@ _MOST_ITEMS = 256  # in flight, however deep the pipeline is
 class Pipeline:
     """Runs a plan: `with Pipeline(plan, devices) as pipeline: for result in pipeline.map(items): ...`.
 
-    plan: a plan, its file, or its directory. devices: a name for each TPU of the plan, "sim", "cpu", or None for
-    the Edge TPUs of this machine; see `balancer.runtime.devices`. Inputs and results are dicts of arrays by tensor name,
-    inputs with the shape and element type that the model gives. state: "reset" or "kept" where the model has some.
+    plan: a plan, its file, or its directory. devices: a name for each TPU of the plan (":0", "usb:0", "pci:1"); or one of
+    "usb", "pci", "sim" and "cpu" for all; or None for the Edge TPUs of this machine; see `balancer.runtime.devices`. Inputs
+    and results are dicts of arrays by tensor name, inputs with the shape and element type that the model gives.
+
+    The attribute `state` is "reset" or "kept" for a model with variable tensors, None for others.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ Tensors lie in shared frames (`tensors`); only numbers, and tensors without a kn
                                                               or BESIDE + outputs without a known shape, pickled
                                                               or REFUSED + (what, where, remedy), pickled
 
-    closes its end of the socket        ------------------>   reads the end of the stream, and ends
+    closes its end of the socket, and kills the process
 
 The child also ends when the parent ends, whatever it is doing (see `processes.children`). A process that dies or does not
 answer in time is killed and started again, up to `restarts` times, and its item is tried once more. The child never

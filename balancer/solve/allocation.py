@@ -249,9 +249,9 @@ class _PriceBound:
 
         p * 10^9 + the sum over its pipelines of max(0, rate * (1 - p * host_ns)).
 
-    The sum treats every pipeline by itself, so a knapsack fills the devices that are left. Of the prices 0 and
-    1 / host_ns of each candidate, one makes the bound the plan's rate itself. Values are floats with a margin for
-    rounding: they only decide what need not be looked at.
+    The sum treats every pipeline by itself, so a knapsack fills the devices that are left. Among the
+    prices 0 and 1 / host_ns of each candidate is one at which the bound equals the plan's rate. Values
+    are floats with a margin for rounding: they only decide what need not be looked at.
 
     prices: shape (n_prices,). worth: for each candidate its term of the sum, at each price. filled: the largest worth
     of any pipelines on so many devices, shape (devices + 1, n_prices). known_ns: the objective of the best plan that

@@ -1,5 +1,8 @@
 """Folding: merge blocks of ops that some best plan keeps together. It leaves fewer down-sets, and the same optimum.
 
+It applies where the cost is exactly a `Structure`: other accelerators, published instances. The cost of a TFLite model on Edge
+TPUs is only bounded by one, and is left as it is.
+
 The rule
 --------
 Let B be a block whose parameters are not kept on chip, that needs no memory where memory is limited, and that runs on

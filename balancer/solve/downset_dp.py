@@ -16,15 +16,22 @@ and the ops that it adds are a stage:
                             ops 0 and 2       ops 1 and 3
                               stage 0           stage 1
 
-So the best pipeline is a best path, with the number of stages and the devices in use as further coordinates. For cut I
-after s stages on devices u (a count for each kind), in whatever order sets are visited that puts subsets first,
+So the best pipeline is a best path, with the number of stages and the devices in use as further coordinates. Visit sets in
+any order that puts subsets first. Start with best[{}][0][0] = 0. Then, for cut I after s stages on devices u (a count for
+each kind),
 
-    best[I][s][u] = min over cuts J < I, kinds and replicas r of  extend(best[J][s - 1][u - r], segment I - J, r)
+    best[I][s][u] = min over proper subsets J of I, kinds and replicas r of  extend(best[J][s - 1][u - r], segment I - J, r)
 
-where `extend` is the maximum of periods (`period_dp`), or the sum of latencies (`latency_dp`). Nothing is assumed of the
-cost: it need not grow with the segment, so all pairs J < I count, not only neighbours in the lattice. Lower bounds leave
-out, before the search, the cuts that no pipeline within the limits can use (`bounds`). With the prefixes of one order
-as the family of sets, this is the interval DP of that order.
+where `extend` is the maximum of periods (`period_dp`), or the sum of latencies (`latency_dp`).
+
+Why this is exact. Every pipeline is such a path, and every such path is a pipeline. `extend` never decreases when `best`
+grows: replacing the way to J by one with the same stages and devices and no larger value never makes the whole worse. So
+keeping the minimum for each (I, s, u) loses no optimum. Nothing is assumed of the cost of a segment: it need not grow with
+the segment, so all pairs J, I count, not only neighbours in the lattice. Before the search, lower bounds leave out the cuts
+that no pipeline within the limits can use (`bounds`). Among the pipelines that reach the optimum, `tie_rules` chooses in a
+second pass over all segments that such a pipeline may hold.
+
+With the prefixes of one order as the family of sets, this is the interval DP of that order.
 """
 
 from __future__ import annotations
@@ -184,7 +191,8 @@ class DpTable:
         return int(self.best.shape[1]) - 1
 
     def non_dominated(self, cut: int) -> StateColumns:
-        """The ways to get to a cut that no way with at most as many devices (and stages) is as good as.
+        """The ways to get to a cut that no other way beats or equals with no more devices (and, unless exact_stages, no
+        more stages).
 
         A dominated way can be left out: whatever follows it can follow the other.
         """

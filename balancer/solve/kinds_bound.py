@@ -53,7 +53,8 @@ def mixed_bound_ns(problem: Problem, stages: int, devices: int, most_replicas: i
 
 
 def _units(n_ops: int, together: Sequence[OpSet]) -> list[OpSet]:
-    """A partition of the ops into sets that must stand together; of groups that overlap, the largest counts."""
+    """A partition of the ops into sets that must stand together; where groups overlap, the larger one is kept, and the
+    others are broken into single ops."""
     units, left = [], (1 << n_ops) - 1
     for group in sorted(together, key=lambda group: -group.bit_count()):
         if group and not group & ~left:

@@ -6,7 +6,8 @@ of a shortest path from no ops to all ops, whose nodes are (down-set, stages, de
 
     best[I][s][u] = min over J < I of  best[J][s - 1][u - r] + time(I - J) + handover,   r = ceil(time / period)
 
-Lower bounds on what the ops before and after a cut take leave out the cuts on no path of the length allowed.
+Cuts that lie on no path of the allowed length are dropped beforehand: lower bounds say how long the ops before and after a
+cut take at least.
 """
 
 from __future__ import annotations

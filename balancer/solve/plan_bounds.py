@@ -4,8 +4,9 @@ A Lagrangian relaxation of the host's limit: with a price on the host's time, p 
 
     p * 10^9  +  the sum over its pipelines of  rate * (1 - p * host_ns), where that is positive
 
-(see `allocation`). Without the host in common, the sum is largest for each pipeline by itself, and a knapsack over the
-numbers of devices gives the most that several pipelines are worth. So to make a plan of some rate, one pipeline must
+(see `allocation`; 10^9 is the host's ns in one second). At a fixed price the terms are independent of each other, so each
+pipeline is best taken by itself, and a knapsack over the numbers of devices gives the most that several pipelines are
+worth. So to make a plan of some rate, one pipeline must
 bring what is missing when all other devices do their utmost, at every price: that limits its period from above.
 
 All of this is floating point, weakened by more than its rounding: it only decides what need not be looked for.
@@ -77,11 +78,11 @@ class PlanBounds:
         return PipelineLimits((devices,), math.ceil(min(most_ns, self.longest_ns)), most_stages)
 
     def raise_least(self, stages: int, devices: int, least_ns: float) -> None:
-        """Note that all pipelines of these numbers of stages and devices with a shorter period are known, or useless."""
+        """Record that every pipeline of this size with a shorter period is already known, or useless."""
         self.least_ns[stages, devices] = max(self.least_ns[stages, devices], least_ns)
 
     def note_search(self, result: PeriodResult) -> None:
-        """Note what a search left: what it did not find has a longer period than its limits allow."""
+        """Record what a search left: what it did not find has a longer period than its limits allow."""
         (devices,) = result.limits.devices
         shortest = float(result.limits.most_ns)
         # A pipeline that is dominated by one of fewer stages is not in the front: the minimum includes these.

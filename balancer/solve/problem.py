@@ -268,7 +268,7 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """How far what was optimised is above its lower bound, as a share of it; 1 where no bound is claimed."""
+        """How far what was optimised is above its lower bound, as a share of the value reached; 1 where no bound is claimed."""
         reached, bound = self.value.objective_ns, self.bound_ns or 0
         if self.latency_bound_ns is not None:
             reached, bound = self.value.latency_ns, self.latency_bound_ns

@@ -1,6 +1,7 @@
 """The tie rules: of the pipelines with equal periods, which one is the answer.
 
-Fewest streamed bytes, then lowest latency, then the segment whose key is smallest, stage by stage; then fewer replicas.
+Fewest streamed bytes; then lowest latency; then stage by stage: the segment with the smallest key and, for equal keys, fewer
+replicas.
 
 Pipelines are paths. Cuts are numbered, and a segment is an edge from the cut before it to the cut after it:
 
