@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import signal
+import struct
 import sys
 import threading
 import time
@@ -17,8 +18,10 @@ import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import flatbuffers
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as generated
 from flatbuffers import flexbuffers
 from PIL import Image
 
@@ -52,12 +55,13 @@ from balancer.tflite.constant_folding import folded
 from balancer.tflite.cut import Cutter
 from balancer.tflite.decoding import decode_model
 from balancer.tflite.flatbuffer import Table
-from balancer.tflite.model import EDGETPU_CUSTOM_OP
+from balancer.tflite.model import EDGETPU_CUSTOM_OP, IDENTIFIER
 from balancer.tflite.package import read_package
 from balancer.workers import Failure, WorkerLost
 from tests import handmade
 from tests.plans import three_stages
 from tests.strategies import KIND, interval_problem, looped_batch
+from tests.test_forged import _vector as forged_vector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,6 +151,33 @@ def test_options_of_an_unknown_kind_are_refused() -> None:
     b.operators[0] = b.operators[0].changed(builtin_options_type=250)
     with pytest.raises(ModelError, match=r"Operator has builtin_options of an unknown kind \(250\)"):
         decode_model(b.file([source], [made]), "made")
+
+
+def test_a_field_outside_its_table_is_refused() -> None:
+    data = bytearray(handmade.conv_chain(1))
+    root = struct.unpack_from("<I", data)[0]
+    layout_at = root - struct.unpack_from("<i", data, root)[0]
+    struct.pack_into("<H", data, layout_at + 4, 0xFFF0)
+    with pytest.raises(ModelError, match="field 'version' outside its Model"):
+        decode_model(bytes(data), "made")
+
+
+def test_a_vector_of_tables_that_many_tables_share_is_not_walked_for_each() -> None:
+    """500 subgraphs with the same 500 tensors: our encoder would write a vector for each."""
+    builder = flatbuffers.Builder(1 << 16)
+    generated.TensorStart(builder)
+    shared = forged_vector(builder, [generated.TensorEnd(builder)] * 500)
+    subgraphs = []
+    for _ in range(500):
+        generated.SubGraphStart(builder)
+        generated.SubGraphAddTensors(builder, shared)
+        subgraphs.append(generated.SubGraphEnd(builder))
+    listed = forged_vector(builder, subgraphs)
+    generated.ModelStart(builder)
+    generated.ModelAddSubgraphs(builder, listed)
+    builder.Finish(generated.ModelEnd(builder), IDENTIFIER)
+    with pytest.raises(ModelError, match="more parts than the file has room for"):
+        decode_model(bytes(builder.Output()), "made")
 
 
 def test_a_free_input_that_makes_a_tensor_too_large_is_refused() -> None:
