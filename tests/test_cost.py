@@ -240,6 +240,8 @@ def test_a_constant_that_does_not_exist_is_refused_with_the_nearest_name(tmp_pat
     changed = {"invoke_nss": {"value": 7}}
     with pytest.raises(HardwareError, match="no constant 'invoke_nss'; name it invoke_ns"):
         load_hardware(_file(tmp_path, constants=changed, base="usb"))
+    with pytest.raises(ValueError, match="no constant 'host_ns'"):
+        PCIE.changed({"host_ns": 0})
 
 
 def test_a_hardware_file_is_read_like_a_preset(tmp_path: Path) -> None:

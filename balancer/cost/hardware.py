@@ -165,7 +165,13 @@ class Hardware:
                 raise ValueError(f"{name} must be a whole number from 0 to {_LARGEST}, not {value!r}")
 
     def changed(self, constants: Mapping[str, float]) -> Hardware:
-        """The same hardware with these constants, each rounded to a whole number and limited to 10^10."""
+        """The same hardware with these constants, each rounded to a whole number and limited to 10^10.
+
+        Raises ValueError for a constant that does not exist.
+        """
+        unknown = sorted(set(constants) - set(CONSTANTS))
+        if unknown:
+            raise ValueError(f"there is no constant {unknown[0]!r}")
         fitting = {name: round(min(value, _LARGEST)) for name, value in constants.items()}
         return Hardware.with_constants(self.name, self.constants | fitting)
 
