@@ -104,10 +104,12 @@ def open_plan(plan: AnyPlan | OpenedPlan) -> OpenedPlan:
     plan: a plan, its file, or its directory. An opened plan is returned unchanged.
 
     Raises PlanError if the plan cannot be read, or if its model is missing, has another hash, or has another number of
-    ops; ModelError if the model is not one that balancer supports.
+    ops; ModelError if the model is not one that balancer supports; TypeError for anything but a plan or a path.
     """
     if isinstance(plan, OpenedPlan):
         return plan
+    if not isinstance(plan, (Plan, str, Path)):
+        raise TypeError(f"plan must be a Plan, an OpenedPlan or a path, not {type(plan).__name__}")
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     model = _model_of(plan)
     check_op_count(plan, len(model.graph.ops))

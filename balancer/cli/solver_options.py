@@ -70,11 +70,11 @@ def constraints(arguments: argparse.Namespace) -> Constraints:
     Raises PlanError if the ops of --keep-together cannot be read, ConstraintError if an op is pinned to two stages.
     """
     from balancer.errors import PlanError
-    from balancer.ground.opsets import parse_op_ranges
+    from balancer.ground.opsets import parse_op_set
     from balancer.solve import Constraints
 
     try:
-        groups = [sum(1 << i for i in parse_op_ranges(text, _MOST_OPS)) for text in arguments.keep_together or ()]
+        groups = [parse_op_set(text, _MOST_OPS) for text in arguments.keep_together or ()]
     except ValueError as error:
         raise PlanError(str(error), "--keep-together", "give op indices as in 3-5,9") from error
     return Constraints(

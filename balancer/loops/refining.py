@@ -29,6 +29,7 @@ from balancer.loops.aiming import narrowed
 from balancer.loops.compiler_split import default_split
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.planning.assembling import assemble
+from balancer.planning.checks import check_count
 from balancer.planning.comparing import OURS, comparison
 from balancer.planning.costed_model import ERROR, costed_model_of
 from balancer.planning.reported import reported_problem
@@ -115,6 +116,7 @@ def refine(  # noqa: PLR0913 - the public entry: each keyword is one thing that 
     would loosen a limit of the plan, CompilerError if the compiler is missing or refuses the first plan, InfeasibleError
     if no plan keeps the limits under the corrected costs.
     """
+    check_count("rounds", rounds)
     opened = open_plan(plan)
     costed, n_tpus = costed_model_of(opened), opened.plan.n_tpus
     held = narrowed(opened.plan, options)

@@ -28,6 +28,7 @@ from balancer.loops.simulating import perturbed
 from balancer.loops.sources import TrueCosts
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.planning.assembling import assemble
+from balancer.planning.checks import check_count
 from balancer.planning.comparing import comparison, default_cuts
 from balancer.planning.costed_model import costed_model_of
 from balancer.planning.predicting import partition_plan
@@ -108,6 +109,7 @@ def tune(
     would loosen a limit of the plan or the plan itself breaks them, and whatever the source raises in the first round. If
     the source fails in a later round, or Ctrl-C is pressed, the result is the best of the rounds before.
     """
+    check_count("rounds", rounds)
     opened = open_plan(plan)
     aim = Aim(narrowed(opened.plan, options))
     return _Tuning(costed_model_of(opened), opened.plan.n_tpus, source, aim, on_round).run(opened.plan, rounds)

@@ -9,7 +9,7 @@ from balancer.plan import HeldTo, Limits, OpAtStage
 from balancer.plan.remembered import LARGEST
 from balancer.planning.checks import check_count
 from balancer.planning.costed_model import OVERFLOW, STREAM
-from balancer.solve import Constraints, PipelineSpec, SolverOptions, StageSpec, evaluate
+from balancer.solve import SOLVERS, Constraints, PipelineSpec, SolverOptions, StageSpec, evaluate
 from balancer.solve.constraining import keeps
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ class Options:
             raise ValueError(f"seconds must be above 0, not {self.seconds!r}")
         if self.overflow is not None and self.overflow not in OVERFLOW:
             raise ValueError(f"overflow must be one of {OVERFLOW}, not {self.overflow!r}")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {self.solver!r}")
+        if not isinstance(self.constraints, Constraints):
+            raise ValueError(f"constraints must be Constraints, not {self.constraints!r}")
 
     @property
     def for_solver(self) -> SolverOptions:

@@ -154,6 +154,8 @@ def _check_constraints(problem: Problem, solution: Solution, held: Constraints) 
         raise _wrong(f"the latency of {value.latency_ns} ns is above {limit_ns} ns")
     if most_ns is not None and value.objective_ns > most_ns:
         raise _wrong(f"the objective of {value.objective_ns} ns is above {most_ns} ns")
+    if held and len(solution.pipelines) > 1:
+        raise _wrong(f"there are {len(solution.pipelines)} pipelines, though constraints allow one")
     if held.only_times:
         return
     for pipeline in solution.pipelines if held else ():

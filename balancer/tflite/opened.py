@@ -16,6 +16,8 @@ from balancer.tflite.cut import Cutter
 from balancer.tflite.read import read_model_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from balancer.graph import Graph
 
 
@@ -41,6 +43,10 @@ class OpenedModel:
         """What messages call it."""
         return "model" if self.path is None else str(self.path)
 
+    def __reduce__(self) -> tuple[Callable[..., OpenedModel], tuple[bytes, Path | None, str]]:
+        """Pickled as its bytes alone, and decoded again: what is decoded takes as much memory once more."""
+        return _reopened, (self.data, self.path, self.name)
+
     @cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
@@ -60,3 +66,7 @@ def open_model(model: str | Path | bytes) -> OpenedModel:
 def opened_model(data: bytes, path: Path | None, *, name: str) -> OpenedModel:
     """The same for bytes that were read before. Raises ModelError."""
     return OpenedModel(data, path, Cutter(data, name=name, where=None if path is None else str(path)))
+
+
+def _reopened(data: bytes, path: Path | None, name: str) -> OpenedModel:
+    return opened_model(data, path, name=name)
