@@ -117,7 +117,7 @@ def open_keeping_all(model: bytes) -> Interpreter:
     return _open(model, experimental_preserve_all_tensors=True)
 
 
-def load_delegate(device: str) -> Any:
+def load_delegate(device: str) -> Any:  # pragma: no cover - called in child processes alone
     """libedgetpu's delegate for a device, by libedgetpu's name (":0", "usb:1", "pci:0").
 
     A driver that fails badly ends the whole process, so call this in a process that may die. Raises DependencyError where
@@ -139,7 +139,7 @@ def load_delegate(device: str) -> Any:
 
 
 @contextmanager
-def _without_noise() -> Iterator[None]:
+def _without_noise() -> Iterator[None]:  # pragma: no cover - called in child processes alone
     """Both runtimes print a traceback on stderr when a delegate whose constructor failed is collected. It is hidden."""
     old, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
@@ -148,7 +148,7 @@ def _without_noise() -> Iterator[None]:
         sys.unraisablehook = old
 
 
-def open_on_tpu(model: bytes, device: str) -> Interpreter:
+def open_on_tpu(model: bytes, device: str) -> Interpreter:  # pragma: no cover - called in child processes alone
     """An interpreter of a compiled model on an Edge TPU. Raises as `load_delegate`, whose warning holds here too."""
     delegate = load_delegate(device)
     try:

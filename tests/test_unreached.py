@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import math
 import os
 import signal
@@ -16,6 +17,8 @@ import threading
 import time
 import traceback
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flatbuffers
@@ -26,9 +29,13 @@ from flatbuffers import flexbuffers
 from PIL import Image
 
 import balancer
+from balancer.cli.main import main
+from balancer.cost.hardware import load_hardware
 from balancer.cost.layout import layout
-from balancer.errors import InfeasibleError, InputError, InterpreterError, ModelError
-from balancer.inputs import InputSpec, random_items
+from balancer.errors import DependencyError, InfeasibleError, InputError, InterpreterError, ModelError
+from balancer.ground.opsets import parse_op_set
+from balancer.inputs import InputSpec, load_items, random_items
+from balancer.interpreter import runtime
 from balancer.processes.scratch import scratch
 from balancer.runtime.devices import list_devices
 from balancer.runtime.executors import Recipe, make_executor, open_with_retry
@@ -62,10 +69,10 @@ from tests import handmade
 from tests.plans import three_stages
 from tests.strategies import KIND, interval_problem, looped_batch
 from tests.test_forged import _vector as forged_vector
+from tests.test_older_files import OLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -676,3 +683,124 @@ def test_where_files_cannot_be_locked_folders_are_made_all_the_same(
     with scratch(tmp_path, "made-") as folder:
         assert folder.is_dir()
     assert not list(tmp_path.iterdir())
+
+
+# Arguments and files at the command line.
+
+
+def test_a_profile_is_written_and_reported(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ops = len(balancer.load_graph(model).ops)
+    assert main(["profile", str(model)]) == 0
+    assert capsys.readouterr().out.startswith(f"net_profile.json: {ops} ops")
+    assert main(["profile", str(model), "-o", "other.json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": "other.json", "ops": ops}
+    document = json.loads(Path("other.json").read_text())
+    Path("other.json").write_text(json.dumps(document | {"ops": None}))
+    assert main(["solve", str(model), "-n", "2", "--profile", "other.json"]) == 1
+    assert "has no list of ops" in capsys.readouterr().err
+
+
+def test_a_synthetic_model_is_reported_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "made.tflite"
+    assert main(["synth", "fc", "--width", "20", "-o", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": str(path), "bytes": path.stat().st_size}
+
+
+def test_fitted_constants_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.json"
+    assert main(["calibrate", "--data", str(OLDER / "tuned"), "-o", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "fitted to measured times" in said
+    assert "mean absolute error" in said
+    assert load_hardware(str(path)).name == "mine"
+
+
+def test_segments_are_given_op_by_op_or_by_the_plan_of_the_same_model(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = len(balancer.load_graph(model).ops) - 1
+    assert main(["predict", str(model), "--segments", f"0-3;4-{last}", "--json"]) == 0
+    assert [s["ops"] for s in json.loads(capsys.readouterr().out)["segments"]] == ["0-3", f"4-{last}"]
+    plan = three_stages(tmp_path, synth.fc(60, layers=4))
+    (tmp_path / "other.tflite").write_bytes(synth.fc(61, layers=4))
+    assert main(["predict", str(tmp_path / "other.tflite"), "--plan", str(plan.directory)]) == 1
+    assert "was made for another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["1,1", "0-3,2-3", "0-2,0-2"])
+def test_no_op_is_listed_twice(text: str) -> None:
+    with pytest.raises(ValueError, match=r"lists an op twice|lists ops a second time"):
+        parse_op_set(text, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (["--sim-jitter", "2"], 2, "must be from 0 to 1"),
+        (["--devices", "cpu", "--sim-jitter", "0.1"], 1, "no device is simulated"),
+        (["--devices", "sim", "--item-timeout", "1e12"], 2, "must be at most"),
+    ],
+)
+def test_impossible_simulations_are_refused(
+    arguments: list[str], code: int, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = three_stages(tmp_path, synth.fc(60, layers=4))
+    assert main(["bench", str(plan.directory), *arguments]) == code
+    assert what in capsys.readouterr().err
+
+
+def test_results_go_into_a_folder_that_can_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = three_stages(tmp_path, synth.fc(60, layers=4))
+    np.save(tmp_path / "x.npy", np.zeros((1, 64), np.float32))
+    arguments = ["run", str(plan.directory), "--devices", "cpu", "--inputs", str(tmp_path / "x.npy")]
+    assert main([*arguments, "-o", str(tmp_path / "x.npy")]) == 1
+    assert "x.npy: cannot be created" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_said_and_has_its_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("balancer.cli.main.remove_left_over", interrupted)
+    assert main(["devices", "--json"]) == 130
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"]["type"] == "KeyboardInterrupt"
+    assert "nothing was left half-written" in said.err
+
+
+def test_each_input_of_a_model_has_its_array(tmp_path: Path) -> None:
+    specs = [InputSpec(name, (1, 4), "float32") for name in ("a", "b")]
+    np.save(tmp_path / "one.npy", np.zeros((1, 4), np.float32))
+    np.savez(tmp_path / "one.npz", a=np.zeros((1, 4), np.float32))
+    with pytest.raises(InputError, match="is one array, the model has 2 inputs"):
+        load_items(tmp_path / "one.npy", specs)
+    with pytest.raises(InputError, match="has no array for input 'b'"):
+        load_items(tmp_path / "one.npz", specs)
+    with pytest.raises(InputError, match="has element type resource"):
+        random_items([InputSpec("c", (1,), "resource")], 1)
+
+
+def test_the_interpreter_is_one_that_is_known_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BALANCER_INTERPRETER", "tensorflow")
+    with pytest.raises(DependencyError, match="names an unknown interpreter"):
+        runtime()
+
+    def absent(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.metadata.version", absent)
+    for package in ("tflite-runtime", "ai-edge-litert"):
+        monkeypatch.setenv("BALANCER_INTERPRETER", package)
+        with pytest.raises(DependencyError, match="this TFLite interpreter is not installed"):
+            runtime()
+
+
+def test_a_plan_is_verified_on_an_input_at_least() -> None:
+    plan = balancer.balance(synth.fc(60, layers=4), 1)
+    with pytest.raises(ValueError, match="at least one random input"):
+        balancer.verify(plan, 0)
