@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -199,11 +198,13 @@ def test_a_forged_place_is_refused_in_one_line(name: str) -> None:
     assert caught.value.args[2], "a remedy"
 
 
-def test_bytes_inside_and_outside_at_once_are_refused() -> None:
+@pytest.mark.parametrize("inside", [144, 0])
+def test_bytes_inside_and_outside_at_once_are_refused(inside: int) -> None:
+    """An empty vector inside, too: interpreters take it and then miss the constant."""
     b = handmade.Builder()
     source = b.tensor("in")
     made = b.conv(source, "conv")
-    b.buffers[1] = b.buffers[1].changed(offset=1 << 12, size=144)
+    b.buffers[1] = b.buffers[1].changed(data=np.zeros(inside, np.uint8), offset=1 << 12, size=144)
     with pytest.raises(ModelError, match="buffer 1: has bytes both in the flatbuffer and outside"):
         Cutter(b.file([source], [made]) + bytes(1 << 13))
 
@@ -308,13 +309,13 @@ def test_segments_of_a_file_of_litert_have_all_constants_inside(path: Path) -> N
 
 @pytest.mark.shared
 @pytest.mark.parametrize("path", LITERT, ids=stem)
-def test_moving_its_constants_in_and_out_again_changes_no_segment(path: Path) -> None:
+def test_moving_its_constants_in_and_out_again_changes_nothing(path: Path) -> None:
     data = path.read_bytes()
-    again = moved_out(open_model(data).inline)
-    assert dataclasses.replace(balancer.load_graph(again), name="") == dataclasses.replace(
-        balancer.load_graph(data), name=""
-    )
-    assert [len(s) for s in _thirds(again)] >= [len(s) for s in _thirds(data)]
+    again = moved_out(open_model(data).inline, merged=True)
+    assert balancer.load_graph(again) == balancer.load_graph(data)
+    for one, other in zip(decode_model(again, "again").constants, decode_model(data, "once").constants, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or np.array_equal(one, other)
 
 
 @pytest.mark.shared

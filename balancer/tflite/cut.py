@@ -60,7 +60,7 @@ class Cutter:
     def inline(self) -> bytes | None:
         """The whole model with all constants and options in the flatbuffer; None if the model's file is such a file.
 
-        For readers that do not know of bytes outside it: TFLite's runtimes before 2.15, and the Edge TPU compiler.
+        For readers that do not know of bytes outside it, the Edge TPU compiler above all.
         Raises ModelError if that would be larger than 2 GiB.
         """
         model = self._read.model

@@ -133,6 +133,7 @@ class _Reader:
                     f"{size} bytes outside the flatbuffer have no place (offset {offset})", owner, _RECONVERT
                 )
             return None
+        # An empty vector inside counts: TFLite's interpreter takes it, where other readers take the bytes outside.
         if fields.inside in table.fields:
             raise self._error("has bytes both in the flatbuffer and outside the flatbuffer", owner, _RECONVERT)
         if offset < self._end:
