@@ -16,10 +16,10 @@ could not be made, was refused, or differs.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-import venv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,10 @@ _QUIET = {
 }
 
 
+class ConversionError(Exception):
+    """A converter failed, or could not be installed. Its message is the last line that was printed."""
+
+
 @dataclass(frozen=True)
 class Network:
     """pixels: width and height of the input. is_small: whether it is a few ops made by hand."""
@@ -59,10 +63,22 @@ class Network:
 
 @dataclass(frozen=True)
 class Environment:
-    """name: of its folder. requirements: what pip is given."""
+    """name: of its folder. requirements: what pip is given. python: the lowest version; a newer one will do."""
 
     name: str
     requirements: tuple[str, ...]
+    python: tuple[int, int] = (3, 10)
+
+    @property
+    def interpreter(self) -> str:
+        """Ours if it is new enough, else the lowest that will do. Raises ConversionError where that is not installed."""
+        if sys.version_info[:2] >= self.python:
+            return sys.executable
+        wanted = f"python{self.python[0]}.{self.python[1]}"
+        found = shutil.which(wanted)
+        if found is None:
+            raise ConversionError(f"needs {wanted} on the PATH")
+        return found
 
 
 @dataclass(frozen=True)
@@ -94,37 +110,42 @@ class Row:
 
 SMALL = Network("small", 32)
 TENSORFLOW = Environment("tensorflow", ("tensorflow==2.21.0", "ai-edge-quantizer==0.10.0"))
-ONNX2TF = Environment("onnx2tf", ("onnx2tf>=1.29", "onnx"))
-TORCH = Environment("torch", ("litert-torch==0.10.0", "ai-edge-quantizer==0.10.0", "ultralytics==8.4.190"))
-# TensorFlow up to 2.19 has numpy 1; Ultralytics asks for these on Python up to 3.12.
+ONNX2TF = Environment("onnx2tf", ("onnx2tf==2.6.9", "onnx"), python=(3, 12))
+# Its newest releases write .tflite themselves; those up to 1.29 do it with TensorFlow, as Ultralytics wants them.
+ONNX2TF_1 = Environment("onnx2tf-1", ("onnx2tf<1.30", "onnx"))
+# One release of PyTorch, so that pip takes a build without CUDA (200 MB instead of 3 GB) where it is pointed to one.
+LITERT = Environment("litert", ("litert-torch==0.10.0", "ai-edge-quantizer==0.10.0", "torch==2.13.0"))
+ULTRALYTICS = Environment("ultralytics", (*LITERT.requirements, "ultralytics==8.4.190"))
+# What Ultralytics asks for on Python up to 3.12, one by one, as it exports.
 SAVED_MODEL = Environment(
     "saved-model",
-    ("ultralytics==8.4.190", "tensorflow<=2.19", "tf_keras<=2.19", "onnx2tf>=1.26.3,<1.29", "onnx<2", "onnxslim",
-     "onnxruntime", "sng4onnx", "onnx_graphsurgeon", "ai-edge-litert", "psutil"),
+    ("ultralytics==8.4.190", "torch==2.13.0", "tensorflow<=2.19", "tf_keras<=2.19", "onnx2tf>=1.26.3,<1.29", "onnx<2",
+     "onnxslim", "onnxruntime", "sng4onnx", "onnx_graphsurgeon", "ai-edge-litert", "psutil"),
 )  # fmt: skip
 KERAS = (SMALL, Network("MobileNetV2", 224), Network("ResNet50", 224), Network("EfficientNetB0", 224))
 PYTORCH = (SMALL, Network("MobileNetV2", 224), Network("ResNet50", 224))
 YOLOS = (Network("yolov8n", 320), Network("yolo11n", 320))
 CONVERTERS = (
-    Converter("TensorFlow", TENSORFLOW, "with_tensorflow.py", "converter", KERAS),
-    Converter("TensorFlow + ai-edge-quantizer", TENSORFLOW, "with_tensorflow.py", "quantizer", KERAS),
-    Converter("onnx2tf", ONNX2TF, "with_onnx2tf.py", "onnx", (SMALL,)),
-    Converter("litert-torch + ai-edge-quantizer", TORCH, "with_litert_torch.py", "pytorch", PYTORCH),
-    Converter("Ultralytics, format=tflite", TORCH, "with_ultralytics.py", "tflite", YOLOS),
-    Converter("Ultralytics, format=saved_model", SAVED_MODEL, "with_ultralytics.py", "saved_model", YOLOS),
+    Converter("TensorFlow 2.21", TENSORFLOW, "with_tensorflow.py", "converter", KERAS),
+    Converter("TensorFlow 2.21, ai-edge-quantizer 0.10", TENSORFLOW, "with_tensorflow.py", "quantizer", KERAS),
+    Converter("onnx2tf 1.29", ONNX2TF_1, "with_onnx2tf.py", "onnx", (SMALL,)),
+    Converter("onnx2tf 2.6", ONNX2TF, "with_onnx2tf.py", "onnx", (SMALL,)),
+    Converter("litert-torch 0.10, ai-edge-quantizer 0.10", LITERT, "with_litert_torch.py", "pytorch", PYTORCH),
+    Converter("Ultralytics 8.4, format=tflite", ULTRALYTICS, "with_ultralytics.py", "tflite", YOLOS),
+    Converter("Ultralytics 8.4, format=saved_model", SAVED_MODEL, "with_ultralytics.py", "saved_model", YOLOS),
 )
-
-
-class ConversionError(Exception):
-    """A converter failed, or could not be installed. Its message is the last line that was printed."""
 
 
 def interpreter_of(environment: Environment, folder: Path) -> Path:
     """The Python of the environment in this folder, which is made if need be. Raises ConversionError."""
     python = folder / environment.name / "bin" / "python"
     if not python.exists():
-        venv.create(folder / environment.name, with_pip=True)
-        _run([python, "-m", "pip", "install", "--quiet", *environment.requirements], folder)
+        try:
+            _run([environment.interpreter, "-m", "venv", folder / environment.name], folder)
+            _run([python, "-m", "pip", "install", "--quiet", *environment.requirements], folder)
+        except ConversionError:
+            shutil.rmtree(folder / environment.name, ignore_errors=True)  # or it would be taken as it is next time
+            raise
     return python
 
 
