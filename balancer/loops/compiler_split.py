@@ -32,7 +32,7 @@ def default_split(plan: AnyPlan | OpenedPlan, compiler: Compiler) -> DefaultSpli
     graph, n_tpus = opened.graph, opened.plan.n_tpus
     if n_tpus == 1:
         return DefaultSplit((), {}, "one TPU: nothing to split")
-    split = compiler.split(graph.name, opened.model.data, n_tpus)
+    split = compiler.split(graph.name, opened.model.inline, n_tpus)
     if split.failure:
         return DefaultSplit((), {}, f"failed in the compiler: {split.failure}")
     partition = _partition(graph, split.outputs)
