@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from detectors import efficientdet_lite, yolov5, yolov8
 
 from balancer.cli.main import main
 from balancer.ground.opsets import members
 from balancer.tflite.read import read_graph
 from tests.shared import ZOO
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from detectors import efficientdet_lite, yolov5, yolov8
 
 if TYPE_CHECKING:
     from collections.abc import Callable
