@@ -2,10 +2,11 @@
 
     python benchmarks/readme.py [--update]
 
-A block is fenced as `console`. A line that begins with `$ ` is a command; the lines below it are its output. Commands
-run in a temporary folder, one for each page, that holds links to the zoo's models and to the examples. Versions of the
-interpreter differ between machines and are not compared. The exit code is 1 where a page differs and is not rewritten.
-This measures nothing.
+A block is fenced as `console`, or as `console measured` where its numbers differ from run to run and are not compared. A
+line that begins with `$ ` is a command; the lines below it are its output. Commands
+run in a temporary folder, one for each page, that holds links to the zoo's models and to the examples, and the tests'
+stand-in for the vendor's compiler. Versions of the interpreter differ between machines and are not compared. The exit
+code is 1 where a page differs and is not rewritten. This measures nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from typing import TYPE_CHECKING
 from models import ROOT, zoo
 from sampling import benchmark_parser
 
+sys.path.insert(0, str(ROOT))  # the compiler's stand-in is the tests'
+from tests import edgetpu_compiler
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "yolo.md")
 _PROGRAMS = {"balancer": f"{sys.executable} -m balancer", "python": sys.executable}
-_BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^```console( measured)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _VERSION = re.compile(r"(ai-edge-litert|tflite-runtime) [0-9.]+")
 
 
@@ -50,11 +54,13 @@ def refreshed(text: str, folder: Path) -> str:
     for model in zoo():
         (folder / model.name).symlink_to(model)
     (folder / "examples").symlink_to(ROOT / "examples")
-    return _BLOCK.sub(lambda match: f"```console\n{run_block(match[1], folder)}```", text)
+    edgetpu_compiler.install(folder / "stand-in")
+    return _BLOCK.sub(lambda match: f"```console{match[1] or ''}\n{run_block(match[2], folder)}```", text)
 
 
 def comparable(text: str) -> str:
-    """The text without the versions of the interpreter."""
+    """The text without the versions of the interpreter, and without what is measured and the widths that follow from it."""
+    text = _BLOCK.sub(lambda match: re.sub(r"[-─ ]+|[0-9.]+", " ", match[0]) if match[1] else match[0], text)
     return _VERSION.sub(r"\1", text)
 
 
