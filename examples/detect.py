@@ -74,6 +74,8 @@ class Detector:
         reaches.
         """
         made, in_pixels = result[self.output], wanted.in_pixels
+        if made.dtype.kind != "f" and self.output_quantisation is None:
+            raise ValueError(f"'{self.output}' has no scale")
         if self.output_quantisation is not None:
             highest = self.output_quantisation.reals(np.iinfo(made.dtype).max)
             made, in_pixels = self.output_quantisation.reals(made), bool(highest > _HIGHEST_FRACTION)
@@ -127,7 +129,7 @@ def detections(pipeline: balancer.Pipeline, frames: Iterable[Pixels], wanted: Wa
             found = detector.found_in(result, wanted)
         except ValueError as error:
             what, where = f"output {error}", pipeline.plan.file_name
-            raise balancer.InputError(what, where, "export the model without NMS, not end to end") from error
+            raise balancer.InputError(what, where, "take a YOLOv8 or YOLO11, exported without NMS") from error
         yield placed(suppressed(found, wanted.overlap), places.popleft())
 
 

@@ -247,6 +247,17 @@ def test_a_scale_that_is_too_coarse_for_scores_is_named(tmp_path: Path, scale: f
     assert ("scores below 0.94 are 0" in done.stderr) == (scale > 1)
 
 
+def test_integers_without_a_scale_are_refused(tmp_path: Path) -> None:
+    b = handmade.Builder()
+    source = b.tensor("in", (1, 8, 8, 3), scale=1 / 255, zero=-128)
+    made = b.tensor("out", (1, 6, 32), scale=None)
+    b.op("RESHAPE", [source, b.ints("shape", (1, 6, 32))], [made])
+    balancer.save(balancer.balance(b.file([source], [made]), 1), tmp_path / "plan")
+    done = _run(tmp_path / "plan", "--devices", "cpu", "--frames", 1)
+    assert done.returncode == 1
+    assert "output 'out' has no scale" in done.stderr.splitlines()[-1]
+
+
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLE), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
