@@ -75,15 +75,18 @@ def _timed(problem: Problem, options: SolverOptions) -> Solution:
 def _constrained(problem: Problem, options: SolverOptions) -> Solution:
     """CP-SAT under all constraints. The optimum under the rate and the latency alone bounds it.
 
-    Where the plan with that optimum keeps the other constraints too, it is the answer.
+    Where the plan with that optimum keeps the other constraints too, it is the answer. Raises KeyboardInterrupt where
+    Ctrl-C ends the search for that optimum, and the best plan so far does not keep them.
     """
     times = options.constraints.times
     if not times:
         return solve_cpsat(problem, options)
     free = search_shortest(problem, replace(options, constraints=times)).solution()
-    scope = replace(options, max_pipelines=1).scope
-    if free.status == "optimal" and keeps(problem, free.pipelines[0], options.constraints):
+    scope, interrupted = replace(options, max_pipelines=1).scope, free.ended is Ended.INTERRUPTED
+    if (interrupted or free.status == "optimal") and keeps(problem, free.pipelines[0], options.constraints):
         return replace(free, over=f"{OVER}, {scope}")
+    if interrupted:
+        raise KeyboardInterrupt
     solution = solve_cpsat(problem, options)
     if solution.latency_bound_ns is None or free.latency_bound_ns is None:
         return _with_bound(solution, free.bound_ns)
@@ -105,8 +108,10 @@ def _structured(problem: Problem) -> bool:
 def _on_several_kinds(problem: Problem, options: SolverOptions, among: PlanSearch, budget: Budget) -> Solution:
     """The best pipeline that CP-SAT finds, starting from those that are known; with the better of two bounds."""
     known = [offer.costed.pipeline for offer in among.offers]
-    solution = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
-    return _with_bound(solution, among.solution("downset").bound_ns) if known else solution
+    with among.keeping_offers():
+        solution = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
+        return _with_bound(solution, among.solution("downset").bound_ns) if known else solution
+    return among.solution("downset")
 
 
 class LargeSearch(PlanSearch):
@@ -124,14 +129,10 @@ class LargeSearch(PlanSearch):
 
     def run(self) -> None:
         """Look for better pipelines until there cannot be any, or a limit is reached."""
-        try:
+        with self.keeping_offers():
             fewest = self.counts[0] if self.most_pipelines == 1 else 1
             done = [self._improve(devices) for devices in range(fewest, self.counts[0] + 1)]
             self.note_end(Ended.COMPLETE if all(done) else Ended.LIMIT_REACHED)
-        except KeyboardInterrupt:
-            if not self.offers:
-                raise
-            self.note_end(Ended.INTERRUPTED)
 
     def _improve(self, devices: int) -> bool:
         """Look for pipelines on so many devices that could improve the best plan; whether the search was complete."""

@@ -9,6 +9,7 @@ bounds follow from the cost's structure alone; each search tightens them.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -32,7 +33,7 @@ from balancer.solve.problem import Ended, Solution, evaluate
 from balancer.solve.reaching import reached_lattice
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from balancer.solve.downset_dp import CutLattice
     from balancer.solve.offers import BestPlan, Offer
@@ -92,6 +93,16 @@ class PlanSearch:
         if ended is not Ended.COMPLETE:
             self.statistics[ended.value] = 1
 
+    @contextmanager
+    def keeping_offers(self) -> Iterator[None]:
+        """Ctrl-C in here ends the search, and is passed on only where no pipeline is known."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self.offers:
+                raise
+            self.note_end(Ended.INTERRUPTED)
+
     @cached_property
     def bounds(self) -> PlanBounds:
         """Bounds on the pipelines that are not known yet."""
@@ -150,17 +161,22 @@ class DownSetSearch(PlanSearch):
         self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], sets: DownSets | None, budget: Budget
     ) -> None:
         super().__init__(problem, options, offers)
-        self.budget, self.searched = budget, False
+        self.sets, self.budget, self.searched = sets, budget, False
         self._last: PeriodResult | None = None
-        self.lattice = None if sets is None else self._lattice_of(sets)
 
-    def _lattice_of(self, sets: DownSets) -> CutLattice:
+    @cached_property
+    def lattice(self) -> CutLattice | None:
+        """The cuts; None where each search finds its own. Built by the search: it takes long, and Ctrl-C meanwhile is to keep
+        the pipelines known.
+        """
+        if self.sets is None:
+            return None
         most = max_replicas(self.options)
         # A plan of one pipeline must be at least as fast as the best known, which limits the time of each stage.
         known = [self._alone_ns(offer) for offer in self.offers] if self.most_pipelines == 1 else []
         return cut_lattice(
             self.problem,
-            sets,
+            self.sets,
             most_replicas=most,
             may_replicate_whole=may_replicate_whole(self.problem, self.options),
             longest_ns=min(known) * min(most, max(self.counts)) if known else None,
@@ -168,20 +184,17 @@ class DownSetSearch(PlanSearch):
 
     def run(self) -> None:
         """Look for better pipelines until there can be none, or the budget is spent."""
-        try:
-            if self.most_pipelines == 1:
-                self._one_pipeline()
-            else:
-                self._several()
-            self.note_end(Ended.COMPLETE)
-        except BudgetSpent:
-            self.note_end(Ended.LIMIT_REACHED)
-        except KeyboardInterrupt:
-            if not self.offers:
-                raise
-            self.note_end(Ended.INTERRUPTED)
-        if self.lattice is not None:
-            self.statistics["down_sets"] = len(self.lattice.sets)
+        with self.keeping_offers():
+            try:
+                if self.most_pipelines == 1:
+                    self._one_pipeline()
+                else:
+                    self._several()
+                self.note_end(Ended.COMPLETE)
+            except BudgetSpent:
+                self.note_end(Ended.LIMIT_REACHED)
+        if self.sets is not None:
+            self.statistics["down_sets"] = len(self.sets)
         self.statistics["pairs"] = self.budget.spent
 
     def _one_pipeline(self) -> None:
@@ -311,11 +324,11 @@ def search_among(
         options = replace(options, max_pipelines=1)
         chain = DownSetSearch(problem, options, [], order, budget)
         chain.run()
+        if chain.ended is Ended.INTERRUPTED:
+            return _without_claims(chain)
         offers = chain.offers
     if sets is None:
-        sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
-        sampled.run()
-        return _without_claims(sampled)
+        return _search_sampled(problem, options, offers, work, budget)
     search = DownSetSearch(problem, options, offers, sets, budget)
     search.run()
     return search
@@ -332,9 +345,20 @@ def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork =
     return search
 
 
+def _search_sampled(
+    problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork, budget: Budget
+) -> PlanSearch:
+    sampling = PlanSearch(problem, options, offers)
+    with sampling.keeping_offers():
+        sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
+        sampled.run()
+        return _without_claims(sampled)
+    return sampling  # interrupted before it had begun
+
+
 def _without_claims(sampled: DownSetSearch) -> PlanSearch:
-    """What a search among sampled down-sets found, with the bounds of the cost's structure: the search has shown nothing
-    about other down-sets.
+    """What a search among some down-sets found, with the bounds of the cost's structure: the search has shown nothing about
+    other down-sets.
     """
     search = PlanSearch(sampled.problem, sampled.options, sampled.offers)
     search.statistics = dict(sampled.statistics)
