@@ -171,7 +171,12 @@ class Compiler:
             remedy = f"make room in {folder.parent}, and call again"
             failure = KnownFailure("the disk is full", remedy, applies_to=AppliesTo.EVERY_CUT)
         return Refused(
-            name, failure.reason, failure.remedy, finished.output, passing=failure.passing, applies_to=failure.applies_to
+            name,
+            failure.reason,
+            failure.remedy,
+            finished.output,
+            passing=failure.passing,
+            applies_to=failure.applies_to,
         )
 
     def _key(self, name: str, data: bytes) -> str:

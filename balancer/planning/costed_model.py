@@ -11,6 +11,7 @@ from balancer.cost.profile import Profile, load_profile
 from balancer.cost.segment import SegmentCosts
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.plan import KEPT, state_of
+from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden
 from balancer.planning.problem import problem_of
 from balancer.tflite.opened import OpenedModel, open_model
 
@@ -29,13 +30,15 @@ class CostedModel:
     """A model, and what its segments cost on given hardware.
 
     hardware: as it was given; `costs.hardware` also has the constants that the profile replaces. profile: costs that
-    replace predicted ones. keep_state: whether variable tensors keep their values from input to input.
+    replace predicted ones. keep_state: whether variable tensors keep their values from input to input. forbidden: segments
+    that plans must not have, since the compiler refuses them.
     """
 
     model: OpenedModel
     hardware: Hardware
     profile: Profile | None = None
     keep_state: bool = False
+    forbidden: Forbidden = ANYTHING_ALLOWED
 
     @property
     def graph(self) -> Graph:
@@ -53,7 +56,13 @@ class CostedModel:
 
     def problem(self, n_tpus: int, *, overflow: str = STREAM) -> Problem:
         """The solver's problem on n_tpus TPUs. overflow: "error" forbids segments that stream for lack of on-chip memory."""
-        return problem_of(self.costs, ((self.hardware.name, n_tpus),), may_overflow=overflow == STREAM)
+        devices = ((self.hardware.name, n_tpus),)
+        return problem_of(self.costs, devices, may_overflow=overflow == STREAM, forbidden=self.forbidden)
+
+    @property
+    def without_forbidden(self) -> CostedModel:
+        """The same, with all segments allowed: to value plans, whatever became of them."""
+        return replace(self, forbidden=ANYTHING_ALLOWED) if self.forbidden else self
 
 
 def open_costed_model(model: str | Path | bytes, hardware: str | Path | Hardware) -> CostedModel:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.batch import SegmentBatch
 from balancer.ground.opsets import members
+from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden, ForbiddenBetween
 from balancer.solve import Between, Cost, CostColumns, Kept, Kind, Problem, Structure, Transfer
 
 if TYPE_CHECKING:
@@ -16,25 +17,35 @@ if TYPE_CHECKING:
     from balancer.ground.opsets import OpSet
 
 
-def problem_of(costs: SegmentCosts, devices: tuple[tuple[Kind, int], ...], *, may_overflow: bool) -> Problem:
+def problem_of(
+    costs: SegmentCosts,
+    devices: tuple[tuple[Kind, int], ...],
+    *,
+    may_overflow: bool,
+    forbidden: Forbidden = ANYTHING_ALLOWED,
+) -> Problem:
     """The problem of splitting the ops of the costs' graph over these devices.
 
     devices: how many of each kind. may_overflow: whether a segment may stream parameters for lack of on-chip memory.
+    forbidden: segments that may not stand.
     """
     graph, hardware = costs.graph, costs.hardware
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
-        if not costs.allowed(ops):
+        if not costs.allowed(ops) or (forbidden and forbidden.forbids(costs, ops)):
             return None
         terms = costs.terms(ops)
         return Cost(terms.stage_ns, terms.streamed_bytes) if may_overflow or not terms.overflow_bytes else None
 
     def batch(sets: DownSets, kind: Kind) -> Between:
         segments = SegmentBatch(costs, sets)
+        refused = ForbiddenBetween(forbidden, costs, sets) if forbidden else None
 
         def between(inners: IndexArray, outers: IndexArray) -> CostColumns:
             table = segments(inners, outers)
             allowed = table.allowed if may_overflow else table.allowed & (table.overflow_bytes == 0)
+            if refused:
+                allowed = allowed & ~refused(inners, outers)
             return CostColumns(table.time_ns, table.streamed_bytes, allowed)
 
         return between

@@ -1,0 +1,122 @@
+"""Segments that plans must not have, because the vendor's compiler refuses them.
+
+What the compiler refuses of one segment says something about others. A `Part` is a reason that other segments can contain:
+
+    the compiler refused   a, b, c, d    with a part of b, c
+    then it refuses        b, c    and    a, b, c    and    b, c, d, e    as well, but not    a, b    nor    c, d
+
+The part may be the whole segment, or the ops that keep the tensor live which was too large. The tensors that are live at
+an op follow from those ops of the segment on which it depends (see `cost.activations`), and grow with them. So a segment
+that holds the part has at least the same tensors live, as long as the op still runs on the chip. It may not: an op
+that the chip does not take, and that only the larger segment holds, can keep all that follows it on the CPU. Hence the
+second set of a part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from balancer.cost.live_batch import LiveBatch
+from balancer.ground.opsets import op_set
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from balancer.cost.segment import SegmentCosts
+    from balancer.ground.arrays import BoolArray, IndexArray
+    from balancer.ground.downsets import DownSets
+    from balancer.ground.opsets import OpSet
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that no segment may contain. ops: the part. on_chip: those of its ops that must run on the chip for it to count."""
+
+    ops: OpSet
+    on_chip: OpSet
+
+
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """The segments that plans must not have.
+
+    segments: op sets; each is forbidden by itself. parts: forbidden within any segment. live_bytes: forbidden are segments
+    whose live activations take so many bytes of each tile or more, as `SegmentCosts.judgement` counts them; None for no
+    limit. Folded ops make no difference to a segment's file, so they count in none of the sets.
+    """
+
+    segments: frozenset[OpSet] = frozenset()
+    parts: tuple[Part, ...] = ()
+    live_bytes: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.segments or self.parts) or self.live_bytes is not None
+
+    def forbids(self, costs: SegmentCosts, ops: OpSet) -> bool:
+        """Whether plans must not have the segment with these ops."""
+        computed = ops & ~costs.graph.folded
+        if any(computed == segment & ~costs.graph.folded for segment in self.segments):
+            return True
+        held = [part for part in self.parts if not part.ops & ~costs.graph.folded & ~computed]
+        if held and any(not part.on_chip & costs.on_cpu(ops) for part in held):
+            return True
+        return self.live_bytes is not None and costs.judgement(ops).tile_bytes >= self.live_bytes
+
+
+ANYTHING_ALLOWED = Forbidden()
+
+
+class ForbiddenBetween:
+    """`Forbidden.forbids` for the segments between pairs of down-sets."""
+
+    def __init__(self, forbidden: Forbidden, costs: SegmentCosts, sets: DownSets) -> None:
+        self.forbidden, self.costs, self.sets = forbidden, costs, sets
+        self._folded = costs.graph.folded
+        computed = [int(not op.folded) for op in costs.graph.ops]
+        self._sizes = sets.total(computed)
+        self._live = LiveBatch(costs, sets)
+        limit = forbidden.live_bytes
+        self._suspects = 0 if limit is None else op_set(np.nonzero(costs.compile_rule.whole >= limit)[0].tolist())
+
+    def __call__(self, inners: IndexArray, outers: IndexArray) -> BoolArray:
+        """For each pair of rows whether the segment is forbidden. inners, outers: as `solve.Between` takes them."""
+        inner_rows, outer_rows = (np.ravel(rows) for rows in np.broadcast_arrays(inners, outers))
+        forbidden = np.zeros(len(outer_rows), bool)
+        starts = np.nonzero(np.diff(inner_rows, prepend=-1))[0].tolist()
+        for start, end in zip(starts, [*starts[1:], len(inner_rows)], strict=True):
+            forbidden[start:end] = self._row(int(inner_rows[start]), outer_rows[start:end])
+        return forbidden
+
+    def _row(self, row: int, outers: IndexArray) -> BoolArray:
+        """The same for the segments that start at one inner set."""
+        inner = self.sets.set_of(row)
+        forbidden: BoolArray = np.zeros(len(outers), bool)
+        for ops in self.forbidden.segments:
+            computed = ops & ~self._folded
+            if not computed & inner:
+                alike = self._sizes[outers] - self._sizes[row] == computed.bit_count()
+                forbidden |= alike & self.sets.holds_all(computed, outers)
+        for ops in self._parts(inner):
+            forbidden |= self.sets.holds_all(ops, outers)
+        too_much = self._too_much_live(row, inner)
+        if too_much:
+            forbidden |= self.sets.holds_any(too_much, outers)
+        return forbidden
+
+    def _parts(self, inner: OpSet) -> Iterator[OpSet]:
+        """The parts that segments starting at an inner set must not contain."""
+        parts = [part for part in self.forbidden.parts if not part.ops & ~self._folded & inner]
+        # Whether an op runs on the CPU depends on the ops that precede it in its segment, and so on the inner set alone.
+        on_cpu = self.costs.on_cpu(self.costs.graph.all_ops & ~inner) if parts else 0
+        return (part.ops & ~self._folded for part in parts if not part.on_chip & on_cpu)
+
+    def _too_much_live(self, row: int, inner: OpSet) -> OpSet:
+        """The ops at which too much is live, in segments that start at an inner set."""
+        limit = self.forbidden.live_bytes
+        # Nowhere is more live than in the whole model, and only there it is known for all sets at once.
+        if limit is None or not self._suspects & ~inner:
+            return 0
+        return op_set(np.nonzero(self._live.of_ops(row) >= limit)[0].tolist())
