@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     )
     from balancer.graph import Graph
     from balancer.inputs import random_items
-    from balancer.loops.compiler_split import default_split
-    from balancer.loops.compiler_split import compare_compiled
+    from balancer.loops.compiler_split import compare_compiled, default_split
     from balancer.loops.refining import refine
     from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
     from balancer.loops.tuning import tune

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from balancer.compiler.failures import AppliesTo, KnownFailure
+from balancer.compiler.failures import About, KnownFailure
 from balancer.compiler.report import ModelReport, parse_report, rounding_bytes
 from balancer.errors import ModelError
 from balancer.tflite.package import COMPILED, Package, describe, is_compiled, read_package
@@ -64,16 +64,15 @@ class Compiled:
 class Refused:
     """A segment that was not compiled, and why.
 
-    output: what the compiler printed. passing: whether the next try may succeed. applies_to: which other segments of the
-    model are refused for the same reason.
+    output: what the compiler printed. passing: whether the next try may succeed. about: what the failure tells about.
     """
 
     name: str
     reason: str
     remedy: str
     output: str
+    about: About
     passing: bool = False
-    applies_to: AppliesTo = AppliesTo.NO_OTHER
 
 
 def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compiled | Refused:
@@ -84,9 +83,9 @@ def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compil
     whole = parse_report(output)
     report = whole.about(f"{name}_edgetpu.tflite")
     if whole.succeeded is False:
-        last = whole.failures[-1] if whole.failures else KnownFailure("the compiler says that it failed", "")
-        remedy = "compile again, or cut elsewhere"
-        return Refused(name, last.reason, remedy, output, passing=True, applies_to=last.applies_to)
+        unknown = KnownFailure("the compiler says that it failed", "", About.SEGMENT)
+        last = whole.failures[-1] if whole.failures else unknown
+        return Refused(name, last.reason, "compile again, or cut elsewhere", output, last.about, passing=True)
     if report is None:
         what = "the compiler wrote a file, but no report about it"
         return _not_the_vendors(name, what, output)
@@ -95,7 +94,7 @@ def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compil
         made, given = describe(data, name), describe(source, name) if source is not None else None
     except ModelError as error:
         what = f"the compiled file can't be read ({error.args[0]})"
-        return Refused(name, what, "compile again", output, passing=True, applies_to=AppliesTo.EVERY_CUT)
+        return Refused(name, what, "compile again", output, About.COMPILER, passing=True)
     if given is not None and (set(made.inputs), set(made.outputs)) != (set(given.inputs), set(given.outputs)):
         what = "the compiled file has other inputs or outputs than the segment"
         return _not_the_vendors(name, what, output)
@@ -109,9 +108,9 @@ def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compil
 
 
 def _not_the_vendors(name: str, what: str, output: str) -> Refused:
-    """A file that the vendor's compiler would not write. No other cut helps."""
+    """A file that the vendor's compiler would not write."""
     remedy = "give the vendor's edgetpu_compiler"
-    return Refused(name, what, remedy, output, passing=True, applies_to=AppliesTo.EVERY_CUT)
+    return Refused(name, what, remedy, output, About.COMPILER, passing=True)
 
 
 def _says_that_nothing_was_mapped(report: ModelReport) -> bool:

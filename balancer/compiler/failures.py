@@ -7,27 +7,23 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 
-class AppliesTo(Enum):
-    """Which other segments of the model the compiler refuses as well, once it has refused one."""
+class About(Enum):
+    """What a failure tells about. The first two are refusals: another cut may be taken."""
 
-    NO_OTHER = "no other"
-    LARGER = "segments that contain it"
-    AS_MUCH_LIVE = "segments that contain it, or in which as many bytes of activations are live at once"
-    EVERY_CUT = "a segment of every plan, however the model is cut"
+    ACTIVATIONS = "how much memory the segment's activations need at once"
+    SEGMENT = "the segment, for a reason that the compiler does not give"
+    MODEL = "the model, however it is cut"
+    COMPILER = "the compiler, the time that it was given or the machine"
 
 
 @dataclass(frozen=True, slots=True)
 class KnownFailure:
-    """A failure and what helps.
-
-    reason: in one line. passing: whether the same command may succeed the next time. applies_to: which other segments
-    fail with it.
-    """
+    """A failure and what helps. reason: in one line. passing: whether the same command may succeed the next time."""
 
     reason: str
     remedy: str
+    about: About
     passing: bool = False
-    applies_to: AppliesTo = AppliesTo.NO_OTHER
 
 
 _LARGE = "cut this part further (more TPUs, or --keep-from), let it end earlier with --search_delegate, or use smaller inputs"
@@ -35,38 +31,33 @@ _ELSEWHERE = "compile again, or cut elsewhere"
 # edgetpu#N: github.com/google-coral/edgetpu/issues/N
 _KNOWN: tuple[tuple[str, KnownFailure], ...] = (
     # edgetpu#439, 444, 449, 557, 608, 651, 653, 671
-    (r"large activation tensors",
-     KnownFailure("an activation is too large for the Edge TPU", _LARGE, applies_to=AppliesTo.AS_MUCH_LIVE)),
-    # edgetpu#686: "This is usually caused by large activations." More ops don't compile faster.
+    (r"large activation tensors", KnownFailure("an activation is too large for the Edge TPU", _LARGE, About.ACTIVATIONS)),
+    # edgetpu#686
     (r"Compilation timeout",
-     KnownFailure("it took longer than its time limit", f"raise --timeout_sec; else {_LARGE}", applies_to=AppliesTo.LARGER)),
-    # edgetpu#173, 211: the same command passed on the next try, so it says nothing about the segment
-    (r"Internal compiler error",
-     KnownFailure("internal compiler error", _ELSEWHERE, passing=True, applies_to=AppliesTo.EVERY_CUT)),
+     KnownFailure("it took longer than its time limit", f"raise --timeout_sec; else {_LARGE}", About.COMPILER)),
+    # edgetpu#173, 211: the same command passed on the next try
+    (r"Internal compiler error", KnownFailure("internal compiler error", _ELSEWHERE, About.COMPILER, passing=True)),
     # edgetpu#829, 831
     (r"static-sized tensors",
-     KnownFailure("a tensor has no fixed size", "convert the model with fixed shapes and batch 1",
-                  applies_to=AppliesTo.EVERY_CUT)),
+     KnownFailure("a tensor has no fixed size", "convert the model with fixed shapes and batch 1", About.MODEL)),
     # edgetpu#168, 213, 313
     (r"Model not quantized",
-     KnownFailure("the compiler finds it not quantised", "convert with an older converter, batch 1",
-                  applies_to=AppliesTo.EVERY_CUT)),
+     KnownFailure("the compiler finds it not quantised", "convert with an older converter, batch 1", About.MODEL)),
     (r"Invalid model",
-     KnownFailure("the compiler finds the file invalid", "convert the model with an older converter",
-                  applies_to=AppliesTo.EVERY_CUT)),
-    # Each partition has a segment that holds the op.
+     KnownFailure("the compiler finds the file invalid", "convert the model with an older converter", About.MODEL)),
+    # About the model: each partition has a segment that holds the op.
     (r"Encountered unresolved custom op: *([^\s.]*)",
      KnownFailure("it does not know the custom op {0}", "keep that op in a segment of its own, or out of the model",
-                  applies_to=AppliesTo.EVERY_CUT)),
+                  About.MODEL)),
     (r"failed in Tflite interpreter",
-     KnownFailure("its interpreter refuses the model", "run the model on a CPU first", applies_to=AppliesTo.EVERY_CUT)),
-    # edgetpu#728: on a segment that a cut had left with odd tensors, so another cut may help
+     KnownFailure("its interpreter refuses the model", "run the model on a CPU first", About.MODEL)),
+    # edgetpu#728
     (r"terminating with uncaught exception of type ([^\n]*)",
-     KnownFailure("the compiler crashed ({0})", _ELSEWHERE, passing=True)),
+     KnownFailure("the compiler crashed ({0})", _ELSEWHERE, About.COMPILER, passing=True)),
     # edgetpu#482, 643, 669
-    (r"Segmentation fault", KnownFailure("the compiler crashed (segmentation fault)", _ELSEWHERE, passing=True)),
-    (r"No space left on device",
-     KnownFailure("the disk is full", "make room, and call again", applies_to=AppliesTo.EVERY_CUT)),
+    (r"Segmentation fault",
+     KnownFailure("the compiler crashed (segmentation fault)", _ELSEWHERE, About.COMPILER, passing=True)),
+    (r"No space left on device", KnownFailure("the disk is full", "make room, and call again", About.COMPILER)),
 )  # fmt: skip
 
 

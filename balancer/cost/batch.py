@@ -160,6 +160,27 @@ class SegmentBatch:
         time_ns += np.where(streamed > 0, link.stream_start_ns, 0) + link.invoke_ns
         return SegmentTable(time_ns, streamed, overflow, allowed)
 
+    def levels(self, inners: ArrayLike, outers: ArrayLike) -> NDArray[np.intp]:
+        """For each segment how surely it compiles, as a position in `compilable.LEVELS`. inners, outers: as in a call."""
+        inner_rows, outer_rows = (np.ravel(rows) for rows in np.broadcast_arrays(inners, outers))
+        levels = np.zeros(len(outer_rows), np.intp)
+        starts = np.nonzero(np.diff(inner_rows, prepend=-1))[0].tolist()
+        for start, end in pairwise([*starts, len(inner_rows)]):
+            levels[start:end] = self._levels(int(inner_rows[start]), outer_rows[start:end])
+        return levels
+
+    def _levels(self, row: int, outers: NDArray[np.intp]) -> NDArray[np.intp]:
+        """`levels` of segments that start at one inner set."""
+        levels, ops = np.zeros(len(outers), np.intp), self.sets.set_of(row)
+        rule = self.costs.compile_rule
+        if not rule.suspects & ~ops:
+            return levels
+        outside = ~self.sets.members(row)
+        of_ops = rule.levels(outside) * (self._split(self._ending(ops)).runs_on_tpu & outside)
+        for level in range(1, int(of_ops.max()) + 1):
+            levels[self.sets.holds_any(op_set(np.nonzero(of_ops >= level)[0].tolist()), outers)] = level
+        return levels
+
     def _row(self, row: int, outers: NDArray[np.intp]) -> _Row:
         inner = self._inner(row)
         # One split serves the whole row, since it depends on the inner set alone.

@@ -35,7 +35,7 @@ class LiveBatch:
         return live
 
     def of_ops(self, inner: int) -> IntArray:
-        """For each op the live bytes of a tile, in segments that start at this row's set; 0 for ops not on the chip or in it."""
+        """For each op the live bytes of a tile, in segments that start at this row; 0 for its ops and those on the CPU."""
         costs, held = self.costs, self.sets.members(inner)
         outside = costs.graph.all_ops & ~self.sets.set_of(inner)
         # Whether an op runs on the CPU depends on the ops that precede it in its segment, and so on the inner set alone.

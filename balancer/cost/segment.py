@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.caching import caching_rule
 from balancer.cost.capacity import CapacityRule, input_scratch
+from balancer.cost.compilable import CompileRule, Judgement
 from balancer.cost.op_terms import OpTerms, op_terms, transfer_terms
 from balancer.cost.profile import OpCosts
 from balancer.ground.opsets import OpSet, members, op_set
@@ -94,9 +95,19 @@ class SegmentCosts:
             streamed_bytes=streamed_bytes,
             overflow_bytes=overflow_bytes,
             capacity_bytes=capacity_bytes,
+            activation_bytes=self.compile_rule.judgement(ops, on_tpu).tile_bytes,
             stage_ns=sum(times.values()),
             **times,
         )
+
+    def judgement(self, ops: OpSet) -> Judgement:
+        """Whether the vendor's compiler takes the segment that holds these ops."""
+        return self.compile_rule.judgement(ops, ops & self.mapped & ~self.on_cpu(ops))
+
+    @cached_property
+    def compile_rule(self) -> CompileRule:
+        """What judges segments."""
+        return CompileRule(self.graph, self.ancestors)
 
     def _terms_of(self, ops: OpSet) -> list[OpTerms]:
         return [self.op_terms[i] for i in members(ops)]

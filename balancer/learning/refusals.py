@@ -1,17 +1,17 @@
 """What follows for other segments from those that the vendor's compiler refused.
 
-Each call starts from all segments refused and compiled so far. For one refused segment, by its failure (`AppliesTo`):
+Each call starts from all segments refused and compiled so far. For one refused segment, by what its failure is about:
 
-the segment     It must not be in another plan.
-a part          A larger segment fails as well where the failure is one of size. If the compiler says that activations are too
-                large, and the judgement of the segment names an op at which surely too many are live, the part is this op with
-                those that make what is live there. Otherwise it is the whole segment.
+the segment     It must not be in another plan, whatever the reason.
+a part          If the compiler says that activations are too large, then a segment that contains this one fails as well. If the
+                judgement of the segment names an op at which surely too many bytes are live, the part is this op with those
+                that make what is live there. Otherwise it is the whole segment.
 a limit         If the compiler says that activations are too large: as many live bytes, in any segment, are too many. This
                 takes the predicted bytes for the compiler's own measure.
 
 What was compiled contradicts such conclusions. A part that a compiled segment contains is widened to the refused segment,
-and then given up; a limit is given up where a compiled segment reaches it. The limit is learnt for the model at hand, and
-no file keeps it: it is one-sided, unlike a reported capacity, and a plan that was compiled has no need of it.
+and then given up; a limit is given up where a compiled segment reaches it. Plans remember segments and parts. They do not
+remember the limit: it is a guess that the next report may refute, and serves to choose what to compile next.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from balancer.compiler.failures import AppliesTo
+from balancer.compiler.failures import About
 from balancer.cost.activations import op_mask
 from balancer.cost.compilable import Compilable
 from balancer.ground.opsets import members, op_set
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 class RefusedSegment:
     """A segment that the compiler refused.
 
-    name: in its plan. ops: of the segment. reason, remedy: in one line each. log: what the compiler printed. applies_to: which
-    other segments are refused for the same reason. tensor: the one that the judgement names, if it is not sure that the
-    segment compiles; else None. live_bytes: predicted; what activations take of each tile at the op that needs most.
+    name: in its plan. ops: of the segment. reason, remedy: in one line each. log: what the compiler printed. about: what the
+    failure tells about. tensor: the one that the judgement names, if it is not sure that the segment compiles; else None.
+    live_bytes: predicted; what activations take of each tile at the op that needs most.
     """
 
     name: str
@@ -47,9 +47,16 @@ class RefusedSegment:
     reason: str
     remedy: str
     log: str
-    applies_to: AppliesTo
+    about: About
     tensor: str | None
     live_bytes: int
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the compiler may take another cut of the model. A crash, a limit of time or a full disk is no refusal, and a
+        model that the compiler cannot read is refused however it is cut.
+        """
+        return self.about in (About.ACTIVATIONS, About.SEGMENT)
 
 
 def refused_segment(costs: SegmentCosts, ops: OpSet, refused: Refused) -> RefusedSegment:
@@ -57,7 +64,7 @@ def refused_segment(costs: SegmentCosts, ops: OpSet, refused: Refused) -> Refuse
     judgement = costs.judgement(ops)
     return RefusedSegment(
         name=refused.name, ops=ops, reason=refused.reason, remedy=refused.remedy, log=refused.output,
-        applies_to=refused.applies_to, tensor=judgement.tensor, live_bytes=judgement.tile_bytes,
+        about=refused.about, tensor=judgement.tensor, live_bytes=judgement.tile_bytes,
     )  # fmt: skip
 
 
@@ -78,12 +85,13 @@ def _part(costs: SegmentCosts, refused: RefusedSegment, compiled: Collection[OpS
 
 def _parts(costs: SegmentCosts, refused: RefusedSegment) -> Iterator[Part]:
     """Parts that explain the refusal, the smallest first."""
+    if refused.about is not About.ACTIVATIONS:
+        return
     ops = refused.ops
     on_chip = ops & costs.mapped & ~costs.on_cpu(ops)
-    if refused.applies_to is AppliesTo.AS_MUCH_LIVE and costs.judgement(ops).level is Compilable.SURELY_NOT:
+    if costs.judgement(ops).level is Compilable.SURELY_NOT:
         yield _around_largest(costs, ops, on_chip)
-    if refused.applies_to in (AppliesTo.AS_MUCH_LIVE, AppliesTo.LARGER):
-        yield Part(ops, on_chip)
+    yield Part(ops, on_chip)
 
 
 def _around_largest(costs: SegmentCosts, ops: OpSet, on_chip: OpSet) -> Part:
@@ -111,5 +119,5 @@ def _around_largest(costs: SegmentCosts, ops: OpSet, on_chip: OpSet) -> Part:
 def _limit(costs: SegmentCosts, refused: Collection[RefusedSegment], compiled: Collection[OpSet]) -> int | None:
     """The least live bytes of a segment that was refused for them; more than those of all compiled segments."""
     taken = max((costs.judgement(ops).tile_bytes for ops in compiled), default=0)
-    by_size = (costs.judgement(r.ops).tile_bytes for r in refused if r.applies_to is AppliesTo.AS_MUCH_LIVE)
+    by_size = (costs.judgement(r.ops).tile_bytes for r in refused if r.about is About.ACTIVATIONS)
     return min((live_bytes for live_bytes in by_size if live_bytes > taken), default=None)

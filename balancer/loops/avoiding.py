@@ -55,13 +55,14 @@ def next_to_compile(costed: CostedModel, n_tpus: int, options: Options, rounds_l
 
 def _fastest(costed: CostedModel, n_tpus: int, options: Options, limits: Iterable[int | None]) -> Solution:
     """The fastest plan under the first of these limits on live bytes that some plan keeps. Raises InfeasibleError."""
-    *others, last = dict.fromkeys(limits)
-    for limit in others:
-        try:
-            return _fastest(costed, n_tpus, options, (limit,))
-        except InfeasibleError:
-            continue
-    return solve_costed_model(replace(costed, forbidden=replace(costed.forbidden, live_bytes=last)), n_tpus, options)
+    first, *others = dict.fromkeys(limits)
+    limited = replace(costed, forbidden=replace(costed.forbidden, live_bytes=first))
+    if not others:
+        return solve_costed_model(limited, n_tpus, options)
+    try:
+        return solve_costed_model(limited, n_tpus, options)
+    except InfeasibleError:
+        return _fastest(costed, n_tpus, options, others)
 
 
 def _stated(costed: CostedModel, n_tpus: int, pipeline: PipelineSpec) -> Solution:
@@ -74,7 +75,7 @@ def _stated(costed: CostedModel, n_tpus: int, pipeline: PipelineSpec) -> Solutio
     )  # fmt: skip
 
 
-def refusal(refused: Sequence[RefusedSegment]) -> CompilerError:
+def failure(refused: Sequence[RefusedSegment]) -> CompilerError:
     """The error for a plan that was not compiled, if no other plan helps. refused: its segments."""
     more = f" ({len(refused)} segments fail)" if len(refused) > 1 else ""
     first = refused[0]
@@ -84,7 +85,7 @@ def refusal(refused: Sequence[RefusedSegment]) -> CompilerError:
 def all_refused(costed: CostedModel, n_tpus: int, rounds: Sequence[Sequence[RefusedSegment]]) -> CompilerError:
     """The error for rounds that all ended in refusals. rounds: the refused segments of each, in order."""
     if len(rounds) == 1:
-        return refusal(rounds[0])
+        return failure(rounds[0])
     last = rounds[-1][0]
     what = (
         f"cannot be compiled in any of the {len(rounds)} ways that were tried; of the last one, "

@@ -10,7 +10,7 @@ allowed number of rounds.
 
 A segment that the compiler refuses does not end it. Such a segment is forbidden from then on, with others that are surely
 refused for the same reason (`learning.refusals`), and the model is solved again (`loops.avoiding`). So each round leaves
-fewer plans. A refusal that no other cut avoids does end it: that of a file that the compiler cannot read, or a fault of its own.
+fewer plans. What no other cut avoids does end it: a model that the compiler cannot read, a crash, a limit of time.
 
 Overflow needs a rule of its own. A plan that streams some parameters for lack of on-chip memory depends on predicted
 capacity to the last layer. Once a segment has streamed more than predicted, that prediction has proved wrong. From then
@@ -26,17 +26,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from balancer.compiler import find_compiler
-from balancer.compiler.failures import AppliesTo
 from balancer.directory.compiling import Compilation, compile_plan
-from balancer.errors import CompilerError, InfeasibleError
+from balancer.errors import InfeasibleError
 from balancer.learning.correcting import contradicts, corrected, evidence_of, overruns
 from balancer.learning.refusals import forbidden_by, refused_segment
 from balancer.loops.aiming import narrowed
-from balancer.loops.avoiding import all_refused, next_to_compile, no_other_plan, refusal
+from balancer.loops.avoiding import all_refused, failure, next_to_compile, no_other_plan
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.planning.assembling import assemble
 from balancer.planning.checks import check_count
-from balancer.planning.comparing import OURS, comparison
+from balancer.planning.comparing import comparison
 from balancer.planning.costed_model import ERROR, costed_model_of
 from balancer.planning.reported import reported_problem
 from balancer.planning.solved import solution_of
@@ -180,11 +179,11 @@ class _Refinement:
             for name, doubt in compilation.doubts:
                 _LOG.warning("doubt: %s: %s", name, doubt)
             if compilation.refused:
-                unavoidable = self._refuse(compilation)
-                if unavoidable and not self.tried:
-                    raise refusal(unavoidable)
-                if unavoidable:
-                    return "the compiler refuses a segment"
+                faults = self._refuse(compilation)
+                if faults and not self.tried:
+                    raise failure(faults)
+                if faults:
+                    return "the compiler fails"
             elif self._learn(_Tried(solution, compilation.plan)) and not self.refused:
                 return "the compiler agrees"
             solution = self._next(rounds - len(self.rounds))
@@ -224,7 +223,7 @@ class _Refinement:
             raise no_other_plan(self.costed, self.n_tpus, self.rounds[-1].refused) from error
 
     def _refuse(self, compilation: Compilation) -> tuple[RefusedSegment, ...]:
-        """Take note of a round whose plan was not compiled. Returns the refused segments that no other cut avoids."""
+        """Take note of a round whose plan was not compiled. Returns the failures that are no refusals."""
         plan, costs = compilation.plan, self.known.costs
         refused = tuple(refused_segment(costs, plan.segment(r.name).ops, r) for r in compilation.refused)
         self.refused |= {each.ops: each for each in refused}
@@ -236,7 +235,7 @@ class _Refinement:
                 predicted_per_s=plan.predicted.throughput_per_s, reported_per_s=0.0, contradicted=(), refused=refused,
             )
         )  # fmt: skip
-        return tuple(each for each in refused if each.applies_to is AppliesTo.EVERY_CUT)
+        return tuple(each for each in refused if not each.is_refusal)
 
     def _solve(self) -> Solution:
         """The best solution under the corrected costs: the fastest, or one without overflow (see the module)."""
@@ -273,7 +272,9 @@ class _Refinement:
         return not contradicted
 
     def _correct(self, compiled: dict[OpSet, Evidence]) -> list[OpSet]:
-        """Correct the costs by the reports of segments, and forbid what was refused. Returns the segments that were contradicted."""
+        """Correct the costs by the reports of segments, and forbid what was refused. Returns the segments with other reports
+        than predicted.
+        """
         before = self.known.costs
         contradicted = [ops for ops, evidence in compiled.items() if contradicts(before, evidence)]
         self.evidence |= compiled

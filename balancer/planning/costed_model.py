@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from balancer.cost.compilable import Compilable
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.profile import Profile, load_profile
 from balancer.cost.segment import SegmentCosts
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 STREAM, ERROR = "stream", "error"
 OVERFLOW = (STREAM, ERROR)
+# What a caller may ask of the segments of a plan, and the worst judgement that each allows.
+COMPILABLE = {"any": Compilable.SURELY_NOT, "likely": Compilable.PERHAPS, "sure": Compilable.SURELY}
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,17 @@ class CostedModel:
         """The costs of the model's segments."""
         return SegmentCosts(self.graph, self.hardware, self.profile)
 
-    def problem(self, n_tpus: int, *, overflow: str = STREAM) -> Problem:
-        """The solver's problem on n_tpus TPUs. overflow: "error" forbids segments that stream for lack of on-chip memory."""
-        devices = ((self.hardware.name, n_tpus),)
-        return problem_of(self.costs, devices, may_overflow=overflow == STREAM, forbidden=self.forbidden)
+    def problem(self, n_tpus: int, *, overflow: str = STREAM, worst: Compilable = Compilable.SURELY_NOT) -> Problem:
+        """The solver's problem on n_tpus TPUs.
 
-    @property
+        overflow: "error" forbids segments that stream for lack of on-chip memory. worst: the worst that a segment may be
+        judged on whether it compiles.
+        """
+        devices = ((self.hardware.name, n_tpus),)
+        may_overflow = overflow == STREAM
+        return problem_of(self.costs, devices, may_overflow=may_overflow, worst=worst, forbidden=self.forbidden)
+
+    @cached_property
     def without_forbidden(self) -> CostedModel:
         """The same, with all segments allowed: to value plans, whatever became of them."""
         return replace(self, forbidden=ANYTHING_ALLOWED) if self.forbidden else self

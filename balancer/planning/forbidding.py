@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part that no segment may contain. ops: the part. on_chip: those of its ops that must run on the chip for it to count."""
+    """Ops that no segment may contain together. on_chip: those of them that must run on the chip for it to count."""
 
     ops: OpSet
     on_chip: OpSet

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 def least_live(costed: CostedModel, n_tpus: int, options: Options) -> PipelineSpec:
     """One pipeline of segments with few live activations, on a TPU each: as many segments as there are TPUs, if possible.
 
-    It keeps the number of stages that the options ask for, and their rule for overflow. Raises InfeasibleError if there is none.
+    It keeps the number of stages that the options ask for, and their rules for overflow and for what compiles. Raises
+    InfeasibleError if there is none.
     """
-    problem = _problem(costed.costs, costed.problem(n_tpus, overflow=options.overflow_now))
+    problem = _problem(costed.costs, costed.problem(n_tpus, overflow=options.overflow_now, worst=options.worst))
     most = options.stages or n_tpus
     for stages in dict.fromkeys((most, options.stages)):
         found = _solved(problem, stages)
