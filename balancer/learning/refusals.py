@@ -6,12 +6,12 @@ the segment     It must not be in another plan, whatever the reason.
 a part          If the compiler says that activations are too large, then a segment that contains this one fails as well. If the
                 judgement of the segment names an op at which surely too many bytes are live, the part is this op with those
                 that make what is live there. Otherwise it is the whole segment.
-a limit         If the compiler says that activations are too large: as many live bytes, in any segment, are too many. This
-                takes the predicted bytes for the compiler's own measure.
+limits          If the compiler says that activations are too large: activations of that size are too large in any segment.
+                Each measure of size has its own limit (`cost.activation_sizes`), as if the compiler went by it.
 
 What was compiled contradicts such conclusions. A part that a compiled segment contains is widened to the refused segment,
 and then given up; a limit is given up where a compiled segment reaches it. Plans remember segments and parts. They do not
-remember the limit: it is a guess that the next report may refute, and serves to choose what to compile next.
+remember the limits: these are guesses that the next report may refute, and serve to choose what to compile next.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from balancer.compiler.failures import About
+from balancer.cost.activation_sizes import Measure, activation_size
 from balancer.cost.activations import op_mask
 from balancer.cost.compilable import Compilable
 from balancer.ground.opsets import members, op_set
@@ -71,7 +72,7 @@ def refused_segment(costs: SegmentCosts, ops: OpSet, refused: Refused) -> Refuse
 def forbidden_by(costs: SegmentCosts, refused: Collection[RefusedSegment], compiled: Collection[OpSet]) -> Forbidden:
     """The segments that plans must not have after these refusals. compiled: op sets of segments that the compiler took."""
     parts = dict.fromkeys(part for each in refused for part in _part(costs, each, compiled))
-    return Forbidden(frozenset(each.ops for each in refused), tuple(parts), _limit(costs, refused, compiled))
+    return Forbidden(frozenset(each.ops for each in refused), tuple(parts), _limits(costs, refused, compiled))
 
 
 def _part(costs: SegmentCosts, refused: RefusedSegment, compiled: Collection[OpSet]) -> Iterator[Part]:
@@ -116,8 +117,14 @@ def _around_largest(costs: SegmentCosts, ops: OpSet, on_chip: OpSet) -> Part:
     return Part(op_set(around), 1 << deciding)
 
 
-def _limit(costs: SegmentCosts, refused: Collection[RefusedSegment], compiled: Collection[OpSet]) -> int | None:
-    """The least live bytes of a segment that was refused for them; more than those of all compiled segments."""
-    taken = max((costs.judgement(ops).tile_bytes for ops in compiled), default=0)
-    by_size = (costs.judgement(r.ops).tile_bytes for r in refused if r.about is About.ACTIVATIONS)
-    return min((live_bytes for live_bytes in by_size if live_bytes > taken), default=None)
+def _limits(
+    costs: SegmentCosts, refused: Collection[RefusedSegment], compiled: Collection[OpSet]
+) -> dict[Measure, int]:
+    """The least size of a segment that was refused for it and is larger than all compiled segments, by each measure."""
+    by_size = [each.ops for each in refused if each.about is About.ACTIVATIONS]
+    limits = {}
+    for measure in Measure:
+        taken = max((activation_size(costs, ops, measure) for ops in compiled), default=0)
+        too_large = (activation_size(costs, ops, measure) for ops in by_size)
+        limits[measure] = min((size for size in too_large if size > taken), default=None)
+    return {measure: limit for measure, limit in limits.items() if limit is not None}

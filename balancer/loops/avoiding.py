@@ -3,13 +3,13 @@
 The fastest plan without the forbidden segments may be only a little smaller than the last one, and be refused again. So
 where activations were too large, plans also get smaller from round to round:
 
-    rounds left     the next plan
-    3 or more       the fastest with at most half of what can be saved on live activations, in the segment with most of them
-    2               the fastest with as few as possible there
-    1               the one with the fewest live activations in all segments
+    rounds left     the next plan is the fastest whose largest segment has
+    3 or more       at most half of what can be saved, by each measure of size that other cuts make smaller
+    2               the least size, by the first of these measures
+    1               the least size, by the last of them
 
-If the compiler takes segments by their live activations, as predicted, then it takes one of these plans wherever it takes
-any. With constraints, or if nothing is known of the reason, it is the fastest plan in each round.
+If the compiler goes by one of the measures, then it takes one of these plans wherever it takes any. With constraints, or
+if nothing is known of the reason, the next plan is the fastest in each round.
 """
 
 from __future__ import annotations
@@ -19,60 +19,63 @@ from typing import TYPE_CHECKING
 
 from balancer.errors import CompilerError, InfeasibleError
 from balancer.ground.opsets import members, op_ranges
-from balancer.planning.least_live import largest_live_bytes, least_live
+from balancer.planning.least_size import least_size
 from balancer.planning.solving import solve_costed_model
-from balancer.solve import Ended, Solution, evaluate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
+    from balancer.cost.activation_sizes import Measure
     from balancer.learning.refusals import RefusedSegment
     from balancer.planning.costed_model import CostedModel
     from balancer.planning.options import Options
-    from balancer.solve import PipelineSpec
+    from balancer.solve import Solution
 
 
 def next_to_compile(costed: CostedModel, n_tpus: int, options: Options, rounds_left: int) -> Solution:
     """The next plan, without the forbidden segments of the costed model. Raises InfeasibleError if there is none.
 
-    rounds_left: how many plans may still be compiled, this one included. If no plan keeps the limit on live activations,
-    which is a conclusion from refusals and not what the compiler said, the plan need not keep it.
+    rounds_left: how many plans may still be compiled, this one included. If no plan keeps the limits on sizes, which are
+    conclusions from refusals and not what the compiler said, the plan need not keep them.
     """
-    forbidden = costed.forbidden
-    limit = forbidden.live_bytes
-    if options.constraints or not (forbidden.parts or limit is not None):
-        return _fastest(costed, n_tpus, options, (limit, None))
-    smallest = least_live(replace(costed, forbidden=replace(forbidden, live_bytes=None)), n_tpus, options)
-    if rounds_left == 1:
-        return _stated(costed, n_tpus, smallest)
-    if limit is None:
-        return _fastest(costed, n_tpus, options, (None,))
-    # The fewest live activations are in a plan that may miss other options, so even this limit can be too low.
-    least = largest_live_bytes(costed.costs, smallest)
-    limits = [least + 1, None] if rounds_left == 2 else [(least + limit) // 2 + 1, least + 1, None]
-    return _fastest(costed, n_tpus, options, limits)
+    limits = costed.forbidden.limits
+    wanted: list[dict[Measure, int]] = []
+    if limits and not options.constraints:
+        anything = _limited(costed, {})
+        least = {measure: least_size(anything, n_tpus, options, measure) for measure in limits}
+        wanted = _wanted({measure: (least[measure], limit) for measure, limit in limits.items()}, rounds_left)
+    return _fastest(costed, n_tpus, options, [*wanted, {}])
 
 
-def _fastest(costed: CostedModel, n_tpus: int, options: Options, limits: Iterable[int | None]) -> Solution:
-    """The fastest plan under the first of these limits on live bytes that some plan keeps. Raises InfeasibleError."""
-    first, *others = dict.fromkeys(limits)
-    limited = replace(costed, forbidden=replace(costed.forbidden, live_bytes=first))
+def _wanted(sizes: Mapping[Measure, tuple[int, int]], rounds_left: int) -> list[dict[Measure, int]]:
+    """Limits to try, the best first. sizes: by each measure the least size that a plan has, and what is too large."""
+    limits = {measure: too_large for measure, (least, too_large) in sizes.items() if least < too_large}
+    if not limits:
+        return []
+    if rounds_left > 2:
+        limits = {
+            measure: (least + limits[measure]) // 2 + 1 for measure, (least, _) in sizes.items() if measure in limits
+        }
+        return [limits, *({measure: limit} for measure, limit in limits.items())]
+    measure = list(limits)[0 if rounds_left == 2 else -1]
+    smallest = {measure: sizes[measure][0] + 1}
+    return [limits | smallest, smallest]
+
+
+def _fastest(costed: CostedModel, n_tpus: int, options: Options, limits: Sequence[dict[Measure, int]]) -> Solution:
+    """The fastest plan under the first of these limits on sizes that some plan keeps. Raises InfeasibleError."""
+    first, *others = limits
     if not others:
-        return solve_costed_model(limited, n_tpus, options)
+        return solve_costed_model(_limited(costed, first), n_tpus, options)
     try:
-        return solve_costed_model(limited, n_tpus, options)
+        return solve_costed_model(_limited(costed, first), n_tpus, options)
     except InfeasibleError:
         return _fastest(costed, n_tpus, options, others)
 
 
-def _stated(costed: CostedModel, n_tpus: int, pipeline: PipelineSpec) -> Solution:
-    """A pipeline as a solution that claims nothing."""
-    value = evaluate(costed.without_forbidden.problem(n_tpus), [pipeline])
-    assert value is not None  # it was a plan of the same problem, with fewer segments allowed
-    return Solution(
-        solver="downset", pipelines=(pipeline,), value=value, bound_ns=None, over="plans with few live activations",
-        ended=Ended.NOT_SEARCHED,
-    )  # fmt: skip
+def _limited(costed: CostedModel, limits: dict[Measure, int]) -> CostedModel:
+    """The costed model with these limits on sizes in place of its own."""
+    return replace(costed, forbidden=replace(costed.forbidden, limits=limits))
 
 
 def failure(refused: Sequence[RefusedSegment]) -> CompilerError:

@@ -9,21 +9,20 @@ The part may be the whole segment, or the ops that keep the tensor live which wa
 an op follow from those ops of the segment on which it depends (see `cost.activations`), and grow with them. So a segment
 that holds the part has at least the same tensors live, as long as the op still runs on the chip. It may not: an op
 that the chip does not take, and that only the larger segment holds, can keep all that follows it on the CPU. Hence the
-second set of a part.
+second set of a part. A limit on size forbids segments that need not contain anything of those that were refused.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.cost.live_batch import LiveBatch
-from balancer.ground.opsets import op_set
+from balancer.cost.activation_sizes import ActivationSizes, Measure, activation_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from balancer.cost.segment import SegmentCosts
     from balancer.ground.arrays import BoolArray, IndexArray
@@ -43,17 +42,16 @@ class Part:
 class Forbidden:
     """The segments that plans must not have.
 
-    segments: op sets; each is forbidden by itself. parts: forbidden within any segment. live_bytes: forbidden are segments
-    whose live activations take so many bytes of each tile or more, as `SegmentCosts.judgement` counts them; None for no
-    limit. Folded ops make no difference to a segment's file, so they count in none of the sets.
+    segments: op sets; each is forbidden by itself. parts: forbidden within any segment. limits: forbidden are segments whose
+    activations have this size or more. Folded ops make no difference to a segment's file, so they count in none of the sets.
     """
 
     segments: frozenset[OpSet] = frozenset()
     parts: tuple[Part, ...] = ()
-    live_bytes: int | None = None
+    limits: Mapping[Measure, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.segments or self.parts) or self.live_bytes is not None
+        return bool(self.segments or self.parts or self.limits)
 
     def forbids(self, costs: SegmentCosts, ops: OpSet) -> bool:
         """Whether plans must not have the segment with these ops."""
@@ -63,7 +61,7 @@ class Forbidden:
         held = [part for part in self.parts if not part.ops & ~costs.graph.folded & ~computed]
         if held and any(not part.on_chip & costs.on_cpu(ops) for part in held):
             return True
-        return self.live_bytes is not None and costs.judgement(ops).tile_bytes >= self.live_bytes
+        return any(activation_size(costs, ops, measure) >= limit for measure, limit in self.limits.items())
 
 
 ANYTHING_ALLOWED = Forbidden()
@@ -77,9 +75,7 @@ class ForbiddenBetween:
         self._folded = costs.graph.folded
         computed = [int(not op.folded) for op in costs.graph.ops]
         self._sizes = sets.total(computed)
-        self._live = LiveBatch(costs, sets)
-        limit = forbidden.live_bytes
-        self._suspects = 0 if limit is None else op_set(np.nonzero(costs.compile_rule.whole >= limit)[0].tolist())
+        self._activations = ActivationSizes(costs, sets)
 
     def __call__(self, inners: IndexArray, outers: IndexArray) -> BoolArray:
         """For each pair of rows whether the segment is forbidden. inners, outers: as `solve.Between` takes them."""
@@ -101,9 +97,8 @@ class ForbiddenBetween:
                 forbidden |= alike & self.sets.holds_all(computed, outers)
         for ops in self._parts(inner):
             forbidden |= self.sets.holds_all(ops, outers)
-        too_much = self._too_much_live(row, inner)
-        if too_much:
-            forbidden |= self.sets.holds_any(too_much, outers)
+        for measure, limit in self.forbidden.limits.items():
+            forbidden |= self._activations.of_row(measure, row, outers) >= limit
         return forbidden
 
     def _parts(self, inner: OpSet) -> Iterator[OpSet]:
@@ -112,11 +107,3 @@ class ForbiddenBetween:
         # Whether an op runs on the CPU depends on the ops that precede it in its segment, and so on the inner set alone.
         on_cpu = self.costs.on_cpu(self.costs.graph.all_ops & ~inner) if parts else 0
         return (part.ops & ~self._folded for part in parts if not part.on_chip & on_cpu)
-
-    def _too_much_live(self, row: int, inner: OpSet) -> OpSet:
-        """The ops at which too much is live, in segments that start at an inner set."""
-        limit = self.forbidden.live_bytes
-        # Nowhere is more live than in the whole model, and only there it is known for all sets at once.
-        if limit is None or not self._suspects & ~inner:
-            return 0
-        return op_set(np.nonzero(self._live.of_ops(row) >= limit)[0].tolist())
