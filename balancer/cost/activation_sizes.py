@@ -64,7 +64,7 @@ class ActivationSizes:
         """The sizes of the segments that start at the set in one row."""
         if measure is Measure.MOST_LIVE:
             return self.sets.largest(self._live_at_ops(inner), outers)
-        made = self._made[outers] - self._made[inner]
+        made: IntArray = self._made[outers] - self._made[inner]
         groups, entering = self._entering(inner)
         return made + self.sets.weigh(groups, entering, np.zeros_like(entering), outers) if len(entering) else made
 

@@ -92,7 +92,8 @@ def _parts(costs: SegmentCosts, refused: RefusedSegment) -> Iterator[Part]:
     on_chip = ops & costs.mapped & ~costs.on_cpu(ops)
     if costs.judgement(ops).level is Compilable.SURELY_NOT:
         yield _around_largest(costs, ops, on_chip)
-    yield Part(ops, on_chip)
+    if on_chip:
+        yield Part(ops, on_chip)
 
 
 def _around_largest(costs: SegmentCosts, ops: OpSet, on_chip: OpSet) -> Part:

@@ -14,7 +14,6 @@ if nothing is known of the reason, the next plan is the fastest in each round.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.errors import CompilerError, InfeasibleError
@@ -39,11 +38,11 @@ def next_to_compile(costed: CostedModel, n_tpus: int, options: Options, rounds_l
     conclusions from refusals and not what the compiler said, the plan need not keep them.
     """
     limits = costed.forbidden.limits
-    wanted: list[dict[Measure, int]] = []
+    wanted = [dict(limits)] if limits else []
     if limits and not options.constraints:
-        anything = _limited(costed, {})
+        anything = costed.with_limits({})
         least = {measure: least_size(anything, n_tpus, options, measure) for measure in limits}
-        wanted = _wanted({measure: (least[measure], limit) for measure, limit in limits.items()}, rounds_left)
+        wanted = _wanted({measure: (least[measure], limit) for measure, limit in limits.items()}, rounds_left) + wanted
     return _fastest(costed, n_tpus, options, [*wanted, {}])
 
 
@@ -66,16 +65,11 @@ def _fastest(costed: CostedModel, n_tpus: int, options: Options, limits: Sequenc
     """The fastest plan under the first of these limits on sizes that some plan keeps. Raises InfeasibleError."""
     first, *others = limits
     if not others:
-        return solve_costed_model(_limited(costed, first), n_tpus, options)
+        return solve_costed_model(costed.with_limits(first), n_tpus, options)
     try:
-        return solve_costed_model(_limited(costed, first), n_tpus, options)
+        return solve_costed_model(costed.with_limits(first), n_tpus, options)
     except InfeasibleError:
         return _fastest(costed, n_tpus, options, others)
-
-
-def _limited(costed: CostedModel, limits: dict[Measure, int]) -> CostedModel:
-    """The costed model with these limits on sizes in place of its own."""
-    return replace(costed, forbidden=replace(costed.forbidden, limits=limits))
 
 
 def failure(refused: Sequence[RefusedSegment]) -> CompilerError:

@@ -129,7 +129,7 @@ def refine(  # noqa: PLR0913 - the public entry: each keyword is one thing that 
     costed, n_tpus = costed_model_of(opened), opened.plan.n_tpus
     held = narrowed(opened.plan, options)
     loop = _Refinement(costed, n_tpus, held, compiler or find_compiler(), on_round, default)
-    return loop.run(solution_of(opened.plan, costed.problem(n_tpus)), rounds)
+    return loop.run(solution_of(opened.plan, costed.without_forbidden.problem(n_tpus)), rounds)
 
 
 @dataclass
@@ -283,8 +283,8 @@ class _Refinement:
             # From the uncorrected costed model and all evidence, not from `known`: corrections do not pile up.
             self.known = replace(self.costed, profile=corrected(self.costed, self.evidence.values()))
         if self.refused:
-            forbidden = forbidden_by(self.known.costs, self.refused.values(), self.evidence)
-            self.known = replace(self.known, forbidden=forbidden)
+            learnt = forbidden_by(self.known.costs, self.refused.values(), self.evidence)
+            self.known = replace(self.known, forbidden=self.costed.forbidden.joined(learnt))
         return contradicted
 
     def _round(self, tried: _Tried, compiled: dict[OpSet, Evidence], contradicted: Sequence[OpSet]) -> RefineRound:
@@ -363,7 +363,8 @@ class _Refinement:
         value = evaluate(self.known.without_forbidden.problem(self.n_tpus), solution.pipelines)
         assert value is not None
         try:
-            optimum = solve_costed_model(self.known, self.n_tpus, self.options)
+            # Limits are guesses, about which nothing is to be claimed.
+            optimum = solve_costed_model(self.known.with_limits({}), self.n_tpus, self.options)
         except InfeasibleError:
             # The corrected costs forbid even this plan, which its own reports allow. So nothing is known of the optimum.
             return replace(solution, value=value, bound_ns=None, statistics=counts)

@@ -12,13 +12,15 @@ from balancer.cost.profile import Profile, load_profile
 from balancer.cost.segment import SegmentCosts
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.plan import KEPT, state_of
-from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden
+from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden, forbidden_of
 from balancer.planning.problem import problem_of
 from balancer.tflite.opened import OpenedModel, open_model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from balancer.cost.activation_sizes import Measure
     from balancer.graph import Graph
     from balancer.solve import Problem
 
@@ -72,6 +74,10 @@ class CostedModel:
         """The same, with all segments allowed: to value plans, whatever became of them."""
         return replace(self, forbidden=ANYTHING_ALLOWED) if self.forbidden else self
 
+    def with_limits(self, limits: Mapping[Measure, int]) -> CostedModel:
+        """The same, with these limits on the sizes of activations in place of its own."""
+        return replace(self, forbidden=replace(self.forbidden, limits=limits))
+
 
 def open_costed_model(model: str | Path | bytes, hardware: str | Path | Hardware) -> CostedModel:
     """A costed model without a profile. model: path or contents of a .tflite file. hardware: a preset's name, a file, a record.
@@ -88,7 +94,8 @@ def costed_model_of(plan: AnyPlan | OpenedPlan) -> CostedModel:
     Raises PlanError if the plan cannot be opened, or if it lacks a constant of its hardware.
     """
     opened = open_plan(plan)
-    return CostedModel(opened.model, opened.hardware, opened.profile, keep_state=opened.plan.state == KEPT)
+    keeps, refused = opened.plan.state == KEPT, forbidden_of(opened.plan.refusals)
+    return CostedModel(opened.model, opened.hardware, opened.profile, keep_state=keeps, forbidden=refused)
 
 
 def with_profile(costed: CostedModel, path: str | Path) -> CostedModel:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from balancer.cost.activation_sizes import ActivationSizes, Measure, activation_size
+from balancer.plan import KnownRefusals, RefusedPart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -63,8 +64,28 @@ class Forbidden:
             return True
         return any(activation_size(costs, ops, measure) >= limit for measure, limit in self.limits.items())
 
+    def joined(self, other: Forbidden) -> Forbidden:
+        """What is forbidden by either, with the limits of the other."""
+        parts = tuple(dict.fromkeys((*self.parts, *other.parts)))
+        return Forbidden(self.segments | other.segments, parts, other.limits)
+
 
 ANYTHING_ALLOWED = Forbidden()
+
+
+def known_refusals(forbidden: Forbidden) -> KnownRefusals | None:
+    """What is forbidden in the form in which plans hold it: without limits."""
+    if not (forbidden.segments or forbidden.parts):
+        return None
+    parts = tuple(RefusedPart(ops=part.ops, on_chip=part.on_chip) for part in forbidden.parts)
+    return KnownRefusals(segments=tuple(sorted(forbidden.segments)), parts=parts)
+
+
+def forbidden_of(refusals: KnownRefusals | None) -> Forbidden:
+    """The inverse of `known_refusals`."""
+    if refusals is None:
+        return ANYTHING_ALLOWED
+    return Forbidden(frozenset(refusals.segments), tuple(Part(part.ops, part.on_chip) for part in refusals.parts))
 
 
 class ForbiddenBetween:

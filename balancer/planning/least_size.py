@@ -40,6 +40,10 @@ def _by_size(costs: SegmentCosts, problem: Problem, measure: Measure) -> Problem
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
         return Cost(activation_size(costs, ops, measure), 0) if problem.exact(ops, kind) else None
 
+    def lower(ops: OpSet, kind: Kind) -> int:
+        # Other ops may run on the CPU, where they need no memory of the chip.
+        return activation_size(costs, ops & costs.sure_on_tpu, measure)
+
     def batch(sets: DownSets, kind: Kind) -> Between:
         allowed, sizes_between = problem.batch(sets, kind), ActivationSizes(costs, sets)
 
@@ -49,6 +53,4 @@ def _by_size(costs: SegmentCosts, problem: Problem, measure: Measure) -> Problem
 
         return between
 
-    return replace(
-        problem, exact=exact, lower=lambda ops, kind: 0, batch=batch, structures={}, host_ns=0, handover_ns=0
-    )
+    return replace(problem, exact=exact, lower=lower, batch=batch, structures={}, host_ns=0, handover_ns=0)

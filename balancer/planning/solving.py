@@ -49,7 +49,10 @@ def _worst(costed: CostedModel, solution: Solution) -> Compilable:
 def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: str, worst: Compilable) -> Solution:
     """The best solution that keeps the options, of segments judged at worst so."""
     solution = _solve(costed, costed.problem(n_tpus, overflow=overflow, worst=worst), options)
-    return replace(solution, over=solution.over + _OF_SEGMENTS[worst]) if solution.bound_ns is not None else solution
+    if solution.bound_ns is None:
+        return solution
+    refused = ", without what was refused" if costed.forbidden else ""
+    return replace(solution, over=solution.over + _OF_SEGMENTS[worst] + refused)
 
 
 def _solve(costed: CostedModel, problem: Problem, options: Options) -> Solution:
