@@ -22,6 +22,7 @@ import numpy as np
 from flatbuffers import flexbuffers
 
 from balancer.compiler.report import MAPPED
+from balancer.cost.activation_sizes import Measure, activation_size
 from balancer.cost.hardware import load_hardware
 from balancer.cost.profile import OpCosts, Profile
 from balancer.cost.segment import SegmentCosts
@@ -50,7 +51,8 @@ class Behaviour:
     fails: printed, exit code 1. hangs, crashes. flaky: fails the first time. silent: exit code 0 and no file. garbage: a
     file that is none. real: a file given out as the compiled one; plain: the source itself. runnable: behind what was
     compiled stands the source, for pretended Edge TPUs to run. room_*, bytes_per_million, on_cpu (output tensor ->
-    status): its truth, see `Profile`. segmenter: "crash" with --num_segments. folder: where it is installed; `calls`
+    status): its truth, see `Profile`. most_live_bytes, most_bytes: it refuses models whose activations are larger, by one
+    measure or the other (`cost.activation_sizes`). segmenter: "crash" with --num_segments. folder: where it is installed; `calls`
     there gets a line for each run. seconds: that a compilation takes.
     """
 
@@ -69,6 +71,8 @@ class Behaviour:
     real: dict[str, str] = field(default_factory=dict)
     plain: bool = False
     runnable: bool = False
+    most_live_bytes: int = 1 << 60
+    most_bytes: int = 1 << 60
     segmenter: str = ""
     folder: str = ""
     seconds: float = 0.0
@@ -161,6 +165,10 @@ def compile_one(behaviour: Behaviour, options: Namespace, name: str, data: bytes
         return 0
     out = Path(options.out_dir) / f"{name}_edgetpu.tflite"
     truth = Truth(behaviour, data)
+    if truth.too_large:
+        print("\nERROR: :1 Compilation failed due to large activation tensors in model.")
+        print("Compilation child process completed within timeout period.\nCompilation failed! ")
+        return 1
     made = (
         data if behaviour.plain else Path(behaviour.real[name]).read_bytes() if name in behaviour.real else truth.file()
     )
@@ -187,6 +195,10 @@ class Truth:
         profile = Profile("truth", ops, behaviour.room_per_million, behaviour.room_more, behaviour.room_most)
         costs = SegmentCosts(self.graph, load_hardware("pcie"), profile)
         self.terms = costs.terms(self.graph.all_ops)
+        limits = {Measure.MOST_LIVE: behaviour.most_live_bytes, Measure.IN_TOTAL: behaviour.most_bytes}
+        self.too_large = any(
+            activation_size(costs, self.graph.all_ops, measure) > limit for measure, limit in limits.items()
+        )
         self.on_cpu = costs.on_cpu(self.graph.all_ops)
         self.status = {
             i: behaviour.on_cpu.get(name, "More than one subgraph is not supported") for i, name in outputs.items()

@@ -74,8 +74,8 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
     add_force(parser)
     add_solver(parser)
     add_compile(
-        parser, "compile the plan with the vendor's compiler, correct the costs by its reports, and solve again until "
-        "prediction and reports agree",
+        parser, "compile the plan with the vendor's compiler, correct the costs by its reports, forbid the segments "
+        "that it refuses, and solve again until prediction and reports agree",
     )  # fmt: skip
 
 
@@ -101,7 +101,8 @@ def solve(arguments: argparse.Namespace) -> int:
             keep_state=arguments.keep_state,
         )  # fmt: skip
         if chosen is not None:
-            plan = balancer.refine(plan, chosen, options=options, on_round=compile_verb.teller(arguments)).plan
+            tell = compile_verb.teller(arguments, arguments.output)
+            plan = balancer.refine(plan, chosen, options=options, on_round=tell).plan
     if arguments.output is not None:
         plan = balancer.save(plan, arguments.output, force=arguments.force)
     if arguments.json:

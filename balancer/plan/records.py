@@ -271,8 +271,9 @@ class Plan:
     """How to run a model on n_tpus TPUs.
 
     costs: costs that replaced predicted ones; null if there were none. refusals: what the compiler refused while the plan
-    was made; null if it refused nothing. held_to: the limits that the plan was solved with; null if they are not known. segments:
-    by pipeline, then position; those of pipelines with the same partition stand once. state: "reset" or "kept" if the model has state, else null; see `plan.state`.
+    was made; null if it refused nothing. held_to: the limits that the plan was solved with; null if they are not known.
+    segments: by pipeline, then position; those of pipelines with the same partition stand once. state: "reset" or "kept"
+    if the model has state, else null; see `plan.state`.
 
     Three fields are not written to the file. origin: the model, as a path or opened; None if it is not known. directory:
     where the plan was saved or loaded. made: contents of files that are not saved yet (compiled segments and the compiler's
