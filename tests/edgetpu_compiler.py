@@ -52,8 +52,8 @@ class Behaviour:
     file that is none. real: a file given out as the compiled one; plain: the source itself. runnable: behind what was
     compiled stands the source, for pretended Edge TPUs to run. room_*, bytes_per_million, on_cpu (output tensor ->
     status): its truth, see `Profile`. most_live_bytes, most_bytes: it refuses models whose activations are larger, by one
-    measure or the other (`cost.activation_sizes`). segmenter: "crash" with --num_segments. folder: where it is installed; `calls`
-    there gets a line for each run. seconds: that a compilation takes.
+    measure or the other (`cost.activation_sizes`). segmenter: "crash" with --num_segments. folder: where it is installed;
+    `calls` there gets a line for each run. seconds: that a compilation takes.
     """
 
     version: str = VERSION
@@ -166,7 +166,7 @@ def compile_one(behaviour: Behaviour, options: Namespace, name: str, data: bytes
     out = Path(options.out_dir) / f"{name}_edgetpu.tflite"
     truth = Truth(behaviour, data)
     if truth.too_large:
-        print("\nERROR: :1 Compilation failed due to large activation tensors in model.")
+        print("Compilation failed: Compilation failed due to large activation tensors in model.")
         print("Compilation child process completed within timeout period.\nCompilation failed! ")
         return 1
     made = (

@@ -190,7 +190,7 @@ def reported(plan: Plan) -> None:
 def round_line(done: RefineRound) -> str:
     """One round of compiling and solving, as text."""
     if done.refused:
-        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}{_tensor(r)}" for r in done.refused)
+        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}{_around(r)}" for r in done.refused)
         return f"round {done.number}: {done.segments} segments; {done.predicted_per_s:.1f}/s predicted{lines}"
     differing = len(done.contradicted)
     verdict = f"{differing} of {done.segments} segments correct the costs" if differing else "nothing to correct"
@@ -201,7 +201,7 @@ def round_line(done: RefineRound) -> str:
     )
 
 
-def _tensor(refused: RefusedSegment) -> str:
+def _around(refused: RefusedSegment) -> str:
     """Where the refused segment has most live activations, as far as that is judged."""
     if refused.tensor is None:
         return ""
