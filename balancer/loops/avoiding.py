@@ -94,7 +94,8 @@ def all_refused(costed: CostedModel, n_tpus: int, rounds: Sequence[Sequence[Refu
 def no_other_plan(costed: CostedModel, n_tpus: int, refused: Sequence[RefusedSegment]) -> InfeasibleError:
     """The error where each plan has a segment that the compiler refused, or surely would. refused: of the last plan."""
     first = refused[0]
-    what = f"cannot be compiled: each plan has a segment that is refused, such as {_place(first)}: {first.reason}{around(first)}"
+    why = f"{first.reason}{around(first)}"
+    what = f"cannot be compiled: each plan has a segment that is refused, such as {_place(first)}: {why}"
     return InfeasibleError(what, _model(costed, n_tpus), first.remedy)
 
 
