@@ -139,30 +139,35 @@ def _truth(data: bytes, ops: OpSet, measure: Measure) -> int:
     return activation_size(costs, costs.graph.all_ops, measure)
 
 
-def _least_over_cuts(costed: CostedModel, n_tpus: int, measure: Measure) -> tuple[int, int]:
-    """By brute force: the size of the largest segment in the partition in which it is smallest, and of the whole model."""
-    n, data = len(costed.graph.ops), costed.model.data
-    sizes: dict[OpSet, int] = {}
-
-    def size(ops: OpSet) -> int:
-        if ops not in sizes:
-            sizes[ops] = _truth(data, ops, measure) if costed.costs.allowed(ops) else 1 << 60
-        return sizes[ops]
-
+def _least_over_cuts(costed: CostedModel, n_tpus: int, measure: Measure) -> int:
+    """By brute force: the predicted size of the largest segment in the partition in which it is smallest."""
+    n = len(costed.graph.ops)
     cuts = (chosen for k in range(min(n, n_tpus)) for chosen in combinations(range(1, n), k))
-    edges = ((0, *chosen, n) for chosen in cuts)
-    return min(max(size(interval_set(a, b)) for a, b in pairwise(e)) for e in edges), size(interval_set(0, n))
+    partitions = ([interval_set(a, b) for a, b in pairwise((0, *chosen, n))] for chosen in cuts)
+    allowed = [p for p in partitions if all(costed.costs.allowed(ops) for ops in p)]
+    return min(max(activation_size(costed.costs, ops, measure) for ops in p) for p in allowed)
 
 
-@settings(max_examples=25, deadline=None)
+@given(models(), st.sampled_from(list(Measure)), st.data())
+def test_a_segments_file_is_never_larger_than_predicted(data: bytes, measure: Measure, draws: st.DataObject) -> None:
+    """It may be smaller: what else reads a tensor is not known from its file."""
+    costs = SegmentCosts(balancer.load_graph(data), PCIE)
+    for ops in _segments(draws.draw, costs):
+        assert _truth(data, ops, measure) <= activation_size(costs, ops, measure)
+
+
+@settings(max_examples=10, deadline=None)
 @given(data=models(), measure=st.sampled_from(list(Measure)), n_tpus=st.integers(2, 3), draws=st.data())
 def test_all_is_compiled_wherever_a_partition_exists(
     data: bytes, measure: Measure, n_tpus: int, draws: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Whichever measure the compiler goes by, within four rounds."""
     costed = open_costed_model(data, "pcie")
-    least, whole = _least_over_cuts(costed, n_tpus, measure)
-    limit = draws.draw(st.integers(min(least, whole) - 1, whole))
+    least, whole = (
+        _least_over_cuts(costed, n_tpus, measure),
+        activation_size(costed.costs, costed.graph.all_ops, measure),
+    )
+    limit = draws.draw(st.integers(least - 1, whole))
     compiler = edgetpu_compiler.in_process(tmp_path_factory.mktemp("bin"), **{LIMITS[measure]: limit})
     rounds: list[RefineRound] = []
     try:
@@ -182,12 +187,7 @@ def test_the_least_size_is_that_of_some_partition_and_no_cuts_have_less(
     data: bytes, measure: Measure, n_tpus: int
 ) -> None:
     costed = open_costed_model(data, "pcie")
-    n = len(costed.graph.ops)
-    cuts = (chosen for k in range(min(n, n_tpus)) for chosen in combinations(range(1, n), k))
-    partitions = ([interval_set(a, b) for a, b in pairwise((0, *chosen, n))] for chosen in cuts)
-    allowed = [p for p in partitions if all(costed.costs.allowed(ops) for ops in p)]
-    over_cuts = min(max(activation_size(costed.costs, ops, measure) for ops in p) for p in allowed)
-    assert least_size(costed, n_tpus, balancer.Options(), measure) <= over_cuts
+    assert least_size(costed, n_tpus, balancer.Options(), measure) <= _least_over_cuts(costed, n_tpus, measure)
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_each_round_says_why_and_the_plan_remembers(
     assert all(segment.reported for segment in plan.segments)
     assert "without what was refused" in plan.solver.over
     forbidden = costed_model_of(plan).forbidden
-    assert forbidden.segments == {interval_set(0, 10)}
+    assert interval_set(0, 10) in forbidden.segments
     assert not any(forbidden.forbids(costed_model_of(plan).costs, s.ops) for s in plan.segments)
 
 
