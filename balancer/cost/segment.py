@@ -30,6 +30,7 @@ from balancer.cost.capacity import CapacityRule, input_scratch
 from balancer.cost.compilable import CompileRule, Judgement
 from balancer.cost.op_terms import OpTerms, op_terms, transfer_terms
 from balancer.cost.profile import OpCosts
+from balancer.cost.spilling import Spilling
 from balancer.ground.opsets import OpSet, members, op_set
 from balancer.ground.terms import SegmentTerms
 from balancer.ground.units import MIB
@@ -95,7 +96,6 @@ class SegmentCosts:
             streamed_bytes=streamed_bytes,
             overflow_bytes=overflow_bytes,
             capacity_bytes=capacity_bytes,
-            activation_bytes=self.compile_rule.judgement(ops, on_tpu).tile_bytes,
             stage_ns=sum(times.values()),
             **times,
         )
@@ -107,7 +107,16 @@ class SegmentCosts:
     @cached_property
     def compile_rule(self) -> CompileRule:
         """What judges segments."""
-        return CompileRule(self.graph, self.ancestors)
+        return CompileRule(self.spilling, self.hardware.chip.wide_bytes_per_tile)
+
+    @cached_property
+    def spilling(self) -> Spilling:
+        """What leaves narrow memory in which segments."""
+        return Spilling(self.graph, self.ancestors)
+
+    def activation_bytes(self, ops: OpSet) -> int:
+        """What the activations of the segment that holds these ops take of each tile's narrow memory."""
+        return self.spilling.narrow_bytes(ops, ops & self.mapped & ~self.on_cpu(ops))
 
     def _terms_of(self, ops: OpSet) -> list[OpTerms]:
         return [self.op_terms[i] for i in members(ops)]
