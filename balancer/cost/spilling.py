@@ -53,8 +53,8 @@ class Spilling:
         live = self.activations.live(np.ones(len(graph.ops), bool), every)
         self.needs_whole = self.activations.needs(live, every)
         self.suspects = np.nonzero(self.needs_whole > NARROW_BYTES)[0]
-        waits = (live & ~self.activations.touched).any(axis=0)
-        self.waiters = self.suspects[waits[self.suspects]]
+        waits = np.count_nonzero(live & ~self.activations.touched, axis=0)
+        self.waiters = self.suspects[waits[self.suspects] > 0]
 
     def needs(self, held: NDArray[np.bool_]) -> NDArray[np.int64]:
         """For each suspect, what it needs of a tile in a segment that may hold these ops. held: for each op."""
