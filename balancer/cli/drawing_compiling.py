@@ -18,7 +18,7 @@ def compiling(plan: Plan) -> None:
         if judged is not None and judged.tensor is not None:
             print(f"compiles {judged.level}: {segment.name}, for its activations: {judged.tensor}")
             print(
-                f"          and what is live beside it need {short_size(judged.tile_bytes)} of the 192 KiB of each tile"
+                f"          and what is live beside it need {short_size(judged.tile_bytes)} of each tile's narrow memory"
             )
     given_up = _given_up(plan)
     if given_up:

@@ -19,7 +19,6 @@ import numpy as np
 
 from balancer.cost.activations import moved_bytes
 from balancer.cost.capacity import TILES
-from balancer.cost.spilling import NARROW_BYTES
 from balancer.ground.opsets import members, op_set
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class CompileRule:
         self.spilling = spilling
         self.activations = spilling.activations
         self.suspects = op_set(spilling.suspects.tolist())
-        most = TILES * (NARROW_BYTES + wide_bytes_per_tile)
+        most = TILES * (spilling.tile_bytes + wide_bytes_per_tile)
         ops = spilling.graph.ops
         self._too_large = np.array([moved_bytes(spilling.graph, op) > most for op in ops], bool)
 
@@ -93,7 +92,7 @@ class CompileRule:
         return levels
 
     def _levels(self, needs: NDArray[np.int64], at: NDArray[np.intp]) -> NDArray[np.intp]:
-        return np.where(needs > NARROW_BYTES, 1 + self._too_large[at], 0)
+        return np.where(needs > self.spilling.tile_bytes, 1 + self._too_large[at], 0)
 
     def _largest(self, live: NDArray[np.bool_], op: int) -> str:
         """The name of the tensor that takes most of a tile at the op: its output where it moves values, else a live one."""

@@ -28,7 +28,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from balancer.cost.caching import caching_rule
-from balancer.cost.capacity import CapacityRule, input_scratch
+from balancer.cost.capacity import TILES, CapacityRule, input_scratch
 from balancer.cost.compilable import CompileRule, Judgement
 from balancer.cost.op_terms import OpTerms, op_terms, transfer_terms
 from balancer.cost.profile import OpCosts
@@ -119,7 +119,7 @@ class SegmentCosts:
     @cached_property
     def spilling(self) -> Spilling:
         """What leaves narrow memory in which segments."""
-        return Spilling(self.graph, self.ancestors)
+        return Spilling(self.graph, self.ancestors, self.hardware.chip.narrow_bytes // TILES)
 
     def activation_bytes(self, ops: OpSet) -> int:
         """What the activations of the segment that holds these ops take of each tile's narrow memory."""

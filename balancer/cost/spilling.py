@@ -23,7 +23,7 @@ import numpy as np
 from balancer.cost.activations import Activations
 from balancer.cost.placing import Span, highest_address
 from balancer.ground.opsets import members, op_set
-from balancer.ground.units import KIB, ceil_to
+from balancer.ground.units import ceil_to
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from balancer.graph import Graph, Op
     from balancer.ground.opsets import OpSet
 
-# Narrow memory of one tile. Decoded: the largest use in a compiled file is 196,596 bytes.
-NARROW_BYTES = 192 * KIB
 # Decoded, one package: values in a row of scratch are padded to a multiple of 8.
 _SCRATCH_ROW_BYTES = 8
 
@@ -46,13 +44,15 @@ class Spilling:
     the ops for which that is more than narrow memory; waiters: those of them where tensors wait.
     """
 
-    def __init__(self, graph: Graph, ancestors: Sequence[OpSet]) -> None:
+    def __init__(self, graph: Graph, ancestors: Sequence[OpSet], tile_bytes: int) -> None:
+        """ancestors: for each op all ops that it depends on. tile_bytes: narrow memory of one tile."""
         self.graph = graph
+        self.tile_bytes = tile_bytes
         self.activations = Activations(graph, ancestors)
         every = np.arange(len(graph.ops))
         live = self.activations.live(np.ones(len(graph.ops), bool), every)
         self.needs_whole = self.activations.needs(live, every)
-        self.suspects = np.nonzero(self.needs_whole > NARROW_BYTES)[0]
+        self.suspects = np.nonzero(self.needs_whole > self.tile_bytes)[0]
         waits = np.count_nonzero(live & ~self.activations.touched, axis=0)
         self.waiters = self.suspects[waits[self.suspects] > 0]
 
@@ -93,7 +93,7 @@ class Spilling:
         return int(max(self.sequence_bytes[chip].max(), evicted - room_bytes))
 
     def narrow_bytes(self, ops: OpSet, on_tpu: OpSet) -> int:
-        """Bytes of each tile's narrow memory that a segment uses, at most `NARROW_BYTES`.
+        """Bytes of each tile's narrow memory that a segment uses, at most all of it.
 
         What leaves narrow memory at one op is not in it at others.
         """
@@ -101,11 +101,11 @@ class Spilling:
         live = self.activations.live(self._mask(ops), at)
         needs = self.activations.needs(live, at)
         beside = self.activations.beside_bytes[at].copy()
-        for k in np.nonzero(needs > NARROW_BYTES)[0].tolist():
+        for k in np.nonzero(needs > self.tile_bytes)[0].tolist():
             here = live[:, k].copy()
             touched = self.activations.touched[:, at[k]]
             needed = int(self.activations.tile_bytes @ here + beside[k])
-            if needed > NARROW_BYTES and beside[k] > NARROW_BYTES:
+            if needed > self.tile_bytes and beside[k] > self.tile_bytes:
                 needed, beside[k] = needed - int(beside[k]), 0
             for part in (here & ~touched, here & touched):
                 gone = self._leaving(part, needed)
@@ -115,14 +115,14 @@ class Spilling:
         for t in np.nonzero(live.any(axis=1))[0].tolist():
             when = np.nonzero(live[t])[0]
             spans.append(Span(int(self.activations.tile_bytes[t]), int(when[0]), int(when[-1])))
-        return min(NARROW_BYTES, highest_address(spans))
+        return min(self.tile_bytes, highest_address(spans))
 
     def _leaving(self, among: NDArray[np.bool_], needed_bytes: int) -> list[int]:
         """Which of these tensors leave, the largest first, until what is needed fits narrow memory."""
         gone: list[int] = []
         sizes = self.activations.tile_bytes
         for t in sorted(np.nonzero(among)[0].tolist(), key=lambda t: (-sizes[t], t)):
-            if needed_bytes <= NARROW_BYTES:
+            if needed_bytes <= self.tile_bytes:
                 break
             gone.append(t)
             needed_bytes -= int(sizes[t])
