@@ -48,7 +48,7 @@ def live_at(graph: Graph, costs: SegmentCosts, ops: set[int], op: int) -> set[in
 
 def needed(graph: Graph, costs: SegmentCosts, ops: set[int], op: int) -> int:
     activations = costs.spilling.activations
-    size = dict(zip(activations.tensors, activations.tile_bytes.tolist(), strict=True))
+    size: dict[int, int] = dict(zip(activations.tensors, activations.tile_bytes.tolist(), strict=True))
     return sum(size[t] for t in live_at(graph, costs, ops, op)) + int(activations.beside_bytes[op])
 
 

@@ -82,6 +82,12 @@ class Activations:
         return needs
 
     @cached_property
+    def needs_alone(self) -> NDArray[np.int64]:
+        """For each op the bytes of a tile that it takes with the tensors that it reads and makes. No segment needs less."""
+        alone: NDArray[np.int64] = self.tile_bytes @ (self.touched & self._counted) + self.beside_bytes
+        return alone
+
+    @cached_property
     def touched(self) -> NDArray[np.bool_]:
         """[tensor, op]: whether the op reads or makes the tensor. The other live tensors wait."""
         touched = np.zeros((len(self.tensors), len(self.graph.ops)), bool)

@@ -71,18 +71,18 @@ class CompileRule:
     def judgement(self, ops: OpSet, on_tpu: OpSet) -> Judgement:
         """ops: of a segment. on_tpu: those of them that run on the chip."""
         at = np.array(list(members(on_tpu)), np.intp)
-        if not len(at):
-            return Judgement(Compilable.SURELY, None, 0)
         held = np.zeros(len(self.spilling.graph.ops), bool)
         held[list(members(ops))] = True
         live = self.activations.live(held, at)
-        needs = self.activations.needs(live, at)
-        levels = self._levels(needs, at)
-        worst = int(np.lexsort((needs, levels))[-1])
-        level, needed = LEVELS[int(levels[worst])], int(needs[worst])
-        if level is Compilable.SURELY:
-            return Judgement(level, None, needed)
-        return Judgement(level, self._largest(live[:, worst], int(at[worst])), needed)
+        return self._judged(self.activations.needs(live, at), at, live)
+
+    def best(self, on_tpu: OpSet) -> Judgement:
+        """The best judgement that the worst segment of a partition can have.
+
+        on_tpu: ops that run on the chip in every segment. What one of them reads and makes is live with it wherever it is.
+        """
+        at = np.array(list(members(on_tpu)), np.intp)
+        return self._judged(self.activations.needs_alone[at], at, self.activations.touched[:, at])
 
     def levels(self, held: NDArray[np.bool_]) -> NDArray[np.intp]:
         """For each op its level in a segment that may hold these ops. held: for each op."""
@@ -90,6 +90,17 @@ class CompileRule:
         at = self.spilling.suspects
         levels[at] = self._levels(self.spilling.needs(held), at)
         return levels
+
+    def _judged(self, needs: NDArray[np.int64], at: NDArray[np.intp], live: NDArray[np.bool_]) -> Judgement:
+        """The worst of these ops decides. needs, at, live: one entry or column for each."""
+        if not len(at):
+            return Judgement(Compilable.SURELY, None, 0)
+        levels = self._levels(needs, at)
+        worst = int(np.lexsort((needs, levels))[-1])
+        level, needed = LEVELS[int(levels[worst])], int(needs[worst])
+        if level is Compilable.SURELY:
+            return Judgement(level, None, needed)
+        return Judgement(level, self._largest(live[:, worst], int(at[worst])), needed)
 
     def _levels(self, needs: NDArray[np.int64], at: NDArray[np.intp]) -> NDArray[np.intp]:
         return np.where(needs > self.spilling.tile_bytes, 1 + self._too_large[at], 0)
