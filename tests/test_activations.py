@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.cost.batch import SegmentBatch
@@ -14,10 +14,17 @@ from balancer.cost.compilable import LEVELS, Compilable
 from balancer.cost.hardware import load_hardware
 from balancer.cost.placing import Span, highest_address
 from balancer.cost.segment import SegmentCosts
+from balancer.errors import InfeasibleError
 from balancer.ground.downsets import DownSets
 from balancer.ground.opsets import members
 from balancer.ground.units import ceil_div
+from balancer.planning.costed_model import COMPILABLE, CostedModel
+from balancer.planning.options import Options
+from balancer.planning.solving import solve_costed_model
+from balancer.tflite.opened import open_model
 from balancer.tflite.read import load_graph
+from tests import handmade
+from tests.dags import best_value
 from tests.shared import MODELS, POSENET
 from tests.test_cost_terms import depends, down_sets, graphs, nested_pairs, reads
 
@@ -131,3 +138,35 @@ def test_narrow_memory_is_what_the_package_says(model: str, narrow_bytes: int) -
 def test_the_states_of_a_sequence_go_through_the_host() -> None:
     graph = load_graph(MODELS / "keras_lstm_mnist_ptq.tflite")
     assert SegmentCosts(graph, PCIE).terms(graph.all_ops).scratch_bytes == 672
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["conv", "add", "mul", "pool"]), st.integers(0, 5), st.integers(0, 5)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=40)
+@given(steps, st.integers(1, 2), st.sampled_from([16 * n for n in (20, 40, 60, 90, 200)]))
+def test_the_plan_compiles_as_surely_as_any_and_is_the_fastest_of_those(made: Any, n_tpus: int, narrow: int) -> None:
+    hardware = PCIE.changed({"narrow_bytes": narrow})
+    costed = CostedModel(open_model(handmade.dag(made, [0])), hardware)
+    fastest = best_value(costed.problem(n_tpus), n_tpus, n_tpus)
+    wanted = next(v for v in (best_value(costed.problem(n_tpus, worst=w), n_tpus, n_tpus) for w in LEVELS) if v)
+    found = solve_costed_model(costed, n_tpus, Options())
+    assert fastest is not None
+    assert found.value.objective_ns == wanted.objective_ns == found.bound_ns
+    assert (found.passed_over_ns is None) == ("compile" not in found.over)
+    if found.passed_over_ns is not None:
+        assert found.passed_over_ns == fastest.objective_ns <= wanted.objective_ns
+    for word, worst in COMPILABLE.items():
+        best = best_value(costed.problem(n_tpus, worst=worst), n_tpus, n_tpus)
+        try:
+            asked = solve_costed_model(costed, n_tpus, Options(compilable=word))
+        except InfeasibleError:
+            assert best is None
+        else:
+            assert best is not None
+            assert asked.value.objective_ns == best.objective_ns
+            assert asked.passed_over_ns is None

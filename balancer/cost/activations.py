@@ -64,10 +64,18 @@ class Activations:
         self._pair_tensor = np.array([k for k, _ in pairs], np.intp)
         self._pair_reader = np.array([r for _, r in pairs], np.intp)
 
-    def live(self, held: NDArray[np.bool_], at: NDArray[np.intp]) -> NDArray[np.bool_]:
+    def live(self, held: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """[tensor, op]: whether the tensor is live at the op, in a segment that holds the op and those of these ops on which
-        it depends. held: for each op whether the segment may hold it. at: the ops that are asked for.
+        it depends. held: for each op whether the segment may hold it. For other ops the entries mean nothing.
         """
+        return self.live_at(held, np.arange(len(held)))
+
+    def profile(self, held: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """For each op the bytes of a tile that it and its live tensors take together. held: as in `live`."""
+        return self.needs(self.live(held), np.arange(len(held)))
+
+    def live_at(self, held: NDArray[np.bool_], at: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """The columns of `live` for the ops `at`."""
         made = self._made & held[self._producer]
         live = np.zeros((len(self.tensors), len(at)), bool)
         live[made] = self._reach[np.ix_(self._producer[made], at)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.cost.activations import moved_bytes
+from balancer.cost.activations import moved_bytes, op_mask
 from balancer.cost.capacity import TILES
 from balancer.ground.opsets import members, op_set
 
@@ -71,9 +71,7 @@ class CompileRule:
     def judgement(self, ops: OpSet, on_tpu: OpSet) -> Judgement:
         """ops: of a segment. on_tpu: those of them that run on the chip."""
         at = np.array(list(members(on_tpu)), np.intp)
-        held = np.zeros(len(self.spilling.graph.ops), bool)
-        held[list(members(ops))] = True
-        live = self.activations.live(held, at)
+        live = self.activations.live_at(op_mask(members(ops), len(self.spilling.graph.ops)), at)
         return self._judged(self.activations.needs(live, at), at, live)
 
     def best(self, on_tpu: OpSet) -> Judgement:

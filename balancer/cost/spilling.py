@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.cost.activations import Activations
+from balancer.cost.activations import Activations, op_mask
 from balancer.cost.placing import Span, highest_address
 from balancer.ground.opsets import members, op_set
 from balancer.ground.units import ceil_to
@@ -50,7 +50,7 @@ class Spilling:
         self.tile_bytes = tile_bytes
         self.activations = Activations(graph, ancestors)
         every = np.arange(len(graph.ops))
-        live = self.activations.live(np.ones(len(graph.ops), bool), every)
+        live = self.activations.live_at(np.ones(len(graph.ops), bool), every)
         self.needs_whole = self.activations.needs(live, every)
         self.suspects = np.nonzero(self.needs_whole > self.tile_bytes)[0]
         waits = np.count_nonzero(live & ~self.activations.touched, axis=0)
@@ -59,12 +59,12 @@ class Spilling:
     def needs(self, held: NDArray[np.bool_]) -> NDArray[np.int64]:
         """For each suspect, what it needs of a tile in a segment that may hold these ops. held: for each op."""
         at = self.suspects
-        return self.activations.needs(self.activations.live(held, at), at)
+        return self.activations.needs(self.activations.live_at(held, at), at)
 
     def evicted(self, held: NDArray[np.bool_]) -> NDArray[np.int64]:
         """For each op bytes of the waiting tensors that leave narrow memory, in a segment that may hold these ops."""
         evicted = np.zeros(len(self.graph.ops), np.int64)
-        live = self.activations.live(held, self.waiters)
+        live = self.activations.live_at(held, self.waiters)
         needs = self.activations.needs(live, self.waiters)
         for k, op in enumerate(self.waiters.tolist()):
             gone = self._leaving(live[:, k] & ~self.activations.touched[:, op], int(needs[k]))
@@ -89,7 +89,7 @@ class Spilling:
         chip = list(members(on_tpu & self.may_scratch))
         if not chip:
             return 0
-        evicted = self.evicted(self._mask(ops))[chip].max()
+        evicted = self.evicted(op_mask(members(ops), len(self.graph.ops)))[chip].max()
         return int(max(self.sequence_bytes[chip].max(), evicted - room_bytes))
 
     def narrow_bytes(self, ops: OpSet, on_tpu: OpSet) -> int:
@@ -98,7 +98,7 @@ class Spilling:
         What leaves narrow memory at one op is not in it at others.
         """
         at = np.array(list(members(on_tpu)), np.intp)
-        live = self.activations.live(self._mask(ops), at)
+        live = self.activations.live_at(op_mask(members(ops), len(self.graph.ops)), at)
         needs = self.activations.needs(live, at)
         beside = self.activations.beside_bytes[at].copy()
         for k in np.nonzero(needs > self.tile_bytes)[0].tolist():
@@ -130,11 +130,6 @@ class Spilling:
 
     def _whole_bytes(self, row: int) -> int:
         return self.graph.tensors[self.activations.tensors[row]].bytes
-
-    def _mask(self, ops: OpSet) -> NDArray[np.bool_]:
-        mask = np.zeros(len(self.graph.ops), bool)
-        mask[list(members(ops))] = True
-        return mask
 
 
 def _sequence_bytes(graph: Graph, op: Op) -> int:
