@@ -17,8 +17,9 @@ def compiling(plan: Plan) -> None:
         judged = segment.compiles
         if judged is not None and judged.tensor is not None:
             print(f"compiles {judged.level}: {segment.name}, for its activations: {judged.tensor}")
-            narrow = short_size(segment.predicted.activation_bytes)
-            print(f"          and what is live beside it need {narrow} of 192 KiB in each tile")
+            print(
+                f"          and what is live beside it need {short_size(judged.tile_bytes)} of each tile's narrow memory"
+            )
     given_up = _given_up(plan)
     if given_up:
         print(f"given up for segments that compile more surely: {given_up}")

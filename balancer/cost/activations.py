@@ -5,7 +5,7 @@ holds its share, and around it the halo: the rows and columns beyond the share t
 
     112x112x64, read by a 3x3 window of stride 2:   29 x 29 x 64 = 53,824 bytes in each tile, not 28 x 28 x 64
 
-At each op some tensors are live: those that it reads and writes, and those that wait for an op which runs later.
+At each op some tensors are live: those that it reads and writes, and those that *wait* for an op which runs later.
 
     a --t--> b --u--> c --v--> d        at c: u and v, and t, which waits for d
        \\                       /
@@ -14,7 +14,7 @@ At each op some tensors are live: those that it reads and writes, and those that
 Ops run in the file's order. A tensor that the segment makes is live from the op that makes it to its last reader in the
 whole model. A tensor that enters is live from its first reader to its last. Of the ops before, only those count that the
 op depends on: whether others are in the same segment is not known from the cut before it alone. So what is live at an op
-follows from this cut and is the same for all segments that start there.
+follows from this cut and is the same for all segments that start there. `spilling` tells what happens if they do not fit.
 """
 
 from __future__ import annotations
@@ -25,26 +25,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.cost.geometry import ARRAY_INPUTS, TILE_SIDE, feature_map, sliding_window
-from balancer.ground.units import KIB, ceil_div, ceil_to
+from balancer.cost.geometry import ARRAY_INPUTS, ARRAY_OUTPUTS, TILE_SIDE, feature_map, sliding_window
+from balancer.ground.units import ceil_div, ceil_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from balancer.graph import Graph
+    from balancer.graph import Graph, Op
     from balancer.ground.opsets import OpSet
 
-# Narrow memory of one tile. Decoded: the largest use in a compiled file is 196,596 bytes.
-NARROW_BYTES = 192 * KIB
+# Decoded, two packages of dense nets, exact: what a dense op takes beside its input and its output.
+_DENSE_BYTES = 320
+# Ops that put values at other places: each tile may need values of any other.
+_MOVING = ("CONCATENATION", "RESHAPE", "TRANSPOSE")
 
 
 class Activations:
     """The activations of a graph in narrow memory, and which are live where.
 
     tensors: the indices of all activations that an op makes or reads, ascending. tile_bytes: of each, what it takes in a
-    tile. The other arrays also have one entry for each of them.
+    tile. beside_bytes: of each op, what it takes in a tile beside the tensors. touched: [tensor, op], whether the op reads or
+    makes the tensor.
     """
 
     def __init__(self, graph: Graph, ancestors: Sequence[OpSet]) -> None:
@@ -52,6 +55,7 @@ class Activations:
         self.graph = graph
         self.tensors = tuple(sorted(set(graph.producer) | set(graph.readers)))
         self.tile_bytes = np.array([tile_bytes(graph, t) for t in self.tensors], np.int64)
+        self.beside_bytes = np.array([_beside_bytes(graph, op) for op in graph.ops], np.int64)
         self._ancestors = ancestors
         # A model input has the producer -1, which indexes the last op: `_made` is false for it.
         self._producer = np.array([graph.producer.get(t, -1) for t in self.tensors], np.intp)
@@ -64,18 +68,40 @@ class Activations:
         """[tensor, op]: whether the tensor is live at the op, in a segment that holds the op and those of these ops on which
         it depends. held: for each op whether the segment may hold it. For other ops the entries mean nothing.
         """
-        made = self._made & held[self._producer]
-        live = np.zeros((len(self.tensors), len(held)), bool)
-        live[made] = self._reach[self._producer[made]]
-        entering = np.nonzero(~made[self._pair_tensor] & held[self._pair_reader])[0]
-        np.logical_or.at(live, self._pair_tensor[entering], self._reach[self._pair_reader[entering]])
-        live &= self._until_last
-        return live
+        return self.live_at(held, np.arange(len(held)))
 
     def profile(self, held: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """For each op the bytes of a tile that its live tensors take together. held: as in `live`."""
-        taken: NDArray[np.int64] = self.tile_bytes @ self.live(held)
-        return taken
+        """For each op the bytes of a tile that it and its live tensors take together. held: as in `live`."""
+        return self.needs(self.live(held), np.arange(len(held)))
+
+    def live_at(self, held: NDArray[np.bool_], at: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """The columns of `live` for the ops `at`."""
+        made = self._made & held[self._producer]
+        live = np.zeros((len(self.tensors), len(at)), bool)
+        live[made] = self._reach[np.ix_(self._producer[made], at)]
+        entering = np.nonzero(~made[self._pair_tensor] & held[self._pair_reader])[0]
+        np.logical_or.at(live, self._pair_tensor[entering], self._reach[np.ix_(self._pair_reader[entering], at)])
+        live &= self._counted[:, at]
+        return live
+
+    def needs(self, live: NDArray[np.bool_], at: NDArray[np.intp]) -> NDArray[np.int64]:
+        """For each of these ops the bytes of a tile that it and its live tensors take together. live: at these ops."""
+        needs: NDArray[np.int64] = self.tile_bytes @ live + self.beside_bytes[at]
+        return needs
+
+    @cached_property
+    def needs_alone(self) -> NDArray[np.int64]:
+        """For each op the bytes of a tile that it takes with the tensors that it reads and makes. No segment needs less."""
+        alone: NDArray[np.int64] = self.tile_bytes @ (self.touched & self._counted) + self.beside_bytes
+        return alone
+
+    @cached_property
+    def touched(self) -> NDArray[np.bool_]:
+        """[tensor, op]: whether the op reads or makes the tensor. The other live tensors wait."""
+        touched = np.zeros((len(self.tensors), len(self.graph.ops)), bool)
+        touched[self._pair_tensor, self._pair_reader] = True
+        touched[np.nonzero(self._made)[0], self._producer[self._made]] = True
+        return touched
 
     @cached_property
     def _reach(self) -> NDArray[np.bool_]:
@@ -87,22 +113,31 @@ class Activations:
         return np.ascontiguousarray(np.unpackbits(bits, axis=1, count=count, bitorder="little").astype(bool).T)
 
     @cached_property
-    def _until_last(self) -> NDArray[np.bool_]:
-        """[tensor, op]: whether the op is the last reader or runs before it; where there is none, the maker counts as last."""
+    def _counted(self) -> NDArray[np.bool_]:
+        """[tensor, op]: whether the tensor counts at the op if it is live there: up to its last reader; where there is none,
+        up to its maker. A QUANTIZE that is the last to read its input works in place: its output does not count beside it.
+        """
         last = [max(self.graph.readers.get(t, (self.graph.producer.get(t, 0),))) for t in self.tensors]
-        until: NDArray[np.bool_] = np.arange(len(self.graph.ops)) <= np.array(last, np.intp)[:, None]
-        return until
+        counted: NDArray[np.bool_] = np.arange(len(self.graph.ops)) <= np.array(last, np.intp)[:, None]
+        row = {t: k for k, t in enumerate(self.tensors)}
+        for op in self.graph.ops:
+            if op.type == "QUANTIZE" and op.inputs[0] in row and last[row[op.inputs[0]]] == op.index:
+                counted[row[op.outputs[0]], op.index] = False
+        return counted
 
 
 def tile_bytes(graph: Graph, t: int) -> int:
     """Bytes that an activation takes in each tile, with the halo for the windows that read it; 0 if its shape is not known.
 
-    Channels are padded to a multiple of 4. Exact on the packages of MobileNet v1 (four widths) and v2.
+    Channels are padded to a multiple of 4; a vector stands in every tile and is padded to a multiple of 64. Exact on the
+    packages of MobileNet v1 (four widths), MobileNet v2, SSD MobileNet v2, movenet, PoseNet and dense nets.
     """
     tensor = graph.tensors[t]
     if tensor.shape is None:
         return 0
     shape = feature_map(tensor)
+    if shape.pixels == 1:
+        return ceil_to(shape.channels, ARRAY_OUTPUTS)
     rows = columns = 0
     for r in graph.readers.get(t, ()):
         op = graph.ops[r]
@@ -113,6 +148,27 @@ def tile_bytes(graph: Graph, t: int) -> int:
             columns = max(columns, _share(shape.width, window.output.width, window.width, window.stride))
     rows, columns = max(rows, ceil_div(shape.height, TILE_SIDE)), max(columns, ceil_div(shape.width, TILE_SIDE))
     return rows * columns * ceil_to(shape.channels, ARRAY_INPUTS)
+
+
+def moved_bytes(graph: Graph, op: Op) -> int:
+    """Bytes that an op holds at one place which moves values to other places of a table of rows; 0 for other ops.
+
+    A table has rows and channels, but no two spatial axes, such as the boxes of a detector. Packages of YOLOv5n at 160 px
+    (1575 boxes of 85 numbers) and YOLOv8n at 320 px (2100 of 68) show it: they take 183,104 and 185,684 bytes of a tile,
+    5 % more than the whole table and the shares of what it is made of, and none of their feature maps takes half of that.
+    """
+    tensor = graph.tensors[op.outputs[0]] if op.type in _MOVING and op.outputs else None
+    if tensor is None or tensor.shape is None:
+        return 0
+    shape = feature_map(tensor)
+    return shape.width * ceil_to(shape.channels, ARRAY_INPUTS) if shape.height == 1 < shape.width else 0
+
+
+def _beside_bytes(graph: Graph, op: Op) -> int:
+    if op.type == "FULLY_CONNECTED":
+        return _DENSE_BYTES
+    # The whole table takes the place of the share that the output has in each tile afterwards.
+    return max(0, moved_bytes(graph, op) - tile_bytes(graph, op.outputs[0]))
 
 
 def _share(source: int, output: int, kernel: int, stride: int) -> int:

@@ -35,7 +35,9 @@ import numpy as np
 
 from balancer.cost.crossings import crossings_of
 from balancer.cost.filling import fillings
+from balancer.cost.timing import scratch_ns_per_mib
 from balancer.ground.opsets import members, op_set
+from balancer.ground.units import MIB
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -187,6 +189,8 @@ class SegmentBatch:
         ending = self._ending(inner.ops)
         split = self._split(ending)
         time_ns = split.time_ns[outers] - split.time_ns[row] + self._transfer_ns(inner, outers)
+        if self.costs.spilling.may_scratch & split.on_tpu & ~inner.ops:
+            time_ns += self._host_scratch_ns(inner, outers, split)
         # A segment of folded ops alone computes nothing.
         allowed = self._keeps_state_together(inner, outers) & (self._computed[outers] > self._computed[row])
         if not self._interfaces_valid:
@@ -225,6 +229,20 @@ class SegmentBatch:
         transfers += self._leaving.output_ns[outers] - made_before
         return transfers
 
+    def _host_scratch_ns(self, inner: _Inner, outers: NDArray[np.intp], split: _Split) -> NDArray[np.int64]:
+        """For each outer set ns for activations of the segment that are held in the host's memory."""
+        spilling, on_chip = self.costs.spilling, split.runs_on_tpu & ~inner.held
+        capacity_bytes = self._capacity_bytes(inner, outers, split)
+        room_bytes = np.maximum(0, capacity_bytes - split.cacheable_bytes[outers] + split.cacheable_bytes[inner.row])
+        evicted = self.sets.largest(spilling.evicted(~inner.held) * on_chip, outers)
+        scratch = np.maximum(self.sets.largest(spilling.sequence_bytes * on_chip, outers), evicted - room_bytes)
+        nanoseconds: NDArray[np.int64] = -(-scratch * scratch_ns_per_mib(self.costs.hardware) // MIB)
+        return nanoseconds
+
+    def _capacity_bytes(self, inner: _Inner, outers: NDArray[np.intp], split: _Split) -> NDArray[np.int64]:
+        """For each outer set the on-chip bytes that the segment has for parameters."""
+        return self.costs.capacity_rule.capacities_bytes(self.sets.largest(self._scratch_of_ops(inner, split), outers))
+
     def _has_valid_interface(self, inner: _Inner, outers: NDArray[np.intp]) -> NDArray[np.bool_]:
         """For each outer set whether the segment hands on a tensor, and knows the shape of each one that crosses."""
         crossings, live = self.crossings, inner.live.tensors
@@ -254,8 +272,7 @@ class SegmentBatch:
         at = np.nonzero(allowed & ((cacheable > self._least_capacity_bytes) | ~dense_fit))[0]
         if not len(at):
             return _Tight(at, cacheable[at], dense_fit[at])
-        scratch = self.sets.largest(self._scratch_of_ops(inner, split), outers[at])
-        capacity_bytes = self.costs.capacity_rule.capacities_bytes(scratch)
+        capacity_bytes = self._capacity_bytes(inner, outers[at], split)
         tight = (cacheable[at] > capacity_bytes) | ~dense_fit[at]
         return _Tight(at[tight], capacity_bytes[tight], dense_fit[at][tight])
 

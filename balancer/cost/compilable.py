@@ -1,6 +1,12 @@
-"""Whether the vendor's compiler takes a segment, judged by the activations that are live on the chip at once.
+"""Whether the vendor's compiler takes a segment, judged by the activations that its ops need at once.
 
-The commonest refusal is "Compilation failed due to large activation tensors in model".
+The commonest refusal is "Compilation failed due to large activation tensors in model". Published outcomes say where it
+comes, but not why: of one network some sizes compile, larger ones fail, and still larger ones compile again.
+
+    surely       at each op on the chip, narrow memory holds all that is live. No published failure is among these.
+    perhaps      at some op it does not. Some of these compile, in bands or with tensors in other memories (see `spilling`).
+    surely not   an op moves values within a table that exceeds all memory of the chip. There are no bands for that, since
+                 each value may be needed anywhere. No published success is among these.
 """
 
 from __future__ import annotations
@@ -11,15 +17,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.cost.activations import NARROW_BYTES, Activations, op_mask
+from balancer.cost.activations import moved_bytes, op_mask
+from balancer.cost.capacity import TILES
 from balancer.ground.opsets import members, op_set
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
-    from balancer.graph import Graph
+    from balancer.cost.spilling import Spilling
     from balancer.ground.opsets import OpSet
 
 
@@ -39,9 +44,9 @@ LEVELS = tuple(Compilable)
 class Judgement:
     """A judgement of one segment.
 
-    tensor: name of the tensor that decides it, the largest of those that are live at the op which needs most; None if the
-    segment surely compiles. tile_bytes: what the live tensors of that op take of each tile's narrow memory. ops: those
-    around the tensor, as a set: a segment that holds them all has the same tensor live at the same op.
+    tensor: name of the tensor that decides it, the largest of those that are live at the op which decides; None if the
+    segment surely compiles. tile_bytes: what that op and its live tensors need of each tile, which may be more than a tile
+    has.
     """
 
     level: Compilable
@@ -50,33 +55,58 @@ class Judgement:
 
 
 class CompileRule:
-    """Judges the segments of a graph. levels of ops: positions in `LEVELS`."""
+    """Judges the segments of a graph. Levels are positions in `LEVELS`.
 
-    def __init__(self, graph: Graph, ancestors: Sequence[OpSet]) -> None:
-        self.graph = graph
-        self.activations = Activations(graph, ancestors)
-        # No op has more live tensors in a segment than in the whole model: see `Activations`.
-        self.whole = self.activations.profile(np.ones(len(graph.ops), bool))
-        self.suspects = op_set(np.nonzero(self._levels(self.whole))[0].tolist())
+    suspects: the ops that do not surely compile in every segment.
+    """
+
+    def __init__(self, spilling: Spilling, wide_bytes_per_tile: int) -> None:
+        self.spilling = spilling
+        self.activations = spilling.activations
+        self.suspects = op_set(spilling.suspects.tolist())
+        most = TILES * (spilling.tile_bytes + wide_bytes_per_tile)
+        ops = spilling.graph.ops
+        self._too_large = np.array([moved_bytes(spilling.graph, op) > most for op in ops], bool)
 
     def judgement(self, ops: OpSet, on_tpu: OpSet) -> Judgement:
         """ops: of a segment. on_tpu: those of them that run on the chip."""
-        chip = list(members(on_tpu))
-        if not chip:
-            return Judgement(Compilable.SURELY, None, 0)
-        live = self.activations.live(op_mask(members(ops), len(self.graph.ops)))[:, chip]
-        taken = self.activations.tile_bytes @ live
-        worst = int(taken.argmax())
-        level = LEVELS[int(self._levels(taken)[worst])]
-        if level is Compilable.SURELY:
-            return Judgement(level, None, int(taken[worst]))
-        largest = int((self.activations.tile_bytes * live[:, worst]).argmax())
-        tensor = self.graph.tensors[self.activations.tensors[largest]]
-        return Judgement(level, tensor.name, int(taken[worst]))
+        at = np.array(list(members(on_tpu)), np.intp)
+        live = self.activations.live_at(op_mask(members(ops), len(self.spilling.graph.ops)), at)
+        return self._judged(self.activations.needs(live, at), at, live)
+
+    def best(self, on_tpu: OpSet) -> Judgement:
+        """The best judgement that the worst segment of a partition can have.
+
+        on_tpu: ops that run on the chip in every segment. What one of them reads and makes is live with it wherever it is.
+        """
+        at = np.array(list(members(on_tpu)), np.intp)
+        return self._judged(self.activations.needs_alone[at], at, self.activations.touched[:, at])
 
     def levels(self, held: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """For each op the level of its live tensors, in a segment that may hold these ops. held: for each op."""
-        return self._levels(self.activations.profile(held))
+        """For each op its level in a segment that may hold these ops. held: for each op."""
+        levels = np.zeros(len(held), np.intp)
+        at = self.spilling.suspects
+        levels[at] = self._levels(self.spilling.needs(held), at)
+        return levels
 
-    def _levels(self, taken: NDArray[np.int64]) -> NDArray[np.intp]:
-        return (taken > NARROW_BYTES).astype(np.intp)
+    def _judged(self, needs: NDArray[np.int64], at: NDArray[np.intp], live: NDArray[np.bool_]) -> Judgement:
+        """The worst of these ops decides. needs, at, live: one entry or column for each."""
+        if not len(at):
+            return Judgement(Compilable.SURELY, None, 0)
+        levels = self._levels(needs, at)
+        worst = int(np.lexsort((needs, levels))[-1])
+        level, needed = LEVELS[int(levels[worst])], int(needs[worst])
+        if level is Compilable.SURELY:
+            return Judgement(level, None, needed)
+        return Judgement(level, self._largest(live[:, worst], int(at[worst])), needed)
+
+    def _levels(self, needs: NDArray[np.int64], at: NDArray[np.intp]) -> NDArray[np.intp]:
+        return np.where(needs > self.spilling.tile_bytes, 1 + self._too_large[at], 0)
+
+    def _largest(self, live: NDArray[np.bool_], op: int) -> str:
+        """The name of the tensor that takes most of a tile at the op: its output where it moves values, else a live one."""
+        graph, sizes = self.spilling.graph, self.activations.tile_bytes * live
+        row = int(sizes.argmax())
+        if self.activations.beside_bytes[op] > sizes[row]:
+            return graph.tensors[graph.ops[op].outputs[0]].name
+        return graph.tensors[self.activations.tensors[row]].name

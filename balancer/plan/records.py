@@ -130,11 +130,12 @@ class CompileJudgement:
     """Whether the compiler is expected to take a segment, judged before it runs.
 
     level: "surely", "perhaps" or "surely not". tensor: the name, in the model, of the activation that decides; null if the
-    level is "surely".
+    level is "surely". tile_bytes: what it and all that is live beside it need of each tile's narrow memory.
     """
 
     level: str
     tensor: str | None
+    tile_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,7 @@ def _named_segments(costed: CostedModel, partition: Partition, stem: str, names:
                 sha256=None,
                 inputs=tuple(SegmentInput(**_boundary(graph, t, names), source=made_in.get(t)) for t in inputs),
                 outputs=tuple(BoundaryTensor(**_boundary(graph, t, names)) for t in outputs),
-                predicted=costed.costs.terms(ops),
+                predicted=replace(costed.costs.terms(ops), activation_bytes=costed.costs.activation_bytes(ops)),
                 compiles=_compiles(costed, ops),
             )
         )
@@ -143,7 +144,7 @@ def _named_segments(costed: CostedModel, partition: Partition, stem: str, names:
 
 def _compiles(costed: CostedModel, ops: OpSet) -> CompileJudgement:
     judged = costed.costs.judgement(ops)
-    return CompileJudgement(level=judged.level.value, tensor=judged.tensor)
+    return CompileJudgement(level=judged.level.value, tensor=judged.tensor, tile_bytes=judged.tile_bytes)
 
 
 def _boundary(graph: Graph, t: int, names: Mapping[int, str]) -> dict[str, Any]:
