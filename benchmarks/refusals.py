@@ -76,7 +76,7 @@ def least_over_cuts(costed: CostedModel, n_tpus: int, measure: Measure) -> tuple
     return least, whole
 
 
-def case(costed: CostedModel, plan: Plan, measure: Measure, limit: int, least: int, rounds: int) -> Sample:
+def case(plan: Plan, measure: Measure, limit: int, least: int, rounds: int) -> Sample:
     """Run the loop with a compiler that refuses what is larger than the limit."""
     done: list[RefineRound] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +91,7 @@ def case(costed: CostedModel, plan: Plan, measure: Measure, limit: int, least: i
         result, seconds = timed(refined)
     compiled = result is not None and all(segment.reported for segment in result.plan.segments)
     return {
-        "model": costed.graph.name, "tpus": plan.n_tpus, "measure": measure.name, "limit": limit, "least": least,
+        "model": plan.stem, "tpus": plan.n_tpus, "measure": measure.name, "limit": limit, "least": least,
         "exists": limit >= least, "rounds": len(done), "refused": sum(bool(each.refused) for each in done),
         "compiled": compiled, "per_s": result.plan.predicted.throughput_per_s if result else None, "loop_s": seconds,
     }  # fmt: skip
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for measure in Measure:
                 least, whole = least_over_cuts(costed, n_tpus, measure)
                 for limit in limits_to_try(least, whole, arguments.limits):
-                    samples.append(case(costed, plan, measure, limit, least, arguments.rounds))
+                    samples.append(case(plan, measure, limit, least, arguments.rounds))
                     print_row(name, samples[-1])
     return int(any(sample["exists"] and not sample["compiled"] for sample in samples))
 

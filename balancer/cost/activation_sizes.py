@@ -3,7 +3,7 @@
 The vendor's compiler refuses segments for "large activation tensors" and says neither what it adds up nor where its limit
 is. These are the two ends of what it may be:
 
-    most live    what is live at once, at the op that needs most: bytes of a tile, as `SegmentCosts.judgement` counts them
+    most live    what an op and its live tensors need at once, at the op that needs most: bytes of a tile (`activations`)
     in total     all activations that the segment's ops read or make: bytes
 
 A segment is at least as large as any part of it by both, as long as the same ops run on the chip.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from balancer.cost.activations import op_mask
 from balancer.ground.downsets import OpGroups
 from balancer.ground.opsets import members
 
@@ -36,11 +37,19 @@ class Measure(Enum):
     IN_TOTAL = "bytes of all activations"
 
 
+def least_alone(costs: SegmentCosts, measure: Measure) -> int:
+    """The size that the largest segment of every partition has at least: what one op needs wherever it is."""
+    alone = (activation_size(costs, 1 << i, measure) for i in members(costs.sure_on_tpu))
+    return max(alone, default=0)
+
+
 def activation_size(costs: SegmentCosts, ops: OpSet, measure: Measure) -> int:
     """The size of the activations of the segment with these ops."""
-    if measure is Measure.MOST_LIVE:
-        return costs.judgement(ops).tile_bytes
     graph = costs.graph
+    if measure is Measure.MOST_LIVE:
+        on_chip = list(members(ops & costs.mapped & ~costs.on_cpu(ops)))
+        needs = costs.compile_rule.activations.profile(op_mask(members(ops), len(graph.ops)))
+        return int(needs[on_chip].max(initial=0))
     touched = {t for i in members(ops) for t in (*graph.activations[i], *graph.ops[i].outputs)}
     return sum(graph.tensors[t].bytes for t in touched & _activations(graph))
 

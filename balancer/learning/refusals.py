@@ -97,15 +97,14 @@ def _parts(costs: SegmentCosts, refused: RefusedSegment) -> Iterator[Part]:
 
 
 def _around_largest(costs: SegmentCosts, ops: OpSet, on_chip: OpSet) -> Part:
-    """The op of a segment at which most bytes are live, with ops of the segment that make or first read what is live there.
+    """The op of a segment that decides its judgement, with ops of the segment that make or first read what is live there.
 
     A segment that holds them has at least the same tensors live at the op (see `Activations.live`).
     """
     graph, activations = costs.graph, costs.compile_rule.activations
     held = op_mask(members(ops), len(graph.ops))
-    live = activations.live(held)
-    chip = list(members(on_chip))
-    deciding = chip[int((activations.tile_bytes @ live[:, chip]).argmax())]
+    live, needs, levels = activations.live(held), activations.profile(held), costs.compile_rule.levels(held)
+    deciding = max(members(on_chip), key=lambda op: (levels[op], needs[op]))
     before = costs.ancestors[deciding] | 1 << deciding
     around = {deciding}
     for k, t in enumerate(activations.tensors):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from balancer.cost.activation_sizes import least_alone
 from balancer.errors import CompilerError, InfeasibleError
 from balancer.ground.opsets import members, op_ranges
 from balancer.planning.least_size import least_size
@@ -38,30 +39,36 @@ def next_to_compile(costed: CostedModel, n_tpus: int, options: Options, rounds_l
     conclusions from refusals and not what the compiler said, the plan need not keep them.
     """
     limits = costed.forbidden.limits
-    wanted = [dict(limits)] if limits else []
-    if limits and not options.constraints:
-        anything = costed.with_limits({})
-        least = {measure: least_size(anything, n_tpus, options, measure) for measure in limits}
-        wanted = _wanted({measure: (least[measure], limit) for measure, limit in limits.items()}, rounds_left) + wanted
-    return _fastest(costed, n_tpus, options, [*wanted, {}])
-
-
-def _wanted(sizes: Mapping[Measure, tuple[int, int]], rounds_left: int) -> list[dict[Measure, int]]:
-    """Limits to try, the best first. sizes: by each measure the least size that a plan has, and what is too large."""
-    limits = {measure: too_large for measure, (least, too_large) in sizes.items() if least < too_large}
     if not limits:
+        return solve_costed_model(costed, n_tpus, options)
+    wanted = [] if options.constraints else _wanted(_savings(costed, n_tpus, options), rounds_left)
+    return _fastest(costed, n_tpus, options, [*wanted, limits, {}])
+
+
+def _savings(costed: CostedModel, n_tpus: int, options: Options) -> dict[Measure, tuple[int, int]]:
+    """By each measure with a limit the least size that a plan has, and the limit, if the least is smaller."""
+    anything, savings = costed.with_limits({}), {}
+    for measure, limit in costed.forbidden.limits.items():
+        if least_alone(costed.costs, measure) < limit:
+            least = least_size(anything, n_tpus, options, measure)
+            if least < limit:
+                savings[measure] = (least, limit)
+    return savings
+
+
+def _wanted(savings: dict[Measure, tuple[int, int]], rounds_left: int) -> list[dict[Measure, int]]:
+    """Limits to try, the best first. savings: by measure the least size, and a size that is too large."""
+    if not savings:
         return []
     if rounds_left > 2:
-        limits = {
-            measure: (least + limits[measure]) // 2 + 1 for measure, (least, _) in sizes.items() if measure in limits
-        }
-        return [limits, *({measure: limit} for measure, limit in limits.items())]
-    measure = list(limits)[0 if rounds_left == 2 else -1]
-    smallest = {measure: sizes[measure][0] + 1}
-    return [limits | smallest, smallest]
+        half = {measure: (least + too_large) // 2 + 1 for measure, (least, too_large) in savings.items()}
+        return [half, *({measure: limit} for measure, limit in half.items())]
+    measure = list(savings)[0 if rounds_left == 2 else -1]
+    smallest = {measure: savings[measure][0] + 1}
+    return [{each: too_large for each, (_, too_large) in savings.items()} | smallest, smallest]
 
 
-def _fastest(costed: CostedModel, n_tpus: int, options: Options, limits: Sequence[dict[Measure, int]]) -> Solution:
+def _fastest(costed: CostedModel, n_tpus: int, options: Options, limits: Sequence[Mapping[Measure, int]]) -> Solution:
     """The fastest plan under the first of these limits on sizes that some plan keeps. Raises InfeasibleError."""
     first, *others = limits
     if not others:
