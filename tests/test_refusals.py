@@ -282,6 +282,26 @@ def test_a_solved_model_that_remembers_refusals_has_none_of_them(chain: Path, tm
         assert solution.value >= free.value
 
 
+def test_sizing_a_plan_counts_none_of_what_was_refused_for_it(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole model on one TPU was refused, so there is no plan for one."""
+    plan = _after_refusals(chain, tmp_path)
+    sizing, of_model = balancer.size(plan, max_tpus=3), balancer.size(chain, max_tpus=3)
+    assert sizing.rows[0].throughput_per_s is None
+    assert of_model.rows[0].throughput_per_s is not None
+    rates = [
+        (row.throughput_per_s or 0, free.throughput_per_s or 0)
+        for row, free in zip(sizing.rows, of_model.rows, strict=True)
+    ]
+    assert all(rate <= free for rate, free in rates)
+    assert rates[2][0] > 0
+    assert main(["size", str(tmp_path / "plan"), "--max-tpus", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["throughput_per_s"] is None
+    assert main(["size", str(tmp_path / "plan"), "--hardware", "usb"]) == PlanError.exit_code
+    assert "has hardware of its own" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("refusals", "wrong"),
     [

@@ -158,7 +158,11 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def size_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `size`."""
-    add_model(parser)
+    parser.add_argument(
+        "model", metavar="MODEL",
+        help="a full-integer .tflite file; or a plan, whose hardware and corrected costs then count, without the segments "
+        "that the compiler refused",
+    )  # fmt: skip
     parser.add_argument(
         "--target-fps",
         type=positive,
@@ -173,6 +177,7 @@ def size_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-tpus", type=whole_number(1, MOST_TPUS), default=16, metavar="N", help="try 1 to N TPUs; default 16"
     )
     add_hardware(parser)
+    parser.set_defaults(hardware=None)  # of the plan, or pcie
 
 
 def size(arguments: argparse.Namespace) -> int:
