@@ -334,7 +334,8 @@ class _Refinement:
             what = f"every plan that was compiled streams for lack of on-chip memory, the best one {bytes_over} bytes"
             raise InfeasibleError(what, f"{self.n_tpus} TPUs", "allow more TPUs, or streaming")
         solution = self._proven(best.solution)
-        rows = comparison(self.known, self.n_tpus, solution.pipelines, options=self.options, default=self.default)
+        known = self.known.with_limits({})
+        rows = comparison(known, self.n_tpus, solution.pipelines, options=self.options, default=self.default)
         return self._compiled(best, solution, rows)
 
     def _best_without_proof(self) -> Plan:
@@ -368,10 +369,12 @@ class _Refinement:
         except InfeasibleError:
             # The corrected costs forbid even this plan, which its own reports allow. So nothing is known of the optimum.
             return replace(solution, value=value, bound_ns=None, statistics=counts)
-        bound_ns = None if optimum.bound_ns is None else min(optimum.bound_ns, value.objective_ns)
+        least, latency = optimum.bound_ns, optimum.latency_bound_ns
         return replace(
-            solution, value=value, bound_ns=bound_ns, over=optimum.over, ended=optimum.ended, statistics=counts
-        )
+            solution, value=value, over=optimum.over, ended=optimum.ended, statistics=counts,
+            bound_ns=None if least is None else min(least, value.objective_ns),
+            latency_bound_ns=None if latency is None else min(latency, value.latency_ns),
+        )  # fmt: skip
 
 
 def _cpu_ops(plan: Plan) -> int:

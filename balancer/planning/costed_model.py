@@ -76,6 +76,8 @@ class CostedModel:
 
     def with_limits(self, limits: Mapping[Measure, int]) -> CostedModel:
         """The same, with these limits on the sizes of activations in place of its own."""
+        if limits == self.forbidden.limits:
+            return self
         return replace(self, forbidden=replace(self.forbidden, limits=limits))
 
 
