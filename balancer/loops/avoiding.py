@@ -9,23 +9,25 @@ where activations were too large, plans also get smaller from round to round:
     1               the least size, by the last of them
 
 If the compiler goes by one of the measures, then it takes one of these plans wherever it takes any. With constraints, or
-if nothing is known of the reason, the next plan is the fastest in each round.
+if nothing is known of the reason, the next plan is the fastest in each round. Once a plan was compiled, the rounds that are
+left are for faster ones (`halfway`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.cost.activation_sizes import least_alone
+from balancer.cost.activation_sizes import activation_size, least_alone
 from balancer.errors import CompilerError, InfeasibleError
 from balancer.ground.opsets import members, op_ranges
 from balancer.planning.least_size import least_size
 from balancer.planning.solving import solve_costed_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from balancer.cost.activation_sizes import Measure
+    from balancer.ground.opsets import OpSet
     from balancer.learning.refusals import RefusedSegment
     from balancer.planning.costed_model import CostedModel
     from balancer.planning.options import Options
@@ -43,6 +45,16 @@ def next_to_compile(costed: CostedModel, n_tpus: int, options: Options, rounds_l
         return solve_costed_model(costed, n_tpus, options)
     wanted = [] if options.constraints else _wanted(_savings(costed, n_tpus, options), rounds_left)
     return _fastest(costed, n_tpus, options, [*wanted, limits, {}])
+
+
+def halfway(costed: CostedModel, compiled: Collection[OpSet]) -> CostedModel:
+    """The costed model with limits halfway between the sizes of the largest compiled segment and those that are too large.
+
+    The fastest plan below what was refused may be only a little smaller, and be refused as well.
+    """
+    taken = {m: max(activation_size(costed.costs, ops, m) for ops in compiled) for m in costed.forbidden.limits}
+    limits = costed.forbidden.limits.items()
+    return costed.with_limits({measure: (taken[measure] + limit) // 2 + 1 for measure, limit in limits})
 
 
 def _savings(costed: CostedModel, n_tpus: int, options: Options) -> dict[Measure, tuple[int, int]]:

@@ -31,7 +31,7 @@ from balancer.errors import InfeasibleError
 from balancer.learning.correcting import contradicts, corrected, evidence_of, overruns
 from balancer.learning.refusals import forbidden_by, refused_segment
 from balancer.loops.aiming import narrowed
-from balancer.loops.avoiding import all_refused, failure, next_to_compile, no_other_plan
+from balancer.loops.avoiding import all_refused, failure, halfway, next_to_compile, no_other_plan
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.planning.assembling import assemble
 from balancer.planning.checks import check_count
@@ -239,11 +239,12 @@ class _Refinement:
 
     def _solve(self) -> Solution:
         """The best solution under the corrected costs: the fastest, or one without overflow (see the module)."""
-        fastest = solve_costed_model(self.known, self.n_tpus, self.options)
+        known = halfway(self.known, self.evidence)
+        fastest = solve_costed_model(known, self.n_tpus, self.options)
         if self.options.overflow or not self.overran:
             return fastest
         try:
-            within_memory = solve_costed_model(self.known, self.n_tpus, self.options, ERROR)
+            within_memory = solve_costed_model(known, self.n_tpus, self.options, ERROR)
         except InfeasibleError:
             return fastest
         reached = min(evaluate(self._with_reports(), t.solution.pipelines) or t.solution.value for t in self.tried)
