@@ -125,11 +125,14 @@ class SegmentMeasurement:
     source: str
 
 
+COMPILE_LEVELS = ("surely", "perhaps", "surely not")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileJudgement:
     """Whether the compiler is expected to take a segment, judged before it runs.
 
-    level: "surely", "perhaps" or "surely not". tensor: the name, in the model, of the activation that decides; null if the
+    level: one of `COMPILE_LEVELS`. tensor: the name, in the model, of the activation that decides; null if the
     level is "surely". tile_bytes: what it and all that is live beside it need of each tile's narrow memory.
     """
 
