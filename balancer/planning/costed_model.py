@@ -12,7 +12,7 @@ from balancer.cost.profile import Profile, load_profile
 from balancer.cost.segment import SegmentCosts
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.plan import KEPT, state_of
-from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden, forbidden_of
+from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden, forbidden_of, without
 from balancer.planning.problem import problem_of
 from balancer.tflite.opened import OpenedModel, open_model
 
@@ -66,8 +66,8 @@ class CostedModel:
         judged on whether it compiles.
         """
         devices = ((self.hardware.name, n_tpus),)
-        may_overflow = overflow == STREAM
-        return problem_of(self.costs, devices, may_overflow=may_overflow, worst=worst, forbidden=self.forbidden)
+        problem = problem_of(self.costs, devices, may_overflow=overflow == STREAM, worst=worst)
+        return without(problem, self.forbidden, self.costs)
 
     @cached_property
     def without_forbidden(self) -> CostedModel:

@@ -14,7 +14,7 @@ second set of a part. A limit on size forbids segments that need not contain any
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from balancer.ground.arrays import BoolArray, IndexArray
     from balancer.ground.downsets import DownSets
     from balancer.ground.opsets import OpSet
+    from balancer.solve import Between, Cost, CostColumns, Kind, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +129,23 @@ class ForbiddenBetween:
         # Whether an op runs on the CPU depends on the ops that precede it in its segment, and so on the inner set alone.
         on_cpu = self.costs.on_cpu(self.costs.graph.all_ops & ~inner) if parts else 0
         return (part.ops & ~self._folded for part in parts if not part.on_chip & on_cpu)
+
+
+def without(problem: Problem, forbidden: Forbidden, costs: SegmentCosts) -> Problem:
+    """The problem, in which forbidden segments may not stand. costs: those that it was made from."""
+    if not forbidden:
+        return problem
+
+    def exact(ops: OpSet, kind: Kind) -> Cost | None:
+        return None if forbidden.forbids(costs, ops) else problem.exact(ops, kind)
+
+    def batch(sets: DownSets, kind: Kind) -> Between:
+        any_between, refused = problem.batch(sets, kind), ForbiddenBetween(forbidden, costs, sets)
+
+        def between(inners: IndexArray, outers: IndexArray) -> CostColumns:
+            columns = any_between(inners, outers)
+            return columns._replace(allowed=columns.allowed & ~refused(inners, outers))
+
+        return between
+
+    return replace(problem, exact=exact, batch=batch)

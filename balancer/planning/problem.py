@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from balancer.cost.batch import SegmentBatch
 from balancer.cost.compilable import LEVELS, Compilable
 from balancer.ground.opsets import members
-from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden, ForbiddenBetween
 from balancer.solve import Between, Cost, CostColumns, Handoff, Kept, Kind, Problem, Structure, Transfer
 
 if TYPE_CHECKING:
@@ -24,19 +23,17 @@ def problem_of(
     *,
     may_overflow: bool,
     worst: Compilable = Compilable.SURELY_NOT,
-    forbidden: Forbidden = ANYTHING_ALLOWED,
 ) -> Problem:
     """The problem of splitting the ops of the costs' graph over these devices.
 
     devices: how many of each kind. may_overflow: whether a segment may stream parameters for lack of on-chip memory.
     worst: the worst that a segment may be judged on whether it compiles.
-    forbidden: segments that may not stand.
     """
     most, judged = LEVELS.index(worst), worst is not LEVELS[-1]
     graph, hardware = costs.graph, costs.hardware
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
-        if not costs.allowed(ops) or (forbidden and forbidden.forbids(costs, ops)):
+        if not costs.allowed(ops):
             return None
         if judged and LEVELS.index(costs.judgement(ops).level) > most:
             return None
@@ -45,15 +42,12 @@ def problem_of(
 
     def batch(sets: DownSets, kind: Kind) -> Between:
         segments = SegmentBatch(costs, sets)
-        refused = ForbiddenBetween(forbidden, costs, sets) if forbidden else None
 
         def between(inners: IndexArray, outers: IndexArray) -> CostColumns:
             table = segments(inners, outers)
             allowed = table.allowed if may_overflow else table.allowed & (table.overflow_bytes == 0)
             if judged:
                 allowed = allowed & (segments.levels(inners, outers) <= most)
-            if refused:
-                allowed = allowed & ~refused(inners, outers)
             return CostColumns(table.time_ns, table.streamed_bytes, allowed)
 
         return between
