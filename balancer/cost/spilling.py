@@ -56,11 +56,6 @@ class Spilling:
         waits = np.count_nonzero(live & ~self.activations.touched, axis=0)
         self.waiters = self.suspects[waits[self.suspects] > 0]
 
-    def needs(self, held: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """For each suspect, what it needs of a tile in a segment that may hold these ops. held: for each op."""
-        at = self.suspects
-        return self.activations.needs(self.activations.live_at(held, at), at)
-
     def evicted(self, held: NDArray[np.bool_]) -> NDArray[np.int64]:
         """For each op bytes of the waiting tensors that leave narrow memory, in a segment that may hold these ops."""
         evicted = np.zeros(len(self.graph.ops), np.int64)
