@@ -99,9 +99,9 @@ class Spilling:
         for k in np.nonzero(needs > self.tile_bytes)[0].tolist():
             here = live[:, k].copy()
             touched = self.activations.touched[:, at[k]]
-            needed = int(self.activations.tile_bytes @ here + beside[k])
-            if needed > self.tile_bytes and beside[k] > self.tile_bytes:
-                needed, beside[k] = needed - int(beside[k]), 0
+            # A table that does not fit is not held at one place; how it is moved then is not known.
+            beside[k] = 0
+            needed = int(self.activations.tile_bytes @ here)
             for part in (here & ~touched, here & touched):
                 gone = self._leaving(part, needed)
                 needed -= sum(int(self.activations.tile_bytes[t]) for t in gone)
