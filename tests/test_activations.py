@@ -21,10 +21,12 @@ from balancer.ground.units import ceil_div
 from balancer.planning.costed_model import COMPILABLE, CostedModel
 from balancer.planning.options import Options
 from balancer.planning.solving import solve_costed_model
+from balancer.tflite.flatbuffer import Table
 from balancer.tflite.opened import open_model
-from balancer.tflite.read import load_graph
+from balancer.tflite.read import load_graph, read_graph
 from tests import handmade
 from tests.dags import best_value
+from tests.handmade import Builder
 from tests.shared import MODELS, POSENET
 from tests.test_cost_terms import depends, down_sets, graphs, nested_pairs, reads
 
@@ -64,6 +66,7 @@ def test_live_tensors_and_levels_are_what_the_words_say(graph: Graph, hardware: 
     costs = SegmentCosts(graph, hardware)
     sets = down_sets(graph)
     pairs = nested_pairs(sets)
+    enough = hardware.chip.narrow_bytes // 16 * 93 // 100
     levels = SegmentBatch(costs, DownSets.of(sets, len(graph.ops))).levels(*np.transpose(pairs))
     for k, (a, b) in enumerate(pairs):
         ops = sets[b] & ~sets[a]
@@ -71,7 +74,7 @@ def test_live_tensors_and_levels_are_what_the_words_say(graph: Graph, hardware: 
         needs = {i: needed(graph, costs, set(members(ops)), i) for i in members(chip)}
         judged = costs.judgement(ops)
         assert LEVELS[levels[k]] is judged.level
-        assert (judged.level is Compilable.SURELY) == all(n <= hardware.chip.narrow_bytes // 16 for n in needs.values())
+        assert (judged.level is Compilable.SURELY) == all(n <= enough for n in needs.values())
         assert judged.tile_bytes == max(needs.values(), default=0)
         assert (judged.tensor is None) == (judged.level is Compilable.SURELY)
         assert costs.activation_bytes(ops) <= hardware.chip.narrow_bytes // 16
@@ -132,6 +135,38 @@ def test_narrow_memory_is_what_the_package_says(model: str, narrow_bytes: int) -
     costs = SegmentCosts(graph, PCIE)
     assert costs.activation_bytes(graph.all_ops) == narrow_bytes
     assert costs.terms(graph.all_ops).scratch_bytes == 0
+
+
+def ssd_head() -> bytes:
+    """The head of an SSD at 300 px, of which only packages are published: boxes and 91 scores from maps of six sizes."""
+    b, ends = Builder(), Table("ConcatenationOptions", {"axis": 1})
+    features, tables = [], dict[int, list[int]]({4: [], 91: []})
+    for k, (side, depth, anchors) in enumerate(
+        [(19, 576, 3), (10, 1280, 6), (5, 512, 6), (3, 256, 6), (2, 256, 6), (1, 128, 6)]
+    ):
+        features.append(b.tensor(f"features_{k}", (1, side, side, depth)))
+        for numbers, parts in tables.items():
+            name, channels = f"level_{k}_{numbers}", anchors * numbers
+            made = b.tensor(name, (1, side, side, channels))
+            kernel = b.weights(f"{name}/w", (channels, 1, 1, depth))
+            b.op("CONV_2D", [features[-1], kernel, b.bias(f"{name}/b", channels)], [made],
+                 Table("Conv2DOptions", {"stride_w": 1, "stride_h": 1}))  # fmt: skip
+            shape = (1, side * side * anchors, *((1, 4) if numbers == 4 else (91,)))
+            parts.append(b.tensor(f"{name}/rows", shape))
+            b.op("RESHAPE", [made, b.ints(f"{name}/shape", shape)], [parts[-1]])
+    boxes, scores, chances = (
+        b.tensor("boxes", (1, 1917, 1, 4)),
+        *(b.tensor(n, (1, 1917, 91)) for n in ("scores", "chances")),
+    )
+    b.op("CONCATENATION", tables[4], [boxes], ends)
+    b.op("CONCATENATION", tables[91], [scores], ends)
+    b.op("LOGISTIC", [scores], [chances])
+    return b.file(features, [boxes, chances])
+
+
+def test_the_head_of_an_ssd_takes_what_its_packages_say() -> None:
+    graph = read_graph(ssd_head(), name="ssd")
+    assert SegmentCosts(graph, PCIE).activation_bytes(graph.all_ops) == pytest.approx(150_820, rel=0.01)
 
 
 @pytest.mark.shared

@@ -167,8 +167,24 @@ def moved_bytes(graph: Graph, op: Op) -> int:
 def _beside_bytes(graph: Graph, op: Op) -> int:
     if op.type == "FULLY_CONNECTED":
         return _DENSE_BYTES
+    moved = moved_bytes(graph, op)
+    if not moved:
+        return 0
     # The whole table takes the place of the share that the output has in each tile afterwards.
-    return max(0, moved_bytes(graph, op) - tile_bytes(graph, op.outputs[0]))
+    return max(0, moved - tile_bytes(graph, op.outputs[0])) + _joined_bytes(graph, op)
+
+
+def _joined_bytes(graph: Graph, op: Op) -> int:
+    """The share of the table that others join with the op's output: it stands ready while the op writes into it.
+
+    So says an SSD's package: level 0 of its classes (1083 boxes of 91 numbers), its feature map and the share of all 1917 boxes
+    are 150,696 bytes, the package takes 150,820.
+    """
+    readers = (graph.ops[r] for r in graph.readers.get(op.outputs[0], ()))
+    return max(
+        (tile_bytes(graph, r.outputs[0]) for r in readers if r.type == "CONCATENATION" and moved_bytes(graph, r)),
+        default=0,
+    )
 
 
 def _share(source: int, output: int, kernel: int, stride: int) -> int:

@@ -56,11 +56,6 @@ class Spilling:
         waits = np.count_nonzero(live & ~self.activations.touched, axis=0)
         self.waiters = self.suspects[waits[self.suspects] > 0]
 
-    def needs(self, held: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """For each suspect, what it needs of a tile in a segment that may hold these ops. held: for each op."""
-        at = self.suspects
-        return self.activations.needs(self.activations.live_at(held, at), at)
-
     def evicted(self, held: NDArray[np.bool_]) -> NDArray[np.int64]:
         """For each op bytes of the waiting tensors that leave narrow memory, in a segment that may hold these ops."""
         evicted = np.zeros(len(self.graph.ops), np.int64)
@@ -104,9 +99,9 @@ class Spilling:
         for k in np.nonzero(needs > self.tile_bytes)[0].tolist():
             here = live[:, k].copy()
             touched = self.activations.touched[:, at[k]]
-            needed = int(self.activations.tile_bytes @ here + beside[k])
-            if needed > self.tile_bytes and beside[k] > self.tile_bytes:
-                needed, beside[k] = needed - int(beside[k]), 0
+            # A table that does not fit is not held at one place; how it is moved then is not known.
+            beside[k] = 0
+            needed = int(self.activations.tile_bytes @ here)
             for part in (here & ~touched, here & touched):
                 gone = self._leaving(part, needed)
                 needed -= sum(int(self.activations.tile_bytes[t]) for t in gone)
