@@ -29,7 +29,7 @@ from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
 from balancer.solve.plan_bounds import plan_bounds
 from balancer.solve.problem import Ended, Solution, evaluate
-from balancer.solve.reaching import reached_lattice
+from balancer.solve.reaching import CutFinder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,13 +242,18 @@ class DownSetSearch(PlanSearch):
 
     def _shortest_periods(self, limits: PipelineLimits) -> PeriodResult:
         """All non-dominated pipelines within the limits. Raises BudgetSpent."""
-        lattice = self.lattice or reached_lattice(
-            self.problem, limits, self.budget, most_replicas=max_replicas(self.options),
-            may_replicate_whole=may_replicate_whole(self.problem, self.options),
-        )  # fmt: skip
+        lattice = self.lattice or self._finder.lattice(limits, self.budget)
         self.searched = True
         self.statistics["cuts"] = max(len(lattice.sets), self.statistics.get("cuts", 0))
         return shortest_periods(lattice, limits, self.budget)
+
+    @cached_property
+    def _finder(self) -> CutFinder:
+        return CutFinder(
+            self.problem,
+            most_replicas=max_replicas(self.options),
+            may_replicate_whole=may_replicate_whole(self.problem, self.options),
+        )
 
     def _alone_ns(self, pipeline: Offer | ShortestPeriod) -> int:
         return alone_ns(self.problem, pipeline.stages, pipeline.period)
