@@ -61,6 +61,11 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
                         help="what to do with plans whose parameters do not all fit on the chips. stream: take the plan with "
                              "the highest rate. error: refuse such plans (exit code 3). Default: stream; with --compile, "
                              "once the compiler has reported less memory than predicted, prefer plans that fit")  # fmt: skip
+    parser.add_argument("--compilable", choices=("any", "likely", "sure"),
+                        help="which segments a plan may have, judged by the memory that their activations need. sure: only "
+                             "segments that the compiler surely takes. likely: none that it surely refuses. any: all. "
+                             "Default: the fastest plan whose segments surely compile, if there is one, else the fastest "
+                             "that may")  # fmt: skip
     parser.add_argument(
         "--profile", metavar="FILE",
         help="a file with costs of ops that replace the predicted ones, as `balancer profile` writes it",
@@ -69,8 +74,8 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
     add_force(parser)
     add_solver(parser)
     add_compile(
-        parser, "compile the plan with the vendor's compiler, correct the costs by its reports, and solve again until "
-        "prediction and reports agree",
+        parser, "compile the plan with the vendor's compiler, correct the costs by its reports, forbid the segments "
+        "that it refuses, and solve again until prediction and reports agree",
     )  # fmt: skip
 
 
@@ -86,8 +91,9 @@ def solve(arguments: argparse.Namespace) -> int:
         )
     chosen = compiler(arguments) if arguments.compile else None
     options = balancer.Options(
-        pipelines=arguments.pipelines, replicas=arguments.replicas, overflow=arguments.overflow, solver=arguments.solver,
-        constraints=constraints(arguments), seconds=arguments.time_limit,
+        pipelines=arguments.pipelines, replicas=arguments.replicas, overflow=arguments.overflow,
+        compilable=arguments.compilable, solver=arguments.solver, constraints=constraints(arguments),
+        seconds=arguments.time_limit,
     )  # fmt: skip
     with drawing.progress("solving; Ctrl-C takes the best so far", quiet=arguments.quiet or arguments.json):
         plan = balancer.balance(
@@ -95,7 +101,8 @@ def solve(arguments: argparse.Namespace) -> int:
             keep_state=arguments.keep_state,
         )  # fmt: skip
         if chosen is not None:
-            plan = balancer.refine(plan, chosen, options=options, on_round=compile_verb.teller(arguments)).plan
+            tell = compile_verb.teller(arguments, arguments.output)
+            plan = balancer.refine(plan, chosen, options=options, on_round=tell).plan
     if arguments.output is not None:
         plan = balancer.save(plan, arguments.output, force=arguments.force)
     if arguments.json:
@@ -110,11 +117,13 @@ def solve(arguments: argparse.Namespace) -> int:
 def draw_plan(plan: Plan) -> None:
     """Print all that is known of a plan: stages, comparison, what is proved, what the compiler reported."""
     from balancer.cli import drawing
+    from balancer.cli.drawing_compiling import compiling
 
     drawing.stages(plan)
     if plan.comparison:
         drawing.comparison(plan.n_tpus, plan.comparison)
     drawing.remarks(plan)
+    compiling(plan)
     if any(segment.reported for segment in plan.segments):
         compile_verb.say_compiled(plan)
 
@@ -149,7 +158,11 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def size_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `size`."""
-    add_model(parser)
+    parser.add_argument(
+        "model", metavar="MODEL",
+        help="a full-integer .tflite file; or a plan, whose hardware and corrected costs then count, without the segments "
+        "that the compiler refused",
+    )  # fmt: skip
     parser.add_argument(
         "--target-fps",
         type=positive,
@@ -164,6 +177,7 @@ def size_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-tpus", type=whole_number(1, MOST_TPUS), default=16, metavar="N", help="try 1 to N TPUs; default 16"
     )
     add_hardware(parser)
+    parser.set_defaults(hardware=None)  # of the plan, or pcie
 
 
 def size(arguments: argparse.Namespace) -> int:
@@ -199,6 +213,7 @@ def predict(arguments: argparse.Namespace) -> int:
     """Print the predicted cost of the given segments."""
     import balancer
     from balancer.cli import drawing
+    from balancer.cli.drawing_compiling import compiling
 
     plan = balancer.predict(arguments.model, _segments(arguments), hardware=arguments.hardware)
     if arguments.json:
@@ -206,6 +221,7 @@ def predict(arguments: argparse.Namespace) -> int:
         print_json({"segments": document["segments"], "pipelines": document["pipelines"]})
     else:
         drawing.stages(plan)
+        compiling(plan)
     return 0
 
 

@@ -5,6 +5,7 @@ from balancer.plan.pycoral import pycoral_obstacle
 from balancer.plan.records import (
     BoundaryTensor,
     ComparisonRow,
+    CompileJudgement,
     HardwareInfo,
     ModelInfo,
     OpOnCpu,
@@ -19,7 +20,7 @@ from balancer.plan.records import (
     SegmentReport,
     SolverReport,
 )
-from balancer.plan.remembered import HeldTo, KnownCosts, KnownOp, Limits, OpAtStage
+from balancer.plan.remembered import HeldTo, KnownCosts, KnownOp, KnownRefusals, Limits, OpAtStage, RefusedPart
 from balancer.plan.state import KEPT, RESET, STATE_WORDS, segments_with_state, state_of
 
 __all__ = [
@@ -28,10 +29,12 @@ __all__ = [
     "STATE_WORDS",
     "BoundaryTensor",
     "ComparisonRow",
+    "CompileJudgement",
     "HardwareInfo",
     "HeldTo",
     "KnownCosts",
     "KnownOp",
+    "KnownRefusals",
     "Limits",
     "ModelInfo",
     "OpAtStage",
@@ -41,6 +44,7 @@ __all__ = [
     "PlanPipeline",
     "PlanPrediction",
     "PlanStage",
+    "RefusedPart",
     "Segment",
     "SegmentInput",
     "SegmentMeasurement",

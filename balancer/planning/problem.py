@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.cost.batch import SegmentBatch
+from balancer.cost.compilable import LEVELS, Compilable
 from balancer.ground.opsets import members
 from balancer.solve import Between, Cost, CostColumns, Handoff, Kept, Kind, Problem, Structure, Transfer
 
@@ -16,15 +17,25 @@ if TYPE_CHECKING:
     from balancer.ground.opsets import OpSet
 
 
-def problem_of(costs: SegmentCosts, devices: tuple[tuple[Kind, int], ...], *, may_overflow: bool) -> Problem:
+def problem_of(
+    costs: SegmentCosts,
+    devices: tuple[tuple[Kind, int], ...],
+    *,
+    may_overflow: bool,
+    worst: Compilable = Compilable.SURELY_NOT,
+) -> Problem:
     """The problem of splitting the ops of the costs' graph over these devices.
 
     devices: how many of each kind. may_overflow: whether a segment may stream parameters for lack of on-chip memory.
+    worst: the worst that a segment may be judged on whether it compiles.
     """
+    most, judged = LEVELS.index(worst), worst is not LEVELS[-1]
     graph, hardware = costs.graph, costs.hardware
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
         if not costs.allowed(ops):
+            return None
+        if judged and LEVELS.index(costs.judgement(ops).level) > most:
             return None
         terms = costs.terms(ops)
         return Cost(terms.stage_ns, terms.streamed_bytes) if may_overflow or not terms.overflow_bytes else None
@@ -35,6 +46,8 @@ def problem_of(costs: SegmentCosts, devices: tuple[tuple[Kind, int], ...], *, ma
         def between(inners: IndexArray, outers: IndexArray) -> CostColumns:
             table = segments(inners, outers)
             allowed = table.allowed if may_overflow else table.allowed & (table.overflow_bytes == 0)
+            if judged:
+                allowed = allowed & (segments.levels(inners, outers) <= most)
             return CostColumns(table.time_ns, table.streamed_bytes, allowed)
 
         return between
