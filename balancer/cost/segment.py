@@ -183,14 +183,24 @@ class SegmentCosts:
         return [self._least_ns(i) for i in range(len(self.graph.ops))]
 
     def _least_ns(self, i: int) -> int:
+        # With an unmapped ancestor it depends on the segment where the op runs: the bound must hold for both.
+        sure = not self.mapped >> i & 1 or self.sure_on_tpu >> i & 1
+        return self.usual_ns[i] if sure else min(self.usual_ns[i], self.op_terms[i].cpu_ns)
+
+    @cached_property
+    def usual_ns(self) -> list[int]:
+        """For each op the ns that it adds to a segment in which no unmapped op keeps it off the chip, without streaming of
+        parameters that can be cached.
+        """
+        return [self._usual_ns(i) for i in range(len(self.graph.ops))]
+
+    def _usual_ns(self, i: int) -> int:
         terms = self.op_terms[i]
         if self.graph.ops[i].folded:
             return 0
         if not terms.mapped:
             return terms.cpu_ns
-        on_tpu = terms.compute_ns + terms.start_ns + terms.always_streamed_ns
-        # With an unmapped ancestor it depends on the segment where the op runs: the bound must hold for both.
-        return on_tpu if self.sure_on_tpu >> i & 1 else min(on_tpu, terms.cpu_ns)
+        return terms.compute_ns + terms.start_ns + terms.always_streamed_ns
 
 
 _AS_PREDICTED = OpCosts()

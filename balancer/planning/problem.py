@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.batch import SegmentBatch
 from balancer.ground.opsets import members
-from balancer.solve import Between, Cost, CostColumns, Kept, Kind, Problem, Structure, Transfer
+from balancer.solve import Between, Cost, CostColumns, Handoff, Kept, Kind, Problem, Structure, Transfer
 
 if TYPE_CHECKING:
     from balancer.cost.segment import SegmentCosts
@@ -82,8 +82,23 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
         streaming=tuple(i for i in members(sure) if costs.op_terms[i].layout.always_streamed),
         op_bytes=tuple(caching.size_bytes[i] if sure >> i & 1 else 0 for i in range(len(graph.ops))),
         limit_bytes=None if may_overflow else costs.capacity_rule.largest_bytes,
+        handoffs=_handoffs(costs),
+        usual_ns=tuple(costs.usual_ns),
+        handed_ns=tuple(
+            costs.op_terms[i].cpu_ns if costs.mapped >> i & 1 else ns for i, ns in enumerate(costs.usual_ns)
+        ),
         relaxed=True,
     )
+
+
+def _handoffs(costs: SegmentCosts) -> tuple[Handoff, ...]:
+    """Which ops send others to the CPU, and in which company (`SegmentCosts.on_cpu`)."""
+    followers: dict[int, OpSet] = {}
+    for i in members(costs.mapped):
+        for unmapped in members(costs.ancestors[i] & costs.unmapped):
+            followers[unmapped] = followers.get(unmapped, 0) | 1 << i
+    reasons = ((op, costs.ancestors[op] & costs.mapped) for op in followers)
+    return tuple(Handoff(op, after, followers[op]) for op, after in reasons if after)
 
 
 def _transfer(costs: SegmentCosts, t: int) -> Transfer:
