@@ -234,7 +234,7 @@ def test_boxes_of_integers_are_fractions_or_pixels_by_their_scale_and_boxes_of_f
     wanted = detect.Wanted(score=0.0, in_pixels=in_pixels)
     with balancer.Pipeline(balancer.balance(_ends(planes=planes, scale=scale), 1), "cpu") as pipeline:
         (found,) = detect.detections(pipeline, [frame], wanted)
-    unit = 1 if (in_pixels if planes else scale > 0.01) else 8
+    unit = 1 if (in_pixels if planes else scale > 0.1) else 8
     x = 124 * scale * unit
     assert np.allclose(found.boxes, [[min(x / 2, 8), min(x / 2, 8), min(x * 1.5, 8), min(x * 1.5, 8)]])
 
