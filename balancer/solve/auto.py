@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from balancer.solve.plan_bounds import PlanBounds
     from balancer.solve.problem import Problem, Solution, SolverOptions
 
+_FEW_DOWN_SETS = 1 << 16  # are listed in a fraction of a second
+
 
 def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> Solution:
     """The best plan. The solution names the solver that found or proved it.
@@ -44,24 +46,35 @@ def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEF
     if options.constraints:
         return _constrained(problem, options)
     problem = folded(problem, options)
-    structured = _structured(problem)
-    sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
-    several_kinds, budget = len(problem.devices) > 1, cpsat_budget(options)
-    among: PlanSearch
-    if sets is None and structured and not several_kinds:
-        among = reached = search_reached(problem, options, work)
-        if among.complete:
-            return among.solution("downset" if reached.searched else "chain")
+    structured, several_kinds, budget = _structured(problem), len(problem.devices) > 1, cpsat_budget(options)
+    if structured and not several_kinds:
+        among = _on_one_kind(problem, options, work)
     else:
+        sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
         among = search_among(problem, options, sets, work)
     stopped = among.ended is Ended.INTERRUPTED or budget.seconds_left == 0
     if among.complete or not structured or stopped:
-        return among.solution("downset")
+        return among.solution("chain" if among.bounds_sufficed else "downset")
     if several_kinds:
         return _on_several_kinds(problem, options, among, budget)
     search = LargeSearch(problem, options, among.offers, budget, among.bounds)
     search.run()
     return search.solution("cpsat" if search.models_built or search.ended is not Ended.COMPLETE else "chain")
+
+
+def _on_one_kind(problem: Problem, options: SolverOptions, work: DownSetWork) -> PlanSearch:
+    """A search over all down-sets: they are listed where they are few, else found, else listed as long as it goes."""
+    blocks = blocks_of(problem.before, problem.together)
+    sets = all_downsets(blocks, problem.n_ops, min(_FEW_DOWN_SETS, work.down_sets))
+    if sets is not None:
+        return search_among(problem, options, sets, work)
+    reached = search_reached(problem, options, work)
+    if reached.ended is not Ended.LIMIT_REACHED:
+        return reached
+    with reached.keeping_offers():
+        sets = all_downsets(blocks, problem.n_ops, work.down_sets)
+        return reached if sets is None else search_among(problem, options, sets, work)
+    return reached
 
 
 def _timed(problem: Problem, options: SolverOptions) -> Solution:

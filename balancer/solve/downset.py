@@ -30,7 +30,7 @@ from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
 from balancer.solve.plan_bounds import plan_bounds
 from balancer.solve.problem import Ended, Solution, evaluate
-from balancer.solve.reaching import reached_lattice
+from balancer.solve.reaching import CutFinder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -67,7 +67,8 @@ DEFAULT_WORK = DownSetWork()
 class PlanSearch:
     """The pipelines known of a problem, and bounds on all others: where searches keep what they find.
 
-    offers: the pipelines known. ended: how the search ended, LIMIT_REACHED before it has run.
+    offers: the pipelines known. ended: how the search ended, LIMIT_REACHED before it has run. bounds_sufficed: whether the
+    offers that it began with were proven without a look at any down-set.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class PlanSearch:
         self.most_pipelines = max_pipelines(problem, options)
         self.offers = list(offers)
         self._valued = (0, 0)  # how many offers there were when they were valued last, and the objective then
-        self.ended = Ended.LIMIT_REACHED
+        self.ended, self.bounds_sufficed = Ended.LIMIT_REACHED, False
         self.statistics: dict[str, int] = {}
 
     @property
@@ -152,7 +153,7 @@ class PlanSearch:
 
 
 class DownSetSearch(PlanSearch):
-    """A search for the best plan whose cuts are among a family of down-sets. searched: whether bounds did not suffice.
+    """A search for the best plan whose cuts are among a family of down-sets.
 
     sets: the family; None for all down-sets, of which each search then finds those that it can use (`reaching`).
     """
@@ -161,8 +162,9 @@ class DownSetSearch(PlanSearch):
         self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], sets: DownSets | None, budget: Budget
     ) -> None:
         super().__init__(problem, options, offers)
-        self.sets, self.budget, self.searched = sets, budget, False
+        self.sets, self.budget = sets, budget
         self._last: PeriodResult | None = None
+        self.bounds_sufficed = sets is None
 
     @cached_property
     def lattice(self) -> CutLattice | None:
@@ -256,13 +258,20 @@ class DownSetSearch(PlanSearch):
 
     def _shortest_periods(self, limits: PipelineLimits) -> PeriodResult:
         """All non-dominated pipelines within the limits. Raises BudgetSpent."""
-        lattice = self.lattice or reached_lattice(
-            self.problem, limits, self.budget, most_replicas=max_replicas(self.options),
-            may_replicate_whole=may_replicate_whole(self.problem, self.options),
-        )  # fmt: skip
-        self.searched = True
-        self.statistics["cuts"] = max(len(lattice.sets), self.statistics.get("cuts", 0))
+        lattice = self.lattice
+        if lattice is None:
+            lattice = self._finder.lattice(limits, self.budget)
+            self.bounds_sufficed = False
+            self.statistics["cuts"] = max(len(lattice.sets), self.statistics.get("cuts", 0))
         return shortest_periods(lattice, limits, self.budget)
+
+    @cached_property
+    def _finder(self) -> CutFinder:
+        return CutFinder(
+            self.problem,
+            most_replicas=max_replicas(self.options),
+            may_replicate_whole=may_replicate_whole(self.problem, self.options),
+        )
 
     def _alone_ns(self, pipeline: Offer | ShortestPeriod) -> int:
         return alone_ns(self.problem, pipeline.stages, pipeline.period)
@@ -346,7 +355,7 @@ def _search_sampled(
     return sampling  # interrupted before it had begun
 
 
-def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> DownSetSearch:
+def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> PlanSearch:
     """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
 
     For devices of one kind, whose structure is known.
