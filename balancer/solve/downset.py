@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 OVER = "all down-sets"
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 _SLACK_TENTHS = (1, 4, 10)
+_SMALL_SLACK_TENTHS = (1, 2, 4, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +236,7 @@ class DownSetSearch(PlanSearch):
                 if pipelines:
                     return pipelines
         bound = max(bound, best - best // 8)
-        for tenths in _SLACK_TENTHS:
+        for tenths in _SMALL_SLACK_TENTHS if self.lattice is None else _SLACK_TENTHS:
             pipelines = self._pipelines(self.counts, bound + (best - bound) * tenths // 10)
             if pipelines:
                 return pipelines
@@ -245,6 +246,8 @@ class DownSetSearch(PlanSearch):
         """The non-dominated pipelines on at most these devices, with a period of at most most_ns."""
         forced = self.options.stages
         result = self._searched(counts, most_ns, exact_stages=forced is not None or len(counts) > 1)
+        if not result.front and len(counts) == 1:
+            self.bounds.raise_all(result.limits)
         return [point for point in result.front if forced in (None, point.stages)]
 
     def _searched(self, counts: tuple[int, ...], most_ns: int, *, exact_stages: bool) -> PeriodResult:
