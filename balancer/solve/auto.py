@@ -71,8 +71,10 @@ def _on_one_kind(problem: Problem, options: SolverOptions, work: DownSetWork) ->
     reached = search_reached(problem, options, work)
     if reached.ended is not Ended.LIMIT_REACHED:
         return reached
-    sets = all_downsets(blocks, problem.n_ops, work.down_sets)
-    return reached if sets is None else search_among(problem, options, sets, work)
+    with reached.keeping_offers():
+        sets = all_downsets(blocks, problem.n_ops, work.down_sets)
+        return reached if sets is None else search_among(problem, options, sets, work)
+    return reached
 
 
 def _timed(problem: Problem, options: SolverOptions) -> Solution:

@@ -169,17 +169,18 @@ class DownSetSearch(PlanSearch):
 
     @cached_property
     def lattice(self) -> CutLattice | None:
-        """The cuts; None where each search finds its own. Built by the search: it takes long, and Ctrl-C meanwhile is to keep
-        the pipelines known.
+        """The cuts, None for all down-sets. Built by the search: it takes long, and Ctrl-C meanwhile is to keep the
+        pipelines known.
         """
-        if self.sets is None:
-            return None
+        return None if self.sets is None else self._lattice_of(self.sets)
+
+    def _lattice_of(self, sets: DownSets) -> CutLattice:
         most = max_replicas(self.options)
         # A plan of one pipeline must be at least as fast as the best known, which limits the time of each stage.
         known = [self._alone_ns(offer) for offer in self.offers] if self.most_pipelines == 1 else []
         return cut_lattice(
             self.problem,
-            self.sets,
+            sets,
             most_replicas=most,
             may_replicate_whole=may_replicate_whole(self.problem, self.options),
             longest_ns=min(known) * min(most, max(self.counts)) if known else None,
@@ -346,17 +347,6 @@ def search_among(
     return search
 
 
-def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> PlanSearch:
-    """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
-
-    For devices of one kind, whose structure is known.
-    """
-    offers = chain_offers(problem, options, prefixes(file_order(problem)))
-    search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
-    search.run()
-    return search
-
-
 def _search_sampled(
     problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork, budget: Budget
 ) -> PlanSearch:
@@ -366,6 +356,17 @@ def _search_sampled(
         sampled.run()
         return _without_claims(sampled)
     return sampling  # interrupted before it had begun
+
+
+def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> PlanSearch:
+    """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
+
+    For devices of one kind, whose structure is known.
+    """
+    offers = chain_offers(problem, options, prefixes(file_order(problem)))
+    search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
+    search.run()
+    return search
 
 
 def _without_claims(sampled: DownSetSearch) -> PlanSearch:
