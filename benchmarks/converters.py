@@ -123,11 +123,11 @@ SAVED_MODEL = Environment(
      "onnxslim", "onnxruntime", "sng4onnx", "onnx_graphsurgeon", "ai-edge-litert", "psutil"),
 )  # fmt: skip
 KERAS = (SMALL, Network("MobileNetV2", 224), Network("ResNet50", 224), Network("EfficientNetB0", 224))
-PYTORCH = (SMALL, Network("MobileNetV2", 224), Network("ResNet50", 224))
+PYTORCH = (SMALL, Network("MobileNetV2", 224))
 YOLOS = (Network("yolov8n", 320), Network("yolo11n", 320))
 CONVERTERS = (
     Converter("TensorFlow 2.21", TENSORFLOW, "with_tensorflow.py", "converter", KERAS),
-    Converter("TensorFlow 2.21, ai-edge-quantizer 0.10", TENSORFLOW, "with_tensorflow.py", "quantizer", KERAS),
+    Converter("TensorFlow 2.21, ai-edge-quantizer 0.10", TENSORFLOW, "with_tensorflow.py", "quantizer", KERAS[:2]),
     Converter("onnx2tf 1.29", ONNX2TF_1, "with_onnx2tf.py", "onnx", (SMALL,)),
     Converter("onnx2tf 2.6", ONNX2TF, "with_onnx2tf.py", "onnx", (SMALL,)),
     Converter("litert-torch 0.10, ai-edge-quantizer 0.10", LITERT, "with_litert_torch.py", "pytorch", PYTORCH),
