@@ -39,14 +39,14 @@ class Small(nn.Module):
 
 
 class Residual(nn.Module):
-    """The sum of a branch and a shortcut. shortcut: None hands the input on."""
+    """A branch whose output is added to its input."""
 
-    def __init__(self, branch: nn.Module, shortcut: Act, last: nn.Module) -> None:
+    def __init__(self, branch: nn.Module) -> None:
         super().__init__()
-        self.branch, self.shortcut, self.last = branch, shortcut or nn.Identity(), last
+        self.branch = branch
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.last(self.branch(image) + self.shortcut(image))
+        return image + self.branch(image)
 
 
 def conv(channels: tuple[int, int], kernel: int, *, stride: int = 1, group: int = 1, act: Act = None) -> nn.Module:
@@ -70,7 +70,7 @@ def mobilenet_v2() -> nn.Module:
             grown = [conv((width, wide), 1, act=act)] if expansion > 1 else []
             deep = conv((wide, wide), 3, stride=stride, group=wide, act=act)
             block = nn.Sequential(*grown, deep, conv((wide, channels), 1))
-            layers.append(Residual(block, None, nn.Identity()) if stride == 1 and width == channels else block)
+            layers.append(Residual(block) if stride == 1 and width == channels else block)
             width = channels
     return nn.Sequential(*layers, conv((width, 1280), 1, act=act), *head(1280))
 
