@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.batch import SegmentBatch
 from balancer.ground.opsets import members
-from balancer.solve import Between, Cost, CostColumns, Kept, Kind, Problem, Structure, Transfer
+from balancer.solve import Between, Cost, CostColumns, Kept, Kind, Problem, Structure, Transfer, Varying
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from balancer.cost.segment import SegmentCosts
     from balancer.graph import Graph
     from balancer.ground.arrays import IndexArray
@@ -65,8 +67,8 @@ def _with_neighbours(graph: Graph) -> tuple[OpSet, ...]:
 def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
     """The additive part of a segment's cost, for CP-SAT and for lower bounds on whole plans.
 
-    It is a relaxation: never above the exact cost. Ops that may run on the CPU or on the TPU count with the lower of the
-    two times. The capacity for parameters is the largest that any segment has.
+    It is a relaxation: never above the exact cost. The capacity for parameters is the largest that any segment has. Only
+    parameters of ops that run on the TPU in every segment ask for it.
     """
     hardware, graph, sure = costs.hardware, costs.graph, costs.sure_on_tpu
     caching = costs.caching
@@ -74,6 +76,7 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
         stage_ns=hardware.link.invoke_ns,
         op_ns=tuple(costs.least_ns),
         transfers=tuple(_transfer(costs, t) for t in sorted(set(graph.producer) | set(graph.readers))),
+        varying=tuple(_varying(costs)),
         kept=tuple(
             Kept(i, caching.size_bytes[i], costs.op_terms[i].stall_ns) for i in caching.priority if sure >> i & 1
         ),
@@ -84,6 +87,23 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
         limit_bytes=None if may_overflow else costs.capacity_rule.largest_bytes,
         relaxed=True,
     )
+
+
+def _varying(costs: SegmentCosts) -> Iterator[Varying]:
+    """The mapped ops that run on the CPU in some segments, and on the TPU in others.
+
+    An op runs on the CPU where its segment holds a mapped op, after that an unmapped one, and after that the op itself. A
+    segment that holds the first and the last of these holds all between them, too: so it is enough to look for the mapped ops
+    from which unmapped ones read that come before the op.
+    """
+    before, ancestors = costs.graph.before, costs.ancestors
+    for i in members(costs.mapped & ~costs.sure_on_tpu):
+        others = {p for u in members(ancestors[i] & costs.unmapped) for p in members(before[u] & costs.mapped)}
+        terms, least_ns = costs.op_terms[i], costs.least_ns[i]
+        if others:
+            on_tpu_ns = terms.compute_ns + terms.start_ns + terms.always_streamed_ns
+            streaming = terms.layout.always_streamed > 0
+            yield Varying(i, tuple(sorted(others)), terms.cpu_ns - least_ns, on_tpu_ns - least_ns, streaming)
 
 
 def _transfer(costs: SegmentCosts, t: int) -> Transfer:

@@ -70,10 +70,11 @@ def time_expressions(places: BlockPlaces, choices: DeviceChoices, structures: Se
     for k, structure in enumerate(structures):
         sums: list[list[Expression]] = [[structure.stage_ns, surplus[j]] for j in range(stages)]
         _add_work(terms, k, structure, sums)
+        sending = _add_varying(terms, structure, sums)
         _add_memory_limit(terms, k, structure)
         for transfer in structure.transfers:
             _add_transfer(terms, transfer, sums)
-        spilled.append(_add_spills(terms, structure, sums))
+        spilled.append(_add_spills(terms, structure, sums, sending))
         on_kind.append([sum(parts) for parts in sums])
     return TimeExpressions(on_kind, on_kind[0] if len(structures) == 1 else _times_anywhere(terms, on_kind), spilled)
 
@@ -99,6 +100,23 @@ def _add_work(terms: _Terms, kind: int, structure: Structure, sums: Sequence[lis
                 sums[j].append(work * inside)
             if barred:
                 terms.hold_on(places.model.add(inside == 0), j, kind)
+
+
+def _add_varying(terms: _Terms, structure: Structure, sums: Sequence[list[Expression]]) -> list[list[Expression]]:
+    """What ops take longer with or without certain others. Returns for each stage what is 1 where one sends parameters."""
+    places, model = terms.places, terms.places.model
+    sending: list[list[Expression]] = [[] for _ in range(places.stages)]
+    for varying in structure.varying:
+        for j in range(places.stages):
+            here = places.op_inside(varying.op, j)
+            others = [places.op_inside(other, j) for other in varying.others]
+            beside = at_least(model, [here + other - 1 for other in others])
+            model.add(beside <= here)
+            model.add(beside <= sum(others))
+            sums[j].append(varying.with_ns * beside + varying.without_ns * (here - beside))
+            if varying.streaming:
+                sending[j].append(here - beside)
+    return sending
 
 
 def _add_memory_limit(terms: _Terms, kind: int, structure: Structure) -> None:
@@ -135,8 +153,12 @@ def _add_transfer(terms: _Terms, transfer: Transfer, sums: Sequence[list[Express
             sums[j].append(transfer.receive_ns * terms.move("in", j, made, readers, crossing))
 
 
-def _add_spills(terms: _Terms, structure: Structure, sums: Sequence[list[Expression]]) -> list[Expression]:
+def _add_spills(
+    terms: _Terms, structure: Structure, sums: Sequence[list[Expression]], sending: Sequence[Sequence[Expression]]
+) -> list[Expression]:
     """The time of spilling parameters; returns the bytes that each stage spills.
+
+    sending: for each stage what is 1 where a further op sends parameters in any case.
 
     Which parameters stay follows the order of priority. Where the structure is relaxed, the solver may choose.
     """
@@ -144,7 +166,7 @@ def _add_spills(terms: _Terms, structure: Structure, sums: Sequence[list[Express
     spilled: list[Expression] = [0] * places.stages
     everything_stays = sum(kept.size_bytes for kept in structure.kept) <= structure.capacity_bytes
     for j in range(places.stages):
-        starts = at_least(model, [places.op_inside(i, j) for i in structure.streaming])
+        starts = at_least(model, [*(places.op_inside(i, j) for i in structure.streaming), *sending[j]])
         sums[j].append(structure.spill_start_ns * starts)
         if everything_stays:
             continue

@@ -4,8 +4,9 @@
                       + op_ns of each of its ops
                       + receive_ns of each tensor that is made elsewhere and read inside
                       + send_ns of each tensor made inside that leaves, or is read outside
+                      + with_ns or without_ns of each of its ops that is in `varying`
                       + spill_ns of each of its ops whose parameters spill
-                      + spill_start_ns if any op spills, or any is in `streaming`
+                      + spill_start_ns if any op spills, or any sends parameters in any case
 
 Which parameters stay on the device is decided in the order of `kept`: the parameters of an op stay if they fit beside
 those that stay already; else they spill, and later ops may take the remaining capacity. A segment whose `op_bytes` sum
@@ -48,11 +49,27 @@ class Kept:
     spill_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class Varying:
+    """An op whose time depends on whether any of some ops, on which it depends, stand in the same segment.
+
+    with_ns: what it takes longer than its `op_ns` where one of `others` does; without_ns: where none does. streaming: whether
+    it sends parameters where none does, as those ops do everywhere that are in `Structure.streaming`.
+    """
+
+    op: int
+    others: tuple[int, ...]
+    with_ns: int
+    without_ns: int
+    streaming: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Structure:
     """The terms of the formula above, for one kind of device.
 
     op_ns: for each op; None where the kind cannot run it.
+    varying: ops whose time depends on what else is in the segment. Only with `relaxed`.
     kept: in order of priority.
     capacity_bytes: for kept parameters.
     streaming: ops that always send parameters. Their op_ns includes the time of that.
@@ -65,6 +82,7 @@ class Structure:
     stage_ns: int
     op_ns: tuple[int | None, ...]
     transfers: tuple[Transfer, ...] = ()
+    varying: tuple[Varying, ...] = ()
     kept: tuple[Kept, ...] = ()
     capacity_bytes: int = 0
     spill_start_ns: int = 0
