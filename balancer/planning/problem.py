@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.cost.batch import SegmentBatch
+from balancer.cost.compilable import LEVELS, Compilable
 from balancer.ground.opsets import members
-from balancer.solve import Between, Cost, CostColumns, Kept, Kind, Problem, Structure, Transfer, Varying
+from balancer.solve import Between, Cost, CostColumns, Handoff, Kept, Kind, Problem, Structure, Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from balancer.cost.segment import SegmentCosts
     from balancer.graph import Graph
     from balancer.ground.arrays import IndexArray
@@ -18,15 +17,25 @@ if TYPE_CHECKING:
     from balancer.ground.opsets import OpSet
 
 
-def problem_of(costs: SegmentCosts, devices: tuple[tuple[Kind, int], ...], *, may_overflow: bool) -> Problem:
+def problem_of(
+    costs: SegmentCosts,
+    devices: tuple[tuple[Kind, int], ...],
+    *,
+    may_overflow: bool,
+    worst: Compilable = Compilable.SURELY_NOT,
+) -> Problem:
     """The problem of splitting the ops of the costs' graph over these devices.
 
     devices: how many of each kind. may_overflow: whether a segment may stream parameters for lack of on-chip memory.
+    worst: the worst that a segment may be judged on whether it compiles.
     """
+    most, judged = LEVELS.index(worst), worst is not LEVELS[-1]
     graph, hardware = costs.graph, costs.hardware
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
         if not costs.allowed(ops):
+            return None
+        if judged and LEVELS.index(costs.judgement(ops).level) > most:
             return None
         terms = costs.terms(ops)
         return Cost(terms.stage_ns, terms.streamed_bytes) if may_overflow or not terms.overflow_bytes else None
@@ -37,6 +46,8 @@ def problem_of(costs: SegmentCosts, devices: tuple[tuple[Kind, int], ...], *, ma
         def between(inners: IndexArray, outers: IndexArray) -> CostColumns:
             table = segments(inners, outers)
             allowed = table.allowed if may_overflow else table.allowed & (table.overflow_bytes == 0)
+            if judged:
+                allowed = allowed & (segments.levels(inners, outers) <= most)
             return CostColumns(table.time_ns, table.streamed_bytes, allowed)
 
         return between
@@ -76,34 +87,32 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
         stage_ns=hardware.link.invoke_ns,
         op_ns=tuple(costs.least_ns),
         transfers=tuple(_transfer(costs, t) for t in sorted(set(graph.producer) | set(graph.readers))),
-        varying=tuple(_varying(costs)),
         kept=tuple(
             Kept(i, caching.size_bytes[i], costs.op_terms[i].stall_ns) for i in caching.priority if sure >> i & 1
         ),
         capacity_bytes=costs.capacity_rule.largest_bytes,
         spill_start_ns=hardware.link.stream_start_ns,
         streaming=tuple(i for i in members(sure) if costs.op_terms[i].layout.always_streamed),
+        usually_streaming=tuple(i for i in members(costs.mapped & ~sure) if costs.op_terms[i].layout.always_streamed),
         op_bytes=tuple(caching.size_bytes[i] if sure >> i & 1 else 0 for i in range(len(graph.ops))),
         limit_bytes=None if may_overflow else costs.capacity_rule.largest_bytes,
+        handoffs=_handoffs(costs),
+        usual_ns=tuple(costs.usual_ns),
+        handed_ns=tuple(
+            costs.op_terms[i].cpu_ns if costs.mapped >> i & 1 else ns for i, ns in enumerate(costs.usual_ns)
+        ),
         relaxed=True,
     )
 
 
-def _varying(costs: SegmentCosts) -> Iterator[Varying]:
-    """The mapped ops that run on the CPU in some segments, and on the TPU in others.
-
-    An op runs on the CPU where its segment holds a mapped op, after that an unmapped one, and after that the op itself. A
-    segment that holds the first and the last of these holds all between them, too: so it is enough to look for the mapped ops
-    from which unmapped ones read that come before the op.
-    """
-    before, ancestors = costs.graph.before, costs.ancestors
-    for i in members(costs.mapped & ~costs.sure_on_tpu):
-        others = {p for u in members(ancestors[i] & costs.unmapped) for p in members(before[u] & costs.mapped)}
-        terms, least_ns = costs.op_terms[i], costs.least_ns[i]
-        if others:
-            on_tpu_ns = terms.compute_ns + terms.start_ns + terms.always_streamed_ns
-            streaming = terms.layout.always_streamed > 0
-            yield Varying(i, tuple(sorted(others)), terms.cpu_ns - least_ns, on_tpu_ns - least_ns, streaming)
+def _handoffs(costs: SegmentCosts) -> tuple[Handoff, ...]:
+    """Which ops send others to the CPU, and in which company (`SegmentCosts.on_cpu`)."""
+    followers: dict[int, OpSet] = {}
+    for i in members(costs.mapped):
+        for unmapped in members(costs.ancestors[i] & costs.unmapped):
+            followers[unmapped] = followers.get(unmapped, 0) | 1 << i
+    reasons = ((op, costs.ancestors[op] & costs.mapped) for op in followers)
+    return tuple(Handoff(op, after, followers[op]) for op, after in reasons if after)
 
 
 def _transfer(costs: SegmentCosts, t: int) -> Transfer:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING
 
 from balancer.ground.opsets import members
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from ortools.sat.python.cp_model import Constraint, IntVar
 
+    from balancer.ground.opsets import OpSet
     from balancer.solve.cpsat_variables import BlockPlaces, DeviceChoices, Expression
     from balancer.solve.structure import Structure, Transfer
 
@@ -59,8 +62,13 @@ class _Terms:
         return self.moves[key]
 
 
-def time_expressions(places: BlockPlaces, choices: DeviceChoices, structures: Sequence[Structure]) -> TimeExpressions:
-    """Add the variables and constraints that the times need. structures: of each kind of device."""
+def time_expressions(
+    places: BlockPlaces, choices: DeviceChoices, structures: Sequence[Structure], before: Sequence[OpSet]
+) -> TimeExpressions:
+    """Add the variables and constraints that the times need.
+
+    structures: of each kind of device. before: for each op those that it reads from.
+    """
     model, stages = places.model, places.stages
     # What `exact` adds to the structure. `StageModel.exclude` raises it where that is known.
     surplus = [model.new_int_var(0, LONGEST_NS, f"surplus{j}") for j in range(stages)]
@@ -70,7 +78,7 @@ def time_expressions(places: BlockPlaces, choices: DeviceChoices, structures: Se
     for k, structure in enumerate(structures):
         sums: list[list[Expression]] = [[structure.stage_ns, surplus[j]] for j in range(stages)]
         _add_work(terms, k, structure, sums)
-        sending = _add_varying(terms, structure, sums)
+        sending = _add_handoffs(terms, structure, before, sums)
         _add_memory_limit(terms, k, structure)
         for transfer in structure.transfers:
             _add_transfer(terms, transfer, sums)
@@ -102,21 +110,43 @@ def _add_work(terms: _Terms, kind: int, structure: Structure, sums: Sequence[lis
                 terms.hold_on(places.model.add(inside == 0), j, kind)
 
 
-def _add_varying(terms: _Terms, structure: Structure, sums: Sequence[list[Expression]]) -> list[list[Expression]]:
-    """What ops take longer with or without certain others. Returns for each stage what is 1 where one sends parameters."""
+def _add_handoffs(
+    terms: _Terms, structure: Structure, before: Sequence[OpSet], sums: Sequence[list[Expression]]
+) -> list[list[Expression]]:
+    """What ops take beyond their least time, on the host or not. Returns for each stage what is 1 where one of them sends
+    parameters.
+
+    A stage that holds an op and one of its ancestors holds all ops between them. So of the ops after which others are
+    handed over, only the latest need a look.
+    """
     places, model = terms.places, terms.places.model
+    latest = [(_latest(handoff.after, before), handoff.followers) for handoff in structure.handoffs]
     sending: list[list[Expression]] = [[] for _ in range(places.stages)]
-    for varying in structure.varying:
+    for i in members(reduce(or_, (followers for _, followers in latest), 0)):
+        least_ns = structure.op_ns[i] or 0
+        causes = reduce(or_, (after for after, followers in latest if followers >> i & 1))
         for j in range(places.stages):
-            here = places.op_inside(varying.op, j)
-            others = [places.op_inside(other, j) for other in varying.others]
-            beside = at_least(model, [here + other - 1 for other in others])
-            model.add(beside <= here)
-            model.add(beside <= sum(others))
-            sums[j].append(varying.with_ns * beside + varying.without_ns * (here - beside))
-            if varying.streaming:
-                sending[j].append(here - beside)
+            here = places.op_inside(i, j)
+            others = [places.op_inside(other, j) for other in members(causes)]
+            handed = at_least(model, [here + other - 1 for other in others])
+            model.add(handed <= here)
+            model.add(handed <= sum(others))
+            kept = here - handed
+            sums[j].append((structure.handed_ns[i] - least_ns) * handed + (structure.usual_ns[i] - least_ns) * kept)
+            if i in structure.usually_streaming:
+                sending[j].append(kept)
     return sending
+
+
+def _latest(ops: OpSet, before: Sequence[OpSet]) -> OpSet:
+    """Those of these ops on which no other of them depends. before: for each op those that it reads from."""
+    passed, latest = 0, 0
+    for i in reversed(range(ops.bit_length())):
+        if ops & ~passed & 1 << i:
+            latest |= 1 << i
+        if (ops | passed) >> i & 1:
+            passed |= before[i]
+    return latest
 
 
 def _add_memory_limit(terms: _Terms, kind: int, structure: Structure) -> None:

@@ -66,10 +66,11 @@ def structured_ns(graph: Graph, costs: SegmentCosts, ops: OpSet) -> int:
     terms, inside = structure(costs), list(members(ops))
     total = terms.stage_ns + sum(terms.op_ns[i] or 0 for i in inside)
     starts = any(i in terms.streaming for i in inside)
-    for varying in (v for v in terms.varying if v.op in inside):
-        beside = any(other in inside for other in varying.others)
-        total += varying.with_ns if beside else varying.without_ns
-        starts |= varying.streaming and not beside
+    for i in inside:
+        handed = any(h.followers >> i & 1 and ops >> h.op & 1 and ops & h.after for h in terms.handoffs)
+        if terms.handoffs:
+            total += (terms.handed_ns[i] if handed else terms.usual_ns[i]) - (terms.op_ns[i] or 0)
+        starts |= i in terms.usually_streaming and not handed
     for t in terms.transfers:
         here, outside = [r for r in t.readers if r in inside], [r for r in t.readers if r not in inside]
         total += t.receive_ns if here and t.producer not in inside else 0
