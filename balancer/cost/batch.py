@@ -157,7 +157,7 @@ class SegmentBatch:
             time_ns[at] += filled.stall_ns
         streamed += overflow
         link = self.costs.hardware.link
-        time_ns += np.where(streamed > 0, link.stream_start_ns, 0) + link.invoke_ns
+        time_ns += np.where(streamed > 0, link.stream_start_ns, 0) + self.costs.invoke_ns
         return SegmentTable(time_ns, streamed, overflow, allowed)
 
     def _row(self, row: int, outers: NDArray[np.intp]) -> _Row:

@@ -1,6 +1,6 @@
 """The cost of one segment, in the terms that a plan prints. The cost model is read from here.
 
-    stage_ns = overhead_ns    to invoke the segment, and to start each of its ops
+    stage_ns = overhead_ns    to invoke the segment, to send its instructions, and to start each of its ops
              + compute_ns     its ops compute, as if all parameters were cached
              + streaming_ns   they stall while parameters arrive that are not cached
              + input_ns       boundary tensors enter it
@@ -27,8 +27,10 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.caching import caching_rule
 from balancer.cost.capacity import CapacityRule, input_scratch
+from balancer.cost.instructions import BASE_BYTES
 from balancer.cost.op_terms import OpTerms, op_terms, transfer_terms
 from balancer.cost.profile import OpCosts
+from balancer.cost.timing import instructions_ns
 from balancer.ground.opsets import OpSet, members, op_set
 from balancer.ground.terms import SegmentTerms
 from balancer.ground.units import MIB
@@ -85,7 +87,7 @@ class SegmentCosts:
             "streaming_ns": _streaming_ns(running, overflowing, link) if streamed_bytes else 0,
             "input_ns": sum(self.transfers[t].input_ns for t in inputs),
             "output_ns": sum(self.transfers[t].output_ns for t in outputs),
-            "overhead_ns": _overhead_ns(running, link),
+            "overhead_ns": self.invoke_ns + sum(op.start_ns for op in running),
             "cpu_ns": sum(op.cpu_ns for op in self._terms_of(on_cpu)),
         }
         return SegmentTerms(
@@ -94,9 +96,15 @@ class SegmentCosts:
             streamed_bytes=streamed_bytes,
             overflow_bytes=overflow_bytes,
             capacity_bytes=capacity_bytes,
+            instruction_bytes=BASE_BYTES + sum(op.instruction_bytes for op in running) if running else 0,
             stage_ns=sum(times.values()),
             **times,
         )
+
+    @cached_property
+    def invoke_ns(self) -> int:
+        """ns to invoke a segment: what any executable has of instructions, and what the link takes besides."""
+        return self.hardware.link.invoke_ns + instructions_ns(BASE_BYTES, self.hardware)
 
     def _terms_of(self, ops: OpSet) -> list[OpTerms]:
         return [self.op_terms[i] for i in members(ops)]
@@ -170,7 +178,7 @@ class SegmentCosts:
         overflow_bytes = max(0, streamed - self.capacity_rule.largest_bytes)
         # Rounded down, while `terms` rounds each op's time up: the bound stays at or below the exact sum. The maximum, and
         # not the sum, since computing hides streaming.
-        return link.invoke_ns + max(busy_ns, overflow_bytes * link.stream_ns_per_mib // MIB)
+        return self.invoke_ns + max(busy_ns, overflow_bytes * link.stream_ns_per_mib // MIB)
 
     @cached_property
     def sure_on_tpu(self) -> OpSet:
@@ -194,11 +202,6 @@ class SegmentCosts:
 
 
 _AS_PREDICTED = OpCosts()
-
-
-def _overhead_ns(running: Sequence[OpTerms], link: Link) -> int:
-    """ns to invoke a segment and to start these ops on the chip."""
-    return link.invoke_ns + sum(op.start_ns for op in running)
 
 
 def _streaming_ns(running: Sequence[OpTerms], overflowing: Sequence[OpTerms], link: Link) -> int:

@@ -1,12 +1,13 @@
 """Nanoseconds of one op and of one boundary tensor: the formulas of the cost model, each with its reason.
 
-    op on the chip   start + gather + busy                                    its parameters are cached
-                     start + gather + max(busy, stream)                       they are streamed with each inference
+    op on the chip   start + instructions + gather + busy                     its parameters are cached
+                     start + instructions + gather + max(busy, stream)        they are streamed with each inference
     op on the CPU    cpu
     boundary tensor  input, for the segment that reads it; output, for the segment that makes it
 
 `segment` sums these. While the op computes (busy), the link can already carry its parameters (stream): only the longer of
-the two counts. Nothing else of one inference overlaps.
+the two counts. Nothing else of one inference overlaps. Start, gather and busy take as much longer as the chip's clock is
+below 500 MHz; what crosses the link does not.
 
 Each formula rounds up to whole nanoseconds. Then the parts of a sum never add up to less than the rounded whole, and a
 lower bound that rounds a total down stays below any sum of parts.
@@ -18,13 +19,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.cost.geometry import ARRAY_INPUTS, ARRAY_OUTPUTS, TILE_SIDE, FeatureMap, Window, sliding_window
+from balancer.cost.geometry import (
+    ARRAY_INPUTS,
+    ARRAY_OUTPUTS,
+    TILE_SIDE,
+    FeatureMap,
+    Window,
+    feature_map,
+    sliding_window,
+)
+from balancer.cost.hardware import FULL_CLOCK_MHZ
 from balancer.ground.units import MIB, ceil_div, ceil_to
 
 if TYPE_CHECKING:
     from balancer.cost.hardware import Hardware
     from balancer.cost.layout import ParameterLayout
-    from balancer.graph import Graph, Op
+    from balancer.graph import Graph, Op, Tensor
 
 _GMAC = 10**9
 # The array's output stage applies these to values that it writes anyway. Dense models with five dense ops, four TANH and
@@ -34,18 +44,38 @@ _FUSED = {"RELU", "RELU6", "RELU_N1_TO_1", "TANH", "LOGISTIC", "QUANTIZE"}
 
 def start_ns(op: Op, hardware: Hardware) -> int:
     """ns to start the op on the chip; 0 for activation functions and QUANTIZE, which start with the op before them."""
-    return 0 if op.type in _FUSED else hardware.chip.op_ns
+    return 0 if op.type in _FUSED else _at_clock(hardware.chip.op_ns, hardware)
+
+
+def _at_clock(full_clock_ns: int, hardware: Hardware) -> int:
+    """ns that the chip takes for what it does in `full_clock_ns` at 500 MHz."""
+    return ceil_div(full_clock_ns * FULL_CLOCK_MHZ, hardware.chip.clock_mhz)
+
+
+def instructions_ns(size_bytes: int, hardware: Hardware) -> int:
+    """ns that the link carries so many bytes of instructions. The chip keeps none: they are sent with each inference.
+
+    Source: NASNetMobile on a Raspberry Pi's USB 2 takes 49 ms more than on USB 3, as if 1.8 MiB crossed the link for each
+    picture, though its parameters are cached: what is left beside the picture goes with the number of its ops, in six
+    other networks, too.
+    """
+    return ceil_div(size_bytes * hardware.link.instruction_ns_per_mib, MIB)
 
 
 def busy_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:
-    """ns that the op computes on the chip once all its parameters are there. `gather_ns` comes on top.
+    """ns that the op computes on the chip once all its parameters are there, at the chip's clock. `gather_ns` comes on top."""
+    return _at_clock(_full_clock_busy_ns(graph, op, layout, hardware), hardware)
+
+
+def _full_clock_busy_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:
+    """`busy_ns` at 500 MHz.
 
     A dense op takes the time that its parameters need to pass the array once. A convolution takes its padded
     multiply-accumulates, and once more those of the rows that two neighbouring bands both need. A depthwise convolution
     takes its padded multiply-accumulates and the writing of its output. Any other op takes the multiply-accumulates that
     it has and the writing of its outputs.
     """
-    written_bytes = sum(graph.tensors[t].bytes for t in op.outputs)
+    written_bytes = sum(_written_bytes(graph.tensors[t], hardware) for t in op.outputs)
     if op.type == "FULLY_CONNECTED":
         return ceil_div(layout.cached * hardware.chip.dense_ns_per_mib, MIB)
     writing_ns = ceil_div(written_bytes * hardware.chip.written_ns_per_mib, MIB)
@@ -58,6 +88,18 @@ def busy_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -
     # Two neighbouring bands both compute the rows at their common border.
     repeated_rows = 2 * (bands(window, hardware) - 1)
     return computing_ns + ceil_div(computing_ns * repeated_rows, max(1, window.output.height))
+
+
+def _written_bytes(tensor: Tensor, hardware: Hardware) -> int:
+    """Bytes of an op's output as the chip writes them: the last axis in multiples of `written_channels`.
+
+    A picture and other maps of at most 4 channels are written in multiples of 4.
+    """
+    if tensor.shape is None:
+        return tensor.bytes
+    channels = max(1, feature_map(tensor).channels)
+    step = min(hardware.chip.written_channels, ARRAY_INPUTS if channels <= ARRAY_INPUTS else ARRAY_OUTPUTS)
+    return tensor.bytes * ceil_to(channels, step) // channels
 
 
 def padded_macs(window: Window) -> int:
@@ -113,7 +155,8 @@ def gather_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
     if window.source.pixels < hardware.chip.gather_least_pixels:
         return 0
     source_bytes = window.source.pixels * window.source.channels
-    return hardware.chip.gather_ns + ceil_div(source_bytes * hardware.chip.gather_ns_per_mib, MIB)
+    full_clock_ns = hardware.chip.gather_ns + ceil_div(source_bytes * hardware.chip.gather_ns_per_mib, MIB)
+    return _at_clock(full_clock_ns, hardware)
 
 
 def stream_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:

@@ -12,7 +12,8 @@ class SegmentTerms:
 
     parameter_bytes: all parameters. cached_bytes: of these, what stays on the chip. streamed_bytes: what is sent with each
     inference. overflow_bytes: of the streamed bytes, what is streamed for lack of on-chip memory. capacity_bytes: on-chip
-    memory that the segment has for parameters. compute_ns: of its ops on the TPU. streaming_ns: what streaming adds to
+    memory that the segment has for parameters. instruction_bytes: sent with each inference; 0 in plans of older versions.
+    compute_ns: of its ops on the TPU. streaming_ns: what streaming adds to
     computing. input_ns, output_ns: transfers. overhead_ns: starting the inference and the ops. cpu_ns: of its ops on the
     CPU. stage_ns: the sum of these times. `cost.segment` tells how each is found.
     """
@@ -22,6 +23,7 @@ class SegmentTerms:
     streamed_bytes: int
     overflow_bytes: int
     capacity_bytes: int
+    instruction_bytes: int = 0
     compute_ns: int
     streaming_ns: int
     input_ns: int

@@ -71,7 +71,7 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
     hardware, graph, sure = costs.hardware, costs.graph, costs.sure_on_tpu
     caching = costs.caching
     return Structure(
-        stage_ns=hardware.link.invoke_ns,
+        stage_ns=costs.invoke_ns,
         op_ns=tuple(costs.least_ns),
         transfers=tuple(_transfer(costs, t) for t in sorted(set(graph.producer) | set(graph.readers))),
         kept=tuple(
