@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from efficientdet import efficientdet_lite, efficientnet_lite
 from mobilenet import mobilenet_v1
+from yolo11 import yolo11
 from yolov5 import yolov5
 from yolov8 import yolov8
 
-__all__ = ["efficientdet_lite", "efficientnet_lite", "mobilenet_v1", "yolov5", "yolov8"]
+__all__ = ["efficientdet_lite", "efficientnet_lite", "mobilenet_v1", "yolo11", "yolov5", "yolov8"]

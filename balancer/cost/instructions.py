@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from balancer.graph import Graph, Op, Tensor
 
 INSTRUCTION_BYTES = 16
-# Decoded: the beginning and the end of both executables of a package, the one that runs and the one that fills the cache.
-BASE_BYTES = 80 * INSTRUCTION_BYTES
+# Decoded: 80 instructions at the beginning and the end of both executables of a package, the one that runs and the one that
+# fills the cache; 155 to bring a picture in and 117 to bring one out. A vector takes 45 to 60 either way.
+BASE_BYTES = (80 + 155 + 117) * INSTRUCTION_BYTES
 
 _NARROW_BYTES = 16 * 192 * KIB  # of all tiles
 # Above this share of narrow memory an op runs in bands. Decoded: SSD MobileNet v2 at 300 px, 0.80, runs in one; PoseNet at
@@ -74,16 +75,6 @@ def instruction_bytes(graph: Graph, op: Op) -> int:
     constants = (graph.tensors[t] for t in op.inputs if t >= 0 and graph.tensors[t].is_parameter)
     cached = _PER_CACHED_OP if any(t.bytes >= _LEAST_PARAMETER_BYTES for t in constants) else 0
     return INSTRUCTION_BYTES * (_instructions(graph, op) * bands(graph, op) + cached)
-
-
-def crossing_bytes(tensor: Tensor) -> int:
-    """Bytes of the instructions that move a boundary tensor into or out of the chip.
-
-    Decoded: 155 instructions for a picture that comes in, 300 if shares differ; 117 and 150 for one that goes out; 45 to 60 for
-    a vector either way. Here the mean of both directions.
-    """
-    shape = feature_map(tensor)
-    return INSTRUCTION_BYTES * (55 if shape.height == 1 else 106 + 30 * copies(shape))
 
 
 def copies(shape: FeatureMap) -> int:
