@@ -261,7 +261,7 @@ class SegmentBatch:
         costs = self.costs
         on_tpu = op_set(i for i in members(costs.mapped) if not costs.ancestors[i] & ending)
         chip = [on_tpu >> i & 1 for i in range(len(self.graph.ops))]
-        busy = [op.compute_ns + op.start_ns + op.always_streamed_ns for op in costs.op_terms]
+        busy = [op.compute_ns + op.start_ns + op.always_streamed_ns + op.exchange_ns for op in costs.op_terms]
         # Folded ops are in no term, though `OpTerms` has their time on the CPU.
         cpu = [0 if op.folded else costs.op_terms[op.index].cpu_ns for op in self.graph.ops]
         return _Split(

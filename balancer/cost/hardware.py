@@ -33,7 +33,8 @@ class Chip:
     clock_mhz             the chip's clock: 500 with the runtime's `max` build, 250 with `std`
     mac_ns_per_gmac       ns for 10^9 multiply-accumulates, counted as the array pads them
     dense_ns_per_mib      ns to pass the cached parameters of dense ops through the array, for each MiB
-    written_ns_per_mib    ns to write the outputs of other ops than convolutions and dense ops, for each MiB
+    written_ns_per_mib    ns of other ops than convolutions and dense ops for each MiB that they write
+    moved_permille        thousandths of it that an op takes which reads one activation only (see `elementwise`)
     written_channels      channels of an output are written so many at a time: their number is rounded up to a multiple
     op_ns                 ns to start one op, besides sending its instructions
     gather_ns             ns to collect the input of a convolution that lies spread over the tiles, once for each op
@@ -62,6 +63,7 @@ class Chip:
     dense_tile_bytes: int
     clock_mhz: int = FULL_CLOCK_MHZ
     written_channels: int = 1
+    moved_permille: int = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,8 @@ class OpTerms:
     mapped: the Edge TPU takes the op; false for folded ops, too. layout: bytes of its parameters. instruction_bytes: on the
     chip. start_ns: to send its instructions and start it on the chip. compute_ns: on the chip, with its parameters cached.
     stall_ns: how much longer it takes on the chip if its parameters are streamed. always_streamed_ns: to send constant
-    operands that are never cached. cpu_ns: on the CPU. scratch_bytes: of wide memory, in each tile.
+    operands that are never cached. exchange_ns: on the chip, to send an activation to the host and back. cpu_ns: on the CPU.
+    scratch_bytes: of wide memory, in each tile.
     """
 
     mapped: bool
@@ -37,6 +38,7 @@ class OpTerms:
     compute_ns: int
     stall_ns: int
     always_streamed_ns: int
+    exchange_ns: int
     cpu_ns: int
     scratch_bytes: int
 
@@ -70,10 +72,11 @@ def op_terms(graph: Graph, op: Op, hardware: Hardware, known: OpCosts) -> OpTerm
         mapped=mapped,
         layout=parameters,
         instruction_bytes=instructions,
-        start_ns=timing.start_ns(op, hardware) + timing.instructions_ns(instructions, hardware),
+        start_ns=timing.start_ns(graph, op, hardware) + timing.instructions_ns(instructions, hardware),
         compute_ns=compute_ns,
         stall_ns=timing.stall_ns(stream_ns, compute_ns, gather_ns),
         always_streamed_ns=timing.always_streamed_ns(parameters, hardware),
+        exchange_ns=timing.exchange_ns(graph, op, hardware),
         cpu_ns=cpu_ns,
         scratch_bytes=scratch_bytes,
     )

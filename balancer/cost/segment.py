@@ -2,7 +2,7 @@
 
     stage_ns = overhead_ns    to invoke the segment, to send its instructions, and to start each of its ops
              + compute_ns     its ops compute, as if all parameters were cached
-             + streaming_ns   they stall while parameters arrive that are not cached
+             + streaming_ns   they stall while parameters arrive that are not cached, and while activations go through the host
              + input_ns       boundary tensors enter it
              + output_ns      boundary tensors leave it
              + cpu_ns         its ops that stay on the CPU
@@ -81,10 +81,10 @@ class SegmentCosts:
         cached_bytes = sum(op.layout.cached for op in self._terms_of(cached))
         overflow_bytes = sum(op.layout.streamed for op in overflowing)
         streamed_bytes = overflow_bytes + sum(op.layout.always_streamed for op in running)
-        link = self.hardware.link
+        link, exchange_ns = self.hardware.link, sum(op.exchange_ns for op in running)
         times = {
             "compute_ns": sum(op.compute_ns for op in running),
-            "streaming_ns": _streaming_ns(running, overflowing, link) if streamed_bytes else 0,
+            "streaming_ns": (_streaming_ns(running, overflowing, link) if streamed_bytes else 0) + exchange_ns,
             "input_ns": sum(self.transfers[t].input_ns for t in inputs),
             "output_ns": sum(self.transfers[t].output_ns for t in outputs),
             "overhead_ns": self.invoke_ns + sum(op.start_ns for op in running),
@@ -196,7 +196,7 @@ class SegmentCosts:
             return 0
         if not terms.mapped:
             return terms.cpu_ns
-        on_tpu = terms.compute_ns + terms.start_ns + terms.always_streamed_ns
+        on_tpu = terms.compute_ns + terms.start_ns + terms.always_streamed_ns + terms.exchange_ns
         # With an unmapped ancestor it depends on the segment where the op runs: the bound must hold for both.
         return on_tpu if self.sure_on_tpu >> i & 1 else min(on_tpu, terms.cpu_ns)
 

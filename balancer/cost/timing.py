@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from balancer.cost.elementwise import exchanged_bytes, is_second_of_scaling, work_bytes, written_bytes
 from balancer.cost.geometry import (
     ARRAY_INPUTS,
     ARRAY_OUTPUTS,
     TILE_SIDE,
     FeatureMap,
     Window,
-    feature_map,
     sliding_window,
 )
 from balancer.cost.hardware import FULL_CLOCK_MHZ
@@ -34,7 +34,7 @@ from balancer.ground.units import MIB, ceil_div, ceil_to
 if TYPE_CHECKING:
     from balancer.cost.hardware import Hardware
     from balancer.cost.layout import ParameterLayout
-    from balancer.graph import Graph, Op, Tensor
+    from balancer.graph import Graph, Op
 
 _GMAC = 10**9
 # The array's output stage applies these to values that it writes anyway. Dense models with five dense ops, four TANH and
@@ -42,9 +42,12 @@ _GMAC = 10**9
 _FUSED = {"RELU", "RELU6", "RELU_N1_TO_1", "TANH", "LOGISTIC", "QUANTIZE"}
 
 
-def start_ns(op: Op, hardware: Hardware) -> int:
-    """ns to start the op on the chip; 0 for activation functions and QUANTIZE, which start with the op before them."""
-    return 0 if op.type in _FUSED else _at_clock(hardware.chip.op_ns, hardware)
+def start_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
+    """ns to start the op on the chip; 0 for activation functions and QUANTIZE, which start with the op before them, and for
+    an op that scales what the op before it scales.
+    """
+    fused = op.type in _FUSED or is_second_of_scaling(graph, op)
+    return 0 if fused else _at_clock(hardware.chip.op_ns, hardware)
 
 
 def _at_clock(full_clock_ns: int, hardware: Hardware) -> int:
@@ -73,33 +76,21 @@ def _full_clock_busy_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware:
     A dense op takes the time that its parameters need to pass the array once. A convolution takes its padded
     multiply-accumulates, and once more those of the rows that two neighbouring bands both need. A depthwise convolution
     takes its padded multiply-accumulates and the writing of its output. Any other op takes the multiply-accumulates that
-    it has and the writing of its outputs.
+    it has and the bytes that it works through (see `elementwise`).
     """
-    written_bytes = sum(_written_bytes(graph.tensors[t], hardware) for t in op.outputs)
     if op.type == "FULLY_CONNECTED":
         return ceil_div(layout.cached * hardware.chip.dense_ns_per_mib, MIB)
-    writing_ns = ceil_div(written_bytes * hardware.chip.written_ns_per_mib, MIB)
+    rate = hardware.chip.written_ns_per_mib
     window = sliding_window(graph, op)
     if window is None or window.kind == "pool":
-        return writing_ns + ceil_div(op.macs * hardware.chip.mac_ns_per_gmac, _GMAC)
+        working_ns = ceil_div(work_bytes(graph, op, hardware.chip) * rate, MIB)
+        return working_ns + ceil_div(op.macs * hardware.chip.mac_ns_per_gmac, _GMAC)
     computing_ns = ceil_div(padded_macs(window) * hardware.chip.mac_ns_per_gmac, _GMAC)
     if window.kind == "depthwise":
-        return computing_ns + writing_ns
+        return computing_ns + ceil_div(written_bytes(graph, op.outputs, hardware.chip) * rate, MIB)
     # Two neighbouring bands both compute the rows at their common border.
     repeated_rows = 2 * (bands(window, hardware) - 1)
     return computing_ns + ceil_div(computing_ns * repeated_rows, max(1, window.output.height))
-
-
-def _written_bytes(tensor: Tensor, hardware: Hardware) -> int:
-    """Bytes of an op's output as the chip writes them: the last axis in multiples of `written_channels`.
-
-    A picture and other maps of at most 4 channels are written in multiples of 4.
-    """
-    if tensor.shape is None:
-        return tensor.bytes
-    channels = max(1, feature_map(tensor).channels)
-    step = min(hardware.chip.written_channels, ARRAY_INPUTS if channels <= ARRAY_INPUTS else ARRAY_OUTPUTS)
-    return tensor.bytes * ceil_to(channels, step) // channels
 
 
 def padded_macs(window: Window) -> int:
@@ -202,6 +193,12 @@ def output_ns(size_bytes: int, hardware: Hardware) -> int:
     beyond_bytes = max(0, size_bytes - hardware.link.large_tensor_bytes)
     rated = size_bytes * hardware.link.output_ns_per_mib + beyond_bytes * hardware.link.large_output_ns_per_mib
     return ceil_div(rated, MIB)
+
+
+def exchange_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
+    """ns that an activation takes to the host and back, which does not fit beside the op's others; 0 for most ops."""
+    size_bytes = exchanged_bytes(graph, op, hardware.chip)
+    return input_ns(size_bytes, hardware) + output_ns(size_bytes, hardware)
 
 
 def cpu_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
