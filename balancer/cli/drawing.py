@@ -112,7 +112,7 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     count = len(pipeline.stages)
     table = Listing(
         f"{times}{count} {'stage' if count == 1 else 'stages'}, predicted",
-        ("stage", "ops", "TPUs", "cached", "streamed", "in", "out", "ms"),
+        ("stage", "ops", "TPUs", "cached", "streamed", "instr.", "in", "out", "ms"),
     )
     for k, stage in enumerate(pipeline.stages):
         segment = plan.segment(stage.segment)
@@ -122,6 +122,7 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
             op_ranges(t for a in alike for t in a.stages[k].tpus),
             short_size(segment.predicted.cached_bytes),
             short_size(segment.predicted.streamed_bytes),
+            short_size(segment.predicted.instruction_bytes),
             short_size(sum(t.bytes for t in segment.inputs)),
             short_size(sum(t.bytes for t in segment.outputs)),
             milliseconds(segment.predicted.stage_ns),
@@ -274,13 +275,18 @@ def _percent(part: int, whole: int) -> str:
 
 def graph(graph: Graph) -> None:
     """Print the model, op by op."""
+    document = graph_document(graph)
     print(
-        f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, {graph.macs / 1e6:.1f} million MACs"
+        f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, "
+        f"{size(document['instruction_bytes'])} of instructions (predicted),\n{graph.macs / 1e6:.1f} million MACs"
     )
-    table = Listing("", ("op", "type", "parameters", "MACs", "output bytes", "mapped"))
-    for row in graph_document(graph)["ops"]:
+    table = Listing("", ("op", "type", "parameters", "instr.", "MACs", "output", "mapped"))
+    for row in document["ops"]:
         mapped = "folded" if row["folded"] else "yes" if row["mapped"] else f"no: {row['reason']}"
-        table.row(*(str(row[k]) for k in ("index", "type", "parameter_bytes", "macs", "output_bytes")), mapped)
+        table.row(
+            *(str(row[k]) for k in ("index", "type", "parameter_bytes", "instruction_bytes", "macs", "output_bytes")),
+            mapped,
+        )
     table.print()
 
 
@@ -328,10 +334,14 @@ def calibration(result: Calibration) -> None:
 
 def graph_document(graph: Graph) -> dict[str, Any]:
     """The JSON document of a model."""
+    from balancer.cost.instructions import BASE_BYTES, instruction_bytes
+
     tensors = graph.tensors
+    instructions = [instruction_bytes(graph, op) if op.mapped else 0 for op in graph.ops]
     return {
         "name": graph.name,
         "parameter_bytes": graph.parameter_bytes,
+        "instruction_bytes": BASE_BYTES + sum(instructions) if any(instructions) else 0,
         "macs": graph.macs,
         "inputs": [_tensor(graph, t) for t in graph.inputs],
         "outputs": [_tensor(graph, t) for t in graph.outputs],
@@ -340,6 +350,7 @@ def graph_document(graph: Graph) -> dict[str, Any]:
                 "index": op.index,
                 "type": op.type,
                 "parameter_bytes": op.parameter_bytes,
+                "instruction_bytes": instructions[op.index],
                 "macs": op.macs,
                 "output_bytes": sum(tensors[t].bytes for t in op.outputs),
                 "mapped": op.mapped,

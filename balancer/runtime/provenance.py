@@ -36,7 +36,15 @@ _MIXED = "mixed: "
 _BETWEEN = "; "
 _OF_DEVICE = {"cpu": MeasuredOn.CPU, "none": MeasuredOn.NOTHING}
 # Hardware that comes with balancer -> the prefix of the devices' names on that bus.
-_BUS = {"pcie": "pci", "pcie-python": "pci", "usb": "usb", "usb-desktop": "usb", "usb2": "usb", "cpu": "cpu"}
+_BUS = {
+    "pcie": "pci",
+    "pcie-python": "pci",
+    "usb": "usb",
+    "usb-desktop": "usb",
+    "usb2": "usb",
+    "usb-pi5": "usb",
+    "cpu": "cpu",
+}
 
 
 def provenance_of(devices: Iterable[str], *, live: bool = False) -> Provenance:
