@@ -104,9 +104,9 @@ class Converted(Network):
         return self._written("MEAN", reads, (1, self.shape(x)[-1]), Table("ReducerOptions", {"keep_dims": 0}))
 
     def average_pool(self, x: int) -> int:
-        """The mean over a picture, as a pool of its size."""
+        """The mean over a picture, as a pool of its size, with the stride of 2 that TF-Slim writes."""
         _, rows, columns, channels = self.shape(x)
-        fields = Window(padding="VALID").fields | {"filter_width": columns, "filter_height": rows}
+        fields = Window(stride=2, padding="VALID").fields | {"filter_width": columns, "filter_height": rows}
         return self._written("AVERAGE_POOL_2D", [x], (1, 1, 1, channels), Table("Pool2DOptions", fields))
 
     def max_pool(self, x: int, size: int, stride: int = 1) -> int:

@@ -1,6 +1,6 @@
 """Published networks of any size, as the bytes of full-integer TFLite files with real ops, options and shapes.
 
-Weights are pseudo-random: nothing is detected. `resized` gives a file another picture size.
+Weights are pseudo-random: nothing is detected. `balancer.load_graph` reads the bytes, as any interpreter does.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from balancer.cli.drawing_models import left_on_cpu
 from balancer.ground.opsets import op_ranges
 from balancer.plan import STATE_WORDS, pycoral_obstacle
 
@@ -282,12 +283,12 @@ def graph(graph: Graph) -> None:
     )
     table = Listing("", ("op", "type", "parameters", "instr.", "MACs", "output", "mapped"))
     for row in document["ops"]:
-        mapped = "folded" if row["folded"] else "yes" if row["mapped"] else f"no: {row['reason']}"
-        table.row(
-            *(str(row[k]) for k in ("index", "type", "parameter_bytes", "instruction_bytes", "macs", "output_bytes")),
-            mapped,
-        )
+        kept = "yes, on CPU" if row["on_cpu"] else "yes"
+        mapped = "folded" if row["folded"] else kept if row["mapped"] else f"no: {row['reason']}"
+        numbers = (row[k] for k in ("parameter_bytes", "instruction_bytes", "macs", "output_bytes"))
+        table.row(str(row["index"]), row["type"], *map(str, numbers), mapped)
     table.print()
+    print(left_on_cpu(graph))
 
 
 def package(package: Package) -> None:
@@ -333,15 +334,19 @@ def calibration(result: Calibration) -> None:
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:
-    """The JSON document of a model."""
+    """The JSON document of a model. on_cpu: the op runs on the CPU if the model is one segment; instructions are those of the
+    other ops.
+    """
     from balancer.cost.instructions import BASE_BYTES, instruction_bytes
 
     tensors = graph.tensors
-    instructions = [instruction_bytes(graph, op) if op.mapped else 0 for op in graph.ops]
+    on_cpu = graph.on_cpu(graph.all_ops, graph.mapped)
+    on_chip = graph.mapped & ~on_cpu
+    instructions = [instruction_bytes(graph, op) if on_chip >> op.index & 1 else 0 for op in graph.ops]
     return {
         "name": graph.name,
         "parameter_bytes": graph.parameter_bytes,
-        "instruction_bytes": BASE_BYTES + sum(instructions) if any(instructions) else 0,
+        "instruction_bytes": BASE_BYTES + sum(instructions) if on_chip else 0,
         "macs": graph.macs,
         "inputs": [_tensor(graph, t) for t in graph.inputs],
         "outputs": [_tensor(graph, t) for t in graph.outputs],
@@ -356,6 +361,7 @@ def graph_document(graph: Graph) -> dict[str, Any]:
                 "mapped": op.mapped,
                 "reason": op.unmapped,
                 "folded": op.folded,
+                "on_cpu": bool(on_cpu >> op.index & 1),
             }
             for op in graph.ops
         ],

@@ -109,29 +109,14 @@ class SegmentCosts:
     def _terms_of(self, ops: OpSet) -> list[OpTerms]:
         return [self.op_terms[i] for i in members(ops)]
 
-    @cached_property
-    def ancestors(self) -> list[OpSet]:
+    @property
+    def ancestors(self) -> Sequence[OpSet]:
         """For each op all ops that it depends on, directly or through others."""
-        ancestors: list[OpSet] = []
-        # In execution order: the ancestors of all that an op reads are known when its turn comes.
-        for before in self.graph.before:
-            ancestors.append(before | _union(ancestors[i] for i in members(before)))
-        return ancestors
+        return self.graph.ancestors
 
     def on_cpu(self, ops: OpSet) -> OpSet:
-        """The ops of a segment that run on the CPU.
-
-        The compiler maps one part of a segment to the Edge TPU. An unmapped op that depends on a mapped op of the segment
-        ends this part: it runs on the CPU, and so do all ops of the segment that depend on it. An unmapped op that
-        depends on no mapped one runs on the CPU before the Edge TPU starts, and keeps no other op off the chip.
-        """
-        unmapped = ops & self.unmapped
-        mapped = ops & self.mapped
-        # Mapped ops outside the segment do not count: their results enter like any boundary tensor.
-        ending = op_set(u for u in members(unmapped) if self.ancestors[u] & mapped)
-        if not ending:
-            return unmapped
-        return unmapped | op_set(i for i in members(mapped) if self.ancestors[i] & ending)
+        """The ops of a segment that run on the CPU: see `Graph.on_cpu`."""
+        return self.graph.on_cpu(ops, self.mapped)
 
     def allowed(self, ops: OpSet) -> bool:
         """Whether the ops may form a segment.
@@ -224,10 +209,3 @@ def _capacity_rule(hardware: Hardware, profile: Profile | None) -> CapacityRule:
         profile.capacity_offset_bytes,
         profile.capacity_max_bytes,
     )
-
-
-def _union(sets: Iterable[OpSet]) -> OpSet:
-    union = 0
-    for ops in sets:
-        union |= ops
-    return union
