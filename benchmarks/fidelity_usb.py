@@ -4,7 +4,7 @@
     table of detectors    source,model,input_px,host,link,clock,ms            USB and PCIe, both clocks
 
 The published scripts hand over float pictures and take float results, so that their times hold a conversion of each value on
-the host besides what `SegmentCosts` predicts. `CONVERSION_NS` is that, by host, fitted to these tables.
+the host besides what `SegmentCosts` predicts. `CONVERSION_NS` is that, by script and host, fitted to these tables.
 
 Errors are printed once more for each source with everything that was fitted to it undone: conversions are found again from
 the other sources, and a host that only this source has takes the median of the others; constants of the presets that rest
@@ -29,16 +29,20 @@ from balancer.ground.opsets import OpSet, op_set
 from balancer.tflite.read import load_graph, read_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from sampling import Sample
 
     from balancer.graph import Graph
 
-# ns of the host for each value of a picture and of a result that is converted between float and int8. Fitted to the rows of
-# each host; see docs/fidelity.md.
-CONVERSION_NS = {"desktop": 14.6, "laptop": 14.6, "raspberry_pi_4": 31.0, "raspberry_pi_5": 12.0, "jetson_nano": 35.0}
+_KERAS, _YOLO = "keras", "yolo"
+# ns of the host for each value of a picture and of a result that a script converts between float and int8.
+CONVERSION_NS = {
+    (_KERAS, "desktop"): 14.6, (_KERAS, "laptop"): 14.6, (_KERAS, "raspberry_pi_4"): 38.0,
+    (_YOLO, "raspberry_pi_4"): 9.0, (_YOLO, "raspberry_pi_5"): 4.0, (_YOLO, "jetson_nano"): 33.0,
+}  # fmt: skip
+_ORDINARY_NS = statistics.median(CONVERSION_NS.values())
 # The hosts on which the networks of the first table were timed: presets. The Raspberry Pi's link behaves like USB 2.
 _NETWORK_HOSTS = {"desktop": "usb-desktop", "laptop": "usb-desktop", "raspberry_pi_4": "usb2"}
 _DETECTOR_HOSTS = {
@@ -71,18 +75,26 @@ _FEW_CLASSES = 4
 class Row:
     """A published time.
 
-    label: of the row. stage_ms: predicted, without what the host converts. unfitted_ms: the same, with what was fitted to the
-    row's source undone. values: that the host converts.
+    label: of the row. script: what the host did, as in a key of `CONVERSION_NS`. stage_ms: predicted, without what the host
+    converts. unfitted_ms: the same, with what was fitted to the row's source undone. values: that the host converts.
     """
 
     source: str
     label: str
-    model: str
+    script: str
     host: str
     stage_ms: float
     unfitted_ms: float
     values: int
     measured_ms: float
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.script, self.host
+
+    @property
+    def conversion_ns(self) -> float:
+        return CONVERSION_NS.get(self.key, _ORDINARY_NS)
 
     def predicted_ms(self, conversion_ns: float) -> float:
         return self.stage_ms + self.values * conversion_ns / 1e6
@@ -154,7 +166,7 @@ def network_rows(path: Path, folder: Path) -> list[Row]:
             hardware = load_hardware(preset)
             rows.append(
                 Row(
-                    _KERAS_SOURCE, f"{record['model']:18} {record['host']:15}", record["model"], record["host"],
+                    _KERAS_SOURCE, f"{record['model']:18} {record['host']:15}", _KERAS, record["host"],
                     stage_ms(graph, hardware), stage_ms(graph, without(_KERAS_SOURCE, hardware)), values_of(graph),
                     float(record["ms_per_inference"]),
                 )
@@ -192,7 +204,7 @@ def detector_rows(path: Path) -> list[Row]:
             hardware, source = detector_hardware(host, record["link"], clock), _short(record["source"])
             rows.append(
                 Row(
-                    source, f"{label:42}", record["model"], host, stage_ms(graph, hardware),
+                    source, f"{label:42}", _YOLO, host, stage_ms(graph, hardware),
                     stage_ms(graph, without(source, hardware)), values_of(graph), float(record["ms"]),
                 )
             )  # fmt: skip
@@ -208,37 +220,34 @@ def fitted_ns(rows: Sequence[Row]) -> float:
     return max(0.0, statistics.median((row.measured_ms - row.stage_ms) * 1e6 / row.values for row in rows))
 
 
-def conversions_without(rows: Sequence[Row], source: str) -> dict[str, float]:
-    """The conversion of each host, fitted without a source. A host that only this source has takes the median of others."""
+def conversions_without(rows: Sequence[Row], source: str) -> dict[tuple[str, str], float]:
+    """The conversion of each script and host, fitted without a source. What only this source has takes the others' median."""
     left = [row for row in rows if row.source != source]
-    hosts = sorted({row.host for row in left})
-    fitted = {host: fitted_ns([row for row in left if row.host == host]) for host in hosts}
-    middle = statistics.median(fitted.values()) if fitted else statistics.median(CONVERSION_NS.values())
-    return {row.host: fitted.get(row.host, middle) for row in rows}
+    fitted = {key: fitted_ns([row for row in left if row.key == key]) for key in sorted({row.key for row in left})}
+    middle = statistics.median(fitted.values()) if fitted else _ORDINARY_NS
+    return {row.key: fitted.get(row.key, middle) for row in rows}
 
 
 def score_rows(name: str, rows: Sequence[Row], among: Sequence[Row]) -> list[Sample]:
     """Print each row's prediction, and the errors with each source left out of the fit. among: the rows of that fit."""
-    ordinary = statistics.median(CONVERSION_NS.values())
     samples: list[Sample] = []
     for row in rows:
-        conversion_ns = CONVERSION_NS.get(row.host, ordinary)
-        predicted = row.predicted_ms(conversion_ns)
+        predicted = row.predicted_ms(row.conversion_ns)
         print(
             f"{row.label} predicted {predicted:7.2f} measured {row.measured_ms:7.2f} ms "
-            f"{100 * row.error(conversion_ns):+6.1f} %  (host {row.values * conversion_ns / 1e6:5.2f})"
+            f"{100 * row.error(row.conversion_ns):+6.1f} %  (host {row.values * row.conversion_ns / 1e6:5.2f})"
         )
         samples.append({"score": name, "row": " ".join(row.label.split()), "source": row.source,
                         "predicted_ms": predicted, "measured_ms": row.measured_ms})  # fmt: skip
     if not rows:
         print("no row has a known model and host")
         return samples
-    errors = [abs(row.error(CONVERSION_NS.get(row.host, ordinary))) for row in rows]
+    errors = [abs(row.error(row.conversion_ns)) for row in rows]
     print(f"{name}: mean error {100 * statistics.fmean(errors):.1f} %, largest {100 * max(errors):.1f} %")
     for source in dict.fromkeys(row.source for row in rows):
         left_out = [row for row in rows if row.source == source]
-        conversions: Mapping[str, float] = conversions_without(among, source)
-        held = [abs(row.unfitted_error(conversions.get(row.host, ordinary))) for row in left_out]
+        conversions = conversions_without(among, source)
+        held = [abs(row.unfitted_error(conversions[row.key])) for row in left_out]
         print(f"  left out of the fit: {source[:70]}: mean {100 * statistics.fmean(held):.1f} % over {len(held)}")
     return samples
 
