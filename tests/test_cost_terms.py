@@ -46,7 +46,7 @@ NOTHING = PCIE.changed(dict.fromkeys(CONSTANTS, 0) | DEFAULTS | {"narrow_bytes":
 TRANSFERS = NOTHING.changed(
     {
         "input_ns_per_mib": 3 * MIB, "output_ns_per_mib": 50 * MIB, "large_tensor_bytes": 100,
-        "large_input_ns_per_mib": 700 * MIB, "large_output_ns_per_mib": 9_000 * MIB,
+        "large_input_ns_per_mib": 700 * MIB, "large_output_ns_per_mib": 9_000 * MIB, "narrow_bytes": MIB,
     }
 )  # fmt: skip
 # A small chip: beside the scratch of a 3x3 kernel, 13,312 bytes a tile, one or two kernels fit. A tile holds one group.
@@ -266,8 +266,8 @@ def test_all_terms_agree_with_sums_over_ops_on_a_small_chip(graph: Graph) -> Non
         assert terms.cached_bytes == sum(costs.op_terms[i].layout.cached for i in cached)
         assert (terms.overflow_bytes, terms.streamed_bytes) == (overflow, overflow + always)
         assert terms.parameter_bytes == terms.cached_bytes + overflow + always
-        exchanged = sum(costs.op_terms[i].exchange_ns for i in chip)
-        assert terms.streaming_ns == stalls + exchanged + (link.stream_start_ns if overflow + always else 0)
+        assert terms.streaming_ns == stalls + (link.stream_start_ns if overflow + always else 0)
+        assert terms.scratch_ns >= sum(costs.op_terms[i].exchange_ns for i in chip)
         instructions = sum(costs.op_terms[i].instruction_bytes for i in chip)
         assert terms.instruction_bytes == (BASE_BYTES + instructions if chip else 0)
         assert terms.overhead_ns == costs.invoke_ns + sum(costs.op_terms[i].start_ns for i in chip)

@@ -2,9 +2,10 @@
 
     stage_ns = overhead_ns    to invoke the segment, to send its instructions, and to start each of its ops
              + compute_ns     its ops compute, as if all parameters were cached
-             + streaming_ns   they stall while parameters arrive that are not cached, and while activations go through the host
+             + streaming_ns   they stall while parameters arrive that are not cached
              + input_ns       boundary tensors enter it
              + output_ns      boundary tensors leave it
+             + scratch_ns     activations that do not fit the chip go to the host and come back
              + cpu_ns         its ops that stay on the CPU
 
 `SegmentCosts.terms` finds them in this order:
@@ -14,7 +15,8 @@
     2. which tensors enter and leave                               `Graph.interface`
     3. the largest scratch leaves a capacity for parameters        `capacity`
     4. the compiler's priority fills it: cached, or overflow       `caching`
-    5. sums over ops and tensors                                   `op_terms` (`timing`, `layout`)
+    5. tensors that wait and fit no memory of the chip             `spilling` (`activations`)
+    6. sums over ops and tensors                                   `op_terms` (`timing`, `layout`)
 
 A tensor that skips segments costs its producer (output) and each segment that reads it (input), and no segment between
 them. `batch` computes the same for many segments at once.
@@ -26,14 +28,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from balancer.cost.caching import caching_rule
-from balancer.cost.capacity import CapacityRule, input_scratch
+from balancer.cost.capacity import TILES, CapacityRule, input_scratch
+from balancer.cost.compilable import CompileRule, Judgement
 from balancer.cost.instructions import BASE_BYTES
 from balancer.cost.op_terms import OpTerms, op_terms, transfer_terms
 from balancer.cost.profile import OpCosts
-from balancer.cost.timing import instructions_ns
+from balancer.cost.spilling import Spilling
+from balancer.cost.timing import instructions_ns, scratch_ns_per_mib
 from balancer.ground.opsets import OpSet, members, op_set
 from balancer.ground.terms import SegmentTerms
-from balancer.ground.units import MIB
+from balancer.ground.units import MIB, ceil_div
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -81,12 +85,16 @@ class SegmentCosts:
         cached_bytes = sum(op.layout.cached for op in self._terms_of(cached))
         overflow_bytes = sum(op.layout.streamed for op in overflowing)
         streamed_bytes = overflow_bytes + sum(op.layout.always_streamed for op in running)
-        link, exchange_ns = self.hardware.link, sum(op.exchange_ns for op in running)
+        link = self.hardware.link
+        room_bytes = max(0, capacity_bytes - sum(op.layout.cached for op in running))
+        scratch_bytes = self.spilling.scratch_bytes(ops, on_tpu, room_bytes)
         times = {
             "compute_ns": sum(op.compute_ns for op in running),
-            "streaming_ns": (_streaming_ns(running, overflowing, link) if streamed_bytes else 0) + exchange_ns,
+            "streaming_ns": _streaming_ns(running, overflowing, link) if streamed_bytes else 0,
             "input_ns": sum(self.transfers[t].input_ns for t in inputs),
             "output_ns": sum(self.transfers[t].output_ns for t in outputs),
+            "scratch_ns": ceil_div(scratch_bytes * scratch_ns_per_mib(self.hardware), MIB)
+            + sum(op.exchange_ns for op in running),
             "overhead_ns": self.invoke_ns + sum(op.start_ns for op in running),
             "cpu_ns": sum(op.cpu_ns for op in self._terms_of(on_cpu)),
         }
@@ -97,6 +105,7 @@ class SegmentCosts:
             overflow_bytes=overflow_bytes,
             capacity_bytes=capacity_bytes,
             instruction_bytes=BASE_BYTES + sum(op.instruction_bytes for op in running) if running else 0,
+            scratch_bytes=scratch_bytes,
             stage_ns=sum(times.values()),
             **times,
         )
@@ -105,6 +114,24 @@ class SegmentCosts:
     def invoke_ns(self) -> int:
         """ns to invoke a segment: what any executable has of instructions, and what the link takes besides."""
         return self.hardware.link.invoke_ns + instructions_ns(BASE_BYTES, self.hardware)
+
+    def judgement(self, ops: OpSet) -> Judgement:
+        """Whether the vendor's compiler takes the segment that holds these ops."""
+        return self.compile_rule.judgement(ops, ops & self.mapped & ~self.on_cpu(ops))
+
+    @cached_property
+    def compile_rule(self) -> CompileRule:
+        """What judges segments."""
+        return CompileRule(self.spilling, self.hardware.chip.wide_bytes_per_tile)
+
+    @cached_property
+    def spilling(self) -> Spilling:
+        """What leaves narrow memory in which segments."""
+        return Spilling(self.graph, self.ancestors, self.hardware.chip.narrow_bytes // TILES)
+
+    def activation_bytes(self, ops: OpSet) -> int:
+        """What the activations of the segment that holds these ops take of each tile's narrow memory."""
+        return self.spilling.narrow_bytes(ops, ops & self.mapped & ~self.on_cpu(ops))
 
     def _terms_of(self, ops: OpSet) -> list[OpTerms]:
         return [self.op_terms[i] for i in members(ops)]
@@ -176,14 +203,24 @@ class SegmentCosts:
         return [self._least_ns(i) for i in range(len(self.graph.ops))]
 
     def _least_ns(self, i: int) -> int:
+        # With an unmapped ancestor it depends on the segment where the op runs: the bound must hold for both.
+        sure = not self.mapped >> i & 1 or self.sure_on_tpu >> i & 1
+        return self.usual_ns[i] if sure else min(self.usual_ns[i], self.op_terms[i].cpu_ns)
+
+    @cached_property
+    def usual_ns(self) -> list[int]:
+        """For each op the ns that it adds to a segment in which no unmapped op keeps it off the chip, without streaming of
+        parameters that can be cached.
+        """
+        return [self._usual_ns(i) for i in range(len(self.graph.ops))]
+
+    def _usual_ns(self, i: int) -> int:
         terms = self.op_terms[i]
         if self.graph.ops[i].folded:
             return 0
         if not terms.mapped:
             return terms.cpu_ns
-        on_tpu = terms.compute_ns + terms.start_ns + terms.always_streamed_ns + terms.exchange_ns
-        # With an unmapped ancestor it depends on the segment where the op runs: the bound must hold for both.
-        return on_tpu if self.sure_on_tpu >> i & 1 else min(on_tpu, terms.cpu_ns)
+        return terms.compute_ns + terms.start_ns + terms.always_streamed_ns + terms.exchange_ns
 
 
 _AS_PREDICTED = OpCosts()

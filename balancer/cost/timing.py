@@ -201,10 +201,14 @@ def output_ns(size_bytes: int, hardware: Hardware) -> int:
     return ceil_div(rated, MIB)
 
 
+def scratch_ns_per_mib(hardware: Hardware) -> int:
+    """ns to send 1 MiB of activations to the host's memory and to fetch it again, at the rates of boundary tensors."""
+    return hardware.link.output_ns_per_mib + hardware.link.input_ns_per_mib
+
+
 def exchange_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
     """ns that an activation takes to the host and back, which does not fit beside the op's others; 0 for most ops."""
-    size_bytes = exchanged_bytes(graph, op, hardware.chip)
-    return input_ns(size_bytes, hardware) + output_ns(size_bytes, hardware)
+    return ceil_div(exchanged_bytes(graph, op, hardware.chip) * scratch_ns_per_mib(hardware), MIB)
 
 
 def cpu_ns(graph: Graph, op: Op, hardware: Hardware) -> int:

@@ -5,7 +5,7 @@ A down-set holds, with an op, all ops that it depends on. Each cut of a pipeline
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 WORD_BITS = 64
 _BYTE_BITS = (np.arange(256)[:, None] >> np.arange(8)) & 1  # [byte, bit]: the bits of every byte value
+
+
+Words: TypeAlias = "list[tuple[int, np.uint64]]"
+"""The words of an op set that are not empty, with their numbers."""
 
 
 class OpGroups(NamedTuple):
@@ -83,7 +87,7 @@ class DownSets:
 
         Byte by byte: the sums of all 256 subsets of eight ops are a table, in which all sets are looked up at once.
         """
-        octets = self.words.astype("<u8").view(np.uint8).reshape(len(self), -1)
+        octets = self.words.astype("<u8").view(np.uint8).reshape(len(self), 8 * self.words.shape[1])
         padded = np.zeros(octets.shape[1] * 8, np.int64)
         padded[: len(weights)] = weights
         total = np.zeros(len(self), np.int64)
@@ -188,6 +192,48 @@ class NestedSets(DownSets):
         return np.maximum.accumulate(gains[:-1])[rows]
 
 
+def hold_any(words: WordArray, some: Words) -> BoolArray:
+    """For each row of words, whether it holds at least one of the ops."""
+    held: BoolArray = np.zeros(len(words), bool)
+    for k, word in some:
+        held |= (words[:, k] & word) != 0
+    return held
+
+
+def hold_all(words: WordArray, some: Words) -> BoolArray:
+    """For each row of words, whether it holds all the ops."""
+    held: BoolArray = np.ones(len(words), bool)
+    for k, word in some:
+        held &= (words[:, k] & word) == word
+    return held
+
+
+def put(words: WordArray, some: Words) -> WordArray:
+    """The rows of words with the ops in each."""
+    made = words.copy()
+    for k, word in some:
+        made[:, k] |= word
+    return made
+
+
+class ByteSums:
+    """Sums of weights over many op sets. All subsets of eight ops have their sums in a table, for every octet of ops."""
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        padded = np.zeros(8 * WORD_BITS // 8 * word_count(len(weights)), np.int64)
+        padded[: len(weights)] = weights
+        octets = padded.reshape(-1, 8)
+        self._octets = np.nonzero(octets.any(axis=1))[0]
+        self._table = octets[self._octets] @ _BYTE_BITS.T
+        self._rows = np.arange(len(self._octets))
+
+    def of(self, words: WordArray) -> IntArray:
+        """For each row of words the sum of its ops' weights."""
+        octets = words.astype("<u8", copy=False).view(np.uint8).reshape(len(words), 8 * words.shape[1])
+        total: IntArray = self._table[self._rows, octets[:, self._octets]].sum(axis=1)
+        return total
+
+
 def word_count(n_ops: int) -> int:
     """How many words hold a set of n_ops ops; at least one.
 
@@ -197,7 +243,7 @@ def word_count(n_ops: int) -> int:
     return max(1, -(-n_ops // WORD_BITS))
 
 
-def words_of(ops: OpSet) -> list[tuple[int, np.uint64]]:
+def words_of(ops: OpSet) -> Words:
     """(number, bits) of the words of a set that are not empty.
 
     >>> [(k, int(word)) for k, word in words_of(1 | 1 << 130)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.cost.batch import SegmentBatch
+from balancer.cost.compilable import LEVELS, Compilable
 from balancer.ground.opsets import members
-from balancer.solve import Between, Cost, CostColumns, Kept, Kind, Problem, Structure, Transfer
+from balancer.solve import Between, Cost, CostColumns, Handoff, Kept, Kind, Problem, Structure, Transfer
 
 if TYPE_CHECKING:
     from balancer.cost.segment import SegmentCosts
@@ -16,15 +17,25 @@ if TYPE_CHECKING:
     from balancer.ground.opsets import OpSet
 
 
-def problem_of(costs: SegmentCosts, devices: tuple[tuple[Kind, int], ...], *, may_overflow: bool) -> Problem:
+def problem_of(
+    costs: SegmentCosts,
+    devices: tuple[tuple[Kind, int], ...],
+    *,
+    may_overflow: bool,
+    worst: Compilable = Compilable.SURELY_NOT,
+) -> Problem:
     """The problem of splitting the ops of the costs' graph over these devices.
 
     devices: how many of each kind. may_overflow: whether a segment may stream parameters for lack of on-chip memory.
+    worst: the worst that a segment may be judged on whether it compiles.
     """
+    most, judged = LEVELS.index(worst), worst is not LEVELS[-1]
     graph, hardware = costs.graph, costs.hardware
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
         if not costs.allowed(ops):
+            return None
+        if judged and LEVELS.index(costs.judgement(ops).level) > most:
             return None
         terms = costs.terms(ops)
         return Cost(terms.stage_ns, terms.streamed_bytes) if may_overflow or not terms.overflow_bytes else None
@@ -35,6 +46,8 @@ def problem_of(costs: SegmentCosts, devices: tuple[tuple[Kind, int], ...], *, ma
         def between(inners: IndexArray, outers: IndexArray) -> CostColumns:
             table = segments(inners, outers)
             allowed = table.allowed if may_overflow else table.allowed & (table.overflow_bytes == 0)
+            if judged:
+                allowed = allowed & (segments.levels(inners, outers) <= most)
             return CostColumns(table.time_ns, table.streamed_bytes, allowed)
 
         return between
@@ -65,8 +78,8 @@ def _with_neighbours(graph: Graph) -> tuple[OpSet, ...]:
 def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
     """The additive part of a segment's cost, for CP-SAT and for lower bounds on whole plans.
 
-    It is a relaxation: never above the exact cost. Ops that may run on the CPU or on the TPU count with the lower of the
-    two times. The capacity for parameters is the largest that any segment has.
+    It is a relaxation: never above the exact cost. The capacity for parameters is the largest that any segment has. Only
+    parameters of ops that run on the TPU in every segment ask for it.
     """
     hardware, graph, sure = costs.hardware, costs.graph, costs.sure_on_tpu
     caching = costs.caching
@@ -80,10 +93,26 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
         capacity_bytes=costs.capacity_rule.largest_bytes,
         spill_start_ns=hardware.link.stream_start_ns,
         streaming=tuple(i for i in members(sure) if costs.op_terms[i].layout.always_streamed),
+        usually_streaming=tuple(i for i in members(costs.mapped & ~sure) if costs.op_terms[i].layout.always_streamed),
         op_bytes=tuple(caching.size_bytes[i] if sure >> i & 1 else 0 for i in range(len(graph.ops))),
         limit_bytes=None if may_overflow else costs.capacity_rule.largest_bytes,
+        handoffs=_handoffs(costs),
+        usual_ns=tuple(costs.usual_ns),
+        handed_ns=tuple(
+            costs.op_terms[i].cpu_ns if costs.mapped >> i & 1 else ns for i, ns in enumerate(costs.usual_ns)
+        ),
         relaxed=True,
     )
+
+
+def _handoffs(costs: SegmentCosts) -> tuple[Handoff, ...]:
+    """Which ops send others to the CPU, and in which company (`SegmentCosts.on_cpu`)."""
+    followers: dict[int, OpSet] = {}
+    for i in members(costs.mapped):
+        for unmapped in members(costs.ancestors[i] & costs.unmapped):
+            followers[unmapped] = followers.get(unmapped, 0) | 1 << i
+    reasons = ((op, costs.ancestors[op] & costs.mapped) for op in followers)
+    return tuple(Handoff(op, after, followers[op]) for op, after in reasons if after)
 
 
 def _transfer(costs: SegmentCosts, t: int) -> Transfer:

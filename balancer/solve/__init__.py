@@ -34,7 +34,7 @@ from balancer.solve.problem import (
     steady_rate,
 )
 from balancer.solve.shortest_path import solve_shortest
-from balancer.solve.structure import Kept, Structure, Transfer
+from balancer.solve.structure import Handoff, Kept, Structure, Transfer
 from balancer.solve.structured import structured_problem
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Cost",
     "CostColumns",
     "Ended",
+    "Handoff",
     "Kept",
     "Kind",
     "PipelineSpec",

@@ -3,8 +3,8 @@
 - Limits on the rate or the latency alone go to `shortest-path`, other constraints to `cpsat`.
 - Where the graph's down-sets can be enumerated, `downset` starts from the best plan of the execution order and proves
   or improves it.
-- Where there are too many down-sets, bounds may prove that plan. If they do not, `cpsat` looks for pipelines that could
-  improve it, for one number of devices after the other.
+- Where there are too many down-sets, those are found that fast pipelines can use (`reaching`). If these are too many as well,
+  `cpsat` looks for pipelines that could improve the plan, for one number of devices after the other.
 - On several kinds of devices, the best pipeline of several orders comes first, then CP-SAT.
 """
 
@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 
 from balancer.solve.block_folding import folded
 from balancer.solve.blocks import blocks_of
-from balancer.solve.chain import chain_offers
 from balancer.solve.constraining import keeps
 from balancer.solve.cpsat import OVER, PipelineSearch, cpsat_budget, solve_cpsat
-from balancer.solve.downset import DEFAULT_WORK, DownSetWork, PlanSearch, search_among
+from balancer.solve.downset import DEFAULT_WORK, DownSetWork, PlanSearch, search_among, search_reached
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.limits import may_replicate_whole
 from balancer.solve.offers import pipeline_offer
-from balancer.solve.orders import file_order, prefixes
 from balancer.solve.problem import Ended
 from balancer.solve.shortest_path import search_shortest
 
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from balancer.solve.budget import Budget
     from balancer.solve.downset_dp import PipelineLimits
     from balancer.solve.offers import Offer
+    from balancer.solve.plan_bounds import PlanBounds
     from balancer.solve.problem import Problem, Solution, SolverOptions
 
 
@@ -48,17 +47,19 @@ def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEF
     structured = _structured(problem)
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
     several_kinds, budget = len(problem.devices) > 1, cpsat_budget(options)
+    among: PlanSearch
     if sets is None and structured and not several_kinds:
-        offers = chain_offers(problem, options, prefixes(file_order(problem)))
+        among = reached = search_reached(problem, options, work)
+        if among.complete:
+            return among.solution("downset" if reached.searched else "chain")
     else:
         among = search_among(problem, options, sets, work)
-        stopped = among.ended is Ended.INTERRUPTED or budget.seconds_left == 0
-        if among.complete or not structured or stopped:
-            return among.solution("downset")
-        if several_kinds:
-            return _on_several_kinds(problem, options, among, budget)
-        offers = among.offers
-    search = LargeSearch(problem, options, offers, budget)
+    stopped = among.ended is Ended.INTERRUPTED or budget.seconds_left == 0
+    if among.complete or not structured or stopped:
+        return among.solution("downset")
+    if several_kinds:
+        return _on_several_kinds(problem, options, among, budget)
+    search = LargeSearch(problem, options, among.offers, budget, among.bounds)
     search.run()
     return search.solution("cpsat" if search.models_built or search.ended is not Ended.COMPLETE else "chain")
 
@@ -114,8 +115,10 @@ class LargeSearch(PlanSearch):
     models_built: whether CP-SAT was needed at all.
     """
 
-    def __init__(self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], budget: Budget) -> None:
-        super().__init__(problem, options, offers)
+    def __init__(
+        self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], budget: Budget, bounds: PlanBounds
+    ) -> None:
+        super().__init__(problem, options, offers, bounds)
         self.budget = budget
         self.models_built = False
 

@@ -102,10 +102,13 @@ def _transfer_ns(transfer: Transfer, sets: DownSets) -> tuple[IntArray, IntArray
     return crosses * transfer.send_ns, crosses * transfer.receive_ns
 
 
-def spilled_ns(structure: Structure, kept_bytes: IntArray, streaming: IntArray, stages: int) -> IntArray:
+def spilled_ns(
+    structure: Structure, kept_bytes: IntArray, streaming: IntArray | BoolArray, stages: int | IntArray
+) -> IntArray:
     """For each entry, a lower bound in ns on what spilling costs.
 
-    kept_bytes: of parameters that share the capacity of the stages. streaming: how many ops stream by nature.
+    kept_bytes: of parameters that share the capacity of the stages. streaming: how many ops stream by nature, or whether any
+    does.
     """
     excess = kept_bytes - stages * structure.capacity_bytes
     # The cheapest spills, by bytes: a convex piecewise linear function, which is the fractional knapsack's optimum.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from balancer.ground.arrays import BoolArray, IndexArray, IntArray
     from balancer.ground.downsets import DownSets
@@ -46,6 +46,29 @@ class WorkWindow:
         return WorkWindow(self.work_ns[rows], self.window_ns)
 
 
+class SegmentSource(Protocol):
+    """The costs of segments by the cuts that they start at."""
+
+    def after(self, cut: int, ahead: Iterable[int], budget: Budget) -> list[SegmentColumns]:
+        """The segments that start at a cut, for each kind of device. ahead: cuts that will be asked for next.
+
+        Raises BudgetSpent.
+        """
+
+
+class KnownSegments:
+    """Segments whose costs are known already, for one kind of device. columns: by the cut that they start at."""
+
+    def __init__(self, columns: Mapping[int, SegmentColumns]) -> None:
+        self._columns = columns
+        none = np.zeros(0, np.int64)
+        self._none = SegmentColumns(np.zeros(0, np.intp), none, none)
+
+    def after(self, cut: int, ahead: Iterable[int], budget: Budget) -> list[SegmentColumns]:
+        """See `SegmentSource`."""
+        return [self._columns.get(cut, self._none)]
+
+
 class CostedSegments:
     """A cache of segment costs, filled in batches. `keep`: everything stays known; else the last batch alone does."""
 
@@ -55,10 +78,7 @@ class CostedSegments:
         self._known: dict[int, list[SegmentColumns]] = {}
 
     def after(self, cut: int, ahead: Iterable[int], budget: Budget) -> list[SegmentColumns]:
-        """The segments that start at a cut, for each kind of device. ahead: cuts that will be asked for next.
-
-        Raises BudgetSpent.
-        """
+        """See `SegmentSource`."""
         if cut not in self._known:
             if not self.keep:
                 self._known.clear()

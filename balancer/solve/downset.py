@@ -29,10 +29,12 @@ from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
 from balancer.solve.plan_bounds import plan_bounds
 from balancer.solve.problem import Ended, Solution, evaluate
+from balancer.solve.reaching import reached_lattice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from balancer.solve.downset_dp import CutLattice
     from balancer.solve.offers import BestPlan, Offer
     from balancer.solve.period_dp import PeriodResult, ShortestPeriod
     from balancer.solve.plan_bounds import PlanBounds
@@ -48,10 +50,12 @@ class DownSetWork:
     """How much work a search may do. It is counted, not timed, so that every run gives the same answer.
 
     down_sets: where a graph has more, only sampled ones are searched. sampled_down_sets: at most so many of these.
+    reached: where it has more, branches looked at to find those that are of use.
     pairs: segments costed; extending pipelines by segments counts as well, in the same unit of time.
     """
 
     down_sets: int = 1 << 19
+    reached: int = 1 << 23
     sampled_down_sets: int = 1 << 12
     pairs: int = 1 << 26
 
@@ -65,8 +69,11 @@ class PlanSearch:
     offers: the pipelines known. ended: how the search ended, LIMIT_REACHED before it has run.
     """
 
-    def __init__(self, problem: Problem, options: SolverOptions, offers: Sequence[Offer]) -> None:
-        self.problem, self.options = problem, options
+    def __init__(
+        self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], bounds: PlanBounds | None = None
+    ) -> None:
+        """bounds: what earlier searches have shown."""
+        self.problem, self.options, self._bounds = problem, options, bounds
         self.counts = tuple(count for _, count in problem.devices)
         self.most_pipelines = max_pipelines(problem, options)
         self.offers = list(offers)
@@ -88,7 +95,7 @@ class PlanSearch:
     @cached_property
     def bounds(self) -> PlanBounds:
         """Bounds on the pipelines that are not known yet."""
-        return plan_bounds(
+        return self._bounds or plan_bounds(
             self.problem,
             self.most_pipelines,
             max_replicas(self.options),
@@ -134,22 +141,28 @@ class PlanSearch:
 
 
 class DownSetSearch(PlanSearch):
-    """A search for the best plan whose cuts are among a family of down-sets."""
+    """A search for the best plan whose cuts are among a family of down-sets. searched: whether bounds did not suffice.
+
+    sets: the family; None for all down-sets, of which each search then finds those that it can use (`reaching`).
+    """
 
     def __init__(
-        self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], sets: DownSets, budget: Budget
+        self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], sets: DownSets | None, budget: Budget
     ) -> None:
         super().__init__(problem, options, offers)
-        self.budget = budget
+        self.budget, self.searched = budget, False
         self._last: PeriodResult | None = None
-        most = max_replicas(options)
+        self.lattice = None if sets is None else self._lattice_of(sets)
+
+    def _lattice_of(self, sets: DownSets) -> CutLattice:
+        most = max_replicas(self.options)
         # A plan of one pipeline must be at least as fast as the best known, which limits the time of each stage.
         known = [self._alone_ns(offer) for offer in self.offers] if self.most_pipelines == 1 else []
-        self.lattice = cut_lattice(
-            problem,
+        return cut_lattice(
+            self.problem,
             sets,
             most_replicas=most,
-            may_replicate_whole=may_replicate_whole(problem, options),
+            may_replicate_whole=may_replicate_whole(self.problem, self.options),
             longest_ns=min(known) * min(most, max(self.counts)) if known else None,
         )
 
@@ -167,7 +180,9 @@ class DownSetSearch(PlanSearch):
             if not self.offers:
                 raise
             self.note_end(Ended.INTERRUPTED)
-        self.statistics |= {"down_sets": len(self.lattice.sets), "pairs": self.budget.spent}
+        if self.lattice is not None:
+            self.statistics["down_sets"] = len(self.lattice.sets)
+        self.statistics["pairs"] = self.budget.spent
 
     def _one_pipeline(self) -> None:
         """The fastest pipeline on the fewest devices, if any is at least as fast as the best that is known."""
@@ -194,7 +209,7 @@ class DownSetSearch(PlanSearch):
         The shorter the period searched for, the fewer cuts are open. So the first searches are exactly at the lower
         bound, with one more device each time; later ones allow ever longer periods, up to that of the incumbent.
         """
-        best = min((self._alone_ns(o) for o in self.offers), default=longest_ns(self.lattice.most_replicas))
+        best = min((self._alone_ns(o) for o in self.offers), default=longest_ns(max_replicas(self.options)))
         if len(self.counts) > 1 or not self.offers:
             return self._pipelines(self.counts, best)
         bound = min(best, self.bounds.objective_ns())
@@ -222,8 +237,18 @@ class DownSetSearch(PlanSearch):
         stages = self.options.stages or min(sum(counts), most_ns // host if host else sum(counts))
         limits = PipelineLimits(counts, most_ns, stages, exact_stages=exact_stages)
         if self._last is None or self._last.limits != limits:
-            self._last = shortest_periods(self.lattice, limits, self.budget)
+            self._last = self._shortest_periods(limits)
         return self._last
+
+    def _shortest_periods(self, limits: PipelineLimits) -> PeriodResult:
+        """All non-dominated pipelines within the limits. Raises BudgetSpent."""
+        lattice = self.lattice or reached_lattice(
+            self.problem, limits, self.budget, most_replicas=max_replicas(self.options),
+            may_replicate_whole=may_replicate_whole(self.problem, self.options),
+        )  # fmt: skip
+        self.searched = True
+        self.statistics["cuts"] = max(len(lattice.sets), self.statistics.get("cuts", 0))
+        return shortest_periods(lattice, limits, self.budget)
 
     def _alone_ns(self, pipeline: Offer | ShortestPeriod) -> int:
         return alone_ns(self.problem, pipeline.stages, pipeline.period)
@@ -254,7 +279,7 @@ class DownSetSearch(PlanSearch):
             return
         if longest is not None:
             limits = replace(limits, most_ns=min(limits.most_ns, math.ceil(longest)))
-        result = shortest_periods(self.lattice, limits, self.budget)
+        result = self._shortest_periods(limits)
         self.bounds.note_search(result)
         self.offers += [lattice_offer(result, point) for point in result.front if point.device_count == devices]
 
@@ -292,6 +317,17 @@ def search_among(
         sampled.run()
         return _without_claims(sampled)
     search = DownSetSearch(problem, options, offers, sets, budget)
+    search.run()
+    return search
+
+
+def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> DownSetSearch:
+    """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
+
+    For devices of one kind, whose structure is known.
+    """
+    offers = chain_offers(problem, options, prefixes(file_order(problem)))
+    search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
     search.run()
     return search
 

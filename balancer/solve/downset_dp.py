@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from balancer.ground.downsets import DownSets
     from balancer.solve.bounds import CutReachability
     from balancer.solve.budget import Budget
+    from balancer.solve.costed_segments import SegmentSource
     from balancer.solve.problem import Problem
     from balancer.solve.tie_rules import CutPath
 
@@ -98,7 +99,7 @@ class CutLattice:
     most_replicas: int
     may_replicate_whole: bool
     reachability: CutReachability
-    segments: CostedSegments | None
+    segments: SegmentSource | None
 
 
 def cut_lattice(
@@ -114,7 +115,7 @@ def cut_lattice(
     longest_ns: no search will want a segment that takes longer; None where no such limit is known.
     """
     reachability = cut_reachability([problem.structures.get(kind) for kind, _ in problem.devices], sets)
-    segments = None
+    segments: SegmentSource | None = None
     if len(sets) <= FEW_SETS:
         # Costing is most of the work: with few sets, each segment is costed once for all searches.
         segments = CostedSegments(problem, sets, reachability.window(longest_ns), keep=True)
@@ -156,7 +157,7 @@ class OpenCuts:
     sets: DownSets
     is_open: BoolArray
     highest: list[IntArray]
-    segments: CostedSegments
+    segments: SegmentSource
 
 
 class StateColumns(NamedTuple):

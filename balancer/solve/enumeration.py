@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.ground.downsets import DownSets, word_count, words_of
+from balancer.ground.downsets import DownSets, hold_all, put, word_count, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balancer.ground.arrays import BoolArray, WordArray
     from balancer.ground.opsets import OpSet
     from balancer.solve.blocks import Block
 
@@ -26,10 +25,8 @@ def all_downsets(blocks: Sequence[Block], n_ops: int, most: int) -> DownSets | N
     made, count = [active], 1
     for block, required in zip(blocks, _needed_by_all_later(blocks), strict=True):
         # A set that lacks what all later blocks depend on can have no more children: it is dropped from the loop.
-        active = active[_hold_all(active, required)]
-        children = active[_hold_all(active, block.before)].copy()
-        for k, word in words_of(block.ops):
-            children[:, k] |= word
+        active = active[hold_all(active, words_of(required))]
+        children = put(active[hold_all(active, words_of(block.before))], words_of(block.ops))
         count += len(children)
         if count > most:
             return None
@@ -45,11 +42,3 @@ def _needed_by_all_later(blocks: Sequence[Block]) -> list[OpSet]:
         common &= block.before
         needed.append(common)
     return needed[::-1]
-
-
-def _hold_all(words: WordArray, ops: OpSet) -> BoolArray:
-    """For each row, whether it holds all the ops."""
-    held: BoolArray = np.ones(len(words), bool)
-    for k, word in words_of(ops):
-        held &= (words[:, k] & word) == word
-    return held

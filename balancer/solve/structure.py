@@ -10,6 +10,9 @@
 Which parameters stay on the device is decided in the order of `kept`: the parameters of an op stay if they fit beside
 those that stay already; else they spill, and later ops may take the remaining capacity. A segment whose `op_bytes` sum
 to more than limit_bytes may not stand.
+
+Ops that the device cannot run hand what follows them to the host (`Handoff`). Then usual_ns and handed_ns say what an op
+takes in either case, and op_ns is the smaller of the two.
 """
 
 from __future__ import annotations
@@ -17,6 +20,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from balancer.ground.opsets import OpSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,17 @@ class Kept:
     spill_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class Handoff:
+    """An op that hands what follows it to the host: in a segment that holds it and any op of `after`, all its followers in
+    that segment run there. after: some of its ancestors. followers: some of its descendants.
+    """
+
+    op: int
+    after: OpSet
+    followers: OpSet
+
+
 @dataclass(frozen=True, kw_only=True)
 class Structure:
     """The terms of the formula above, for one kind of device.
@@ -57,6 +75,9 @@ class Structure:
     capacity_bytes: for kept parameters.
     streaming: ops that always send parameters. Their op_ns includes the time of that.
     op_bytes, limit_bytes: memory that each op takes, and that a segment may take; None for no limit.
+    handoffs: the ops that hand others to the host. usual_ns, handed_ns: for each op, where it is not handed over and where
+    it is; all three are empty where no op is. usually_streaming: ops that always send parameters where they are not handed
+    over.
     relaxed: False where `exact` is the formula, and no op outside `kept` and `streaming` adds streamed bytes (see
     `block_folding`). True where the formula is only a lower bound: `exact` is never below its time for the cheapest
     choice of parameters that fit capacity_bytes, in any order.
@@ -71,6 +92,10 @@ class Structure:
     streaming: tuple[int, ...] = ()
     op_bytes: tuple[int, ...] = ()
     limit_bytes: int | None = None
+    handoffs: tuple[Handoff, ...] = ()
+    usual_ns: tuple[int, ...] = ()
+    handed_ns: tuple[int, ...] = ()
+    usually_streaming: tuple[int, ...] = ()
     relaxed: bool = False
 
     @cached_property

@@ -1,0 +1,200 @@
+"""Stages grown from given cuts, block by block, as long as lower bounds leave hope for the pipelines that they belong to.
+
+A stage that starts at a down-set J ends at a down-set I that contains J. The blocks outside J are decided in topological
+order: a block joins the stage, or it is left to later stages, and with it all that depends on it. So each I is met once,
+as a leaf of a binary tree. What is decided bounds the rest: the time of the stage itself, and the time of all stages
+after it. A branch in which the two need more devices than there are is cut off, with all its leaves.
+
+All starts and branches are rows of the same arrays, so that numpy decides one block for all of them at once.
+
+The bound of one stage follows the cost's structure closely. Where it starts says which of its ops are handed to the host:
+the ancestors of an op of the stage stand before its end, so those that the start lacks are in the stage. The bound of all
+that is left over is looser. It knows the cut between, but no later one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from balancer.ground.downsets import ByteSums, DownSets, hold_all, hold_any, put, words_of
+from balancer.solve.block_terms import block_terms, least_within
+from balancer.solve.bounds import spilled_ns
+from balancer.solve.budget import BudgetSpent
+
+if TYPE_CHECKING:
+    from balancer.ground.arrays import BoolArray, IndexArray, IntArray, WordArray
+    from balancer.solve.block_terms import BlockTerms
+    from balancer.solve.budget import Budget
+    from balancer.solve.problem import Problem
+    from balancer.solve.structure import Structure
+
+_MOST_ROWS = 1 << 18  # rows that may be open at once: about 60 MiB
+_BLOCKS_A_SWEEP = 8  # rows in which nothing is open any more are put aside after so many blocks
+
+
+class GrownStages(NamedTuple):
+    """Stages as columns: the number of the start, and the ops before the end as a row of words."""
+
+    start: IndexArray
+    ends: WordArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrowthLimits:
+    """Which pipelines stages are grown for. most_ns: of the period. devices: of all stages. most_replicas: of a stage."""
+
+    most_ns: int
+    devices: int
+    most_replicas: int
+
+
+class _Rows(NamedTuple):
+    """Open branches. held, left: the ops before the stage's end, and those left to later stages, as words.
+
+    numbers[row, column], where the columns are: the number of the start; ns and kept bytes of the stage so far, and whether
+    it streams; the least ns of what is left, its kept bytes, and whether it streams; ns of later stages to receive what is
+    known to cross the stage's end or to enter from outside; ns that all of `left` takes more in a single stage.
+    """
+
+    held: WordArray
+    left: WordArray
+    numbers: IntArray
+
+    def take(self, chosen: IndexArray | BoolArray) -> _Rows:
+        return _Rows(self.held[chosen], self.left[chosen], self.numbers[chosen])
+
+    @property
+    def start(self) -> IndexArray:
+        return self.numbers[:, _START]
+
+
+_START, _STAGE_NS, _KEPT, _STREAMS, _LEFT_NS, _LEFT_KEPT, _LEFT_STREAMS, _CROSSING_NS, _HANDED_NS = range(9)
+
+
+def _together(*parts: _Rows) -> _Rows:
+    filled = [part for part in parts if len(part.held)] or parts[:1]
+    return (
+        filled[0] if len(filled) == 1 else _Rows._make(np.concatenate(columns) for columns in zip(*filled, strict=True))
+    )
+
+
+class StageGrowth:
+    """Grows stages of pipelines within limits, for one kind of device whose structure is known."""
+
+    def __init__(self, problem: Problem, structure: Structure, limits: GrowthLimits) -> None:
+        self.limits, self.structure = limits, structure
+        self.n_ops = problem.n_ops
+        longest_ns = limits.most_ns * min(limits.most_replicas, limits.devices)
+        least_ns = least_within(problem.before, structure, longest_ns)
+        self.blocks = block_terms(problem, structure, least_ns)
+        sizes = [0] * problem.n_ops
+        for kept in structure.kept:
+            sizes[kept.op] = kept.size_bytes
+        self._left = [
+            ByteSums(least_ns),
+            ByteSums(sizes),
+            ByteSums([int(i in structure.streaming) for i in range(self.n_ops)]),
+        ]
+        self._all_words = DownSets.of([(1 << problem.n_ops) - 1], problem.n_ops).words
+
+    def grown(self, starts: WordArray, used: IntArray, budget: Budget) -> GrownStages:
+        """All stages that start at these cuts and may belong to a pipeline within the limits.
+
+        starts: down-sets as rows of words. used: for each the devices before it. Raises BudgetSpent, also where too many
+        branches are open at once.
+        """
+        rows, handed = self._at(starts), self._handed_over(starts)
+        done = rows.take(np.zeros(len(starts), bool))
+        for number, block in enumerate(self.blocks, start=1):
+            rows = self._decided(rows, block, starts, handed, used)
+            if number % _BLOCKS_A_SWEEP == 0 or number == len(self.blocks):
+                whole = ((rows.held | rows.left) == self._all_words).all(axis=1)
+                done, rows = _together(done, rows.take(whole)), rows.take(~whole)
+            if len(rows.held) > _MOST_ROWS:
+                raise BudgetSpent
+            budget.spend(len(rows.held))
+        holds_some = (done.held != starts[done.start]).any(axis=1)
+        return GrownStages(done.start[holds_some], done.held[holds_some])
+
+    def _at(self, starts: WordArray) -> _Rows:
+        """One row for each start, in which nothing is decided yet."""
+        numbers = np.zeros((len(starts), 9), np.int64)
+        numbers[:, _START] = np.arange(len(starts))
+        numbers[:, _STAGE_NS] = self.structure.stage_ns
+        return _Rows(starts, np.zeros_like(starts), numbers)
+
+    def _handed_over(self, starts: WordArray) -> WordArray:
+        """For each start, the ops that are handed to the host in any stage from there that holds them."""
+        handed = np.zeros_like(starts)
+        for handoff in self.structure.handoffs:
+            triggered = ~hold_any(starts, words_of(1 << handoff.op)) & ~hold_all(starts, words_of(handoff.after))
+            handed[triggered] = put(handed[triggered], words_of(handoff.followers))
+        return handed
+
+    def _decided(self, rows: _Rows, block: BlockTerms, starts: WordArray, handed: WordArray, used: IntArray) -> _Rows:
+        """The rows in which this block is decided and that may still fit: those that hold it from the start, leave it, and
+        take it.
+        """
+        is_left, is_held = hold_any(rows.left, block.ops), hold_any(rows.held, block.ops)
+        if is_held.all():
+            return rows
+        opened = rows.take(~is_left & ~is_held)
+        late = self._crossed(_together(rows.take(is_left), self._leaving(opened, block)), block, starts)
+        taken = self._taking(opened, block, starts, handed)
+        changed = _together(late, taken)
+        return _together(rows.take(is_held), changed.take(self._fits(changed, used)))
+
+    def _taking(self, rows: _Rows, block: BlockTerms, starts: WordArray, handed: WordArray) -> _Rows:
+        """The rows with the block in the stage."""
+        numbers, begun = rows.numbers.copy(), starts[rows.start]
+        stage_ns = numbers[:, _STAGE_NS]
+        stage_ns += block.fixed_ns
+        for op, more_ns in block.handed_ns:
+            stage_ns += hold_any(handed[rows.start], op) * more_ns
+        for crossing in block.crossings:
+            enters = hold_any(begun, crossing.maker) if crossing.maker else True
+            if crossing.earlier:
+                enters = enters & ~hold_any(rows.held & ~begun, crossing.earlier)
+            stage_ns += enters * crossing.receive_ns
+        numbers[:, _KEPT] += block.kept_bytes
+        numbers[:, _STREAMS] |= block.streams
+        return _Rows(put(rows.held, block.ops), rows.left, numbers)
+
+    def _leaving(self, rows: _Rows, block: BlockTerms) -> _Rows:
+        """The rows with the block left to later stages, and with it all that depends on it."""
+        left, numbers = put(rows.left, block.dependents), rows.numbers.copy()
+        for column, sums in zip((_LEFT_NS, _LEFT_KEPT, _LEFT_STREAMS), self._left, strict=True):
+            numbers[:, column] = sums.of(left)
+        np.maximum(numbers[:, _HANDED_NS], block.late_ns, out=numbers[:, _HANDED_NS])
+        return _Rows(rows.held, left, numbers)
+
+    def _crossed(self, rows: _Rows, block: BlockTerms, starts: WordArray) -> _Rows:
+        """The rows, which all leave the block, with what it has cross the stage's end. Changes them."""
+        numbers = rows.numbers
+        numbers[:, _CROSSING_NS] += block.leaving_ns
+        for crossing in block.crossings:
+            crosses = hold_any(rows.held, crossing.maker) if crossing.maker else np.ones(len(numbers), bool)
+            if crossing.earlier:
+                crosses &= ~hold_any(rows.left, crossing.earlier)
+            numbers[:, _CROSSING_NS] += crosses * crossing.receive_ns
+            if crossing.maker:  # what was made before the start was sent before
+                crosses &= ~hold_any(starts[rows.start], crossing.maker)
+                numbers[:, _STAGE_NS] += crosses * crossing.send_ns
+        return rows
+
+    def _fits(self, rows: _Rows, used: IntArray) -> BoolArray:
+        """For each row, whether the devices may be enough for the stage and for all that is left."""
+        structure, limits, columns = self.structure, self.limits, rows.numbers.T
+        stage_ns = columns[_STAGE_NS] + spilled_ns(structure, columns[_KEPT], columns[_STREAMS], 1)
+        replicas = np.maximum(1, -(-stage_ns // limits.most_ns))
+        free = limits.devices - used[rows.start] - replicas
+        spilled = spilled_ns(structure, columns[_LEFT_KEPT], columns[_LEFT_STREAMS], np.maximum(1, free))
+        rest_ns = columns[_LEFT_NS] + columns[_CROSSING_NS] + spilled + structure.stage_ns
+        one = rest_ns + columns[_HANDED_NS] <= limits.most_ns * np.minimum(free, limits.most_replicas)
+        several = (free >= 2) & (rest_ns + structure.stage_ns <= limits.most_ns * free)
+        ends = ~rows.left.any(axis=1)
+        fits: BoolArray = (replicas <= limits.most_replicas) & (free >= 0) & (ends | one | several)
+        return fits
