@@ -114,7 +114,7 @@ class _FoundCuts:
 
     def sets(self, numbers: IndexArray) -> DownSets:
         """These cuts, which contain only cuts before them."""
-        return DownSets(np.array([self.words[number] for number in numbers.tolist()]), self.n_ops)
+        return DownSets(np.array([self.words[number] for number in numbers.tolist()], np.uint64), self.n_ops)
 
     def sizes(self) -> IntArray:
         """How many ops stand before each cut."""
@@ -125,7 +125,7 @@ class _FoundCuts:
 def _extended(problem: Problem, growth: StageGrowth, found: _FoundCuts, used: int, budget: Budget) -> _Stages:
     """The stages from all cuts that this number of devices gets to. Their ends are found, too."""
     starts = found.with_devices(used)
-    words = np.array([found.words[number] for number in starts.tolist()]).reshape(
+    words = np.array([found.words[number] for number in starts.tolist()], np.uint64).reshape(
         len(starts), word_count(problem.n_ops)
     )
     grown = growth.grown(words, np.full(len(starts), used), budget)
