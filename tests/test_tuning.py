@@ -84,8 +84,15 @@ def test_nothing_measured_teaches_nothing(model: Path) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", ["ResNet50", "EfficientNetB0"])
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        ("ResNet50", 0),
+        ("EfficientNetB0", 2),
+        *(pytest.param(*case, marks=pytest.mark.wide) for case in [("ResNet50", 1), ("ResNet50", 2)]),
+        *(pytest.param(*case, marks=pytest.mark.wide) for case in [("EfficientNetB0", 0), ("EfficientNetB0", 1)]),
+    ],
+)
 def test_tuning_closes_most_of_the_gap(name: str, seed: int) -> None:
     plan = balancer.balance(ZOO / f"{name}_int8.tflite", 4)
     truth = perturbed(costed_model_of(plan), seed)
@@ -184,6 +191,29 @@ def test_a_measured_plan_calibrates(model: Path, tmp_path: Path) -> None:
     plain = balancer.save(plan, tmp_path / "plain")
     with pytest.raises(MeasurementError, match="has no measured segments"):
         read_measurements(tmp_path / "plain" / plain.file_name)
+
+
+def test_a_fit_starts_from_the_hardware_of_the_measured_plan(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("usb", "pcie"):
+        plan = balancer.balance(model, 2, options=balancer.Options(stages=2), hardware=name)
+        truth = TrueCosts(perturbed(costed_model_of(plan), 7))
+        saved = balancer.save(tune(plan, truth, rounds=1).plan, tmp_path / name)
+        segment = saved.segments[0]
+        row = f"{name}/{saved.file_name},{segment.name},{segment.predicted.stage_ns / 1e6}\n"
+        (tmp_path / f"{name}.csv").write_text("plan,stage,measured_ms\n" + row)
+        for data in (tmp_path / name, tmp_path / f"{name}.csv"):
+            for more, start in (([], name), (["--from", "usb-desktop"], "usb-desktop")):
+                assert main(["calibrate", "--data", str(data), "--json", *more]) == 0
+                document = json.loads(capsys.readouterr().out)
+                assert document["name"] == f"{start}-calibrated"
+                kept = [c for c in document["constants"].values() if c["known"] == "kept"]
+                assert {c["source"] for c in kept} == {start}
+    (tmp_path / "both.csv").write_text((tmp_path / "usb.csv").read_text() + row)
+    assert main(["calibrate", "--data", str(tmp_path / "both.csv")]) == 1
+    assert "several kinds of hardware (pcie, usb); choose one with --from" in capsys.readouterr().err
+    assert main(["calibrate", "--data", str(tmp_path / "both.csv"), "--from", "usb"]) == 0
 
 
 def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

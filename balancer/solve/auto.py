@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 
 from balancer.solve.block_folding import folded
 from balancer.solve.blocks import blocks_of
-from balancer.solve.chain import chain_offers
 from balancer.solve.constraining import keeps
 from balancer.solve.cpsat import OVER, PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downset import DEFAULT_WORK, DownSetWork, PlanSearch, search_among, search_reached
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.limits import may_replicate_whole
 from balancer.solve.offers import pipeline_offer
-from balancer.solve.orders import file_order, prefixes
 from balancer.solve.problem import Ended
 from balancer.solve.shortest_path import search_shortest
 
@@ -70,12 +68,13 @@ def _on_one_kind(problem: Problem, options: SolverOptions, work: DownSetWork) ->
     sets = all_downsets(blocks, problem.n_ops, min(_FEW_DOWN_SETS, work.down_sets))
     if sets is not None:
         return search_among(problem, options, sets, work)
-    offers = chain_offers(problem, options, prefixes(file_order(problem)))
-    reached = search_reached(problem, options, offers, work)
+    reached = search_reached(problem, options, work)
     if reached.ended is not Ended.LIMIT_REACHED:
         return reached
-    sets = all_downsets(blocks, problem.n_ops, work.down_sets)
-    return reached if sets is None else search_among(problem, options, sets, work)
+    with reached.keeping_offers():
+        sets = all_downsets(blocks, problem.n_ops, work.down_sets)
+        return reached if sets is None else search_among(problem, options, sets, work)
+    return reached
 
 
 def _timed(problem: Problem, options: SolverOptions) -> Solution:
@@ -89,15 +88,18 @@ def _timed(problem: Problem, options: SolverOptions) -> Solution:
 def _constrained(problem: Problem, options: SolverOptions) -> Solution:
     """CP-SAT under all constraints. The optimum under the rate and the latency alone bounds it.
 
-    Where the plan with that optimum keeps the other constraints too, it is the answer.
+    Where the plan with that optimum keeps the other constraints too, it is the answer. Raises KeyboardInterrupt where
+    Ctrl-C ends the search for that optimum, and the best plan so far does not keep them.
     """
     times = options.constraints.times
     if not times:
         return solve_cpsat(problem, options)
     free = search_shortest(problem, replace(options, constraints=times)).solution()
-    scope = replace(options, max_pipelines=1).scope
-    if free.status == "optimal" and keeps(problem, free.pipelines[0], options.constraints):
+    scope, interrupted = replace(options, max_pipelines=1).scope, free.ended is Ended.INTERRUPTED
+    if (interrupted or free.status == "optimal") and keeps(problem, free.pipelines[0], options.constraints):
         return replace(free, over=f"{OVER}, {scope}")
+    if interrupted:
+        raise KeyboardInterrupt
     solution = solve_cpsat(problem, options)
     if solution.latency_bound_ns is None or free.latency_bound_ns is None:
         return _with_bound(solution, free.bound_ns)
@@ -119,8 +121,10 @@ def _structured(problem: Problem) -> bool:
 def _on_several_kinds(problem: Problem, options: SolverOptions, among: PlanSearch, budget: Budget) -> Solution:
     """The best pipeline that CP-SAT finds, starting from those that are known; with the better of two bounds."""
     known = [offer.costed.pipeline for offer in among.offers]
-    solution = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
-    return _with_bound(solution, among.solution("downset").bound_ns) if known else solution
+    with among.keeping_offers():
+        solution = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
+        return _with_bound(solution, among.solution("downset").bound_ns) if known else solution
+    return among.solution("downset")
 
 
 class LargeSearch(PlanSearch):
@@ -130,12 +134,7 @@ class LargeSearch(PlanSearch):
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        options: SolverOptions,
-        offers: Sequence[Offer],
-        budget: Budget,
-        bounds: PlanBounds | None = None,
+        self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], budget: Budget, bounds: PlanBounds
     ) -> None:
         super().__init__(problem, options, offers, bounds)
         self.budget = budget
@@ -143,14 +142,10 @@ class LargeSearch(PlanSearch):
 
     def run(self) -> None:
         """Look for better pipelines until there cannot be any, or a limit is reached."""
-        try:
+        with self.keeping_offers():
             fewest = self.counts[0] if self.most_pipelines == 1 else 1
             done = [self._improve(devices) for devices in range(fewest, self.counts[0] + 1)]
             self.note_end(Ended.COMPLETE if all(done) else Ended.LIMIT_REACHED)
-        except KeyboardInterrupt:
-            if not self.offers:
-                raise
-            self.note_end(Ended.INTERRUPTED)
 
     def _improve(self, devices: int) -> bool:
         """Look for pipelines on so many devices that could improve the best plan; whether the search was complete."""

@@ -9,6 +9,7 @@ bounds follow from the cost's structure alone; each search tightens them.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -32,7 +33,7 @@ from balancer.solve.problem import Ended, Solution, evaluate
 from balancer.solve.reaching import CutFinder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from balancer.solve.downset_dp import CutLattice
     from balancer.solve.offers import BestPlan, Offer
@@ -94,6 +95,16 @@ class PlanSearch:
         if ended is not Ended.COMPLETE:
             self.statistics[ended.value] = 1
 
+    @contextmanager
+    def keeping_offers(self) -> Iterator[None]:
+        """Ctrl-C in here ends the search, and is passed on only where no pipeline is known."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self.offers:
+                raise
+            self.note_end(Ended.INTERRUPTED)
+
     @cached_property
     def bounds(self) -> PlanBounds:
         """Bounds on the pipelines that are not known yet."""
@@ -152,10 +163,16 @@ class DownSetSearch(PlanSearch):
         self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], sets: DownSets | None, budget: Budget
     ) -> None:
         super().__init__(problem, options, offers)
-        self.budget = budget
+        self.sets, self.budget = sets, budget
         self._last: PeriodResult | None = None
-        self.lattice = None if sets is None else self._lattice_of(sets)
         self.bounds_sufficed = sets is None
+
+    @cached_property
+    def lattice(self) -> CutLattice | None:
+        """The cuts, None for all down-sets. Built by the search: it takes long, and Ctrl-C meanwhile is to keep the
+        pipelines known.
+        """
+        return None if self.sets is None else self._lattice_of(self.sets)
 
     def _lattice_of(self, sets: DownSets) -> CutLattice:
         most = max_replicas(self.options)
@@ -171,20 +188,17 @@ class DownSetSearch(PlanSearch):
 
     def run(self) -> None:
         """Look for better pipelines until there can be none, or the budget is spent."""
-        try:
-            if self.most_pipelines == 1:
-                self._one_pipeline()
-            else:
-                self._several()
-            self.note_end(Ended.COMPLETE)
-        except BudgetSpent:
-            self.note_end(Ended.LIMIT_REACHED)
-        except KeyboardInterrupt:
-            if not self.offers:
-                raise
-            self.note_end(Ended.INTERRUPTED)
-        if self.lattice is not None:
-            self.statistics["down_sets"] = len(self.lattice.sets)
+        with self.keeping_offers():
+            try:
+                if self.most_pipelines == 1:
+                    self._one_pipeline()
+                else:
+                    self._several()
+                self.note_end(Ended.COMPLETE)
+            except BudgetSpent:
+                self.note_end(Ended.LIMIT_REACHED)
+        if self.sets is not None:
+            self.statistics["down_sets"] = len(self.sets)
         self.statistics["pairs"] = self.budget.spent
 
     def _one_pipeline(self) -> None:
@@ -325,31 +339,41 @@ def search_among(
         options = replace(options, max_pipelines=1)
         chain = DownSetSearch(problem, options, [], order, budget)
         chain.run()
+        if chain.ended is Ended.INTERRUPTED:
+            return _without_claims(chain)
         offers = chain.offers
     if sets is None:
-        sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
-        sampled.run()
-        return _without_claims(sampled)
+        return _search_sampled(problem, options, offers, work, budget)
     search = DownSetSearch(problem, options, offers, sets, budget)
     search.run()
     return search
 
 
-def search_reached(
-    problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork = DEFAULT_WORK
+def _search_sampled(
+    problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork, budget: Budget
 ) -> PlanSearch:
+    sampling = PlanSearch(problem, options, offers)
+    with sampling.keeping_offers():
+        sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
+        sampled.run()
+        return _without_claims(sampled)
+    return sampling  # interrupted before it had begun
+
+
+def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> PlanSearch:
     """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
 
-    For devices of one kind, whose structure is known. offers: to start from.
+    For devices of one kind, whose structure is known.
     """
+    offers = chain_offers(problem, options, prefixes(file_order(problem)))
     search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
     search.run()
     return search
 
 
 def _without_claims(sampled: DownSetSearch) -> PlanSearch:
-    """What a search among sampled down-sets found, with the bounds of the cost's structure: the search has shown nothing
-    about other down-sets.
+    """What a search among some down-sets found, with the bounds of the cost's structure: the search has shown nothing about
+    other down-sets.
     """
     search = PlanSearch(sampled.problem, sampled.options, sampled.offers)
     search.statistics = dict(sampled.statistics)
