@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 OVER = "all down-sets"
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 _SLACK_TENTHS = (1, 4, 10)
+_SMALL_SLACK_TENTHS = (1, 2, 4, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,8 @@ class PlanSearch:
     """The pipelines known of a problem, and bounds on all others: where searches keep what they find.
 
     offers: the pipelines known. ended: how the search ended, LIMIT_REACHED before it has run. bounds_sufficed: whether the
-    offers that it began with were proven without a look at any down-set. solver: the name of what searches.
+    offers that it began with were proven without a look at any down-set.
     """
-
-    solver = "downset"
 
     def __init__(
         self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], bounds: PlanBounds | None = None
@@ -170,17 +169,18 @@ class DownSetSearch(PlanSearch):
 
     @cached_property
     def lattice(self) -> CutLattice | None:
-        """The cuts; None where each search finds its own. Built by the search: it takes long, and Ctrl-C meanwhile is to keep
-        the pipelines known.
+        """The cuts, None for all down-sets. Built by the search: it takes long, and Ctrl-C meanwhile is to keep the
+        pipelines known.
         """
-        if self.sets is None:
-            return None
+        return None if self.sets is None else self._lattice_of(self.sets)
+
+    def _lattice_of(self, sets: DownSets) -> CutLattice:
         most = max_replicas(self.options)
         # A plan of one pipeline must be at least as fast as the best known, which limits the time of each stage.
         known = [self._alone_ns(offer) for offer in self.offers] if self.most_pipelines == 1 else []
         return cut_lattice(
             self.problem,
-            self.sets,
+            sets,
             most_replicas=most,
             may_replicate_whole=may_replicate_whole(self.problem, self.options),
             longest_ns=min(known) * min(most, max(self.counts)) if known else None,
@@ -236,7 +236,7 @@ class DownSetSearch(PlanSearch):
                 if pipelines:
                     return pipelines
         bound = max(bound, best - best // 8)
-        for tenths in _SLACK_TENTHS:
+        for tenths in _SMALL_SLACK_TENTHS if self.lattice is None else _SLACK_TENTHS:
             pipelines = self._pipelines(self.counts, bound + (best - bound) * tenths // 10)
             if pipelines:
                 return pipelines
@@ -246,6 +246,8 @@ class DownSetSearch(PlanSearch):
         """The non-dominated pipelines on at most these devices, with a period of at most most_ns."""
         forced = self.options.stages
         result = self._searched(counts, most_ns, exact_stages=forced is not None or len(counts) > 1)
+        if not result.front and len(counts) == 1:
+            self.bounds.raise_all(result.limits)
         return [point for point in result.front if forced in (None, point.stages)]
 
     def _searched(self, counts: tuple[int, ...], most_ns: int, *, exact_stages: bool) -> PeriodResult:
@@ -345,19 +347,6 @@ def search_among(
     return search
 
 
-def search_reached(
-    problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK, offers: Sequence[Offer] = ()
-) -> PlanSearch:
-    """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
-
-    For devices of one kind, whose structure is known. offers: to start from; those of the execution order if empty.
-    """
-    known = offers or chain_offers(problem, options, prefixes(file_order(problem)))
-    search = DownSetSearch(problem, options, known, None, Budget(work.reached, options.seconds))
-    search.run()
-    return search
-
-
 def _search_sampled(
     problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork, budget: Budget
 ) -> PlanSearch:
@@ -367,6 +356,17 @@ def _search_sampled(
         sampled.run()
         return _without_claims(sampled)
     return sampling  # interrupted before it had begun
+
+
+def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> PlanSearch:
+    """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
+
+    For devices of one kind, whose structure is known.
+    """
+    offers = chain_offers(problem, options, prefixes(file_order(problem)))
+    search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
+    search.run()
+    return search
 
 
 def _without_claims(sampled: DownSetSearch) -> PlanSearch:
