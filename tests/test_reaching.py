@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancer.cost.hardware import load_hardware
+from balancer.cost.segment import SegmentCosts
 from balancer.errors import InfeasibleError
 from balancer.planning.costed_model import CostedModel, open_costed_model
-from balancer.planning.problem import structure
+from balancer.planning.problem import problem_of, structure
 from balancer.solve import Ended, Problem, Solution, SolverOptions, check, solve
 from balancer.solve.auto import solve_auto
 from balancer.solve.budget import Budget
@@ -22,8 +24,10 @@ from balancer.solve.downset import DownSetWork, search_reached
 from balancer.solve.downset_dp import PipelineLimits
 from balancer.solve.reaching import CutFinder
 from tests.dags import all_pipelines, best_value, dag_problems, structured_ns
+from tests.test_handed_ops import mixed_graphs
 
 if TYPE_CHECKING:
+    from balancer.graph import Graph
     from balancer.ground.opsets import OpSet
     from balancer.solve import PipelineSpec
 
@@ -92,6 +96,14 @@ def test_forced_stages_give_the_plan_that_listing_all_down_sets_gives(problem: P
     assert (found is None) == (listed is None)
     if found is not None and listed is not None:
         assert (found.pipelines, found.bound_ns) == (listed.pipelines, listed.bound_ns)
+
+
+@given(mixed_graphs(), st.integers(1, 4))
+def test_graphs_with_ops_on_the_cpu_get_the_plan_that_listing_all_down_sets_gives(graph: Graph, devices: int) -> None:
+    problem = problem_of(SegmentCosts(graph, load_hardware("usb")), (("usb", devices),), may_overflow=True)
+    found, listed = reaching(problem), solve(problem)
+    assert found is not None
+    assert (found.value.objective_ns, found.bound_ns) == (listed.value.objective_ns, listed.bound_ns)
 
 
 @pytest.fixture(scope="module")
