@@ -129,6 +129,38 @@ class Graph:
         return tuple(op_set(self.producer[t] for t in read if t in self.producer) for read in self.activations)
 
     @cached_property
+    def ancestors(self) -> tuple[OpSet, ...]:
+        """For each op all ops that it depends on, directly or through others."""
+        ancestors: list[OpSet] = []
+        # In execution order: the ancestors of all that an op reads are known when its turn comes.
+        for before in self.before:
+            union = before
+            for i in members(before):
+                union |= ancestors[i]
+            ancestors.append(union)
+        return tuple(ancestors)
+
+    @cached_property
+    def mapped(self) -> OpSet:
+        """The ops that the Edge TPU takes. Folded ops are not among them."""
+        return op_set(op.index for op in self.ops if op.mapped and not op.folded)
+
+    def on_cpu(self, ops: OpSet, mapped: OpSet) -> OpSet:
+        """The ops of a segment that run on the CPU. mapped: the ops that the Edge TPU takes.
+
+        The compiler maps one part of a segment to the Edge TPU. An unmapped op that depends on a mapped op of the segment
+        ends this part: it runs on the CPU, and so do all ops of the segment that depend on it. An unmapped op that
+        depends on no mapped one runs on the CPU before the Edge TPU starts, and keeps no other op off the chip.
+        """
+        unmapped = ops & ~mapped & ~self.folded
+        inside = ops & mapped
+        # Mapped ops outside the segment do not count: their results enter like any boundary tensor.
+        ending = op_set(u for u in members(unmapped) if self.ancestors[u] & inside)
+        if not ending:
+            return unmapped
+        return unmapped | op_set(i for i in members(inside) if self.ancestors[i] & ending)
+
+    @cached_property
     def all_ops(self) -> OpSet:
         return (1 << len(self.ops)) - 1
 

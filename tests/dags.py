@@ -42,7 +42,7 @@ def structured_ns(structure: Structure, ops: OpSet) -> int | None:
     over = sum(h.followers for h in structure.handoffs if ops >> h.op & 1 and ops & h.after)
     times = [structure.handed_ns if over >> i & 1 else structure.usual_ns or structure.op_ns for i in inside]
     own = [ns[i] for i, ns in zip(inside, times, strict=True)]
-    if None in own:
+    if None in own or any(not over >> i & 1 for i in structure.host_only if i in inside):
         return None
     if structure.limit_bytes is not None and sum(structure.op_bytes[i] for i in inside) > structure.limit_bytes:
         return None
@@ -61,25 +61,27 @@ def structured_ns(structure: Structure, ops: OpSet) -> int | None:
                 room -= kept.size_bytes
             else:
                 time, spilled = time + kept.spill_ns, True
-    return time + structure.spill_start_ns * (spilled or any(i in structure.streaming for i in inside))
+    streaming = {*structure.streaming, *(i for i in structure.usually_streaming if not over >> i & 1)}
+    return time + structure.spill_start_ns * (spilled or any(i in streaming for i in inside))
 
 
 def cheapest_ns(structure: Structure, ops: OpSet) -> int | None:
     """The same with the best choice of parameters to keep, whatever their order."""
-    time = structured_ns(structure, ops)
-    if time is None:
+    best = structured_ns(structure, ops)
+    if best is None:
         return None
     inside = [kept for kept in structure.kept if ops >> kept.op & 1]
-    best = time
+    # What the rest takes, without and with a start of streaming for what spills.
+    rest, started = (
+        structured_ns(replace(structure, kept=kept, capacity_bytes=0), ops) for kept in ((), (Kept(inside[0].op, 1, 0),))
+    ) if inside else (best, best)  # fmt: skip
+    assert rest is not None
+    assert started is not None
     for choice in range(1 << len(inside)):
         kept = [k for j, k in enumerate(inside) if choice >> j & 1]
         if sum(k.size_bytes for k in kept) <= structure.capacity_bytes:
-            alone = replace(structure, kept=(), streaming=(), capacity_bytes=0, spill_start_ns=0)
             spills = [k.spill_ns for k in inside if k not in kept]
-            base = structured_ns(alone, ops)
-            assert base is not None
-            starts = bool(spills) or any(ops >> i & 1 for i in structure.streaming)
-            best = min(best, base + sum(spills) + structure.spill_start_ns * starts)
+            best = min(best, (started if spills else rest) + sum(spills))
     return best
 
 
@@ -118,9 +120,12 @@ def structures(draw: Callable[[Any], Any], before: tuple[OpSet, ...], *, relaxed
     usual, handed = (tuple(draw(st.integers(0, 20)) for _ in range(n)) for _ in range(2))
     handoffs = draw(handing_over(before)) if relaxed and draw(st.booleans()) else ()
     followers = sum(handoff.followers for handoff in handoffs)
+    streaming = [i for i in range(n) if draw(st.integers(0, 3)) == 0]
+    host_only = [i for i in ops_of(followers) if draw(st.integers(0, 3)) == 0]
+    least = {i: handed[i] if i in host_only else min(usual[i], handed[i]) for i in ops_of(followers)}
     return Structure(
         stage_ns=draw(st.integers(0, 5)),
-        op_ns=tuple(min(usual[i], handed[i]) if followers >> i & 1 else usual[i] for i in range(n)),
+        op_ns=tuple(least.get(i, usual[i]) for i in range(n)),
         handoffs=handoffs,
         usual_ns=usual if handoffs else (),
         handed_ns=handed if handoffs else (),
@@ -128,7 +133,9 @@ def structures(draw: Callable[[Any], Any], before: tuple[OpSet, ...], *, relaxed
         kept=tuple(Kept(i, draw(st.integers(1, 6)), draw(st.integers(0, 15))) for i in held),
         capacity_bytes=draw(st.integers(0, 14)),
         spill_start_ns=draw(st.integers(0, 4)),
-        streaming=tuple(i for i in range(n) if draw(st.integers(0, 3)) == 0),
+        streaming=tuple(i for i in streaming if not followers >> i & 1),
+        usually_streaming=tuple(i for i in streaming if followers >> i & 1),
+        host_only=tuple(host_only),
         relaxed=relaxed,
     )
 

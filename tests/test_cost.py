@@ -165,7 +165,7 @@ def test_terms_add_up_and_stay_within_the_capacity(path: Path) -> None:
             assert t.parameter_bytes == t.cached_bytes + t.streamed_bytes
             assert t.cached_bytes <= t.capacity_bytes
             assert 0 <= t.overflow_bytes <= t.streamed_bytes
-            parts = (t.compute_ns, t.streaming_ns, t.input_ns, t.output_ns, t.overhead_ns, t.cpu_ns)
+            parts = (t.compute_ns, t.streaming_ns, t.input_ns, t.output_ns, t.scratch_ns, t.overhead_ns, t.cpu_ns)
             assert t.stage_ns == sum(parts)
             assert min(parts) >= 0
 

@@ -44,7 +44,7 @@ NOTHING = PCIE.changed(dict.fromkeys(CONSTANTS, 0))
 TRANSFERS = NOTHING.changed(
     {
         "input_ns_per_mib": 3 * MIB, "output_ns_per_mib": 50 * MIB, "large_tensor_bytes": 100,
-        "large_input_ns_per_mib": 700 * MIB, "large_output_ns_per_mib": 9_000 * MIB,
+        "large_input_ns_per_mib": 700 * MIB, "large_output_ns_per_mib": 9_000 * MIB, "narrow_bytes": MIB,
     }
 )  # fmt: skip
 # A small chip: beside the scratch of a 3x3 kernel, 13,312 bytes a tile, one or two kernels fit. A tile holds one group.

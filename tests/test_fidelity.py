@@ -91,3 +91,12 @@ def test_a_pipeline_is_as_fast_as_its_slowest_stage_or_its_host() -> None:
     assert period_ns(STAGES, hardware) == 5_000_000
     quick = [StageCost(10, 0, 0, 0)] * 4
     assert period_ns(quick, hardware) == 4 * hardware.host.host_ns_per_stage
+
+
+@pytest.mark.shared
+def test_packages_record_the_instructions_and_the_ops_on_the_cpu_that_are_predicted() -> None:
+    lines = _run("--packages", SHARED / "data" / "compiled_packages.csv", "--models", MODELS).splitlines()
+    (instructions,) = [line for line in lines if line.startswith("instructions: median error")]
+    assert float(re.findall(r"([\d.]+) %", instructions)[0]) <= 20
+    right, rows = map(int, re.findall(r"right in (\d+) of (\d+)", lines[-1])[0])
+    assert right >= rows - 2

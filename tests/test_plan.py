@@ -76,6 +76,7 @@ def test_the_file_has_the_keys_of_the_design_in_their_order(plan: balancer.Plan)
         "inputs",
         "outputs",
         "predicted",
+        "compiles",
         "reported",
         "measured",
     ]

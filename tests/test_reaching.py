@@ -12,18 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancer.cost.hardware import load_hardware
+from balancer.cost.segment import SegmentCosts
 from balancer.errors import InfeasibleError
 from balancer.planning.costed_model import CostedModel, open_costed_model
-from balancer.planning.problem import structure
+from balancer.planning.problem import problem_of, structure
 from balancer.solve import Ended, Problem, Solution, SolverOptions, check, solve
 from balancer.solve.auto import solve_auto
 from balancer.solve.budget import Budget
+from balancer.solve.chain import chain_offers
 from balancer.solve.downset import DownSetWork, search_reached
 from balancer.solve.downset_dp import PipelineLimits
+from balancer.solve.orders import file_order, prefixes
 from balancer.solve.reaching import CutFinder
 from tests.dags import all_pipelines, best_value, dag_problems, structured_ns
+from tests.test_handed_ops import mixed_graphs
 
 if TYPE_CHECKING:
+    from balancer.graph import Graph
     from balancer.ground.opsets import OpSet
     from balancer.solve import PipelineSpec
 
@@ -94,6 +100,14 @@ def test_forced_stages_give_the_plan_that_listing_all_down_sets_gives(problem: P
         assert (found.pipelines, found.bound_ns) == (listed.pipelines, listed.bound_ns)
 
 
+@given(mixed_graphs(), st.integers(1, 4))
+def test_graphs_with_ops_on_the_cpu_get_the_plan_that_listing_all_down_sets_gives(graph: Graph, devices: int) -> None:
+    problem = problem_of(SegmentCosts(graph, load_hardware("usb")), (("usb", devices),), may_overflow=True)
+    found, listed = reaching(problem), solve(problem)
+    assert found is not None
+    assert (found.value, found.bound_ns) == (listed.value, listed.bound_ns)
+
+
 @pytest.fixture(scope="module")
 def detector() -> CostedModel:
     """A detector with millions of down-sets, in whose backbone ops run on the CPU."""
@@ -111,7 +125,8 @@ def test_a_detector_with_millions_of_down_sets_is_proven_with_little_work(detect
 def test_a_spent_budget_leaves_an_honest_bound(detector: CostedModel) -> None:
     problem = detector.problem(4)
     best = solve(problem)
-    stopped = search_reached(problem, SolverOptions(), DownSetWork(reached=1000))
+    offers = chain_offers(problem, SolverOptions(), prefixes(file_order(problem)))
+    stopped = search_reached(problem, SolverOptions(), offers, DownSetWork(reached=1000))
     assert stopped.ended is Ended.LIMIT_REACHED
     solution = stopped.solution("downset")
     assert (solution.bound_ns or 0) <= best.value.objective_ns <= solution.value.objective_ns

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from balancer.cli.drawing_models import left_on_cpu
 from balancer.ground.opsets import op_ranges
 from balancer.plan import STATE_WORDS, pycoral_obstacle
 
@@ -279,9 +280,11 @@ def graph(graph: Graph) -> None:
     )
     table = Listing("", ("op", "type", "parameters", "MACs", "output bytes", "mapped"))
     for row in graph_document(graph)["ops"]:
-        mapped = "folded" if row["folded"] else "yes" if row["mapped"] else f"no: {row['reason']}"
+        kept = "yes, on CPU" if row["on_cpu"] else "yes"
+        mapped = "folded" if row["folded"] else kept if row["mapped"] else f"no: {row['reason']}"
         table.row(*(str(row[k]) for k in ("index", "type", "parameter_bytes", "macs", "output_bytes")), mapped)
     table.print()
+    print(left_on_cpu(graph))
 
 
 def package(package: Package) -> None:
@@ -327,8 +330,9 @@ def calibration(result: Calibration) -> None:
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:
-    """The JSON document of a model."""
+    """The JSON document of a model. on_cpu: the op runs on the CPU if the model is one segment."""
     tensors = graph.tensors
+    on_cpu = graph.on_cpu(graph.all_ops, graph.mapped)
     return {
         "name": graph.name,
         "parameter_bytes": graph.parameter_bytes,
@@ -345,6 +349,7 @@ def graph_document(graph: Graph) -> dict[str, Any]:
                 "mapped": op.mapped,
                 "reason": op.unmapped,
                 "folded": op.folded,
+                "on_cpu": bool(on_cpu >> op.index & 1),
             }
             for op in graph.ops
         ],

@@ -61,6 +61,11 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
                         help="what to do with plans whose parameters do not all fit on the chips. stream: take the plan with "
                              "the highest rate. error: refuse such plans (exit code 3). Default: stream; with --compile, "
                              "once the compiler has reported less memory than predicted, prefer plans that fit")  # fmt: skip
+    parser.add_argument("--compilable", choices=("any", "likely", "sure"),
+                        help="which segments a plan may have, judged by the memory that their activations need. sure: only "
+                             "segments that the compiler surely takes. likely: none that it surely refuses. any: all. "
+                             "Default: the fastest plan whose segments surely compile, if there is one, else the fastest "
+                             "that may")  # fmt: skip
     parser.add_argument(
         "--profile", metavar="FILE",
         help="a file with costs of ops that replace the predicted ones, as `balancer profile` writes it",
@@ -86,8 +91,9 @@ def solve(arguments: argparse.Namespace) -> int:
         )
     chosen = compiler(arguments) if arguments.compile else None
     options = balancer.Options(
-        pipelines=arguments.pipelines, replicas=arguments.replicas, overflow=arguments.overflow, solver=arguments.solver,
-        constraints=constraints(arguments), seconds=arguments.time_limit,
+        pipelines=arguments.pipelines, replicas=arguments.replicas, overflow=arguments.overflow,
+        compilable=arguments.compilable, solver=arguments.solver, constraints=constraints(arguments),
+        seconds=arguments.time_limit,
     )  # fmt: skip
     with drawing.progress("solving; Ctrl-C takes the best so far", quiet=arguments.quiet or arguments.json):
         plan = balancer.balance(
@@ -110,11 +116,13 @@ def solve(arguments: argparse.Namespace) -> int:
 def draw_plan(plan: Plan) -> None:
     """Print all that is known of a plan: stages, comparison, what is proved, what the compiler reported."""
     from balancer.cli import drawing
+    from balancer.cli.drawing_compiling import compiling
 
     drawing.stages(plan)
     if plan.comparison:
         drawing.comparison(plan.n_tpus, plan.comparison)
     drawing.remarks(plan)
+    compiling(plan)
     if any(segment.reported for segment in plan.segments):
         compile_verb.say_compiled(plan)
 
@@ -199,6 +207,7 @@ def predict(arguments: argparse.Namespace) -> int:
     """Print the predicted cost of the given segments."""
     import balancer
     from balancer.cli import drawing
+    from balancer.cli.drawing_compiling import compiling
 
     plan = balancer.predict(arguments.model, _segments(arguments), hardware=arguments.hardware)
     if arguments.json:
@@ -206,6 +215,7 @@ def predict(arguments: argparse.Namespace) -> int:
         print_json({"segments": document["segments"], "pipelines": document["pipelines"]})
     else:
         drawing.stages(plan)
+        compiling(plan)
     return 0
 
 

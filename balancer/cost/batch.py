@@ -35,7 +35,9 @@ import numpy as np
 
 from balancer.cost.crossings import crossings_of
 from balancer.cost.filling import fillings
+from balancer.cost.timing import scratch_ns_per_mib
 from balancer.ground.opsets import members, op_set
+from balancer.ground.units import MIB
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -160,12 +162,35 @@ class SegmentBatch:
         time_ns += np.where(streamed > 0, link.stream_start_ns, 0) + link.invoke_ns
         return SegmentTable(time_ns, streamed, overflow, allowed)
 
+    def levels(self, inners: ArrayLike, outers: ArrayLike) -> NDArray[np.intp]:
+        """For each segment how surely it compiles, as a position in `compilable.LEVELS`. inners, outers: as in a call."""
+        inner_rows, outer_rows = (np.ravel(rows) for rows in np.broadcast_arrays(inners, outers))
+        levels = np.zeros(len(outer_rows), np.intp)
+        starts = np.nonzero(np.diff(inner_rows, prepend=-1))[0].tolist()
+        for start, end in pairwise([*starts, len(inner_rows)]):
+            levels[start:end] = self._levels(int(inner_rows[start]), outer_rows[start:end])
+        return levels
+
+    def _levels(self, row: int, outers: NDArray[np.intp]) -> NDArray[np.intp]:
+        """`levels` of segments that start at one inner set."""
+        levels, ops = np.zeros(len(outers), np.intp), self.sets.set_of(row)
+        rule = self.costs.compile_rule
+        if not rule.suspects & ~ops:
+            return levels
+        outside = ~self.sets.members(row)
+        of_ops = rule.levels(outside) * (self._split(self._ending(ops)).runs_on_tpu & outside)
+        for level in range(1, int(of_ops.max()) + 1):
+            levels[self.sets.holds_any(op_set(np.nonzero(of_ops >= level)[0].tolist()), outers)] = level
+        return levels
+
     def _row(self, row: int, outers: NDArray[np.intp]) -> _Row:
         inner = self._inner(row)
         # One split serves the whole row, since it depends on the inner set alone.
         ending = self._ending(inner.ops)
         split = self._split(ending)
         time_ns = split.time_ns[outers] - split.time_ns[row] + self._transfer_ns(inner, outers)
+        if self.costs.spilling.may_scratch & split.on_tpu & ~inner.ops:
+            time_ns += self._host_scratch_ns(inner, outers, split)
         # A segment of folded ops alone computes nothing.
         allowed = self._keeps_state_together(inner, outers) & (self._computed[outers] > self._computed[row])
         if not self._interfaces_valid:
@@ -204,6 +229,20 @@ class SegmentBatch:
         transfers += self._leaving.output_ns[outers] - made_before
         return transfers
 
+    def _host_scratch_ns(self, inner: _Inner, outers: NDArray[np.intp], split: _Split) -> NDArray[np.int64]:
+        """For each outer set ns for activations of the segment that are held in the host's memory."""
+        spilling, on_chip = self.costs.spilling, split.runs_on_tpu & ~inner.held
+        capacity_bytes = self._capacity_bytes(inner, outers, split)
+        room_bytes = np.maximum(0, capacity_bytes - split.cacheable_bytes[outers] + split.cacheable_bytes[inner.row])
+        evicted = self.sets.largest(spilling.evicted(~inner.held) * on_chip, outers)
+        scratch = np.maximum(self.sets.largest(spilling.sequence_bytes * on_chip, outers), evicted - room_bytes)
+        nanoseconds: NDArray[np.int64] = -(-scratch * scratch_ns_per_mib(self.costs.hardware) // MIB)
+        return nanoseconds
+
+    def _capacity_bytes(self, inner: _Inner, outers: NDArray[np.intp], split: _Split) -> NDArray[np.int64]:
+        """For each outer set the on-chip bytes that the segment has for parameters."""
+        return self.costs.capacity_rule.capacities_bytes(self.sets.largest(self._scratch_of_ops(inner, split), outers))
+
     def _has_valid_interface(self, inner: _Inner, outers: NDArray[np.intp]) -> NDArray[np.bool_]:
         """For each outer set whether the segment hands on a tensor, and knows the shape of each one that crosses."""
         crossings, live = self.crossings, inner.live.tensors
@@ -233,8 +272,7 @@ class SegmentBatch:
         at = np.nonzero(allowed & ((cacheable > self._least_capacity_bytes) | ~dense_fit))[0]
         if not len(at):
             return _Tight(at, cacheable[at], dense_fit[at])
-        scratch = self.sets.largest(self._scratch_of_ops(inner, split), outers[at])
-        capacity_bytes = self.costs.capacity_rule.capacities_bytes(scratch)
+        capacity_bytes = self._capacity_bytes(inner, outers[at], split)
         tight = (cacheable[at] > capacity_bytes) | ~dense_fit[at]
         return _Tight(at[tight], capacity_bytes[tight], dense_fit[at][tight])
 

@@ -5,6 +5,7 @@
              + streaming_ns   they stall while parameters arrive that are not cached
              + input_ns       boundary tensors enter it
              + output_ns      boundary tensors leave it
+             + scratch_ns     activations that do not fit the chip go to the host and come back
              + cpu_ns         its ops that stay on the CPU
 
 `SegmentCosts.terms` finds them in this order:
@@ -14,7 +15,8 @@
     2. which tensors enter and leave                               `Graph.interface`
     3. the largest scratch leaves a capacity for parameters        `capacity`
     4. the compiler's priority fills it: cached, or overflow       `caching`
-    5. sums over ops and tensors                                   `op_terms` (`timing`, `layout`)
+    5. tensors that wait and fit no memory of the chip             `spilling` (`activations`)
+    6. sums over ops and tensors                                   `op_terms` (`timing`, `layout`)
 
 A tensor that skips segments costs its producer (output) and each segment that reads it (input), and no segment between
 them. `batch` computes the same for many segments at once.
@@ -26,12 +28,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from balancer.cost.caching import caching_rule
-from balancer.cost.capacity import CapacityRule, input_scratch
+from balancer.cost.capacity import TILES, CapacityRule, input_scratch
+from balancer.cost.compilable import CompileRule, Judgement
 from balancer.cost.op_terms import OpTerms, op_terms, transfer_terms
 from balancer.cost.profile import OpCosts
+from balancer.cost.spilling import Spilling
+from balancer.cost.timing import scratch_ns_per_mib
 from balancer.ground.opsets import OpSet, members, op_set
 from balancer.ground.terms import SegmentTerms
-from balancer.ground.units import MIB
+from balancer.ground.units import MIB, ceil_div
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -80,11 +85,14 @@ class SegmentCosts:
         overflow_bytes = sum(op.layout.streamed for op in overflowing)
         streamed_bytes = overflow_bytes + sum(op.layout.always_streamed for op in running)
         link = self.hardware.link
+        room_bytes = max(0, capacity_bytes - sum(op.layout.cached for op in running))
+        scratch_bytes = self.spilling.scratch_bytes(ops, on_tpu, room_bytes)
         times = {
             "compute_ns": sum(op.compute_ns for op in running),
             "streaming_ns": _streaming_ns(running, overflowing, link) if streamed_bytes else 0,
             "input_ns": sum(self.transfers[t].input_ns for t in inputs),
             "output_ns": sum(self.transfers[t].output_ns for t in outputs),
+            "scratch_ns": ceil_div(scratch_bytes * scratch_ns_per_mib(self.hardware), MIB),
             "overhead_ns": _overhead_ns(running, link),
             "cpu_ns": sum(op.cpu_ns for op in self._terms_of(on_cpu)),
         }
@@ -94,36 +102,40 @@ class SegmentCosts:
             streamed_bytes=streamed_bytes,
             overflow_bytes=overflow_bytes,
             capacity_bytes=capacity_bytes,
+            scratch_bytes=scratch_bytes,
             stage_ns=sum(times.values()),
             **times,
         )
 
+    def judgement(self, ops: OpSet) -> Judgement:
+        """Whether the vendor's compiler takes the segment that holds these ops."""
+        return self.compile_rule.judgement(ops, ops & self.mapped & ~self.on_cpu(ops))
+
+    @cached_property
+    def compile_rule(self) -> CompileRule:
+        """What judges segments."""
+        return CompileRule(self.spilling, self.hardware.chip.wide_bytes_per_tile)
+
+    @cached_property
+    def spilling(self) -> Spilling:
+        """What leaves narrow memory in which segments."""
+        return Spilling(self.graph, self.ancestors, self.hardware.chip.narrow_bytes // TILES)
+
+    def activation_bytes(self, ops: OpSet) -> int:
+        """What the activations of the segment that holds these ops take of each tile's narrow memory."""
+        return self.spilling.narrow_bytes(ops, ops & self.mapped & ~self.on_cpu(ops))
+
     def _terms_of(self, ops: OpSet) -> list[OpTerms]:
         return [self.op_terms[i] for i in members(ops)]
 
-    @cached_property
-    def ancestors(self) -> list[OpSet]:
+    @property
+    def ancestors(self) -> Sequence[OpSet]:
         """For each op all ops that it depends on, directly or through others."""
-        ancestors: list[OpSet] = []
-        # In execution order: the ancestors of all that an op reads are known when its turn comes.
-        for before in self.graph.before:
-            ancestors.append(before | _union(ancestors[i] for i in members(before)))
-        return ancestors
+        return self.graph.ancestors
 
     def on_cpu(self, ops: OpSet) -> OpSet:
-        """The ops of a segment that run on the CPU.
-
-        The compiler maps one part of a segment to the Edge TPU. An unmapped op that depends on a mapped op of the segment
-        ends this part: it runs on the CPU, and so do all ops of the segment that depend on it. An unmapped op that
-        depends on no mapped one runs on the CPU before the Edge TPU starts, and keeps no other op off the chip.
-        """
-        unmapped = ops & self.unmapped
-        mapped = ops & self.mapped
-        # Mapped ops outside the segment do not count: their results enter like any boundary tensor.
-        ending = op_set(u for u in members(unmapped) if self.ancestors[u] & mapped)
-        if not ending:
-            return unmapped
-        return unmapped | op_set(i for i in members(mapped) if self.ancestors[i] & ending)
+        """The ops of a segment that run on the CPU: see `Graph.on_cpu`."""
+        return self.graph.on_cpu(ops, self.mapped)
 
     def allowed(self, ops: OpSet) -> bool:
         """Whether the ops may form a segment.
@@ -231,10 +243,3 @@ def _capacity_rule(hardware: Hardware, profile: Profile | None) -> CapacityRule:
         profile.capacity_offset_bytes,
         profile.capacity_max_bytes,
     )
-
-
-def _union(sets: Iterable[OpSet]) -> OpSet:
-    union = 0
-    for ops in sets:
-        union |= ops
-    return union

@@ -161,6 +161,11 @@ def output_ns(size_bytes: int, hardware: Hardware) -> int:
     return ceil_div(rated, MIB)
 
 
+def scratch_ns_per_mib(hardware: Hardware) -> int:
+    """ns to send 1 MiB of activations to the host's memory and to fetch it again, at the rates of boundary tensors."""
+    return hardware.link.output_ns_per_mib + hardware.link.input_ns_per_mib
+
+
 def cpu_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
     """ns that the op takes on one thread of the host's CPU: its start, its multiply-accumulates, the bytes it touches."""
     touched_bytes = sum(graph.tensors[t].bytes for t in (*op.outputs, *graph.activations[op.index]))

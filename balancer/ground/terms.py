@@ -12,9 +12,13 @@ class SegmentTerms:
 
     parameter_bytes: all parameters. cached_bytes: of these, what stays on the chip. streamed_bytes: what is sent with each
     inference. overflow_bytes: of the streamed bytes, what is streamed for lack of on-chip memory. capacity_bytes: on-chip
-    memory that the segment has for parameters. compute_ns: of its ops on the TPU. streaming_ns: what streaming adds to
-    computing. input_ns, output_ns: transfers. overhead_ns: starting the inference and the ops. cpu_ns: of its ops on the
-    CPU. stage_ns: the sum of these times. `cost.segment` tells how each is found.
+    memory that the segment has for parameters. scratch_bytes: of the host's memory, for activations that no memory on the chip
+    holds. compute_ns: of its ops on the TPU. streaming_ns: what streaming adds to computing. input_ns, output_ns: transfers.
+    scratch_ns: sending activations to the host's memory and back. overhead_ns: starting the inference and the ops. cpu_ns: of
+    its ops on the CPU. stage_ns: the sum of these times. `cost.segment` tells how each is found.
+
+    activation_bytes: what its activations take of the narrow memory of each tile; None where it was not asked for. Plans of
+    older versions have neither this nor scratch.
     """
 
     parameter_bytes: int
@@ -29,3 +33,6 @@ class SegmentTerms:
     overhead_ns: int
     cpu_ns: int
     stage_ns: int
+    scratch_bytes: int = 0
+    scratch_ns: int = 0
+    activation_bytes: int | None = None

@@ -93,9 +93,12 @@ def narrowed(plan: Plan, asked: Options | None) -> Options:
         raise ConstraintError("the plan was solved with others", "constraints", "solve the model again with these")
     if asked.overflow not in (None, held.overflow):
         raise ConstraintError("the plan was not solved with this option", f"overflow '{asked.overflow}'", _ANEW)
+    if asked.compilable not in (None, held.compilable):
+        raise ConstraintError("the plan was not solved with this option", f"compilable '{asked.compilable}'", _ANEW)
     replicas = max(stage.replicas for p in plan.pipelines for stage in p.stages)
     return replace(
         asked, stages=held.stages, constraints=held.constraints, overflow=held.overflow,
+        compilable=held.compilable,
         pipelines=_at_most("pipelines", held.pipelines, asked.pipelines, len(plan.pipelines)),
         replicas=_at_most("replicas", held.replicas, asked.replicas, replicas),
     )  # fmt: skip

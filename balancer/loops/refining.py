@@ -301,12 +301,13 @@ class _Refinement:
         value = evaluate(self.known.problem(self.n_tpus), solution.pipelines)
         assert value is not None
         try:
-            bound = solve_costed_model(self.known, self.n_tpus, self.options).bound_ns
+            best = solve_costed_model(self.known, self.n_tpus, self.options)
+            bound, over = best.bound_ns, best.over
         except InfeasibleError:
             # The corrected costs forbid even this plan, which its own reports allow. So nothing is known of the optimum.
-            bound = None
+            bound, over = None, solution.over
         least = None if bound is None else min(bound, value.objective_ns)
-        return replace(solution, value=value, bound_ns=least, statistics=counts)
+        return replace(solution, value=value, bound_ns=least, over=over, statistics=counts)
 
 
 def _cpu_ops(plan: Plan) -> int:

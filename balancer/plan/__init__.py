@@ -5,6 +5,7 @@ from balancer.plan.pycoral import pycoral_obstacle
 from balancer.plan.records import (
     BoundaryTensor,
     ComparisonRow,
+    CompileJudgement,
     HardwareInfo,
     ModelInfo,
     OpOnCpu,
@@ -28,6 +29,7 @@ __all__ = [
     "STATE_WORDS",
     "BoundaryTensor",
     "ComparisonRow",
+    "CompileJudgement",
     "HardwareInfo",
     "HeldTo",
     "KnownCosts",

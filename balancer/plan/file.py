@@ -17,7 +17,7 @@ from balancer.documents import DocumentKind, Refusal, read_document
 from balancer.errors import PlanError
 from balancer.ground.opsets import interval_set
 from balancer.plan.document import MOST_OPS, from_json
-from balancer.plan.records import FORMAT, VERSION, Plan, PlanPipeline
+from balancer.plan.records import COMPILE_LEVELS, FORMAT, VERSION, Plan, PlanPipeline, Segment
 from balancer.plan.remembered import check_remembered
 from balancer.plan.state import STATE_WORDS
 
@@ -143,12 +143,7 @@ def _check(plan: Plan, where: str) -> None:
         if file is not None and not _is_bare(file):
             raise PlanError(f"'{file}' is not a bare file name", where, "keep all files beside the plan")
     for segment in plan.segments:
-        reported = segment.reported
-        if reported and reported.file not in (None, segment.compiled_name):
-            what = f"'{reported.file}' is not the name of a compiled segment"
-            raise PlanError(what, where, f"name it {segment.compiled_name}, as runners of pipelines expect")
-        if reported and reported.log not in (None, segment.log_name):
-            raise PlanError(f"'{reported.log}' is not the log of {segment.name}", where, "compile the plan again")
+        _check_outcomes(segment, where)
     tpus = [t for p in plan.pipelines for stage in p.stages for t in stage.tpus]
     if len(set(tpus)) < len(tpus) or any(not 0 <= t < plan.n_tpus for t in tpus):
         raise PlanError(f"a TPU is used twice, or its number is above {plan.n_tpus - 1}", where, "solve again")
@@ -163,6 +158,18 @@ def _check(plan: Plan, where: str) -> None:
     for pipeline in plan.pipelines:
         _check_pipeline(plan, pipeline, where)
     check_remembered(plan.costs, plan.held_to, plan.model.ops, plan.n_tpus, where)
+
+
+def _check_outcomes(segment: Segment, where: str) -> None:
+    """Check what is expected of the compiler, and what it reported."""
+    reported, expected = segment.reported, segment.compiles
+    if expected is not None and expected.level not in COMPILE_LEVELS:
+        raise PlanError(f"compiles.level is '{expected.level}'", where, f"make it one of {', '.join(COMPILE_LEVELS)}")
+    if reported and reported.file not in (None, segment.compiled_name):
+        what = f"'{reported.file}' is not the name of a compiled segment"
+        raise PlanError(what, where, f"name it {segment.compiled_name}, as runners of pipelines expect")
+    if reported and reported.log not in (None, segment.log_name):
+        raise PlanError(f"'{reported.log}' is not the log of {segment.name}", where, "compile the plan again")
 
 
 def _is_bare(file: str) -> bool:

@@ -123,13 +123,30 @@ class SegmentMeasurement:
     source: str
 
 
+COMPILE_LEVELS = ("surely", "perhaps", "surely not")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileJudgement:
+    """Whether the compiler is expected to take a segment, judged before it runs.
+
+    level: one of `COMPILE_LEVELS`. tensor: the name, in the model, of the activation that decides; null if the
+    level is "surely". tile_bytes: what it and all that is live beside it need of each tile's narrow memory.
+    """
+
+    level: str
+    tensor: str | None
+    tile_bytes: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """A set of ops that becomes one .tflite file.
 
     name: of its file, without ending. ops: an op set; in the plan file it is written as closed ranges, "0-11,14". file,
     sha256: of the file in the plan's directory; null while the plan is not saved. inputs, outputs: in the order of the
-    segment's file. reported: null if it was not compiled. measured: null if it was not measured.
+    segment's file. compiles: null in plans of older versions. reported: null if it was not compiled. measured: null if it
+    was not measured.
     """
 
     name: str
@@ -139,6 +156,7 @@ class Segment:
     inputs: tuple[SegmentInput, ...]
     outputs: tuple[BoundaryTensor, ...]
     predicted: SegmentTerms
+    compiles: CompileJudgement | None = None
     reported: SegmentReport | None = None
     measured: SegmentMeasurement | None = None
 
@@ -214,7 +232,8 @@ class SolverReport:
     objective of any plan in that set; null if nothing is claimed, as for baselines. gap: (objective - bound) / objective;
     if latency was minimised, the same with latency and its bound. statistics: counts of the solver's work, for people.
     latency_bound_ns: if latency was minimised, a lower bound on it; else null. ended: how the search ended: "complete",
-    "limit_reached", "interrupted" or "down_sets_left_out".
+    "limit_reached", "interrupted" or "down_sets_left_out". passed_over_ns: the objective of a faster plan that was passed
+    over because its segments compile less surely, or its latency if that was minimised; null if there is none.
     """
 
     name: str
@@ -226,6 +245,7 @@ class SolverReport:
     statistics: dict[str, int]
     latency_bound_ns: int | None = None
     ended: str = "complete"
+    passed_over_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 OVERFLOW = ("stream", "error")
+COMPILABLE = ("any", "likely", "sure")
 LARGEST = 1 << 53  # the largest number here: floats hold it exactly, so that every JSON reader agrees
 _REMEDY = "solve again, or correct the file"
 
@@ -95,6 +96,7 @@ class HeldTo:
 
     pipelines: the largest number of pipelines. replicas: the largest number of TPUs for one stage. stages: the exact
     number of stages. overflow: "stream", "error", or null if the caller left it open. limits: the constraints.
+    compilable: "any", "likely", "sure", or null if the caller left it open, and in plans of older versions.
     """
 
     pipelines: int | None
@@ -102,6 +104,7 @@ class HeldTo:
     stages: int | None
     overflow: str | None
     limits: Limits | None
+    compilable: str | None = None
 
 
 def check_remembered(costs: KnownCosts | None, held_to: HeldTo | None, n_ops: int, n_tpus: int, where: str) -> None:
@@ -127,6 +130,8 @@ def _check_held(held: HeldTo, n_ops: int, n_tpus: int, where: str) -> None:
     _check_within([held.stages], 1, n_tpus, where)
     if held.overflow not in (None, *OVERFLOW):
         raise PlanError(f"overflow is '{held.overflow}'", where, f"make it one of {', '.join(OVERFLOW)}, or null")
+    if held.compilable not in (None, *COMPILABLE):
+        raise PlanError(f"compilable is '{held.compilable}'", where, f"make it one of {', '.join(COMPILABLE)}, or null")
     if held.limits is not None:
         _check_limits(held.limits, n_ops, n_tpus, f"{where}: limits")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from balancer.opened import known_costs
 from balancer.plan import (
     BoundaryTensor,
     ComparisonRow,
+    CompileJudgement,
     HardwareInfo,
     HeldTo,
     ModelInfo,
@@ -53,7 +55,7 @@ def assemble(
         [CostedStage(s, stage.replicas) for s, stage in zip(named[_partition(p)], p.stages, strict=True)]
         for p in solution.pipelines
     ]
-    graph, hardware, value = costed.graph, costed.hardware, solution.value
+    graph, hardware = costed.graph, costed.hardware
     return Plan(
         model=ModelInfo(
             file=None,
@@ -69,21 +71,26 @@ def assemble(
         segments=tuple(segment for segments in named.values() for segment in segments),
         pipelines=_pipelines(pipelines, hardware.host),
         predicted=plan_prediction(pipelines, hardware),
-        solver=SolverReport(
-            name=solution.solver,
-            over=solution.over,
-            status=solution.status,
-            objective_ns=value.objective_ns,
-            bound_ns=solution.bound_ns,
-            gap=round(solution.gap, DECIMALS),
-            statistics=solution.statistics,
-            latency_bound_ns=solution.latency_bound_ns,
-            ended=solution.ended.value,
-        ),
+        solver=_solver_report(solution),
         comparison=tuple(comparison),
         versions={"balancer": VERSION},
         state=costed.state,
         origin=costed.model,
+    )
+
+
+def _solver_report(solution: Solution) -> SolverReport:
+    return SolverReport(
+        name=solution.solver,
+        over=solution.over,
+        status=solution.status,
+        objective_ns=solution.value.objective_ns,
+        bound_ns=solution.bound_ns,
+        gap=round(solution.gap, DECIMALS),
+        statistics=solution.statistics,
+        latency_bound_ns=solution.latency_bound_ns,
+        ended=solution.ended.value,
+        passed_over_ns=solution.passed_over_ns,
     )
 
 
@@ -125,11 +132,17 @@ def _named_segments(costed: CostedModel, partition: Partition, stem: str, names:
                 sha256=None,
                 inputs=tuple(SegmentInput(**_boundary(graph, t, names), source=made_in.get(t)) for t in inputs),
                 outputs=tuple(BoundaryTensor(**_boundary(graph, t, names)) for t in outputs),
-                predicted=costed.costs.terms(ops),
+                predicted=replace(costed.costs.terms(ops), activation_bytes=costed.costs.activation_bytes(ops)),
+                compiles=_compiles(costed, ops),
             )
         )
         made_in |= dict.fromkeys(outputs, name)
     return segments
+
+
+def _compiles(costed: CostedModel, ops: OpSet) -> CompileJudgement:
+    judged = costed.costs.judgement(ops)
+    return CompileJudgement(level=judged.level.value, tensor=judged.tensor, tile_bytes=judged.tile_bytes)
 
 
 def _boundary(graph: Graph, t: int, names: Mapping[int, str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from balancer.cost.compilable import Compilable
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.profile import Profile, load_profile
 from balancer.cost.segment import SegmentCosts
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 STREAM, ERROR = "stream", "error"
 OVERFLOW = (STREAM, ERROR)
+# What a caller may ask of the segments of a plan, and the worst judgement that each allows.
+COMPILABLE = {"any": Compilable.SURELY_NOT, "likely": Compilable.PERHAPS, "sure": Compilable.SURELY}
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,13 @@ class CostedModel:
         """The costs of the model's segments."""
         return SegmentCosts(self.graph, self.hardware, self.profile)
 
-    def problem(self, n_tpus: int, *, overflow: str = STREAM) -> Problem:
-        """The solver's problem on n_tpus TPUs. overflow: "error" forbids segments that stream for lack of on-chip memory."""
-        return problem_of(self.costs, ((self.hardware.name, n_tpus),), may_overflow=overflow == STREAM)
+    def problem(self, n_tpus: int, *, overflow: str = STREAM, worst: Compilable = Compilable.SURELY_NOT) -> Problem:
+        """The solver's problem on n_tpus TPUs.
+
+        overflow: "error" forbids segments that stream for lack of on-chip memory. worst: the worst that a segment may be
+        judged on whether it compiles.
+        """
+        return problem_of(self.costs, ((self.hardware.name, n_tpus),), may_overflow=overflow == STREAM, worst=worst)
 
 
 def open_costed_model(model: str | Path | bytes, hardware: str | Path | Hardware) -> CostedModel:

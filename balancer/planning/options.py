@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from balancer.plan import HeldTo, Limits, OpAtStage
 from balancer.plan.remembered import LARGEST
 from balancer.planning.checks import check_count
-from balancer.planning.costed_model import OVERFLOW, STREAM
+from balancer.planning.costed_model import COMPILABLE, OVERFLOW, STREAM
 from balancer.solve import SOLVERS, Constraints, PipelineSpec, SolverOptions, StageSpec, evaluate
 from balancer.solve.constraining import keeps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from balancer.cost.compilable import Compilable
     from balancer.planning.costed_model import CostedModel
 
 
@@ -26,6 +27,9 @@ class Options:
     stage; None for any. stages: the exact number of stages, in one pipeline; None for any. overflow: what to do with plans
     that stream parameters for lack of on-chip memory. "stream": take the plan with the highest rate. "error": refuse them.
     None: as "stream", but after the compiler has contradicted the predicted memory, prefer plans without overflow.
+    compilable: which segments a plan may have, as judged before any compiler runs. "any": all. "likely": none that surely
+    fails to compile. "sure": only those that surely compile. None: the fastest plan that surely compiles; where there is
+    none, the fastest that may compile, and else the fastest.
     constraints: on ops, cuts, segments, rate or latency; with any of them the plan has one pipeline. solver: a name in
     `balancer.solve.SOLVERS`. seconds: wall time for each search; None for the default limits, which count work and so give
     the same plan on every machine.
@@ -37,6 +41,7 @@ class Options:
     replicas: int | None = None
     stages: int | None = None
     overflow: str | None = None
+    compilable: str | None = None
     constraints: Constraints = field(default_factory=Constraints)
     solver: str = "auto"
     seconds: float | None = None
@@ -50,6 +55,8 @@ class Options:
             raise ValueError(f"seconds must be above 0, not {self.seconds!r}")
         if self.overflow is not None and self.overflow not in OVERFLOW:
             raise ValueError(f"overflow must be one of {OVERFLOW}, not {self.overflow!r}")
+        if self.compilable is not None and self.compilable not in COMPILABLE:
+            raise ValueError(f"compilable must be one of {tuple(COMPILABLE)}, not {self.compilable!r}")
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {self.solver!r}")
         if not isinstance(self.constraints, Constraints):
@@ -57,7 +64,7 @@ class Options:
 
     @property
     def for_solver(self) -> SolverOptions:
-        """The options for solvers. Overflow is not among them: it decides which segments the problem allows."""
+        """The options for solvers, without overflow and compilable: these decide which segments the problem allows."""
         return SolverOptions(
             max_pipelines=self.pipelines, max_replicas=self.replicas, stages=self.stages, solver=self.solver,
             constraints=self.constraints, seconds=self.seconds,
@@ -69,16 +76,28 @@ class Options:
         return self.overflow or STREAM
 
     @property
+    def worst(self) -> Compilable:
+        """The worst judgement on whether it compiles that a segment may have. Without the option there is no limit, but a
+        preference.
+        """
+        return COMPILABLE["any" if self.compilable is None else self.compilable]
+
+    @property
     def held_to(self) -> HeldTo:
         """The limits in the form that a plan remembers. Solver and seconds are not limits and not remembered."""
         limits = _limits(self.constraints) if self.constraints else None
         return HeldTo(
-            pipelines=self.pipelines, replicas=self.replicas, stages=self.stages, overflow=self.overflow, limits=limits
+            pipelines=self.pipelines,
+            replicas=self.replicas,
+            stages=self.stages,
+            overflow=self.overflow,
+            limits=limits,
+            compilable=self.compilable,
         )
 
     def kept_by(self, costed: CostedModel, n_tpus: int, pipelines: Sequence[PipelineSpec]) -> bool:
         """Whether these pipelines keep all limits under the costed model's costs."""
-        problem = costed.problem(n_tpus, overflow=self.overflow_now)
+        problem = costed.problem(n_tpus, overflow=self.overflow_now, worst=self.worst)
         if evaluate(problem, pipelines) is None:
             return False
         one = self.stages is not None or bool(self.constraints)
@@ -114,6 +133,7 @@ def options_of(held: HeldTo) -> Options:
         replicas=held.replicas,
         stages=held.stages,
         overflow=held.overflow,
+        compilable=held.compilable,
         constraints=constraints,
     )
 

@@ -35,4 +35,5 @@ def solution_of(plan: Plan, problem: Problem) -> Solution:
         solver=solver.name, pipelines=pipelines, value=value, over=solver.over, statistics=solver.statistics,
         bound_ns=None if solver.bound_ns is None else min(solver.bound_ns, value.objective_ns),
         latency_bound_ns=None if latency is None else min(latency, value.latency_ns), ended=Ended(solver.ended),
+        passed_over_ns=solver.passed_over_ns,
     )  # fmt: skip

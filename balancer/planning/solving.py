@@ -5,20 +5,67 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from balancer.cost.compilable import LEVELS, Compilable, Judgement
+from balancer.errors import InfeasibleError
 from balancer.plan import KEPT
-from balancer.solve import Problem, Solution, SolverOptions, check, solve
+from balancer.solve import Ended, Problem, Solution, SolverOptions, check, solve
 
 if TYPE_CHECKING:
     from balancer.planning.costed_model import CostedModel
     from balancer.planning.options import Options
 
+_OF_SEGMENTS = {
+    Compilable.SURELY: ", of segments that surely compile",
+    Compilable.PERHAPS: ", of segments that may compile",
+    Compilable.SURELY_NOT: "",
+}
+_TAKEN = {Compilable.SURELY: "surely compiles", Compilable.PERHAPS: "may compile"}
+
 
 def solve_costed_model(costed: CostedModel, n_tpus: int, options: Options, overflow: str | None = None) -> Solution:
     """The best solution under the costed model's costs that keeps the options. overflow: replaces the options' own rule.
 
-    Raises InfeasibleError if no plan keeps them.
+    Where the options leave open how surely the segments are to compile, the fastest plan is taken only if no plan compiles
+    more surely; the solution then says what was passed over. Raises InfeasibleError if no plan keeps the options.
     """
-    problem = costed.problem(n_tpus, overflow=overflow or options.overflow_now)
+    overflow = overflow or options.overflow_now
+    fastest = _solve_within(costed, n_tpus, options, overflow, options.worst)
+    if options.compilable is not None or fastest.ended is Ended.INTERRUPTED:
+        return fastest
+    # What no partition can reach is not searched for.
+    for worst in LEVELS[LEVELS.index(_best(costed).level) : LEVELS.index(_worst(costed, fastest))]:
+        try:
+            surer = _solve_within(costed, n_tpus, options, overflow, worst)
+        except InfeasibleError:
+            continue
+        return replace(surer, passed_over_ns=fastest.optimised_ns)
+    return fastest
+
+
+def _best(costed: CostedModel) -> Judgement:
+    """The best judgement that the worst segment of a plan can have."""
+    return costed.costs.compile_rule.best(costed.costs.sure_on_tpu)
+
+
+def _worst(costed: CostedModel, solution: Solution) -> Compilable:
+    """The worst judgement on a segment of the solution."""
+    sets = {stage.ops for pipeline in solution.pipelines for stage in pipeline.stages}
+    return max((costed.costs.judgement(ops).level for ops in sets), key=LEVELS.index)
+
+
+def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: str, worst: Compilable) -> Solution:
+    """The best solution that keeps the options, of segments judged at worst so. Raises InfeasibleError if there is none."""
+    best = _best(costed)
+    if LEVELS.index(best.level) > LEVELS.index(worst):
+        raise InfeasibleError(
+            f"no segment with it {_TAKEN[worst]}: what is live there needs {best.tile_bytes} bytes of each tile",
+            f"tensor '{best.tensor}'", "use a smaller input, or allow more with the option compilable",
+        )  # fmt: skip
+    solution = _solve(costed, costed.problem(n_tpus, overflow=overflow, worst=worst), options)
+    return replace(solution, over=solution.over + _OF_SEGMENTS[worst]) if solution.bound_ns is not None else solution
+
+
+def _solve(costed: CostedModel, problem: Problem, options: Options) -> Solution:
     if costed.state != KEPT:
         return solve_checked(problem, options.for_solver)
     # A stage that holds state needs all items in their order (see `plan.state`). The whole plan is restricted, although

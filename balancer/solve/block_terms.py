@@ -43,8 +43,8 @@ class BlockTerms:
 
     fixed_ns: of its ops where nothing is handed to the host, and the sending of outputs of the whole, which take leaving_ns.
     handed_ns: for each op that may be handed over, what it then takes more (or less). late: the ops that are handed
-    over where the block stands in the last stage. entering: tensors that enter it. kept_bytes, streams:
-    of its parameters, as in `Structure`.
+    over where the block stands in the last stage. entering: tensors that enter it. kept_bytes, streams,
+    usually_streaming, host_only: of its ops, as in `Structure`.
     """
 
     ops: Words
@@ -56,6 +56,8 @@ class BlockTerms:
     entering: tuple[EnteringTensor, ...]
     kept_bytes: int
     streams: bool
+    usually_streaming: Words
+    host_only: Words
 
 
 class BlockTable:
@@ -88,6 +90,8 @@ class BlockTable:
             entering=tensors.entering(number, single),
             kept_bytes=sum(self.kept_bytes[i] for i in single),
             streams=any(i in self.structure.streaming for i in single),
+            usually_streaming=words_of(_union(0, (1 << i for i in self.structure.usually_streaming)) & ops),
+            host_only=words_of(_union(0, (1 << i for i in self.structure.host_only)) & ops),
         )
 
     def late_ns(self, least_ns: Sequence[int]) -> list[int]:

@@ -8,6 +8,7 @@ All times are whole ns. The variables:
     period          of the pipeline
     out, into       [t, j]: stage j sends tensor t; stage j receives it
     stays           [p, j]: the parameters p stay on the device of stage j
+    handed          [b, j]: stage j hands b, which stands there, to the host
 
 Partitions, with in(b, j) = x[b, j] - x[b, j - 1]:
 
@@ -20,10 +21,12 @@ Partitions, with in(b, j) = x[b, j] - x[b, j - 1]:
 Times:
 
     time[j, k] = stage_ns + surplus[j] + sum over b of work[b] * in(b, j)
+               + sum over b of (handed_ns - work) * handed[b, j] + (usual_ns - work) * (in(b, j) - handed[b, j])
                + sum over t of send_ns * out[t, j] + receive_ns * into[t, j]
                + sum over p of spill_ns * (in(p, j) - stays[p, j]) + spill_start_ns * starts[j]
     out[t, j]  >= in(made, j) - x[r, j]             made here, and reader r stands later
     into[t, j] >= in(r, j) + x[made, j - 1] - 1     made earlier, and reader r stands here
+    handed[b, j] = in(b, j) and any in(a, j)        a: the ops after which b is handed over
     stays[p, j] <= in(p, j), and the sizes of those that stay sum to at most the capacity
     time[j, k] <= r * period                        where on[j, k, r] = 1
     sum over j of time[j] <= period * sum over k of n[k]
@@ -179,7 +182,7 @@ def stage_model(  # noqa: PLR0913 - one model's data
     model = cp_model.CpModel()
     places = block_places(model, problem, constraints.together, stages)
     choices = device_choices(places, structures, devices, most_replicas)
-    times = time_expressions(places, choices, structures)
+    times = time_expressions(places, choices, structures, problem.before)
     period = model.new_int_var(problem.host_ns * stages, most_ns, "period")
     for j, here in enumerate(choices.options):
         for k, r, literal in here:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING
 
 from balancer.ground.opsets import members
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from ortools.sat.python.cp_model import Constraint, IntVar
 
+    from balancer.ground.opsets import OpSet
     from balancer.solve.cpsat_variables import BlockPlaces, DeviceChoices, Expression
     from balancer.solve.structure import Structure, Transfer
 
@@ -59,8 +62,13 @@ class _Terms:
         return self.moves[key]
 
 
-def time_expressions(places: BlockPlaces, choices: DeviceChoices, structures: Sequence[Structure]) -> TimeExpressions:
-    """Add the variables and constraints that the times need. structures: of each kind of device."""
+def time_expressions(
+    places: BlockPlaces, choices: DeviceChoices, structures: Sequence[Structure], before: Sequence[OpSet]
+) -> TimeExpressions:
+    """Add the variables and constraints that the times need.
+
+    structures: of each kind of device. before: for each op those that it reads from.
+    """
     model, stages = places.model, places.stages
     # What `exact` adds to the structure. `StageModel.exclude` raises it where that is known.
     surplus = [model.new_int_var(0, LONGEST_NS, f"surplus{j}") for j in range(stages)]
@@ -70,10 +78,11 @@ def time_expressions(places: BlockPlaces, choices: DeviceChoices, structures: Se
     for k, structure in enumerate(structures):
         sums: list[list[Expression]] = [[structure.stage_ns, surplus[j]] for j in range(stages)]
         _add_work(terms, k, structure, sums)
+        sending = _add_handoffs(terms, structure, before, sums)
         _add_memory_limit(terms, k, structure)
         for transfer in structure.transfers:
             _add_transfer(terms, transfer, sums)
-        spilled.append(_add_spills(terms, structure, sums))
+        spilled.append(_add_spills(terms, structure, sums, sending))
         on_kind.append([sum(parts) for parts in sums])
     return TimeExpressions(on_kind, on_kind[0] if len(structures) == 1 else _times_anywhere(terms, on_kind), spilled)
 
@@ -99,6 +108,47 @@ def _add_work(terms: _Terms, kind: int, structure: Structure, sums: Sequence[lis
                 sums[j].append(work * inside)
             if barred:
                 terms.hold_on(places.model.add(inside == 0), j, kind)
+
+
+def _add_handoffs(
+    terms: _Terms, structure: Structure, before: Sequence[OpSet], sums: Sequence[list[Expression]]
+) -> list[list[Expression]]:
+    """What ops take beyond their least time, on the host or not. Returns for each stage what is 1 where one of them sends
+    parameters.
+
+    A stage that holds an op and one of its ancestors holds all ops between them. So of the ops after which others are
+    handed over, only the latest need a look.
+    """
+    places, model = terms.places, terms.places.model
+    latest = [(_latest(handoff.after, before), handoff.followers) for handoff in structure.handoffs]
+    sending: list[list[Expression]] = [[] for _ in range(places.stages)]
+    for i in members(reduce(or_, (followers for _, followers in latest), 0)):
+        least_ns = structure.op_ns[i] or 0
+        causes = reduce(or_, (after for after, followers in latest if followers >> i & 1))
+        for j in range(places.stages):
+            here = places.op_inside(i, j)
+            others = [places.op_inside(other, j) for other in members(causes)]
+            handed = at_least(model, [here + other - 1 for other in others])
+            model.add(handed <= here)
+            model.add(handed <= sum(others))
+            kept = here - handed
+            sums[j].append((structure.handed_ns[i] - least_ns) * handed + (structure.usual_ns[i] - least_ns) * kept)
+            if i in structure.host_only:
+                model.add(kept == 0)
+            elif i in structure.usually_streaming:
+                sending[j].append(kept)
+    return sending
+
+
+def _latest(ops: OpSet, before: Sequence[OpSet]) -> OpSet:
+    """Those of these ops on which no other of them depends. before: for each op those that it reads from."""
+    passed, latest = 0, 0
+    for i in reversed(range(ops.bit_length())):
+        if ops & ~passed & 1 << i:
+            latest |= 1 << i
+        if (ops | passed) >> i & 1:
+            passed |= before[i]
+    return latest
 
 
 def _add_memory_limit(terms: _Terms, kind: int, structure: Structure) -> None:
@@ -135,8 +185,12 @@ def _add_transfer(terms: _Terms, transfer: Transfer, sums: Sequence[list[Express
             sums[j].append(transfer.receive_ns * terms.move("in", j, made, readers, crossing))
 
 
-def _add_spills(terms: _Terms, structure: Structure, sums: Sequence[list[Expression]]) -> list[Expression]:
+def _add_spills(
+    terms: _Terms, structure: Structure, sums: Sequence[list[Expression]], sending: Sequence[Sequence[Expression]]
+) -> list[Expression]:
     """The time of spilling parameters; returns the bytes that each stage spills.
+
+    sending: for each stage what is 1 where a further op sends parameters in any case.
 
     Which parameters stay follows the order of priority. Where the structure is relaxed, the solver may choose.
     """
@@ -144,7 +198,7 @@ def _add_spills(terms: _Terms, structure: Structure, sums: Sequence[list[Express
     spilled: list[Expression] = [0] * places.stages
     everything_stays = sum(kept.size_bytes for kept in structure.kept) <= structure.capacity_bytes
     for j in range(places.stages):
-        starts = at_least(model, [places.op_inside(i, j) for i in structure.streaming])
+        starts = at_least(model, [*(places.op_inside(i, j) for i in structure.streaming), *sending[j]])
         sums[j].append(structure.spill_start_ns * starts)
         if everything_stays:
             continue

@@ -28,7 +28,7 @@ from balancer.solve.offers import alone_ns, best_plan, good_objective_ns, lattic
 from balancer.solve.orders import file_order, prefixes, thinned
 from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
-from balancer.solve.plan_bounds import plan_bounds
+from balancer.solve.plan_bounds import beyond_ns, plan_bounds
 from balancer.solve.problem import Ended, Solution, evaluate
 from balancer.solve.reaching import CutFinder
 
@@ -306,7 +306,9 @@ class DownSetSearch(PlanSearch):
         if longest is not None:
             limits = replace(limits, most_ns=min(limits.most_ns, math.ceil(longest)))
         result = self._shortest_periods(limits)
-        self.bounds.note_search(result)
+        # With all sets at hand, plans that tie are worth a search that a bound at the limit itself allows. Where cuts have to
+        # be found, it would take as long as the proof.
+        self.bounds.note_search(result, None if self.lattice else beyond_ns(limits))
         self.offers += [lattice_offer(result, point) for point in result.front if point.device_count == devices]
 
 
@@ -359,12 +361,13 @@ def _search_sampled(
     return sampling  # interrupted before it had begun
 
 
-def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> PlanSearch:
+def search_reached(
+    problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork = DEFAULT_WORK
+) -> PlanSearch:
     """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
 
-    For devices of one kind, whose structure is known.
+    For devices of one kind, whose structure is known. offers: to start from.
     """
-    offers = chain_offers(problem, options, prefixes(file_order(problem)))
     search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
     search.run()
     return search

@@ -144,6 +144,8 @@ class StageGrowth:
 
     def _taking(self, rows: _Rows, block: BlockTerms, starts: WordArray, handed: WordArray) -> _Rows:
         """The rows with the block in the stage."""
+        if block.host_only:
+            rows = rows.take(hold_all(handed[rows.start], block.host_only))
         numbers, begun = rows.numbers.copy(), starts[rows.start]
         stage_ns = numbers[:, _STAGE_NS]
         stage_ns += block.fixed_ns
@@ -156,6 +158,8 @@ class StageGrowth:
             stage_ns += enters * tensor.receive_ns
         numbers[:, _KEPT] += block.kept_bytes
         numbers[:, _STREAMS] |= block.streams
+        if block.usually_streaming:
+            numbers[:, _STREAMS] |= ~hold_all(handed[rows.start], block.usually_streaming)
         return _Rows(put(rows.held, block.ops), rows.left, numbers)
 
     def _leaving(self, rows: _Rows, block: BlockTerms, late_ns: int) -> _Rows:

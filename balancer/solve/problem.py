@@ -249,6 +249,8 @@ class Solution:
     over: the plans that the claim is about, in words.
     latency_bound_ns: a lower bound on their latency. None where the rate is what was optimised.
     ended: how the search ended.
+    passed_over_ns: the objective of a faster plan that the caller did not want, or its latency where that was optimised. None
+    where there is none.
     statistics: counts of work for people to read, the same in every run. Code does not read them.
     """
 
@@ -259,6 +261,7 @@ class Solution:
     over: str
     latency_bound_ns: int | None = None
     ended: Ended = Ended.COMPLETE
+    passed_over_ns: int | None = None
     statistics: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -267,11 +270,15 @@ class Solution:
         return "optimal" if self.gap == 0 else "feasible"
 
     @property
+    def optimised_ns(self) -> int:
+        """What was optimised: the objective, or the latency."""
+        return self.value.objective_ns if self.latency_bound_ns is None else self.value.latency_ns
+
+    @property
     def gap(self) -> float:
         """How far what was optimised is above its lower bound, as a share of the value reached; 1 where no bound is claimed."""
-        reached, bound = self.value.objective_ns, self.bound_ns or 0
-        if self.latency_bound_ns is not None:
-            reached, bound = self.value.latency_ns, self.latency_bound_ns
+        reached = self.optimised_ns
+        bound = (self.bound_ns or 0) if self.latency_bound_ns is None else self.latency_bound_ns
         return (reached - bound) / reached if reached else 0.0
 
 

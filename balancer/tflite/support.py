@@ -1,12 +1,13 @@
 """Which ops the Edge TPU takes, and the reason for each that it does not take.
 
 Sources: Axis' ARTPEC-7 page and the vendor's list in coral.ai/docs/edgetpu/models-intro ("Supported operations"),
-compared with the ops that the compiler left outside the `edgetpu-custom-op` of real compiled files. Only the compiler
-can tell for sure: it also refuses ops for reasons that are not published.
+compared with the ops that the compiler left outside the `edgetpu-custom-op` of real compiled files, and with published
+operation logs. Only the compiler can tell for sure: it also refuses ops for reasons that are not published.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ _MOST_SOFTMAX_ELEMENTS = 16_384
 # In compiled models a resize from 1x1 to 33x33 stays on the CPU (DeepLab), and doublings are mapped. The limit lies
 # somewhere between.
 _MOST_RESIZE_FACTOR = 8
+# Of activations. Each of the 16 tiles has 192 KiB; the largest use in a compiled file is 196,596 bytes.
+_TILE_BYTES = 192 << 10
+_ALL_TILES_BYTES = 16 * _TILE_BYTES
+_LANES = 4  # to a multiple of which the chip pads the last axis
 
 
 class Limit(Protocol):
@@ -89,7 +94,48 @@ def _resize(options: Mapping[str, int | float], read: Sequence[Tensor], made: Se
     if len(before) != 4 or len(after) != 4:
         return "it resizes something other than a picture"
     factor = max(b / max(a, 1) for a, b in zip(before[1:3], after[1:3], strict=True))
-    return "resize to more than 8 times the size (precision)" if factor > _MOST_RESIZE_FACTOR else ""
+    if factor > _MOST_RESIZE_FACTOR:
+        return "resize to more than 8 times the size (precision)"
+    # Reported: 256x256x32 to 512x512x32 stays on the CPU, 64x64x32 to 128x128x32 is mapped.
+    return _too_large("result in narrow memory:", _padded_bytes(after), _ALL_TILES_BYTES)
+
+
+def _padded_bytes(shape: Sequence[int]) -> int:
+    """Bytes of a tensor of this shape on the chip, which pads the last axis."""
+    *outer, last = shape or (1,)
+    return math.prod(outer) * -(-last // _LANES) * _LANES
+
+
+def _too_large(what: str, size_bytes: int, most_bytes: int) -> str:
+    """Why an op is not mapped whose tensors take so many bytes of narrow memory; empty if they fit."""
+    return f"{what} {size_bytes:,} bytes, more than {most_bytes:,}" if size_bytes > most_bytes else ""
+
+
+def _reshape(options: Mapping[str, int | float], read: Sequence[Tensor], made: Sequence[Tensor]) -> str:
+    """What a RESHAPE moves between tiles goes through one of them.
+
+    It moves nothing if it only splits the last axis, as (40, 40, 810) to (14400, 90): EfficientDet's boxes are mapped. If it
+    merges pixels into the last axis, source and result lie in one tile together. Decoded: 128x128x1 to 16,384 takes 70,660
+    bytes of a tile, its 65,536 padded ones among them; YOLOv8n maps (144, 24, 24) to (144, 576) at 192 px, 165,888 bytes, and
+    not (68, 40, 40) to (68, 1600) at 320 px, 217,600. Else the result does. Reported: YOLOv5 maps (400, 3, 85) to (1200, 85)
+    at 160 px, 105,600 bytes, and not (3, 784, 85) to (2352, 85) at 224 px, 206,976.
+    """
+    before, after = read[0].shape or (1,), made[0].shape or (1,)
+    if after[-1] < before[-1]:
+        return ""
+    if after[-1] > before[-1]:
+        size_bytes = _padded_bytes(before) + _padded_bytes(after)
+        return _too_large("source and result in one tile:", size_bytes, _TILE_BYTES)
+    return _too_large("result in one tile:", _padded_bytes(after), _TILE_BYTES)
+
+
+def _transpose(options: Mapping[str, int | float], read: Sequence[Tensor], made: Sequence[Tensor]) -> str:
+    """What a TRANSPOSE moves goes through one tile.
+
+    Decoded: YOLOv8n at 320 px maps one of 108,800 bytes. Reported: YOLOv5s at 224 px leaves one of 206,976 on the CPU.
+    """
+    size_bytes = max(_padded_bytes(t.shape or (1,)) for t in (read[0], made[0]))
+    return _too_large("tensor in one tile:", size_bytes, _TILE_BYTES)
 
 
 def _softmax(options: Mapping[str, int | float], read: Sequence[Tensor], made: Sequence[Tensor]) -> str:
@@ -115,8 +161,10 @@ _LIMITS: Mapping[str, Limit] = {
     "AVERAGE_POOL_2D": _no_activation,
     "MAX_POOL_2D": _no_activation,
     "CONCATENATION": _no_activation,
+    "RESHAPE": _reshape,
     "RESIZE_BILINEAR": _resize,
     "RESIZE_NEAREST_NEIGHBOR": _resize,
     "SOFTMAX": _softmax,
     "STRIDED_SLICE": _strided_slice,
+    "TRANSPOSE": _transpose,
 }

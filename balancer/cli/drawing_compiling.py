@@ -1,0 +1,36 @@
+"""What is said on a terminal of whether segments compile, and of what was given up for segments that do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from balancer.cli.drawing import milliseconds, short_size
+from balancer.ground.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from balancer.plan import Plan
+
+
+def compiling(plan: Plan) -> None:
+    """Print which segments do not surely compile, and what was given up for segments that do."""
+    for segment in plan.segments:
+        judged = segment.compiles
+        if judged is not None and judged.tensor is not None:
+            print(f"compiles {judged.level}: {segment.name}, for its activations: {judged.tensor}")
+            print(
+                f"          and what is live beside it need {short_size(judged.tile_bytes)} of each tile's narrow memory"
+            )
+    given_up = _given_up(plan)
+    if given_up:
+        print(f"given up for segments that compile more surely: {given_up}")
+
+
+def _given_up(plan: Plan) -> str:
+    """What the plan that was passed over would have reached, in words; empty if there was none."""
+    solver = plan.solver
+    if solver.passed_over_ns is None:
+        return ""
+    if solver.latency_bound_ns is not None:
+        return f"latency {milliseconds(solver.passed_over_ns)} instead of {milliseconds(plan.predicted.latency_ns)} ms"
+    faster, reached = NS_PER_S / max(1, solver.passed_over_ns), plan.predicted.throughput_per_s
+    return f"{faster:.1f} instead of {reached:.1f} inferences/s"

@@ -1,0 +1,160 @@
+"""The option `compilable` from end to end: what a plan remembers, what is printed, what is refused; published outcomes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import balancer
+from balancer.cli.main import main
+from balancer.cost.compilable import LEVELS, Compilable
+from balancer.errors import ConstraintError, PlanError
+from balancer.loops.aiming import narrowed
+from balancer.plan import load_plan
+from balancer.plan.records import COMPILE_LEVELS
+from balancer.planning.costed_model import COMPILABLE as LEVEL_OF
+from balancer.planning.options import options_of
+from tests.handmade import Builder
+
+if TYPE_CHECKING:
+    from balancer.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@cache
+def nested_skips(depth: int = 9) -> bytes:
+    """Convolutions of which each result is read again at the end, the last one first. What waits takes 20,736 bytes of each
+    tile for each of them: 8 of them and two more at the deepest op exceed 196,608, half of them don't.
+    """
+    shape = (1, 64, 64, 64)
+    b = Builder()
+    source = b.tensor("picture", shape)
+    made = [source]
+    for k in range(depth):
+        made.append(b.conv(made[-1], f"down_{k}", shape=shape))
+    out = made[-1]
+    for k, earlier in enumerate(reversed(made[1:-1])):
+        out = b.add(out, earlier, f"up_{k}", shape=shape)
+    return b.file([source], [out])
+
+
+@cache
+def solved(compilable: str | None) -> Plan:
+    return balancer.balance(nested_skips(), 2, options=balancer.Options(compilable=compilable))
+
+
+def levels(plan: Plan) -> set[str]:
+    return {segment.compiles.level for segment in plan.segments if segment.compiles}
+
+
+def test_the_words_of_plans_and_options_are_those_of_the_judgement() -> None:
+    assert tuple(level.value for level in LEVELS) == COMPILE_LEVELS
+    assert set(LEVEL_OF.values()) == set(Compilable)
+
+
+def test_the_fastest_plan_is_passed_over_for_one_that_surely_compiles() -> None:
+    fastest, chosen, sure = solved("any"), solved(None), solved("sure")
+    assert levels(fastest) == {"perhaps"}
+    assert levels(chosen) == levels(sure) == {"surely"}
+    assert chosen.segments == sure.segments
+    assert chosen.solver.passed_over_ns == fastest.solver.objective_ns < chosen.solver.objective_ns
+    assert fastest.solver.passed_over_ns is sure.solver.passed_over_ns is None
+    assert chosen.solver.over.endswith("of segments that surely compile")
+    assert "compile" not in fastest.solver.over
+    assert solved("likely").segments == fastest.segments
+
+
+def test_nothing_changes_where_the_fastest_plan_surely_compiles() -> None:
+    free, held = (balancer.balance(nested_skips(3), 2, options=balancer.Options(compilable=c)) for c in (None, "any"))
+    assert free.segments == held.segments
+    assert free.solver == held.solver
+
+
+def test_a_plan_remembers_the_option_and_what_was_passed_over(tmp_path: Path) -> None:
+    saved = balancer.save(solved(None), tmp_path)
+    read = load_plan(tmp_path)
+    assert read.solver.passed_over_ns == saved.solver.passed_over_ns is not None
+    assert [s.compiles for s in read.segments] == [s.compiles for s in saved.segments]
+    assert all(s.predicted.activation_bytes for s in read.segments)
+    for word in (None, *LEVEL_OF):
+        held = balancer.Options(compilable=word)
+        assert options_of(held.held_to) == held
+    assert narrowed(solved("sure"), None).compilable == "sure"
+    with pytest.raises(ConstraintError, match="compilable 'any'"):
+        narrowed(solved("sure"), balancer.Options(compilable="any"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d["segments"][0]["compiles"].update(level="maybe"), "compiles.level is 'maybe'"),
+        (lambda d: d["held_to"].update(compilable="maybe"), "compilable is 'maybe'"),
+        (lambda d: d["solver"].update(passed_over_ns=-1), "passed_over_ns"),
+    ],
+)
+def test_a_forged_plan_is_refused_in_one_line(tmp_path: Path, change: object, said: str) -> None:
+    balancer.save(solved(None), tmp_path)
+    (file,) = tmp_path.glob("*_plan_*.json")
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert callable(change)
+    change(document)
+    file.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(PlanError, match=said):
+        load_plan(file)
+
+
+def test_a_plan_without_judgements_still_loads(tmp_path: Path) -> None:
+    balancer.save(solved(None), tmp_path)
+    (file,) = tmp_path.glob("*_plan_*.json")
+    document = json.loads(file.read_text(encoding="utf-8"))
+    del document["solver"]["passed_over_ns"], document["held_to"]["compilable"]
+    for segment in document["segments"]:
+        del segment["compiles"]
+        for key in ("activation_bytes", "scratch_bytes", "scratch_ns"):
+            del segment["predicted"][key]
+    file.write_text(json.dumps(document), encoding="utf-8")
+    plan = load_plan(file)
+    assert [s.compiles for s in plan.segments] == [None] * len(plan.segments)
+    assert [s.predicted.activation_bytes for s in plan.segments] == [None] * len(plan.segments)
+
+
+def test_what_was_given_up_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "skips.tflite"
+    model.write_bytes(nested_skips())
+    assert main(["solve", str(model), "-n", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "given up for segments that compile more surely:" in out
+    assert "compiles perhaps" not in out
+    assert main(["solve", str(model), "-n", "2", "--compilable", "any"]) == 0
+    out = capsys.readouterr().out
+    assert "given up" not in out
+    assert "compiles perhaps: skips_segment_0_of_1, for its activations: down_0" in out
+    assert main(["predict", str(model), "--segments", "0-16"]) == 0
+    assert "compiles perhaps" in capsys.readouterr().out
+
+
+def test_what_no_plan_reaches_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    b = Builder()
+    source = b.tensor("picture", (1, 512, 512, 8))
+    model = tmp_path / "large.tflite"
+    model.write_bytes(b.file([source], [b.conv(source, "only", shape=(1, 512, 512, 8))]))
+    assert main(["solve", str(model), "-n", "2", "--compilable", "sure"]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "tensor 'picture'" in said
+    assert main(["solve", str(model), "-n", "2"]) == 0
+    assert "given up" not in capsys.readouterr().out
+
+
+def test_published_outcomes_of_small_networks_contradict_no_judgement() -> None:
+    script = [sys.executable, str(ROOT / "benchmarks" / "compilable.py"), "yolov5n", "yolov8n"]
+    done = subprocess.run(script, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.endswith(" 0 contradicted\n")
+    assert "surely" in done.stdout
