@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     )
     from balancer.graph import Graph
     from balancer.inputs import InputSpec, Quantisation, random_items
-    from balancer.loops.compiler_split import default_split
-    from balancer.loops.refining import compare_compiled, refine
+    from balancer.loops.compiler_split import compare_compiled, default_split
+    from balancer.loops.refining import refine
     from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
     from balancer.loops.tuning import tune
     from balancer.opened import OpenedPlan, open_plan
@@ -71,8 +71,8 @@ _HOME = {
     ),
     "graph": "Graph",
     "inputs": "InputSpec Quantisation random_items",
-    "loops.compiler_split": "default_split",
-    "loops.refining": "compare_compiled refine",
+    "loops.compiler_split": "compare_compiled default_split",
+    "loops.refining": "refine",
     "loops.sources": "PipelineTimes RecordedTimes TrueCosts",
     "loops.tuning": "tune",
     "opened": "OpenedPlan open_plan",

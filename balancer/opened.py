@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.cost.capacity import UNBOUNDED
-from balancer.cost.hardware import CONSTANTS, Hardware
+from balancer.cost.hardware import CONSTANTS, DEFAULTS, Hardware
 from balancer.cost.profile import OpCosts, Profile
 from balancer.errors import PlanError
 from balancer.graph import boundary_names
@@ -53,7 +53,7 @@ class OpenedPlan:
     def hardware(self) -> Hardware:
         """The hardware that the plan was predicted for. Raises PlanError if the plan lacks one of its constants."""
         constants = self.plan.hardware.constants
-        missing = sorted(set(CONSTANTS) - set(constants))
+        missing = sorted(set(CONSTANTS) - set(DEFAULTS) - set(constants))
         if missing:
             raise PlanError(f"its hardware has no constant '{missing[0]}'", self.plan.file_name, "solve again")
         return Hardware.with_constants(self.plan.hardware.name, constants)

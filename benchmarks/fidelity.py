@@ -4,6 +4,8 @@
     python benchmarks/fidelity.py --decisions FILE.csv    how often the faster of two configurations is predicted
     python benchmarks/fidelity.py --compiled DIR          parameter bytes of X.tflite and compiled/X_edgetpu.tflite
     python benchmarks/fidelity.py --packages FILE.csv --models DIR         what compiled packages record
+    python benchmarks/fidelity.py --usb FILE.csv --models DIR              Keras networks on one USB TPU, three hosts
+    python benchmarks/fidelity.py --detectors FILE.csv    YOLO on one TPU, both clocks
     python benchmarks/fidelity.py --imagenet FILE.csv --model M.tflite     the compiler's split on N TPUs
     python benchmarks/fidelity.py --grid FILE.csv --model M.tflite         partitions of 8 TPUs into pipelines
 
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fidelity_packages import score_packages
+from fidelity_usb import score_single
 from sampling import measuring_parser, recorded
 
 from balancer.cost.feeding import StageCost, period_ns, stage_cost
@@ -304,6 +307,8 @@ def score(arguments: argparse.Namespace) -> Iterable[list[Sample]]:
             yield print_score(path)
     if arguments.packages:
         yield score_packages(arguments.packages, arguments.models)
+    if arguments.usb or arguments.detectors:
+        yield score_single(arguments.usb, arguments.detectors, arguments.models)
     for path, print_model_score in by_model:
         if path:
             yield print_model_score(path, arguments.model)
@@ -315,15 +320,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--decisions", type=Path, metavar="CSV", help="the same file, compared in pairs")
     parser.add_argument("--compiled", type=Path, metavar="DIR", help="a folder of models with their compiled files")
     parser.add_argument("--packages", type=Path, metavar="CSV", help="what the compiler recorded in packages")
-    parser.add_argument("--models", type=Path, metavar="DIR", help="a folder with the source models of these packages")
+    parser.add_argument("--usb", type=Path, metavar="CSV", help="measured times of Keras networks on a USB TPU")
+    parser.add_argument("--detectors", type=Path, metavar="CSV", help="measured times of YOLO on one TPU")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="a folder with the models of --packages and --usb")
     parser.add_argument("--imagenet", type=Path, metavar="CSV", help="measured pipelines of the compiler's split")
     parser.add_argument("--grid", type=Path, metavar="CSV", help="measured partitions of 8 TPUs into pipelines")
     parser.add_argument("--model", type=Path, metavar="TFLITE", help="the model that --imagenet and --grid are about")
     arguments = parser.parse_args(argv)
     if (arguments.imagenet or arguments.grid) and not arguments.model:
         parser.error("--imagenet and --grid need --model")
-    if arguments.packages and not arguments.models:
-        parser.error("--packages needs --models")
+    if (arguments.packages or arguments.usb) and not arguments.models:
+        parser.error("--packages and --usb need --models")
     with recorded("fidelity", arguments) as samples:
         for scored in score(arguments):
             samples += scored

@@ -58,7 +58,9 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
         default="pcie",
         metavar="P",
         help=f"the hardware to predict for: a preset ({', '.join(preset_names())}) or a hardware file as `balancer "
-        "calibrate` writes it; usb is for USB accelerators on a Raspberry Pi 4, usb-desktop on a PC; default pcie",
+        "calibrate` writes it; usb is for USB accelerators on a Raspberry Pi 4, usb-desktop on a PC, usb2 on a USB 2 port. "
+        "They hold with the runtime's build max; for std, which runs the chip at half the clock, append :std, as in usb:std. "
+        "Default pcie",
     )
 
 

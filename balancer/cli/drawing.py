@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from balancer.compiler.report import Report
     from balancer.graph import Graph
     from balancer.learning.calibrating import Calibration
+    from balancer.learning.refusals import RefusedSegment
     from balancer.loops.refining import RefineRound
     from balancer.plan import ComparisonRow, Plan, PlanPipeline
     from balancer.planning.sizing import Sizing
@@ -113,7 +114,7 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     count = len(pipeline.stages)
     table = Listing(
         f"{times}{count} {'stage' if count == 1 else 'stages'}, predicted",
-        ("stage", "ops", "TPUs", "cached", "streamed", "in", "out", "ms"),
+        ("stage", "ops", "TPUs", "cached", "streamed", "instr.", "in", "out", "ms"),
     )
     for k, stage in enumerate(pipeline.stages):
         segment = plan.segment(stage.segment)
@@ -123,6 +124,7 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
             op_ranges(t for a in alike for t in a.stages[k].tpus),
             short_size(segment.predicted.cached_bytes),
             short_size(segment.predicted.streamed_bytes),
+            short_size(segment.predicted.instruction_bytes),
             short_size(sum(t.bytes for t in segment.inputs)),
             short_size(sum(t.bytes for t in segment.outputs)),
             milliseconds(segment.predicted.stage_ns),
@@ -190,7 +192,7 @@ def reported(plan: Plan) -> None:
 def round_line(done: RefineRound) -> str:
     """One round of compiling and solving, as text."""
     if done.refused:
-        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}" for r in done.refused)
+        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}{_around(r)}" for r in done.refused)
         return f"round {done.number}: {done.segments} segments; {done.predicted_per_s:.1f}/s predicted{lines}"
     differing = len(done.contradicted)
     verdict = f"{differing} of {done.segments} segments correct the costs" if differing else "nothing to correct"
@@ -199,6 +201,13 @@ def round_line(done: RefineRound) -> str:
         f"{short_size(done.reported_streamed_bytes)} reported;\n         {done.cpu_ops} ops on the CPU; "
         f"{done.predicted_per_s:.1f}/s predicted, {done.reported_per_s:.1f}/s with the reported memory: {verdict}"
     )
+
+
+def _around(refused: RefusedSegment) -> str:
+    """Where the refused segment has most live activations, as far as that is judged."""
+    if refused.tensor is None:
+        return ""
+    return f";\n         most is live around tensor '{refused.tensor}': {short_size(refused.live_bytes)} in each tile"
 
 
 def sizing(result: Sizing, asked: Sequence[str]) -> None:
@@ -275,14 +284,17 @@ def _percent(part: int, whole: int) -> str:
 
 def graph(graph: Graph) -> None:
     """Print the model, op by op."""
+    document = graph_document(graph)
     print(
-        f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, {graph.macs / 1e6:.1f} million MACs"
+        f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, "
+        f"{size(document['instruction_bytes'])} of instructions (predicted),\n{graph.macs / 1e6:.1f} million MACs"
     )
-    table = Listing("", ("op", "type", "parameters", "MACs", "output bytes", "mapped"))
-    for row in graph_document(graph)["ops"]:
+    table = Listing("", ("op", "type", "parameters", "instr.", "MACs", "output", "mapped"))
+    for row in document["ops"]:
         kept = "yes, on CPU" if row["on_cpu"] else "yes"
         mapped = "folded" if row["folded"] else kept if row["mapped"] else f"no: {row['reason']}"
-        table.row(*(str(row[k]) for k in ("index", "type", "parameter_bytes", "macs", "output_bytes")), mapped)
+        numbers = (row[k] for k in ("parameter_bytes", "instruction_bytes", "macs", "output_bytes"))
+        table.row(str(row["index"]), row["type"], *map(str, numbers), mapped)
     table.print()
     print(left_on_cpu(graph))
 
@@ -330,12 +342,19 @@ def calibration(result: Calibration) -> None:
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:
-    """The JSON document of a model. on_cpu: the op runs on the CPU if the model is one segment."""
+    """The JSON document of a model. on_cpu: the op runs on the CPU if the model is one segment; instructions are those of the
+    other ops.
+    """
+    from balancer.cost.instructions import BASE_BYTES, instruction_bytes
+
     tensors = graph.tensors
     on_cpu = graph.on_cpu(graph.all_ops, graph.mapped)
+    on_chip = graph.mapped & ~on_cpu
+    instructions = [instruction_bytes(graph, op) if on_chip >> op.index & 1 else 0 for op in graph.ops]
     return {
         "name": graph.name,
         "parameter_bytes": graph.parameter_bytes,
+        "instruction_bytes": BASE_BYTES + sum(instructions) if on_chip else 0,
         "macs": graph.macs,
         "inputs": [_tensor(graph, t) for t in graph.inputs],
         "outputs": [_tensor(graph, t) for t in graph.outputs],
@@ -344,6 +363,7 @@ def graph_document(graph: Graph) -> dict[str, Any]:
                 "index": op.index,
                 "type": op.type,
                 "parameter_bytes": op.parameter_bytes,
+                "instruction_bytes": instructions[op.index],
                 "macs": op.macs,
                 "output_bytes": sum(tensors[t].bytes for t in op.outputs),
                 "mapped": op.mapped,

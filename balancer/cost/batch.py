@@ -159,7 +159,7 @@ class SegmentBatch:
             time_ns[at] += filled.stall_ns
         streamed += overflow
         link = self.costs.hardware.link
-        time_ns += np.where(streamed > 0, link.stream_start_ns, 0) + link.invoke_ns
+        time_ns += np.where(streamed > 0, link.stream_start_ns, 0) + self.costs.invoke_ns
         return SegmentTable(time_ns, streamed, overflow, allowed)
 
     def levels(self, inners: ArrayLike, outers: ArrayLike) -> NDArray[np.intp]:
@@ -299,7 +299,7 @@ class SegmentBatch:
         costs = self.costs
         on_tpu = op_set(i for i in members(costs.mapped) if not costs.ancestors[i] & ending)
         chip = [on_tpu >> i & 1 for i in range(len(self.graph.ops))]
-        busy = [op.compute_ns + op.start_ns + op.always_streamed_ns for op in costs.op_terms]
+        busy = [op.compute_ns + op.start_ns + op.always_streamed_ns + op.exchange_ns for op in costs.op_terms]
         # Folded ops are in no term, though `OpTerms` has their time on the CPU.
         cpu = [0 if op.folded else costs.op_terms[op.index].cpu_ns for op in self.graph.ops]
         return _Split(

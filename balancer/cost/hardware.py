@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -19,17 +19,24 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "balancer-hardware", 1
 # With constants up to this, sums over thousands of ops and tensors of 2 GiB stay within 64 bits.
 _LARGEST = 10**10
+# The builds of the vendor's runtime, and the clock at which each runs the chip. `std` halves it, to stay cooler.
+CLOCKS_MHZ = {"std": 250, "max": 500}
+FULL_CLOCK_MHZ = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chip:
     """The Edge TPU itself.
 
-    Computing, see `timing`:
+    Computing, see `timing`. Times hold at 500 MHz, the clock of the runtime's `max` build. Constants with a default here were
+    added later: files without them mean what they meant.
+    clock_mhz             the chip's clock: 500 with the runtime's `max` build, 250 with `std`
     mac_ns_per_gmac       ns for 10^9 multiply-accumulates, counted as the array pads them
     dense_ns_per_mib      ns to pass the cached parameters of dense ops through the array, for each MiB
-    written_ns_per_mib    ns to write the outputs of other ops than convolutions and dense ops, for each MiB
-    op_ns                 ns to start one op
+    written_ns_per_mib    ns of other ops than convolutions and dense ops for each MiB that they write
+    moved_permille        thousandths of it that an op takes which reads one activation only (see `elementwise`)
+    written_channels      channels of an output are written so many at a time: their number is rounded up to a multiple
+    op_ns                 ns to start one op, besides sending its instructions
     gather_ns             ns to collect the input of a convolution that lies spread over the tiles, once for each op
     gather_ns_per_mib     the same, for each MiB of that input
     gather_least_pixels   smaller inputs need no gathering
@@ -54,6 +61,9 @@ class Chip:
     least_bands: int
     wide_bytes_per_tile: int
     dense_tile_bytes: int
+    clock_mhz: int = FULL_CLOCK_MHZ
+    written_channels: int = 1
+    moved_permille: int = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +75,7 @@ class Link:
     load_ns_per_mib           ns to send parameters that stay on the chip, at the first inference, for each MiB
     load_ns                   the same, once for each segment
     invoke_ns                 ns to invoke a segment, whatever it holds
+    instruction_ns_per_mib    ns to send the instructions of a segment with each inference, for each MiB
     input_ns_per_mib          ns to send a boundary tensor into a segment, for each MiB
     output_ns_per_mib         ns to fetch a boundary tensor out of a segment, for each MiB
     large_tensor_bytes        the bytes of a boundary tensor beyond this size take more time:
@@ -82,6 +93,7 @@ class Link:
     large_tensor_bytes: int
     large_input_ns_per_mib: int
     large_output_ns_per_mib: int
+    instruction_ns_per_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +159,7 @@ class Hardware:
     def with_constants(cls, name: str, constants: Mapping[str, int]) -> Hardware:
         """The hardware with these constants. constants: value by name; unknown names are ignored.
 
-        Raises KeyError where a constant is missing.
+        Raises KeyError where a constant without a default is missing.
         """
         return cls(
             name=name,
@@ -159,10 +171,11 @@ class Hardware:
         )
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a constant that is not a whole number from 0 to 10^10."""
+        """Raises ValueError for a constant that is not a whole number within its limits, mostly from 0 to 10^10."""
         for name, value in self.constants.items():
-            if not _is_constant(value):
-                raise ValueError(f"{name} must be a whole number from 0 to {_LARGEST}, not {value!r}")
+            if not _is_constant(value, name):
+                least, largest = _limits(name)
+                raise ValueError(f"{name} must be a whole number from {least} to {largest}, not {value!r}")
 
     def changed(self, constants: Mapping[str, float]) -> Hardware:
         """The same hardware with these constants, each rounded to a whole number and limited to 10^10.
@@ -175,6 +188,11 @@ class Hardware:
         fitting = {name: round(min(value, _LARGEST)) for name, value in constants.items()}
         return Hardware.with_constants(self.name, self.constants | fitting)
 
+    def at_clock(self, clock: str) -> Hardware:
+        """The same hardware with the runtime's build `std` or `max`, as a name of `CLOCKS_MHZ`. Its name says so."""
+        changed = self.changed({"clock_mhz": CLOCKS_MHZ[clock]})
+        return Hardware.with_constants(f"{self.name}:{clock}", changed.constants)
+
     @property
     def constants(self) -> dict[str, int]:
         """All constants by name, group after group."""
@@ -183,11 +201,17 @@ class Hardware:
 
 
 _Group = TypeVar("_Group", Chip, Link, Host, Scripts, Cpu)
-CONSTANTS = tuple(f.name for kind in (Chip, Link, Host, Scripts, Cpu) for f in fields(kind))
+_FIELDS = tuple(f for kind in (Chip, Link, Host, Scripts, Cpu) for f in fields(kind))
+CONSTANTS = tuple(f.name for f in _FIELDS)
+# Constants that older files lack, with the values that mean the same.
+DEFAULTS: dict[str, int] = {f.name: f.default for f in _FIELDS if f.default is not MISSING}
+# Least and largest value of constants that are divided by or multiply sizes; of all others, 0 and `_LARGEST`.
+_LIMITS = {"clock_mhz": (100, _LARGEST), "written_channels": (1, 64)}
 
 
 def _group(kind: type[_Group], constants: Mapping[str, int]) -> _Group:
-    return kind(**{f.name: constants[f.name] for f in fields(kind)})
+    known = DEFAULTS | dict(constants)
+    return kind(**{f.name: known[f.name] for f in fields(kind)})
 
 
 def preset_names() -> tuple[str, ...]:
@@ -199,10 +223,28 @@ def preset_names() -> tuple[str, ...]:
 def load_hardware(source: str | Path) -> Hardware:
     """The hardware of a preset, by its name, or of a hardware file, by its path.
 
-    Raises HardwareError if there is no such preset or file, or if the file is not valid.
+    Behind either, `:std` or `:max` names the build of the vendor's runtime, which sets the chip's clock: `usb:std`.
+
+    Raises HardwareError if there is no such preset or file, if there is no such build, or if the file is not valid.
     """
-    document, where = _read(str(source))
-    entries = _entries(document, str(source), where)
+    name, clock = _named_clock(str(source))
+    hardware = _load(name)
+    return hardware.at_clock(clock) if clock else hardware
+
+
+def _named_clock(source: str) -> tuple[str, str]:
+    """The preset or file that a source names, and the build of the runtime, "" if it names none."""
+    name, colon, clock = source.rpartition(":")
+    if colon and clock in CLOCKS_MHZ:
+        return name, clock
+    if name in preset_names():
+        raise HardwareError(f"there is no build '{clock}' of the runtime", f"preset {name}", "name it std or max")
+    return source, ""
+
+
+def _load(source: str) -> Hardware:
+    document, where = _read(source)
+    entries = _entries(document, source, where)
     name = document.get("name") or Path(where).stem
     if not isinstance(name, str):
         raise HardwareError("its name is not a text", where, "correct it in the file")
@@ -245,15 +287,23 @@ def _values(entries: JsonObject, where: str) -> dict[str, int]:
         raise HardwareError(f"there is no constant '{unknown}'", where, f"name it {' or '.join(near)}")
     values: dict[str, int] = {}
     for name in CONSTANTS:
+        if name in DEFAULTS and name not in entries:
+            continue
         entry = entries.get(name)
         value = entry.get("value") if isinstance(entry, dict) else None
-        if not _is_constant(value):
+        if not _is_constant(value, name):
+            least, largest = _limits(name)
             raise HardwareError(
-                f"constant '{name}' is not an integer from 0 to {_LARGEST}", where, "correct it in the file"
+                f"constant '{name}' is not an integer from {least} to {largest}", where, "correct it in the file"
             )
         values[name] = value
     return values
 
 
-def _is_constant(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
+def _limits(name: str) -> tuple[int, int]:
+    return _LIMITS.get(name, (0, _LARGEST))
+
+
+def _is_constant(value: Any, name: str) -> TypeGuard[int]:
+    least, largest = _limits(name)
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from balancer.cost import timing
 from balancer.cost.capacity import op_scratch
+from balancer.cost.instructions import instruction_bytes
 from balancer.cost.layout import ParameterLayout, layout
 
 if TYPE_CHECKING:
@@ -23,18 +24,21 @@ if TYPE_CHECKING:
 class OpTerms:
     """What one op adds to the cost of a segment, on the chip or on the CPU. Which of both applies depends on the segment.
 
-    mapped: the Edge TPU takes the op; false for folded ops, too. layout: bytes of its parameters. start_ns: to start it
-    on the chip. compute_ns: on the chip, with its parameters cached. stall_ns: how much longer it takes on the chip if its
-    parameters are streamed. always_streamed_ns: to send constant operands that are never cached. cpu_ns: on the CPU.
+    mapped: the Edge TPU takes the op; false for folded ops, too. layout: bytes of its parameters. instruction_bytes: on the
+    chip. start_ns: to send its instructions and start it on the chip. compute_ns: on the chip, with its parameters cached.
+    stall_ns: how much longer it takes on the chip if its parameters are streamed. always_streamed_ns: to send constant
+    operands that are never cached. exchange_ns: on the chip, to send an activation to the host and back. cpu_ns: on the CPU.
     scratch_bytes: of wide memory, in each tile.
     """
 
     mapped: bool
     layout: ParameterLayout
+    instruction_bytes: int
     start_ns: int
     compute_ns: int
     stall_ns: int
     always_streamed_ns: int
+    exchange_ns: int
     cpu_ns: int
     scratch_bytes: int
 
@@ -62,14 +66,17 @@ def op_terms(graph: Graph, op: Op, hardware: Hardware, known: OpCosts) -> OpTerm
     # A profile has one time of each op: on the chip, or on the CPU for an op that the Edge TPU does not take.
     on_cpu = not mapped and not op.folded
     cpu_ns = known.ns if on_cpu and known.ns is not None else timing.cpu_ns(graph, op, hardware)
+    instructions = instruction_bytes(graph, op)
     scratch_bytes = op_scratch(graph, op, parameters) if known.scratch_bytes is None else known.scratch_bytes
     return OpTerms(
         mapped=mapped,
         layout=parameters,
-        start_ns=timing.start_ns(op, hardware),
+        instruction_bytes=instructions,
+        start_ns=timing.start_ns(graph, op, hardware) + timing.instructions_ns(instructions, hardware),
         compute_ns=compute_ns,
         stall_ns=timing.stall_ns(stream_ns, compute_ns, gather_ns),
         always_streamed_ns=timing.always_streamed_ns(parameters, hardware),
+        exchange_ns=timing.exchange_ns(graph, op, hardware),
         cpu_ns=cpu_ns,
         scratch_bytes=scratch_bytes,
     )

@@ -1,6 +1,6 @@
 """The cost of one segment, in the terms that a plan prints. The cost model is read from here.
 
-    stage_ns = overhead_ns    to invoke the segment, and to start each of its ops
+    stage_ns = overhead_ns    to invoke the segment, to send its instructions, and to start each of its ops
              + compute_ns     its ops compute, as if all parameters were cached
              + streaming_ns   they stall while parameters arrive that are not cached
              + input_ns       boundary tensors enter it
@@ -30,10 +30,11 @@ from typing import TYPE_CHECKING
 from balancer.cost.caching import caching_rule
 from balancer.cost.capacity import TILES, CapacityRule, input_scratch
 from balancer.cost.compilable import CompileRule, Judgement
+from balancer.cost.instructions import BASE_BYTES
 from balancer.cost.op_terms import OpTerms, op_terms, transfer_terms
 from balancer.cost.profile import OpCosts
 from balancer.cost.spilling import Spilling
-from balancer.cost.timing import scratch_ns_per_mib
+from balancer.cost.timing import instructions_ns, scratch_ns_per_mib
 from balancer.ground.opsets import OpSet, members, op_set
 from balancer.ground.terms import SegmentTerms
 from balancer.ground.units import MIB, ceil_div
@@ -92,8 +93,9 @@ class SegmentCosts:
             "streaming_ns": _streaming_ns(running, overflowing, link) if streamed_bytes else 0,
             "input_ns": sum(self.transfers[t].input_ns for t in inputs),
             "output_ns": sum(self.transfers[t].output_ns for t in outputs),
-            "scratch_ns": ceil_div(scratch_bytes * scratch_ns_per_mib(self.hardware), MIB),
-            "overhead_ns": _overhead_ns(running, link),
+            "scratch_ns": ceil_div(scratch_bytes * scratch_ns_per_mib(self.hardware), MIB)
+            + sum(op.exchange_ns for op in running),
+            "overhead_ns": self.invoke_ns + sum(op.start_ns for op in running),
             "cpu_ns": sum(op.cpu_ns for op in self._terms_of(on_cpu)),
         }
         return SegmentTerms(
@@ -102,10 +104,16 @@ class SegmentCosts:
             streamed_bytes=streamed_bytes,
             overflow_bytes=overflow_bytes,
             capacity_bytes=capacity_bytes,
+            instruction_bytes=BASE_BYTES + sum(op.instruction_bytes for op in running) if running else 0,
             scratch_bytes=scratch_bytes,
             stage_ns=sum(times.values()),
             **times,
         )
+
+    @cached_property
+    def invoke_ns(self) -> int:
+        """ns to invoke a segment: what any executable has of instructions, and what the link takes besides."""
+        return self.hardware.link.invoke_ns + instructions_ns(BASE_BYTES, self.hardware)
 
     def judgement(self, ops: OpSet) -> Judgement:
         """Whether the vendor's compiler takes the segment that holds these ops."""
@@ -182,12 +190,13 @@ class SegmentCosts:
         overflow_bytes = max(0, streamed - self.capacity_rule.largest_bytes)
         # Rounded down, while `terms` rounds each op's time up: the bound stays at or below the exact sum. The maximum, and
         # not the sum, since computing hides streaming.
-        return link.invoke_ns + max(busy_ns, overflow_bytes * link.stream_ns_per_mib // MIB)
+        return self.invoke_ns + max(busy_ns, overflow_bytes * link.stream_ns_per_mib // MIB)
 
     @cached_property
     def sure_on_tpu(self) -> OpSet:
-        """The mapped ops that depend on no unmapped one: they run on the TPU in every segment."""
-        return op_set(i for i in members(self.mapped) if not self.ancestors[i] & self.unmapped)
+        """The mapped ops that run on the TPU in every segment: no unmapped op stands between them and another mapped one."""
+        ending = op_set(u for u in members(self.unmapped) if self.ancestors[u] & self.mapped)
+        return op_set(i for i in members(self.mapped) if not self.ancestors[i] & ending)
 
     @cached_property
     def least_ns(self) -> list[int]:
@@ -212,15 +221,10 @@ class SegmentCosts:
             return 0
         if not terms.mapped:
             return terms.cpu_ns
-        return terms.compute_ns + terms.start_ns + terms.always_streamed_ns
+        return terms.compute_ns + terms.start_ns + terms.always_streamed_ns + terms.exchange_ns
 
 
 _AS_PREDICTED = OpCosts()
-
-
-def _overhead_ns(running: Sequence[OpTerms], link: Link) -> int:
-    """ns to invoke a segment and to start these ops on the chip."""
-    return link.invoke_ns + sum(op.start_ns for op in running)
 
 
 def _streaming_ns(running: Sequence[OpTerms], overflowing: Sequence[OpTerms], link: Link) -> int:

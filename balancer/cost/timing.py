@@ -1,12 +1,13 @@
 """Nanoseconds of one op and of one boundary tensor: the formulas of the cost model, each with its reason.
 
-    op on the chip   start + gather + busy                                    its parameters are cached
-                     start + gather + max(busy, stream)                       they are streamed with each inference
+    op on the chip   start + instructions + gather + busy                     its parameters are cached
+                     start + instructions + gather + max(busy, stream)        they are streamed with each inference
     op on the CPU    cpu
     boundary tensor  input, for the segment that reads it; output, for the segment that makes it
 
 `segment` sums these. While the op computes (busy), the link can already carry its parameters (stream): only the longer of
-the two counts. Nothing else of one inference overlaps.
+the two counts. Nothing else of one inference overlaps. Start, gather and busy take as much longer as the chip's clock is
+below 500 MHz; what crosses the link does not.
 
 Each formula rounds up to whole nanoseconds. Then the parts of a sum never add up to less than the rounded whole, and a
 lower bound that rounds a total down stays below any sum of parts.
@@ -18,7 +19,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.cost.geometry import ARRAY_INPUTS, ARRAY_OUTPUTS, TILE_SIDE, FeatureMap, Window, sliding_window
+from balancer.cost.elementwise import exchanged_bytes, is_second_of_scaling, work_bytes, written_bytes
+from balancer.cost.geometry import (
+    ARRAY_INPUTS,
+    ARRAY_OUTPUTS,
+    TILE_SIDE,
+    FeatureMap,
+    Window,
+    sliding_window,
+)
+from balancer.cost.hardware import FULL_CLOCK_MHZ
 from balancer.ground.units import MIB, ceil_div, ceil_to
 
 if TYPE_CHECKING:
@@ -31,30 +41,59 @@ _GMAC = 10**9
 # a QUANTIZE take the time of five ops.
 _FUSED = {"RELU", "RELU6", "RELU_N1_TO_1", "TANH", "LOGISTIC", "QUANTIZE"}
 
+# Thousandths of the bytes that an op writes on the CPU, by which it takes time there. Other ops: what they read and write.
+_CPU_PERMILLE = {
+    "RESHAPE": 50, "SQUEEZE": 50, "EXPAND_DIMS": 50, "CONCATENATION": 200, "RESIZE_NEAREST_NEIGHBOR": 150, "LOGISTIC": 500,
+    "TANH": 500, "TRANSPOSE": 900, "STRIDED_SLICE": 8000, "SLICE": 8000, "SOFTMAX": 4000,
+}  # fmt: skip
 
-def start_ns(op: Op, hardware: Hardware) -> int:
-    """ns to start the op on the chip; 0 for activation functions and QUANTIZE, which start with the op before them."""
-    return 0 if op.type in _FUSED else hardware.chip.op_ns
+
+def start_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
+    """ns to start the op on the chip; 0 for activation functions and QUANTIZE, which start with the op before them, and for
+    an op that scales what the op before it scales.
+    """
+    fused = op.type in _FUSED or is_second_of_scaling(graph, op)
+    return 0 if fused else _at_clock(hardware.chip.op_ns, hardware)
+
+
+def _at_clock(full_clock_ns: int, hardware: Hardware) -> int:
+    """ns that the chip takes for what it does in `full_clock_ns` at 500 MHz."""
+    return ceil_div(full_clock_ns * FULL_CLOCK_MHZ, hardware.chip.clock_mhz)
+
+
+def instructions_ns(size_bytes: int, hardware: Hardware) -> int:
+    """ns that the link carries so many bytes of instructions. The chip keeps none: they are sent with each inference.
+
+    Source: NASNetMobile on a Raspberry Pi's USB 2 takes 49 ms more than on USB 3, as if 1.8 MiB crossed the link for each
+    picture, though its parameters are cached: what is left beside the picture goes with the number of its ops, in six
+    other networks, too.
+    """
+    return ceil_div(size_bytes * hardware.link.instruction_ns_per_mib, MIB)
 
 
 def busy_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:
-    """ns that the op computes on the chip once all its parameters are there. `gather_ns` comes on top.
+    """ns that the op computes on the chip once all its parameters are there, at the chip's clock. `gather_ns` comes on top."""
+    return _at_clock(_full_clock_busy_ns(graph, op, layout, hardware), hardware)
+
+
+def _full_clock_busy_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:
+    """`busy_ns` at 500 MHz.
 
     A dense op takes the time that its parameters need to pass the array once. A convolution takes its padded
     multiply-accumulates, and once more those of the rows that two neighbouring bands both need. A depthwise convolution
     takes its padded multiply-accumulates and the writing of its output. Any other op takes the multiply-accumulates that
-    it has and the writing of its outputs.
+    it has and the bytes that it works through (see `elementwise`).
     """
-    written_bytes = sum(graph.tensors[t].bytes for t in op.outputs)
     if op.type == "FULLY_CONNECTED":
         return ceil_div(layout.cached * hardware.chip.dense_ns_per_mib, MIB)
-    writing_ns = ceil_div(written_bytes * hardware.chip.written_ns_per_mib, MIB)
+    rate = hardware.chip.written_ns_per_mib
     window = sliding_window(graph, op)
     if window is None or window.kind == "pool":
-        return writing_ns + ceil_div(op.macs * hardware.chip.mac_ns_per_gmac, _GMAC)
+        working_ns = ceil_div(work_bytes(graph, op, hardware.chip) * rate, MIB)
+        return working_ns + ceil_div(op.macs * hardware.chip.mac_ns_per_gmac, _GMAC)
     computing_ns = ceil_div(padded_macs(window) * hardware.chip.mac_ns_per_gmac, _GMAC)
     if window.kind == "depthwise":
-        return computing_ns + writing_ns
+        return computing_ns + ceil_div(written_bytes(graph, op.outputs, hardware.chip) * rate, MIB)
     # Two neighbouring bands both compute the rows at their common border.
     repeated_rows = 2 * (bands(window, hardware) - 1)
     return computing_ns + ceil_div(computing_ns * repeated_rows, max(1, window.output.height))
@@ -113,7 +152,8 @@ def gather_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
     if window.source.pixels < hardware.chip.gather_least_pixels:
         return 0
     source_bytes = window.source.pixels * window.source.channels
-    return hardware.chip.gather_ns + ceil_div(source_bytes * hardware.chip.gather_ns_per_mib, MIB)
+    full_clock_ns = hardware.chip.gather_ns + ceil_div(source_bytes * hardware.chip.gather_ns_per_mib, MIB)
+    return _at_clock(full_clock_ns, hardware)
 
 
 def stream_ns(graph: Graph, op: Op, layout: ParameterLayout, hardware: Hardware) -> int:
@@ -166,8 +206,21 @@ def scratch_ns_per_mib(hardware: Hardware) -> int:
     return hardware.link.output_ns_per_mib + hardware.link.input_ns_per_mib
 
 
+def exchange_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
+    """ns that an activation takes to the host and back, which does not fit beside the op's others; 0 for most ops."""
+    return ceil_div(exchanged_bytes(graph, op, hardware.chip) * scratch_ns_per_mib(hardware), MIB)
+
+
 def cpu_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
-    """ns that the op takes on one thread of the host's CPU: its start, its multiply-accumulates, the bytes it touches."""
-    touched_bytes = sum(graph.tensors[t].bytes for t in (*op.outputs, *graph.activations[op.index]))
+    """ns that the op takes on one thread of the host's CPU: its start, its multiply-accumulates, and the bytes it works on.
+
+    Source of the bytes: the builtin kernels of ai-edge-litert 2.3, each op of YOLOv8n alone, in units of 1 ns for a byte on
+    one x86-64 core. A kernel that works value by value through general strides takes 8, one that copies rows next to nothing.
+    """
     computing_ns = ceil_div(op.macs * hardware.cpu.cpu_ns_per_gmac, _GMAC)
-    return hardware.cpu.cpu_op_ns + computing_ns + ceil_div(touched_bytes * hardware.cpu.cpu_ns_per_mib, MIB)
+    written_bytes = sum(graph.tensors[t].bytes for t in op.outputs)
+    if op.type in _CPU_PERMILLE:
+        work_bytes = ceil_div(written_bytes * _CPU_PERMILLE[op.type], 1000)
+    else:
+        work_bytes = written_bytes + sum(graph.tensors[t].bytes for t in graph.activations[op.index])
+    return hardware.cpu.cpu_op_ns + computing_ns + ceil_div(work_bytes * hardware.cpu.cpu_ns_per_mib, MIB)

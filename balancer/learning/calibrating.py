@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from balancer.learning.measurements import MeasuredTime
 
 FREE = (
-    "mac_ns_per_gmac", "dense_ns_per_mib", "written_ns_per_mib", "op_ns", "gather_ns", "gather_ns_per_mib", "stream_ns_per_mib",
-    "stream_start_ns", "load_ns_per_mib", "load_ns", "invoke_ns", "input_ns_per_mib", "output_ns_per_mib",
-    "large_input_ns_per_mib", "large_output_ns_per_mib", "handover_ns", "host_ns_per_stage", "thread_ns", "wake_ns",
-    "upstream_permille_2", "upstream_permille_3", "upstream_permille_4", "cpu_ns_per_gmac", "cpu_ns_per_mib", "cpu_op_ns",
+    "mac_ns_per_gmac", "dense_ns_per_mib", "written_ns_per_mib", "op_ns", "gather_ns", "gather_ns_per_mib",
+    "stream_ns_per_mib", "instruction_ns_per_mib", "stream_start_ns", "load_ns_per_mib", "load_ns", "invoke_ns",
+    "input_ns_per_mib", "output_ns_per_mib", "large_input_ns_per_mib", "large_output_ns_per_mib", "handover_ns",
+    "host_ns_per_stage", "thread_ns", "wake_ns", "upstream_permille_2", "upstream_permille_3", "upstream_permille_4",
+    "cpu_ns_per_gmac", "cpu_ns_per_mib", "cpu_op_ns",
 )  # fmt: skip
 _STEP = (
     0.02  # relative change of a constant for the numerical derivative: its effect must exceed the rounding to whole ns

@@ -15,7 +15,7 @@ from balancer.planning.costed_model import CostedModel
 if TYPE_CHECKING:
     from balancer.ground.terms import SegmentTerms
 
-_STREAMING = ("stream_ns_per_mib", "stream_start_ns", "load_ns_per_mib")
+_STREAMING = ("stream_ns_per_mib", "stream_start_ns", "instruction_ns_per_mib", "load_ns_per_mib")
 _TRANSFERS = (
     "input_ns_per_mib", "output_ns_per_mib", "large_input_ns_per_mib", "large_output_ns_per_mib",
 )  # fmt: skip

@@ -87,7 +87,7 @@ def structure(
     caching, host_only = costs.caching, _host_only(costs, worst)
     handed_ns = [costs.op_terms[i].cpu_ns if costs.mapped >> i & 1 else ns for i, ns in enumerate(costs.usual_ns)]
     return Structure(
-        stage_ns=hardware.link.invoke_ns,
+        stage_ns=costs.invoke_ns,
         op_ns=tuple(handed_ns[i] if i in host_only else ns for i, ns in enumerate(costs.least_ns)),
         transfers=tuple(_transfer(costs, t) for t in sorted(set(graph.producer) | set(graph.readers))),
         kept=tuple(

@@ -36,7 +36,15 @@ _MIXED = "mixed: "
 _BETWEEN = "; "
 _OF_DEVICE = {"cpu": MeasuredOn.CPU, "none": MeasuredOn.NOTHING}
 # Hardware that comes with balancer -> the prefix of the devices' names on that bus.
-_BUS = {"pcie": "pci", "pcie-python": "pci", "usb": "usb", "usb-desktop": "usb", "usb2": "usb", "cpu": "cpu"}
+_BUS = {
+    "pcie": "pci",
+    "pcie-python": "pci",
+    "usb": "usb",
+    "usb-desktop": "usb",
+    "usb2": "usb",
+    "usb-pi5": "usb",
+    "cpu": "cpu",
+}
 
 
 def provenance_of(devices: Iterable[str], *, live: bool = False) -> Provenance:
@@ -84,7 +92,7 @@ def costed_for_others(plan: Plan, devices: Sequence[str]) -> str | None:
     CPU.
     """
     hardware = plan.hardware.name
-    bus = _BUS.get(hardware, "")
+    bus = _BUS.get(hardware.partition(":")[0], "")
     used = [devices[t] for p in plan.pipelines for stage in p.stages for t in stage.tpus]
     others = sorted({_kind(device) for device in used if _is_other(_kind(device), bus)})
     if not others:

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 
 from balancer.solve.block_folding import folded
 from balancer.solve.blocks import blocks_of
-from balancer.solve.chain import chain_offers
 from balancer.solve.constraining import keeps
 from balancer.solve.cpsat import OVER, PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downset import DEFAULT_WORK, DownSetWork, PlanSearch, search_among, search_reached
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.limits import may_replicate_whole
 from balancer.solve.offers import pipeline_offer
-from balancer.solve.orders import file_order, prefixes
 from balancer.solve.problem import Ended
 from balancer.solve.shortest_path import search_shortest
 
@@ -70,8 +68,7 @@ def _on_one_kind(problem: Problem, options: SolverOptions, work: DownSetWork) ->
     sets = all_downsets(blocks, problem.n_ops, min(_FEW_DOWN_SETS, work.down_sets))
     if sets is not None:
         return search_among(problem, options, sets, work)
-    offers = chain_offers(problem, options, prefixes(file_order(problem)))
-    reached = search_reached(problem, options, offers, work)
+    reached = search_reached(problem, options, work)
     if reached.ended is not Ended.LIMIT_REACHED:
         return reached
     with reached.keeping_offers():
@@ -137,12 +134,7 @@ class LargeSearch(PlanSearch):
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        options: SolverOptions,
-        offers: Sequence[Offer],
-        budget: Budget,
-        bounds: PlanBounds | None = None,
+        self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], budget: Budget, bounds: PlanBounds
     ) -> None:
         super().__init__(problem, options, offers, bounds)
         self.budget = budget

@@ -361,13 +361,12 @@ def _search_sampled(
     return sampling  # interrupted before it had begun
 
 
-def search_reached(
-    problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork = DEFAULT_WORK
-) -> PlanSearch:
+def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> PlanSearch:
     """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
 
-    For devices of one kind, whose structure is known. offers: to start from.
+    For devices of one kind, whose structure is known.
     """
+    offers = chain_offers(problem, options, prefixes(file_order(problem)))
     search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
     search.run()
     return search
