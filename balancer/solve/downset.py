@@ -354,6 +354,7 @@ def search_among(
 def _search_sampled(
     problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork, budget: Budget
 ) -> PlanSearch:
+    """A search among the down-sets of some orders, that has run. offers: what is known before."""
     sampling = PlanSearch(problem, options, offers)
     with sampling.keeping_offers():
         sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
