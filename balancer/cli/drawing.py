@@ -113,7 +113,7 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     count = len(pipeline.stages)
     table = Listing(
         f"{times}{count} {'stage' if count == 1 else 'stages'}, predicted",
-        ("stage", "ops", "TPUs", "cached", "streamed", "instr.", "in", "out", "ms"),
+        ("stage", "ops", "TPUs", "cached", "streamed", "in", "out", "ms"),
     )
     for k, stage in enumerate(pipeline.stages):
         segment = plan.segment(stage.segment)
@@ -123,12 +123,13 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
             op_ranges(t for a in alike for t in a.stages[k].tpus),
             short_size(segment.predicted.cached_bytes),
             short_size(segment.predicted.streamed_bytes),
-            short_size(segment.predicted.instruction_bytes),
             short_size(sum(t.bytes for t in segment.inputs)),
             short_size(sum(t.bytes for t in segment.outputs)),
             milliseconds(segment.predicted.stage_ns),
         )
     table.print()
+    instructions = [plan.segment(stage.segment).predicted.instruction_bytes for stage in pipeline.stages]
+    print(f"instructions, sent with each inference: {', '.join(map(short_size, instructions))}")
     if count > 1:
         print(f"{'slowest stage' if _host_limits(plan) else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
 
@@ -281,7 +282,7 @@ def graph(graph: Graph) -> None:
         f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, "
         f"{size(document['instruction_bytes'])} of instructions (predicted),\n{graph.macs / 1e6:.1f} million MACs"
     )
-    table = Listing("", ("op", "type", "parameters", "instr.", "MACs", "output", "mapped"))
+    table = Listing("", ("op", "type", "param.", "instr.", "MACs", "out", "mapped"))
     for row in document["ops"]:
         kept = "yes, on CPU" if row["on_cpu"] else "yes"
         mapped = "folded" if row["folded"] else kept if row["mapped"] else f"no: {row['reason']}"
@@ -334,9 +335,7 @@ def calibration(result: Calibration) -> None:
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:
-    """The JSON document of a model. on_cpu: the op runs on the CPU if the model is one segment; instructions are those of the
-    other ops.
-    """
+    """The JSON document of a model. on_cpu: the op runs on the CPU if the model is one segment; it has no instructions then."""
     from balancer.cost.instructions import BASE_BYTES, instruction_bytes
 
     tensors = graph.tensors
