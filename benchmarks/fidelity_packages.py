@@ -1,4 +1,5 @@
-"""What compiled packages record beside what is predicted of them: instructions, and the ops left on the CPU.
+"""What compiled packages record beside what is predicted of them: instructions, narrow memory, scratch in host memory, and the
+ops left on the CPU.
 
 The packages stand in a table, one in a row; `--models` is a folder, with those below it, where their source models are looked
 for by name. Rows without a source model are left out. Of a package that the compiler's `--num_segments` made, the source is the
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from sampling import Sample
 
-_COLUMNS = {"package", "instruction_bytes", "cpu_ops", "cpu_op_types"}
+_COLUMNS = {"package", "instruction_bytes", "narrow_bytes_per_tile", "scratch_bytes", "cpu_ops", "cpu_op_types"}
 _SUFFIX = re.compile(r"(?:_cocompiled_with_\w[\w.]*)?_edgetpu(?:\.tflite)?$")
 _SEGMENT = re.compile(r"_segment_(\d+)_of_(\d+)$")
 
@@ -51,19 +52,25 @@ def predicted_instruction_bytes(costed: CostedModel, ops: OpSet) -> int:
 
 
 # Each is scored by its relative error.
-FIGURES = (Figure("instructions", "instruction_bytes", predicted_instruction_bytes),)
+FIGURES = (
+    Figure("instructions", "instruction_bytes", predicted_instruction_bytes),
+    Figure("narrow", "narrow_bytes_per_tile", lambda costed, ops: costed.costs.activation_bytes(ops)),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A package whose source model is at hand: what it records, and what is predicted, by the names of `FIGURES`.
 
-    cpu_recorded, cpu_predicted: how many ops of each type are left on the CPU.
+    scratch_recorded, scratch_predicted: bytes in host memory. cpu_recorded, cpu_predicted: how many ops of each type are left
+    on the CPU.
     """
 
     package: str
     recorded: Mapping[str, int]
     predicted: Mapping[str, int]
+    scratch_recorded: int
+    scratch_predicted: int
     cpu_recorded: Counter[str]
     cpu_predicted: Counter[str]
 
@@ -74,6 +81,11 @@ class Row:
 
     def ratio(self, name: str) -> float:
         return self.predicted[name] / max(1, self.recorded[name])
+
+    @property
+    def scratch_right(self) -> bool:
+        """Whether scratch is present or absent as predicted."""
+        return (self.scratch_recorded > 0) == (self.scratch_predicted > 0)
 
     @property
     def cpu_right(self) -> bool:
@@ -121,6 +133,8 @@ def compared(record: Mapping[str, str], costed: CostedModel, ops: OpSet) -> Row:
         record["package"],
         {figure.name: int(record[figure.column]) for figure in FIGURES},
         {figure.name: figure.predicted(costed, ops) for figure in FIGURES},
+        int(record["scratch_bytes"]),
+        costed.costs.terms(ops).scratch_bytes,
         _counted(record["cpu_op_types"]),
         Counter(costed.graph.ops[i].type for i in members(on_cpu)),
     )
@@ -166,15 +180,18 @@ def score_packages(table: Path, models: Path) -> list[Sample]:
             for f in FIGURES
         )
         cpu = f"on CPU {row.cpu_predicted.total():3} {row.cpu_recorded.total():3}"
-        print(f"{row.package[:60]:60} {figures} {cpu} {_difference(row)}")
+        scratch = f"scratch {row.scratch_predicted:7} {row.scratch_recorded:7}"
+        print(f"{row.package[:60]:60} {figures} {scratch} {cpu} {_difference(row)}")
     if not rows:
         print("no source model of any package is below the folder of --models")
     for figure in FIGURES:
         print_errors(rows, figure.name)
+    print(f"scratch present or absent: right in {sum(row.scratch_right for row in rows)} of {len(rows)}")
     print(f"ops left on the CPU: right in {sum(row.cpu_right for row in rows)} of {len(rows)}")
     return [
         {
             "score": "packages", "package": row.package, "predicted": dict(row.predicted), "recorded": dict(row.recorded),
+            "predicted_scratch_bytes": row.scratch_predicted, "recorded_scratch_bytes": row.scratch_recorded,
             "predicted_cpu_ops": row.cpu_predicted.total(), "recorded_cpu_ops": row.cpu_recorded.total(),
         }
         for row in rows

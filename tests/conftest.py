@@ -41,12 +41,16 @@ QUICK = {
 # Files and tests that only repeat in bulk, or on large models, what others reach. Tracing them would take minutes and
 # show no further line.
 UNTRACED = {
-    "test_bit_exact", "test_hostile", "test_kinds", "test_layers",
+    "test_bit_exact", "test_fidelity", "test_hostile", "test_kinds", "test_layers",
     "test_an_op_may_have_too_few_inputs_and_outputs", "test_an_op_may_work_on_scalars",
     "test_an_op_behind_a_free_batch_may_have_the_options_of_another_or_none", "test_tensors_may_claim_any_size",
     "test_less_room_than_predicted", "test_more_tpus_are_never_slower", "test_tuning_closes_most_of_the_gap",
     "test_the_lowest_latency_at_a_camera_rate_is_proven_for_real_models",
-    "test_no_segment_of_a_real_model_is_below_the_structure_of_its_cost",
+    "test_no_segment_of_a_real_model_is_below_the_structure_of_its_cost", "test_no_bound_rules_out_a_part_of_a_pipeline",
+    "test_every_op_and_tensor_of_a_real_model_is_in_a_segment_unchanged",
+    "test_an_independent_reader_sees_the_same_values", "test_a_loaded_plan_costs_every_segment_as_it_was_costed",
+    "test_with_any_replicas_and_few_pipelines_the_optimum_is_that_of_brute_force",
+    "test_the_table_equals_the_exact_cost_on_real_models_in_any_order",
 }  # fmt: skip
 
 
@@ -80,6 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "shared: reads the folder with the real models; skipped where it is absent")
+    config.addinivalue_line("markers", "wide: repeats a slow test on further models; runs with `-m wide` alone")
     config.addinivalue_line("markers", "quick: one of the tests that run in every Python version")
 
 

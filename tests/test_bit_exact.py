@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.shared
 
 
-@pytest.mark.parametrize("stages", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    "stages", [pytest.param(2, marks=pytest.mark.wide), 3, pytest.param(4, marks=pytest.mark.wide), 8]
+)
 @pytest.mark.parametrize("path", RUNNABLE, ids=stem)
 def test_one_pipeline_of_n_segments_is_bit_exact(path: Path, stages: int) -> None:
     graph = balancer.load_graph(path)

@@ -66,8 +66,17 @@ def _fits(model: Path, n_tpus: int, profile: Profile) -> bool:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("n_tpus", [4, 8])
-@pytest.mark.parametrize("name", ["ResNet50", "InceptionV3", "ResNet101"])
+@pytest.mark.parametrize(
+    ("name", "n_tpus"),
+    [
+        ("ResNet50", 4),
+        ("ResNet50", 8),
+        ("ResNet101", 4),
+        pytest.param("ResNet101", 8, marks=pytest.mark.wide),
+        pytest.param("InceptionV3", 4, marks=pytest.mark.wide),
+        pytest.param("InceptionV3", 8, marks=pytest.mark.wide),
+    ],
+)
 def test_less_room_than_predicted(name: str, n_tpus: int, tmp_path: Path) -> None:
     """In at most four rounds: a plan that streams nothing wherever there is one."""
     model, rounds = ZOO / f"{name}_int8.tflite", list[RefineRound]()

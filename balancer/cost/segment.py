@@ -194,8 +194,9 @@ class SegmentCosts:
 
     @cached_property
     def sure_on_tpu(self) -> OpSet:
-        """The mapped ops that depend on no unmapped one: they run on the TPU in every segment."""
-        return op_set(i for i in members(self.mapped) if not self.ancestors[i] & self.unmapped)
+        """The mapped ops that run on the TPU in every segment: no unmapped op stands between them and another mapped one."""
+        ending = op_set(u for u in members(self.unmapped) if self.ancestors[u] & self.mapped)
+        return op_set(i for i in members(self.mapped) if not self.ancestors[i] & ending)
 
     @cached_property
     def least_ns(self) -> list[int]:

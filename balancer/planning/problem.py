@@ -59,7 +59,7 @@ def problem_of(
         lower=lambda ops, kind: costs.lower(ops),
         batch=batch,
         together=graph.together + _with_neighbours(graph),
-        structures={kind: structure(costs, may_overflow=may_overflow) for kind, _ in devices},
+        structures={kind: structure(costs, may_overflow=may_overflow, worst=worst) for kind, _ in devices},
         op_bytes=tuple(op.parameter_bytes for op in graph.ops),
         host_ns=hardware.host.host_ns_per_stage,
         handover_ns=hardware.host.handover_ns,
@@ -75,17 +75,20 @@ def _with_neighbours(graph: Graph) -> tuple[OpSet, ...]:
     return tuple(1 << i | 1 << min((r for r in real if r > i), default=real[-1]) for i in members(graph.folded) if real)
 
 
-def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
-    """The additive part of a segment's cost, for CP-SAT and for lower bounds on whole plans.
+def structure(
+    costs: SegmentCosts, *, may_overflow: bool = True, worst: Compilable = Compilable.SURELY_NOT
+) -> Structure:
+    """The additive part of a segment's cost, for CP-SAT and for lower bounds on whole plans. worst: as in `problem_of`.
 
     It is a relaxation: never above the exact cost. The capacity for parameters is the largest that any segment has. Only
     parameters of ops that run on the TPU in every segment ask for it.
     """
     hardware, graph, sure = costs.hardware, costs.graph, costs.sure_on_tpu
-    caching = costs.caching
+    caching, host_only = costs.caching, _host_only(costs, worst)
+    handed_ns = [costs.op_terms[i].cpu_ns if costs.mapped >> i & 1 else ns for i, ns in enumerate(costs.usual_ns)]
     return Structure(
         stage_ns=costs.invoke_ns,
-        op_ns=tuple(costs.least_ns),
+        op_ns=tuple(handed_ns[i] if i in host_only else ns for i, ns in enumerate(costs.least_ns)),
         transfers=tuple(_transfer(costs, t) for t in sorted(set(graph.producer) | set(graph.readers))),
         kept=tuple(
             Kept(i, caching.size_bytes[i], costs.op_terms[i].stall_ns) for i in caching.priority if sure >> i & 1
@@ -98,9 +101,8 @@ def structure(costs: SegmentCosts, *, may_overflow: bool = True) -> Structure:
         limit_bytes=None if may_overflow else costs.capacity_rule.largest_bytes,
         handoffs=_handoffs(costs),
         usual_ns=tuple(costs.usual_ns),
-        handed_ns=tuple(
-            costs.op_terms[i].cpu_ns if costs.mapped >> i & 1 else ns for i, ns in enumerate(costs.usual_ns)
-        ),
+        handed_ns=tuple(handed_ns),
+        host_only=host_only,
         relaxed=True,
     )
 
@@ -113,6 +115,13 @@ def _handoffs(costs: SegmentCosts) -> tuple[Handoff, ...]:
             followers[unmapped] = followers.get(unmapped, 0) | 1 << i
     reasons = ((op, costs.ancestors[op] & costs.mapped) for op in followers)
     return tuple(Handoff(op, after, followers[op]) for op, after in reasons if after)
+
+
+def _host_only(costs: SegmentCosts, worst: Compilable) -> tuple[int, ...]:
+    """The mapped ops whose own tensors are too large for a segment to be judged so, unless they run on the CPU."""
+    rule = costs.compile_rule
+    varying = costs.mapped & ~costs.sure_on_tpu & rule.suspects
+    return tuple(i for i in members(varying) if LEVELS.index(rule.best(1 << i).level) > LEVELS.index(worst))
 
 
 def _transfer(costs: SegmentCosts, t: int) -> Transfer:

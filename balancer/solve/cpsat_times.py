@@ -133,7 +133,9 @@ def _add_handoffs(
             model.add(handed <= sum(others))
             kept = here - handed
             sums[j].append((structure.handed_ns[i] - least_ns) * handed + (structure.usual_ns[i] - least_ns) * kept)
-            if i in structure.usually_streaming:
+            if i in structure.host_only:
+                model.add(kept == 0)
+            elif i in structure.usually_streaming:
                 sending[j].append(kept)
     return sending
 

@@ -141,7 +141,7 @@ class PlanSearch:
 
 
 class DownSetSearch(PlanSearch):
-    """A search for the best plan whose cuts are among a family of down-sets. searched: whether bounds did not suffice.
+    """A search for the best plan whose cuts are among a family of down-sets.
 
     sets: the family; None for all down-sets, of which each search then finds those that it can use (`reaching`).
     """
@@ -150,7 +150,7 @@ class DownSetSearch(PlanSearch):
         self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], sets: DownSets | None, budget: Budget
     ) -> None:
         super().__init__(problem, options, offers)
-        self.budget, self.searched = budget, False
+        self.budget = budget
         self._last: PeriodResult | None = None
         self.lattice = None if sets is None else self._lattice_of(sets)
 
@@ -246,7 +246,6 @@ class DownSetSearch(PlanSearch):
             self.problem, limits, self.budget, most_replicas=max_replicas(self.options),
             may_replicate_whole=may_replicate_whole(self.problem, self.options),
         )  # fmt: skip
-        self.searched = True
         self.statistics["cuts"] = max(len(lattice.sets), self.statistics.get("cuts", 0))
         return shortest_periods(lattice, limits, self.budget)
 
@@ -321,12 +320,13 @@ def search_among(
     return search
 
 
-def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> DownSetSearch:
+def search_reached(
+    problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork = DEFAULT_WORK
+) -> DownSetSearch:
     """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
 
-    For devices of one kind, whose structure is known.
+    For devices of one kind, whose structure is known. offers: to start from.
     """
-    offers = chain_offers(problem, options, prefixes(file_order(problem)))
     search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
     search.run()
     return search

@@ -77,7 +77,7 @@ class Structure:
     op_bytes, limit_bytes: memory that each op takes, and that a segment may take; None for no limit.
     handoffs: the ops that hand others to the host. usual_ns, handed_ns: for each op, where it is not handed over and where
     it is; all three are empty where no op is. usually_streaming: ops that always send parameters where they are not handed
-    over.
+    over. host_only: ops that may only stand where they are handed over; their op_ns is their handed_ns.
     relaxed: False where `exact` is the formula, and no op outside `kept` and `streaming` adds streamed bytes (see
     `block_folding`). True where the formula is only a lower bound: `exact` is never below its time for the cheapest
     choice of parameters that fit capacity_bytes, in any order.
@@ -96,6 +96,7 @@ class Structure:
     usual_ns: tuple[int, ...] = ()
     handed_ns: tuple[int, ...] = ()
     usually_streaming: tuple[int, ...] = ()
+    host_only: tuple[int, ...] = ()
     relaxed: bool = False
 
     @cached_property
