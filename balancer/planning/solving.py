@@ -62,7 +62,10 @@ def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: 
             f"tensor '{best.tensor}'", "use a smaller input, or allow more with the option compilable",
         )  # fmt: skip
     solution = _solve(costed, costed.problem(n_tpus, overflow=overflow, worst=worst), options)
-    return replace(solution, over=solution.over + _OF_SEGMENTS[worst]) if solution.bound_ns is not None else solution
+    if solution.bound_ns is None:
+        return solution
+    refused = ", without what was refused" if costed.forbidden else ""
+    return replace(solution, over=solution.over + _OF_SEGMENTS[worst] + refused)
 
 
 def _solve(costed: CostedModel, problem: Problem, options: Options) -> Solution:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from balancer.solve.plan_bounds import PlanBounds
     from balancer.solve.problem import Problem, Solution, SolverOptions
 
+_FEW_DOWN_SETS = 1 << 16  # are listed in a fraction of a second
 # Of CP-SAT's work: detectors at 320 px take 0.03 to 0.04 of it on three and four devices.
 _FIRST_SHARE = 0.1
 
@@ -50,34 +51,45 @@ def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEF
     if options.constraints:
         return _constrained(problem, options)
     problem = folded(problem, options)
-    structured = _structured(problem)
-    sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
-    several_kinds, budget = len(problem.devices) > 1, cpsat_budget(options)
-    among: PlanSearch
-    if sets is None and structured and not several_kinds:
-        first = LargeSearch(
-            problem, options, chain_offers(problem, options, prefixes(file_order(problem))), _first(options)
-        )
-        first.run()
-        if first.ended is not Ended.LIMIT_REACHED:
-            return first.solution("cpsat" if first.models_built else "chain")
-        among = search_reached(problem, options, first.offers, work)
-        if among.complete:
-            return among.solution("downset")
+    structured, several_kinds, budget = _structured(problem), len(problem.devices) > 1, cpsat_budget(options)
+    if structured and not several_kinds:
+        among = _on_one_kind(problem, options, work)
     else:
+        sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
         among = search_among(problem, options, sets, work)
     stopped = among.ended is Ended.INTERRUPTED or budget.seconds_left == 0
     if among.complete or not structured or stopped:
-        return among.solution("downset")
+        return among.solution("chain" if among.bounds_sufficed else among.solver)
     if several_kinds:
         return _on_several_kinds(problem, options, among, budget)
     search = LargeSearch(problem, options, among.offers, budget, among.bounds)
     search.run()
-    return search.solution("cpsat" if search.models_built or search.ended is not Ended.COMPLETE else "chain")
+    return search.solution("chain" if search.bounds_sufficed and search.complete else search.solver)
+
+
+def _on_one_kind(problem: Problem, options: SolverOptions, work: DownSetWork) -> PlanSearch:
+    """A search over all down-sets. They are listed where they are few. Else CP-SAT tries, then they are found, then listed as
+    long as it goes.
+    """
+    blocks = blocks_of(problem.before, problem.together)
+    sets = all_downsets(blocks, problem.n_ops, min(_FEW_DOWN_SETS, work.down_sets))
+    if sets is not None:
+        return search_among(problem, options, sets, work)
+    first = LargeSearch(
+        problem, options, chain_offers(problem, options, prefixes(file_order(problem))), _first(options)
+    )
+    first.run()
+    if first.ended is not Ended.LIMIT_REACHED:
+        return first
+    reached = search_reached(problem, options, work, first.offers)
+    if reached.ended is not Ended.LIMIT_REACHED:
+        return reached
+    sets = all_downsets(blocks, problem.n_ops, work.down_sets)
+    return reached if sets is None else search_among(problem, options, sets, work)
 
 
 def _first(options: SolverOptions) -> Budget:
-    """The work after which CP-SAT lets another search try."""
+    """The work after which CP-SAT lets other searches try."""
     return Budget(int(_FIRST_SHARE * MOST_WORK * WORK_UNIT), options.seconds)
 
 
@@ -92,15 +104,18 @@ def _timed(problem: Problem, options: SolverOptions) -> Solution:
 def _constrained(problem: Problem, options: SolverOptions) -> Solution:
     """CP-SAT under all constraints. The optimum under the rate and the latency alone bounds it.
 
-    Where the plan with that optimum keeps the other constraints too, it is the answer.
+    Where the plan with that optimum keeps the other constraints too, it is the answer. Raises KeyboardInterrupt where
+    Ctrl-C ends the search for that optimum, and the best plan so far does not keep them.
     """
     times = options.constraints.times
     if not times:
         return solve_cpsat(problem, options)
     free = search_shortest(problem, replace(options, constraints=times)).solution()
-    scope = replace(options, max_pipelines=1).scope
-    if free.status == "optimal" and keeps(problem, free.pipelines[0], options.constraints):
+    scope, interrupted = replace(options, max_pipelines=1).scope, free.ended is Ended.INTERRUPTED
+    if (interrupted or free.status == "optimal") and keeps(problem, free.pipelines[0], options.constraints):
         return replace(free, over=f"{OVER}, {scope}")
+    if interrupted:
+        raise KeyboardInterrupt
     solution = solve_cpsat(problem, options)
     if solution.latency_bound_ns is None or free.latency_bound_ns is None:
         return _with_bound(solution, free.bound_ns)
@@ -122,38 +137,31 @@ def _structured(problem: Problem) -> bool:
 def _on_several_kinds(problem: Problem, options: SolverOptions, among: PlanSearch, budget: Budget) -> Solution:
     """The best pipeline that CP-SAT finds, starting from those that are known; with the better of two bounds."""
     known = [offer.costed.pipeline for offer in among.offers]
-    solution = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
-    return _with_bound(solution, among.solution("downset").bound_ns) if known else solution
+    with among.keeping_offers():
+        solution = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
+        return _with_bound(solution, among.solution("downset").bound_ns) if known else solution
+    return among.solution("downset")
 
 
 class LargeSearch(PlanSearch):
-    """A search among all down-sets of a graph that has too many to enumerate. CP-SAT looks where bounds leave slack.
+    """A search among all down-sets of a graph that has too many to enumerate. CP-SAT looks where bounds leave slack."""
 
-    models_built: whether CP-SAT was needed at all.
-    """
+    solver = "cpsat"
 
     def __init__(
-        self,
-        problem: Problem,
-        options: SolverOptions,
-        offers: Sequence[Offer],
-        budget: Budget,
+        self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], budget: Budget,
         bounds: PlanBounds | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(problem, options, offers, bounds)
         self.budget = budget
-        self.models_built = False
+        self.bounds_sufficed = True
 
     def run(self) -> None:
         """Look for better pipelines until there cannot be any, or a limit is reached."""
-        try:
+        with self.keeping_offers():
             fewest = self.counts[0] if self.most_pipelines == 1 else 1
             done = [self._improve(devices) for devices in range(fewest, self.counts[0] + 1)]
             self.note_end(Ended.COMPLETE if all(done) else Ended.LIMIT_REACHED)
-        except KeyboardInterrupt:
-            if not self.offers:
-                raise
-            self.note_end(Ended.INTERRUPTED)
 
     def _improve(self, devices: int) -> bool:
         """Look for pipelines on so many devices that could improve the best plan; whether the search was complete."""
@@ -165,7 +173,7 @@ class LargeSearch(PlanSearch):
             replace(self.problem, devices=((self.problem.devices[0][0], devices),)), one, self.budget,
             may_replicate_whole=may_replicate_whole(self.problem, self.options),
         )  # fmt: skip
-        self.models_built = True
+        self.bounds_sufficed = False
         shortest, complete = float(within.most_ns), True
         for stages in self._stages(within):
             finder.waiting = self._stages(within).stop - stages

@@ -10,6 +10,7 @@ work give the same answer in every run.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from dataclasses import replace
@@ -43,6 +44,7 @@ _LEAST_WORK = 0.01  # of deterministic time, and in seconds: less gives CP-SAT n
 _BUILDING = 4e-5  # deterministic time to count for building a model, for each op and stage
 _ROUNDING = 1e-9  # CP-SAT's bound is a float
 _POLL_SECONDS = 0.2
+_STOP_SECONDS = 0.01
 
 
 def solve_cpsat(
@@ -56,9 +58,9 @@ def solve_cpsat(
     """
     problem = folded(problem, options)
     search = PipelineSearch(problem, options, budget)
-    for pipeline in (*known, *starts(problem, options)):
-        search.consider(pipeline)
     try:
+        for pipeline in itertools.chain(known, starts(problem, options)):
+            search.consider(pipeline)
         search.run_all(0)
         search.break_ties()
     except KeyboardInterrupt:
@@ -305,13 +307,28 @@ def _solve(solver: CpSolver, model: CpModel) -> CpSolverStatus:
     CP-SAT runs in a thread, so that Ctrl-C reaches this one and stops the search at once. Raises KeyboardInterrupt then.
     """
     statuses: list[CpSolverStatus] = []
-    thread = threading.Thread(target=lambda: statuses.append(solver.solve(model)), daemon=True)
-    thread.start()
+    begun, stopped, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def search() -> None:
+        begun.set()
+        try:
+            if not stopped.is_set():
+                statuses.append(solver.solve(model))
+        finally:
+            ended.set()
+
+    # Not by `join`: interrupted, it may take a thread that runs for one that has ended (Python 3.10 to 3.12, bpo-45274).
+    thread = threading.Thread(target=search, daemon=True)
     try:
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
+        thread.start()
+        while not ended.wait(_POLL_SECONDS):
+            pass
     except KeyboardInterrupt:
-        solver.stop_search()
-        thread.join()
+        stopped.set()  # for a thread that has not begun
+        if begun.is_set():
+            while not ended.wait(_STOP_SECONDS):
+                solver.stop_search()  # again and again: a search that is still being set up does not hear it
+            thread.join()
         raise
+    thread.join()
     return statuses[0]
