@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from yolo_boxes import Letterbox, Pixels
 
 _FRAME = (480, 640)  # height and width of a made frame
-# Fractions of the picture end a little above 1, and pixels far above it.
-_HIGHEST_FRACTION = 2.0
 _COARSEST_STEP = 0.1  # of scores, which are from 0 to 1
 
 
@@ -71,14 +69,14 @@ class Detector:
         """The likely boxes of one result, in pixels of the input. Raises ValueError where it is not YOLOv8's.
 
         Whether boxes of an integer output are fractions of the picture follows from the highest value that its scale
-        reaches.
+        reaches: its ratio to 1 is then smaller than that of the input's size to it.
         """
         made, in_pixels = result[self.output], wanted.in_pixels
         if made.dtype.kind != "f" and self.output_quantisation is None:
             raise ValueError(f"'{self.output}' has no scale")
         if self.output_quantisation is not None:
             highest = self.output_quantisation.reals(np.iinfo(made.dtype).max)
-            made, in_pixels = self.output_quantisation.reals(made), bool(highest > _HIGHEST_FRACTION)
+            made, in_pixels = self.output_quantisation.reals(made), bool(highest**2 > max(self.width, self.height))
         unit = (1.0, 1.0) if in_pixels else (float(self.width), float(self.height))
         return decoded(np.asarray(made, np.float32), unit, wanted.score)
 

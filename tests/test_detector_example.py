@@ -234,7 +234,7 @@ def test_boxes_of_integers_are_fractions_or_pixels_by_their_scale_and_boxes_of_f
     wanted = detect.Wanted(score=0.0, in_pixels=in_pixels)
     with balancer.Pipeline(balancer.balance(_ends(planes=planes, scale=scale), 1), "cpu") as pipeline:
         (found,) = detect.detections(pipeline, [frame], wanted)
-    unit = 1 if (in_pixels if planes else scale > 0.01) else 8
+    unit = 1 if (in_pixels if planes else scale > 0.1) else 8
     x = 124 * scale * unit
     assert np.allclose(found.boxes, [[min(x / 2, 8), min(x / 2, 8), min(x * 1.5, 8), min(x * 1.5, 8)]])
 
@@ -307,18 +307,18 @@ def test_the_comparison_is_not_vacuous(by_the_whole_model: list[yolo_boxes.Detec
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("devices", ["cpu", "sim"])
 @pytest.mark.parametrize("segments", [2, 3, 4])
 def test_the_boxes_are_those_of_the_whole_model(
-    segments: int, devices: str, lively: bytes, frames: list[Any], by_the_whole_model: list[yolo_boxes.Detections]
+    segments: int, lively: bytes, frames: list[Any], by_the_whole_model: list[yolo_boxes.Detections]
 ) -> None:
-    plan = balancer.balance(lively, segments, options=balancer.Options(stages=segments))
-    with balancer.Pipeline(plan, devices) as pipeline:
-        found = list(detect.detections(pipeline, frames, WANTED))
-    for one, other in zip(found, by_the_whole_model, strict=True):
-        assert np.array_equal(one.boxes, other.boxes)
-        assert np.array_equal(one.scores, other.scores)
-        assert np.array_equal(one.classes, other.classes)
+    plan = balancer.balance(lively, segments, options=balancer.Options(stages=segments, solver="chain"))
+    for devices in ("cpu", "sim"):
+        with balancer.Pipeline(plan, devices) as pipeline:
+            found = list(detect.detections(pipeline, frames, WANTED))
+        for one, other in zip(found, by_the_whole_model, strict=True):
+            assert np.array_equal(one.boxes, other.boxes)
+            assert np.array_equal(one.scores, other.scores)
+            assert np.array_equal(one.classes, other.classes)
 
 
 @pytest.mark.shared

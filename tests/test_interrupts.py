@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from balancer import solve as solve_package
-from balancer.solve import Constraints, Ended, Problem, SolverOptions, check, solve, structured_problem
+from balancer.solve import Constraints, Ended, Problem, Solution, SolverOptions, check, solve, structured_problem
+from balancer.solve.auto import solve_auto
 from balancer.solve.cpsat import _solve
+from balancer.solve.downset import DownSetWork
 from balancer.solve.structure import Structure
 
 if TYPE_CHECKING:
@@ -46,6 +48,15 @@ CASES = {
         ONE_KIND, replace(ONE_PIPELINE, constraints=Constraints(pinned={1: 1}, max_latency_ns=99)),
     ),
 }  # fmt: skip
+
+
+TOO_MANY = "too many down-sets to list"
+CASES[TOO_MANY] = CASES["one kind"]
+
+
+def _solved(case: str, problem: Problem) -> Solution:
+    _, options = CASES[case]
+    return solve_auto(problem, options, DownSetWork(down_sets=2)) if case == TOO_MANY else solve(problem, options)
 
 
 class CtrlC:
@@ -80,7 +91,7 @@ def test_ctrl_c_at_any_cost_ends_a_search_with_the_best_so_far_or_is_passed_on(c
     for k in itertools.count(1):
         ctrl_c = CtrlC(k)
         try:
-            solution = solve(_interrupted_by(ctrl_c, problem), options)
+            solution = _solved(case, _interrupted_by(ctrl_c, problem))
         except KeyboardInterrupt:
             continue
         check(problem, solution, options)
@@ -107,10 +118,10 @@ def _solved_with_ctrl_c(k: int, case: str) -> Ended | list[str]:
 
     sys.setprofile(watch)
     try:
-        solution = solve(problem, options)
+        solution = _solved(case, problem)
     except KeyboardInterrupt as error:
         names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-        return names[names.index("solve") + 1 : names.index("watch")]
+        return [name for name in names[names.index("_solved") + 1 : names.index("watch")] if name != "solve"]
     finally:
         sys.setprofile(None)
     check(problem, solution, options)
@@ -118,7 +129,7 @@ def _solved_with_ctrl_c(k: int, case: str) -> Ended | list[str]:
 
 
 @pytest.mark.parametrize(
-    ("case", "step"), [("one kind", 5), ("several pipelines", 5), ("two kinds", 7), ("a latency", 29)]
+    ("case", "step"), [("one kind", 5), ("several pipelines", 5), (TOO_MANY, 7), ("two kinds", 7), ("a latency", 29)]
 )
 def test_once_a_plan_is_known_ctrl_c_does_not_lose_it(case: str, step: int) -> None:
     """Also between searches, and while one is set up. Passed on are only the last step, which makes the solution, and what

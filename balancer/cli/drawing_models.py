@@ -1,4 +1,4 @@
-"""What a model holds: as a table, as a document, and in words."""
+"""What a model holds: a table of its ops, the same as a document, and what stays on the CPU."""
 
 from __future__ import annotations
 
@@ -28,24 +28,10 @@ def graph(graph: Graph) -> None:
     print(left_on_cpu(graph))
 
 
-def left_on_cpu(graph: Graph) -> str:
-    """Which ops run on the CPU if the model is one segment, and why: each reason with the ops that it holds for."""
-    head = "on the CPU, if the model is one segment:"
-    on_cpu = graph.on_cpu(graph.all_ops, graph.mapped)
-    if not on_cpu:
-        return f"{head} nothing"
-    reasons: dict[str, list[int]] = {}
-    for i in members(on_cpu & ~graph.mapped):
-        reasons.setdefault(f"{graph.ops[i].type}: {graph.ops[i].unmapped}", []).append(i)
-    lines = [f"    {', '.join(map(str, ops))} {reason}" for reason, ops in reasons.items()]
-    after = (on_cpu & graph.mapped).bit_count()
-    if after:
-        lines.append(f"    {after} more that read results of these")
-    return "\n".join([f"{head} {on_cpu.bit_count()} of {len(graph.ops)} ops", *lines])
-
-
 def graph_document(graph: Graph) -> dict[str, Any]:
-    """The JSON document of a model. on_cpu: the op runs on the CPU if the model is one segment; it has no instructions then."""
+    """The JSON document of a model. on_cpu: the op runs on the CPU if the model is one segment; instructions are those of the
+    other ops.
+    """
     from balancer.cost.instructions import BASE_BYTES, instruction_bytes
 
     tensors = graph.tensors
@@ -80,3 +66,19 @@ def graph_document(graph: Graph) -> dict[str, Any]:
 def _tensor(graph: Graph, t: int) -> dict[str, Any]:
     tensor = graph.tensors[t]
     return {"tensor": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype, "bytes": tensor.bytes}
+
+
+def left_on_cpu(graph: Graph) -> str:
+    """Which ops run on the CPU if the model is one segment, and why: each reason with the ops that it holds for."""
+    head = "on the CPU, if the model is one segment:"
+    on_cpu = graph.on_cpu(graph.all_ops, graph.mapped)
+    if not on_cpu:
+        return f"{head} nothing"
+    reasons: dict[str, list[int]] = {}
+    for i in members(on_cpu & ~graph.mapped):
+        reasons.setdefault(f"{graph.ops[i].type}: {graph.ops[i].unmapped}", []).append(i)
+    lines = [f"    {', '.join(map(str, ops))} {reason}" for reason, ops in reasons.items()]
+    after = (on_cpu & graph.mapped).bit_count()
+    if after:
+        lines.append(f"    {after} more that read results of these")
+    return "\n".join([f"{head} {on_cpu.bit_count()} of {len(graph.ops)} ops", *lines])

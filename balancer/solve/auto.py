@@ -68,8 +68,10 @@ def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEF
 
 
 def _on_one_kind(problem: Problem, options: SolverOptions, work: DownSetWork) -> PlanSearch:
-    """A search over all down-sets. They are listed where they are few. Else CP-SAT tries, then they are found, then listed as
+    """A search over all down-sets. They are listed where they are few. Else CP-SAT tries; then they are found, then listed as
     long as it goes.
+
+    CP-SAT proves the rate. Which of several plans with this rate is taken, depends on which it found.
     """
     blocks = blocks_of(problem.before, problem.together)
     sets = all_downsets(blocks, problem.n_ops, min(_FEW_DOWN_SETS, work.down_sets))
@@ -84,8 +86,10 @@ def _on_one_kind(problem: Problem, options: SolverOptions, work: DownSetWork) ->
     reached = search_reached(problem, options, work, first.offers)
     if reached.ended is not Ended.LIMIT_REACHED:
         return reached
-    sets = all_downsets(blocks, problem.n_ops, work.down_sets)
-    return reached if sets is None else search_among(problem, options, sets, work)
+    with reached.keeping_offers():
+        sets = all_downsets(blocks, problem.n_ops, work.down_sets)
+        return reached if sets is None else search_among(problem, options, sets, work)
+    return reached
 
 
 def _first(options: SolverOptions) -> Budget:

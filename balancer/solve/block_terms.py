@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
+class EnteringTensor:
     """A tensor that a block reads and does not make. maker: the op that makes it, empty for an input of the whole.
     earlier: the ops of earlier blocks that read it. send_ns: 0 where it is sent in any case.
     """
@@ -43,7 +43,7 @@ class BlockTerms:
 
     fixed_ns: of its ops where nothing is handed to the host, and the sending of outputs of the whole, which take leaving_ns.
     handed_ns: for each op that may be handed over, what it then takes more (or less). late: the ops that are handed
-    over where the block stands in the last stage. crossings: tensors that enter it. kept_bytes, streams:
+    over where the block stands in the last stage. entering: tensors that enter it. kept_bytes, streams:
     of its parameters, as in `Structure`.
     """
 
@@ -53,7 +53,7 @@ class BlockTerms:
     leaving_ns: int
     late: OpSet
     handed_ns: tuple[tuple[Words, int], ...]
-    crossings: tuple[Crossing, ...]
+    entering: tuple[EnteringTensor, ...]
     kept_bytes: int
     streams: bool
 
@@ -85,7 +85,7 @@ class BlockTable:
             leaving_ns=leaving_ns,
             late=_union(0, (handoff.followers for handoff in self.structure.handoffs if handoff.after & ops)),
             handed_ns=tuple((op, more_ns) for op, more_ns in extra if more_ns),
-            crossings=tensors.crossings(number, single),
+            entering=tensors.entering(number, single),
             kept_bytes=sum(self.kept_bytes[i] for i in single),
             streams=any(i in self.structure.streaming for i in single),
         )
@@ -146,15 +146,15 @@ class _Tensors:
             if transfer.producer is not None and transfer.leaves:
                 self.leaving_ns[transfer.producer] = self.leaving_ns.get(transfer.producer, 0) + transfer.send_ns
 
-    def crossings(self, block: int, ops: Sequence[int]) -> tuple[Crossing, ...]:
+    def entering(self, block: int, ops: Sequence[int]) -> tuple[EnteringTensor, ...]:
         """The tensors that a block of these ops reads and does not make."""
         read = {id(t): t for i in ops for t in self._reads.get(i, ())}
         return tuple(
-            self._crossing(t, block) for t in read.values() if t.producer is None or self._number[t.producer] != block
+            self._entering(t, block) for t in read.values() if t.producer is None or self._number[t.producer] != block
         )
 
-    def _crossing(self, transfer: Transfer, block: int) -> Crossing:
-        return Crossing(
+    def _entering(self, transfer: Transfer, block: int) -> EnteringTensor:
+        return EnteringTensor(
             maker=[] if transfer.producer is None else words_of(1 << transfer.producer),
             earlier=words_of(sum(1 << reader for reader in transfer.readers if self._number[reader] < block)),
             receive_ns=transfer.receive_ns,

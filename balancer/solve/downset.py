@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 OVER = "all down-sets"
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 _SLACK_TENTHS = (1, 4, 10)
+_SMALL_SLACK_TENTHS = (1, 2, 4, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +171,18 @@ class DownSetSearch(PlanSearch):
 
     @cached_property
     def lattice(self) -> CutLattice | None:
-        """The cuts; None where each search finds its own. Built by the search: it takes long, and Ctrl-C meanwhile is to keep
-        the pipelines known.
+        """The cuts, None for all down-sets. Built by the search: it takes long, and Ctrl-C meanwhile is to keep the
+        pipelines known.
         """
-        if self.sets is None:
-            return None
+        return None if self.sets is None else self._lattice_of(self.sets)
+
+    def _lattice_of(self, sets: DownSets) -> CutLattice:
         most = max_replicas(self.options)
         # A plan of one pipeline must be at least as fast as the best known, which limits the time of each stage.
         known = [self._alone_ns(offer) for offer in self.offers] if self.most_pipelines == 1 else []
         return cut_lattice(
             self.problem,
-            self.sets,
+            sets,
             most_replicas=most,
             may_replicate_whole=may_replicate_whole(self.problem, self.options),
             longest_ns=min(known) * min(most, max(self.counts)) if known else None,
@@ -236,7 +238,7 @@ class DownSetSearch(PlanSearch):
                 if pipelines:
                     return pipelines
         bound = max(bound, best - best // 8)
-        for tenths in _SLACK_TENTHS:
+        for tenths in _SMALL_SLACK_TENTHS if self.lattice is None else _SLACK_TENTHS:
             pipelines = self._pipelines(self.counts, bound + (best - bound) * tenths // 10)
             if pipelines:
                 return pipelines
@@ -246,6 +248,8 @@ class DownSetSearch(PlanSearch):
         """The non-dominated pipelines on at most these devices, with a period of at most most_ns."""
         forced = self.options.stages
         result = self._searched(counts, most_ns, exact_stages=forced is not None or len(counts) > 1)
+        if not result.front and len(counts) == 1:
+            self.bounds.raise_all(result.limits)
         return [point for point in result.front if forced in (None, point.stages)]
 
     def _searched(self, counts: tuple[int, ...], most_ns: int, *, exact_stages: bool) -> PeriodResult:
@@ -345,6 +349,17 @@ def search_among(
     return search
 
 
+def _search_sampled(
+    problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork, budget: Budget
+) -> PlanSearch:
+    sampling = PlanSearch(problem, options, offers)
+    with sampling.keeping_offers():
+        sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
+        sampled.run()
+        return _without_claims(sampled)
+    return sampling  # interrupted before it had begun
+
+
 def search_reached(
     problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK, offers: Sequence[Offer] = ()
 ) -> PlanSearch:
@@ -356,17 +371,6 @@ def search_reached(
     search = DownSetSearch(problem, options, known, None, Budget(work.reached, options.seconds))
     search.run()
     return search
-
-
-def _search_sampled(
-    problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork, budget: Budget
-) -> PlanSearch:
-    sampling = PlanSearch(problem, options, offers)
-    with sampling.keeping_offers():
-        sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
-        sampled.run()
-        return _without_claims(sampled)
-    return sampling  # interrupted before it had begun
 
 
 def _without_claims(sampled: DownSetSearch) -> PlanSearch:

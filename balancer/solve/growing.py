@@ -85,8 +85,11 @@ class StageGrowth:
         self.table, self.structure, self.limits = table, table.structure, limits
         least_ns = table.least_within(limits.most_ns * min(limits.most_replicas, limits.devices))
         self._late_ns = table.late_ns(least_ns)
-        streams = [int(i in table.structure.streaming) for i in range(table.n_ops)]
-        self._left = [ByteSums(weights) for weights in (least_ns, table.kept_bytes, streams)]
+        self._left_ns = ByteSums(least_ns)
+        # Where all parameters fit into one device, nothing ever spills.
+        may_spill = sum(table.kept_bytes) > table.structure.capacity_bytes
+        self._left_kept = ByteSums(table.kept_bytes if may_spill else [0] * table.n_ops)
+        self._streaming = words_of(sum(1 << i for i in table.structure.streaming))
         self._all_words = DownSets.of([(1 << table.n_ops) - 1], table.n_ops).words
 
     def grown(self, starts: WordArray, used: IntArray, budget: Budget) -> GrownStages:
@@ -146,11 +149,11 @@ class StageGrowth:
         stage_ns += block.fixed_ns
         for op, more_ns in block.handed_ns:
             stage_ns += hold_any(handed[rows.start], op) * more_ns
-        for crossing in block.crossings:
-            enters = hold_any(begun, crossing.maker) if crossing.maker else True
-            if crossing.earlier:
-                enters = enters & ~hold_any(rows.held & ~begun, crossing.earlier)
-            stage_ns += enters * crossing.receive_ns
+        for tensor in block.entering:
+            enters = hold_any(begun, tensor.maker) if tensor.maker else True
+            if tensor.earlier:
+                enters = enters & ~hold_any(rows.held & ~begun, tensor.earlier)
+            stage_ns += enters * tensor.receive_ns
         numbers[:, _KEPT] += block.kept_bytes
         numbers[:, _STREAMS] |= block.streams
         return _Rows(put(rows.held, block.ops), rows.left, numbers)
@@ -158,8 +161,9 @@ class StageGrowth:
     def _leaving(self, rows: _Rows, block: BlockTerms, late_ns: int) -> _Rows:
         """The rows with the block left to later stages, and with it all that depends on it."""
         left, numbers = put(rows.left, block.dependents), rows.numbers.copy()
-        for column, sums in zip((_LEFT_NS, _LEFT_KEPT, _LEFT_STREAMS), self._left, strict=True):
-            numbers[:, column] = sums.of(left)
+        numbers[:, _LEFT_NS] = self._left_ns.of(left)
+        numbers[:, _LEFT_KEPT] = self._left_kept.of(left)
+        numbers[:, _LEFT_STREAMS] = hold_any(left, self._streaming)
         np.maximum(numbers[:, _HANDED_NS], late_ns, out=numbers[:, _HANDED_NS])
         return _Rows(rows.held, left, numbers)
 
@@ -167,14 +171,14 @@ class StageGrowth:
         """The rows, which all leave the block, with what it has cross the stage's end. Changes them."""
         numbers = rows.numbers
         numbers[:, _CROSSING_NS] += block.leaving_ns
-        for crossing in block.crossings:
-            crosses = hold_any(rows.held, crossing.maker) if crossing.maker else np.ones(len(numbers), bool)
-            if crossing.earlier:
-                crosses &= ~hold_any(rows.left, crossing.earlier)
-            numbers[:, _CROSSING_NS] += crosses * crossing.receive_ns
-            if crossing.maker:  # what was made before the start was sent before
-                crosses &= ~hold_any(starts[rows.start], crossing.maker)
-                numbers[:, _STAGE_NS] += crosses * crossing.send_ns
+        for tensor in block.entering:
+            crosses = hold_any(rows.held, tensor.maker) if tensor.maker else np.ones(len(numbers), bool)
+            if tensor.earlier:
+                crosses &= ~hold_any(rows.left, tensor.earlier)
+            numbers[:, _CROSSING_NS] += crosses * tensor.receive_ns
+            if tensor.maker:  # what was made before the start was sent before
+                crosses &= ~hold_any(starts[rows.start], tensor.maker)
+                numbers[:, _STAGE_NS] += crosses * tensor.send_ns
         return rows
 
     def _fits(self, rows: _Rows, used: IntArray) -> BoolArray:

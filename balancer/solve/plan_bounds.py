@@ -81,6 +81,12 @@ class PlanBounds:
         """Record that every pipeline of this size with a shorter period is already known, or useless."""
         self.least_ns[stages, devices] = max(self.least_ns[stages, devices], least_ns)
 
+    def raise_all(self, limits: PipelineLimits) -> None:
+        """Record that a search found no pipeline within these limits, on these devices or on fewer."""
+        (devices,) = limits.devices
+        here = self.least_ns[: limits.most_stages + 1, : devices + 1]
+        np.maximum(here, limits.most_ns, out=here)
+
     def note_search(self, result: PeriodResult) -> None:
         """Record what a search left: what it did not find has a longer period than its limits allow."""
         (devices,) = result.limits.devices
