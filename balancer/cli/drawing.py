@@ -112,7 +112,7 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     count = len(pipeline.stages)
     table = Listing(
         f"{times}{count} {'stage' if count == 1 else 'stages'}, predicted",
-        ("stage", "ops", "TPUs", "cached", "streamed", "instr.", "in", "out", "ms"),
+        ("stage", "ops", "TPUs", "cached", "streamed", "in", "out", "ms"),
     )
     for k, stage in enumerate(pipeline.stages):
         segment = plan.segment(stage.segment)
@@ -122,12 +122,13 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
             op_ranges(t for a in alike for t in a.stages[k].tpus),
             short_size(segment.predicted.cached_bytes),
             short_size(segment.predicted.streamed_bytes),
-            short_size(segment.predicted.instruction_bytes),
             short_size(sum(t.bytes for t in segment.inputs)),
             short_size(sum(t.bytes for t in segment.outputs)),
             milliseconds(segment.predicted.stage_ns),
         )
     table.print()
+    instructions = [plan.segment(stage.segment).predicted.instruction_bytes for stage in pipeline.stages]
+    print(f"instructions, sent with each inference: {', '.join(map(short_size, instructions))}")
     if count > 1:
         print(f"{'slowest stage' if _host_limits(plan) else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
 

@@ -18,7 +18,7 @@ def graph(graph: Graph) -> None:
         f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, "
         f"{size(document['instruction_bytes'])} of instructions (predicted),\n{graph.macs / 1e6:.1f} million MACs"
     )
-    table = Listing("", ("op", "type", "parameters", "instr.", "MACs", "output", "mapped"))
+    table = Listing("", ("op", "type", "param.", "instr.", "MACs", "out", "mapped"))
     for row in document["ops"]:
         kept = "yes, on CPU" if row["on_cpu"] else "yes"
         mapped = "folded" if row["folded"] else kept if row["mapped"] else f"no: {row['reason']}"
