@@ -117,12 +117,14 @@ class SegmentCosts:
 
     def judgement(self, ops: OpSet) -> Judgement:
         """Whether the vendor's compiler takes the segment that holds these ops."""
-        return self.compile_rule.judgement(ops, ops & self.mapped & ~self.on_cpu(ops))
+        return self.compile_rule.judgement(
+            ops, ops & self.mapped & ~self.on_cpu(ops), self.graph.ending(ops, self.mapped)
+        )
 
     @cached_property
     def compile_rule(self) -> CompileRule:
         """What judges segments."""
-        return CompileRule(self.spilling, self.hardware.chip.wide_bytes_per_tile)
+        return CompileRule(self.spilling, self.hardware.chip.wide_bytes_per_tile, self.unmapped)
 
     @cached_property
     def spilling(self) -> Spilling:
