@@ -54,9 +54,15 @@ def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: 
     if LEVELS.index(best.level) > LEVELS.index(worst):
         raise InfeasibleError(
             f"no segment with it {_TAKEN[worst]}: what is live there needs {best.tile_bytes} bytes of each tile",
-            f"tensor '{best.tensor}'", "use a smaller input, or allow more with the option compilable",
+            f"tensor '{best.tensor}'", "use a smaller input, or allow more with compilable",
         )  # fmt: skip
-    solution = _solve(costed, costed.problem(n_tpus, overflow=overflow, worst=worst), options)
+    try:
+        solution = _solve(costed, costed.problem(n_tpus, overflow=overflow, worst=worst), options)
+    except InfeasibleError as error:
+        if worst is LEVELS[-1]:
+            raise
+        what, where, remedy = error.args
+        raise InfeasibleError(f"{what}{_OF_SEGMENTS[worst]}", where, f"{remedy}, or more with compilable") from error
     return replace(solution, over=solution.over + _OF_SEGMENTS[worst]) if solution.bound_ns is not None else solution
 
 
