@@ -36,9 +36,9 @@ if TYPE_CHECKING:
         StageError,
     )
     from balancer.graph import Graph
-    from balancer.inputs import random_items
-    from balancer.loops.compiler_split import default_split
-    from balancer.loops.refining import compare_compiled, refine
+    from balancer.inputs import InputSpec, Quantisation, random_items
+    from balancer.loops.compiler_split import compare_compiled, default_split
+    from balancer.loops.refining import refine
     from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
     from balancer.loops.tuning import tune
     from balancer.opened import OpenedPlan, open_plan
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from balancer.planning.options import Options
     from balancer.planning.predicting import predict
     from balancer.planning.sizing import size
-    from balancer.runtime.images import image_files, load_image
+    from balancer.runtime.images import image_files, load_image, load_pixels
     from balancer.runtime.options import RunOptions
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.recipes import Simulation
@@ -70,9 +70,9 @@ _HOME = {
         "ProfileError StageError"
     ),
     "graph": "Graph",
-    "inputs": "random_items",
-    "loops.compiler_split": "default_split",
-    "loops.refining": "compare_compiled refine",
+    "inputs": "InputSpec Quantisation random_items",
+    "loops.compiler_split": "compare_compiled default_split",
+    "loops.refining": "refine",
     "loops.sources": "PipelineTimes RecordedTimes TrueCosts",
     "loops.tuning": "tune",
     "opened": "OpenedPlan open_plan",
@@ -81,7 +81,7 @@ _HOME = {
     "planning.options": "Options",
     "planning.predicting": "predict",
     "planning.sizing": "size",
-    "runtime.images": "image_files load_image",
+    "runtime.images": "image_files load_image load_pixels",
     "runtime.options": "RunOptions",
     "runtime.pipeline": "Pipeline",
     "runtime.recipes": "Simulation",
@@ -96,12 +96,12 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.
 __all__ = [
     "BalancerError", "Behaviour", "CompilerError", "CompilerOptions", "ConstraintError", "Constraints",
     "DependencyError", "DeviceError", "Failure", "Graph", "Hardware", "HardwareError", "InfeasibleError", "InputError",
-    "InterpreterError", "InvalidSolutionError", "MeasurementError", "ModelError", "OpenedPlan", "Options",
-    "OutputError", "Pipeline", "PipelineTimes", "Plan", "PlanError", "Problem", "ProfileError", "RecordedTimes",
-    "RunOptions", "Simulation", "Solution", "StageError", "TrueCosts", "Verification", "__version__", "balance",
-    "compare", "compare_compiled", "compile_plan", "default_split", "find_compiler", "image_files", "load_graph",
-    "load_hardware", "load_image", "load_plan", "open_plan", "predict", "random_items", "refine", "save", "size",
-    "tune", "verify",
+    "InputSpec", "InterpreterError", "InvalidSolutionError", "MeasurementError", "ModelError", "OpenedPlan", "Options",
+    "OutputError", "Pipeline", "PipelineTimes", "Plan", "PlanError", "Problem", "ProfileError", "Quantisation",
+    "RecordedTimes", "RunOptions", "Simulation", "Solution", "StageError", "TrueCosts", "Verification", "__version__",
+    "balance", "compare", "compare_compiled", "compile_plan", "default_split", "find_compiler", "image_files",
+    "load_graph", "load_hardware", "load_image", "load_pixels", "load_plan", "open_plan", "predict", "random_items",
+    "refine", "save", "size", "tune", "verify",
 ]  # fmt: skip
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from balancer.arrays import load_arrays
 from balancer.errors import InputError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from balancer.graph import Graph
+    from balancer.graph import Graph, Tensor
     from balancer.ground.opsets import OpSet
 
 Array = NDArray[Any]  # of any element type and shape: a model decides
@@ -36,12 +37,44 @@ class InputSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantisation:
+    """How the integers of a tensor stand for real numbers: real = scale * (integer - zero_point)."""
+
+    scale: float
+    zero_point: int
+
+    def integers(self, values: ArrayLike, dtype: str) -> Array:
+        """The nearest integers of this numpy type, of two equally near ones the even one; what is outside the type's
+        range becomes its lowest or highest value.
+
+        >>> Quantisation(0.5, -128).integers([-1.0, 0.0, 3.5, 1000.0], "int8").tolist()
+        [-128, -128, -121, 127]
+        """
+        limits = np.iinfo(dtype)
+        steps = np.rint(np.asarray(values, np.float64) / self.scale) + self.zero_point
+        integers: Array = np.clip(steps, limits.min, limits.max).astype(dtype)
+        return integers
+
+    def reals(self, integers: ArrayLike) -> NDArray[np.float32]:
+        """The real numbers that the integers stand for.
+
+        >>> Quantisation(0.5, -128).reals([-128, -121]).tolist()
+        [0.0, 3.5]
+        """
+        return (np.asarray(integers, np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInterface:
-    """A model's inputs, and the names of its outputs, in the model's order. stateful: its ops that hold state."""
+    """A model's inputs, and the names of its outputs, in the model's order. stateful: its ops that hold state.
+
+    quantisation: by name, of those inputs and outputs that have one; a float tensor has none.
+    """
 
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
     stateful: OpSet = 0
+    quantisation: Mapping[str, Quantisation] = field(default_factory=dict)
 
 
 def model_interface(graph: Graph) -> ModelInterface:
@@ -50,7 +83,17 @@ def model_interface(graph: Graph) -> ModelInterface:
     """
     names = boundary_names(graph, [])
     inputs = tuple(_input_spec(graph, t, names[t]) for t in dict.fromkeys(graph.inputs))
-    return ModelInterface(inputs, tuple(names[t] for t in dict.fromkeys(graph.outputs)), graph.stateful)
+    outputs = tuple(names[t] for t in dict.fromkeys(graph.outputs))
+    found = {names[t]: _quantisation(graph.tensors[t]) for t in (*graph.inputs, *graph.outputs)}
+    return ModelInterface(inputs, outputs, graph.stateful, {name: q for name, q in found.items() if q is not None})
+
+
+def _quantisation(tensor: Tensor) -> Quantisation | None:
+    """None where the file gives an activation none, or one that means nothing."""
+    if "int" not in tensor.dtype or len(tensor.scales) != 1 or len(tensor.zero_points) != 1:
+        return None
+    (scale,), (zero_point,) = tensor.scales, tensor.zero_points
+    return Quantisation(scale, zero_point) if 0 < scale < math.inf else None
 
 
 def _input_spec(graph: Graph, t: int, name: str) -> InputSpec:

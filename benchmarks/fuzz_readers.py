@@ -64,10 +64,12 @@ from tests.broken import (
     mutate_lines,
     mutate_npy,
     mutate_npz,
+    mutate_places,
     mutate_png,
     mutate_tables,
     use_model,
 )
+from tests.outside import moved_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -168,6 +170,8 @@ def _readers(folder: Path) -> dict[str, Reader]:
     )
     return {
         "models": Reader(made, [mutate_tables], lambda path: use_model(path.read_bytes()), ".tflite"),
+        "models-outside": Reader([moved_out(data, merged=True) for data in made], [mutate_tables, mutate_places],
+                                 lambda path: use_model(path.read_bytes()), ".tflite"),
         "packages": Reader(packages, [mutate_tables], _package, ".tflite"),
         "plans": Reader([document, measured], [mutate_json], _plan, ".json"),
         "hardware": Reader([preset, preset.replace(b'"constants"', b'"base": "usb3", "constants"')], [mutate_json],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from converted import Converted, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 STRIDES = (8, 16, 32)  # pixels for each cell, by level
 BINS = 16  # of each side's distance to its cell, whose distribution the head gives
@@ -28,12 +28,14 @@ class YOLO(Converted):
         super().__init__()
         self.depth, self.width, self.most = depth, width, most
 
-    def neck(self, fine: int, middle: int, coarse: int) -> list[int]:
-        """Features at strides 8, 16 and 32, each of which has seen the others."""
+    def neck(self, fine: int, middle: int, coarse: int) -> Iterator[int]:
+        """Features at strides 8, 16 and 32, each of which has seen the others. Each is written when it is asked for."""
         x = self.joining(self.raised(coarse, middle), 512)
         first = self.joining(self.raised(x, fine), 256)
+        yield first
         second = self.joining(self.concatenated([self.halved(first, 256), x]), 512)
-        return [first, second, self.joining(self.concatenated([self.halved(second, 512), coarse]), 1024)]
+        yield second
+        yield self.joining(self.concatenated([self.halved(second, 512), coarse]), 1024)
 
     def joining(self, x: int, channels: int) -> int:
         """A block of the neck. channels: before the multiple of width."""
@@ -50,10 +52,9 @@ class YOLO(Converted):
             boxes.insert(0, self.by_cell(self.box_branch(x, finest)))
             if level:
                 scores.insert(0, self.by_cell(self.class_branch(x, finest, classes)))
-        found = self.corners_to_boxes(self.distances(boxes))
-        found = self.combined("MUL", found, self.small((1, 1, self.shape(found)[-1])))
+        found = self.decoded(boxes)
         scores.insert(0, self.by_cell(self.class_branch(levels[0], finest, classes)))
-        return self.scored(found, self.concatenated(scores, axis=2))
+        return self.concatenated([found, self.probabilities(scores)], axis=1)
 
     def channels(self, channels: int) -> int:
         """After the multiple of width."""
@@ -125,9 +126,15 @@ class YOLO(Converted):
         centre = self.combined("MUL", self.combined("ADD", low, high), self.small(()))
         return self.concatenated([centre, self.combined("SUB", high, low)], axis=1)
 
-    def scored(self, boxes: int, classes: int) -> int:
-        """The output: boxes and the probabilities of their classes, in one scale."""
-        return self.concatenated([boxes, self.requantised(self.logistic(classes))], axis=1)
+    def decoded(self, boxes: Sequence[int]) -> int:
+        """Centres and extents (1, 4, boxes) in pixels. boxes: of each level."""
+        found = self.corners_to_boxes(self.distances(boxes))
+        return self.combined("MUL", found, self.small((1, 1, self.shape(found)[-1])))
+
+    def probabilities(self, scores: Sequence[int]) -> int:
+        """Of all classes (1, classes, boxes), in the scale of boxes. scores: of each level."""
+        joined = self.concatenated(scores, axis=2) if len(scores) > 1 else scores[0]
+        return self.requantised(self.logistic(joined))
 
     def by_cell(self, x: int) -> int:
         """A level's numbers (1, side, side, numbers) as (1, numbers, cells)."""

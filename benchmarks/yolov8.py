@@ -27,7 +27,7 @@ def yolov8(variant: str = "n", size: int = 320, *, classes: int = 80, release: s
     """
     side = checked_size("YOLOv8", size)
     net = _RELEASES[release](*_VARIANTS[variant])
-    levels = net.neck(*net.backbone(net.input((1, side, side, 3))))
+    levels = list(net.neck(*net.backbone(net.input((1, side, side, 3)))))
     return net.file(net.head(levels, classes))
 
 
@@ -63,7 +63,8 @@ class _YOLOv8Of2023(_YOLOv8):
         found = self.corners_to_boxes(self.distances([self.sliced(joined, 1, 0, SIDES * BINS)]))
         strides = self.combined("MUL", found, self.small((1, 1, self.shape(found)[-1])))
         parts = self.combined("MUL", strides, self.small((1, SIDES, 1)))
-        return self.scored(parts, self.sliced(joined, 1, SIDES * BINS, SIDES * BINS + classes))
+        scores = self.sliced(joined, 1, SIDES * BINS, SIDES * BINS + classes)
+        return self.concatenated([parts, self.probabilities([scores])], axis=1)
 
     def expected(self, x: int, boxes: int) -> int:
         return self.reshaped(self.transposed(x, (0, 3, 1, 2)), (1, SIDES, boxes))

@@ -40,6 +40,9 @@ _JSON = [*_NUMBERS, "null", "true", "[]", "{}", '""', '"x"', '"../x"', '"\\ud800
          "[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, "[[[]]]", "[1,2,3]"]  # fmt: skip
 _FIELDS = [*_NUMBERS, "", " ", "nan", "inf", "-inf", "x", '"', "a\nb", "a,b", "\0", "²", "٣", "1_0", "0x10", "1-2-3", "3--1",
            "-", "64x64x3", "65536x65536x1", "x" * 200_000]  # fmt: skip
+_PLACED = {"Buffer", "Operator"}
+_PLACES = [0, 1, 2, 16, 1 << 31, 1 << 32, 1 << 63, (1 << 64) - 1, (1 << 64) - 16]
+_PADDING = 16  # fewer bytes behind a flatbuffer are its last string's end
 _NUMBER = re.compile(rb"\d+(?:\.\d+)?")
 
 
@@ -222,7 +225,8 @@ def mutate_png(data: bytes, dice: random.Random) -> bytes:
 
 def mutate_tables(data: bytes, dice: random.Random) -> bytes:
     """Fields of a model's tables changed, taken out or exchanged, in a file that is well-formed otherwise."""
-    root = copy.deepcopy(flatbuffer.decode(data, root="Model", where="seed"))
+    decoded, end = flatbuffer.decode_measured(data, root="Model", where="seed")
+    root = copy.deepcopy(decoded)
     for _ in range(dice.choice([1, 1, 2, 4])):
         table, name = dice.choice([(t, f) for t in _tables(root, set()) for f in t.fields])
         value, kind = table.fields[name], dice.randrange(4)
@@ -237,10 +241,35 @@ def mutate_tables(data: bytes, dice: random.Random) -> bytes:
             changed = value.copy()
             changed[dice.randrange(len(changed))] = dice.choice([0, 1, changed[0], dice.randrange(100)])
             table.fields[name] = changed[: dice.randrange(len(changed) + 1)] if kind == 1 else changed
+    return _with_tail(root, data, end, dice)
+
+
+def mutate_places(data: bytes, dice: random.Random) -> bytes:
+    """Offsets and sizes of bytes that stand behind the flatbuffer; the rest of the file stays as it is."""
+    decoded, end = flatbuffer.decode_measured(data, root="Model", where="seed")
+    root = copy.deepcopy(decoded)
+    placed = [
+        (t, f) for t in _tables(root, set()) for f in t.fields if f.endswith(("offset", "size")) and t.type in _PLACED
+    ]
+    for _ in range(dice.choice([1, 1, 2, 4])):
+        if placed:
+            table, name = dice.choice(placed)
+            value, other = table.fields[name], dice.choice(placed)
+            near = [value + dice.choice([-16, -1, 1, 16]), other[0].fields[other[1]], dice.randrange(len(data) + 1)]
+            table.fields[name] = dice.choice([*near, *_PLACES]) % (1 << 64)
+    return _with_tail(root, data, end, dice)
+
+
+def _with_tail(root: Table, data: bytes, end: int, dice: random.Random) -> bytes:
+    """The file of these tables, with what stands behind the flatbuffer of the sound file, at the same places.
+
+    end: of that flatbuffer.
+    """
     try:
-        return flatbuffer.encode(root, identifier=IDENTIFIER, size_hint=len(data))
+        made = flatbuffer.encode(root, identifier=IDENTIFIER, size_hint=len(data))
     except (TypeError, ValueError, struct.error, OverflowError):  # a number that its field cannot hold
         return mutate_bytes(data, dice)
+    return made.ljust(end, b"\0") + data[max(end, len(made)) :] if len(data) - end >= _PADDING else made
 
 
 def _tables(table: Table, seen: set[int]) -> Any:

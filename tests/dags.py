@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import random
-from functools import cache
+from dataclasses import replace
+from functools import cache, reduce
 from itertools import combinations_with_replacement
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from balancer.solve import Cost, Kept, Kind, PipelineSpec, Problem, StageSpec, Structure, Transfer, Value, evaluate
+from balancer.solve import (
+    Cost,
+    Handoff,
+    Kept,
+    Kind,
+    PipelineSpec,
+    Problem,
+    StageSpec,
+    Structure,
+    Transfer,
+    Value,
+    evaluate,
+)
 from tests.strategies import looped_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from balancer.ground.opsets import OpSet
 
@@ -25,8 +39,10 @@ def ops_of(ops: OpSet) -> list[int]:
 def structured_ns(structure: Structure, ops: OpSet) -> int | None:
     """The time of a segment by the words of `Structure`; None where it may not stand."""
     inside = ops_of(ops)
-    own = [structure.op_ns[i] for i in inside]
-    if None in own:
+    over = sum(h.followers for h in structure.handoffs if ops >> h.op & 1 and ops & h.after)
+    times = [structure.handed_ns if over >> i & 1 else structure.usual_ns or structure.op_ns for i in inside]
+    own = [ns[i] for i, ns in zip(inside, times, strict=True)]
+    if None in own or any(not over >> i & 1 for i in structure.host_only if i in inside):
         return None
     if structure.limit_bytes is not None and sum(structure.op_bytes[i] for i in inside) > structure.limit_bytes:
         return None
@@ -45,28 +61,27 @@ def structured_ns(structure: Structure, ops: OpSet) -> int | None:
                 room -= kept.size_bytes
             else:
                 time, spilled = time + kept.spill_ns, True
-    return time + structure.spill_start_ns * (spilled or any(i in structure.streaming for i in inside))
+    streaming = {*structure.streaming, *(i for i in structure.usually_streaming if not over >> i & 1)}
+    return time + structure.spill_start_ns * (spilled or any(i in streaming for i in inside))
 
 
 def cheapest_ns(structure: Structure, ops: OpSet) -> int | None:
     """The same with the best choice of parameters to keep, whatever their order."""
-    time = structured_ns(structure, ops)
-    if time is None:
+    best = structured_ns(structure, ops)
+    if best is None:
         return None
     inside = [kept for kept in structure.kept if ops >> kept.op & 1]
-    best = time
+    # What the rest takes, without and with a start of streaming for what spills.
+    rest, started = (
+        structured_ns(replace(structure, kept=kept, capacity_bytes=0), ops) for kept in ((), (Kept(inside[0].op, 1, 0),))
+    ) if inside else (best, best)  # fmt: skip
+    assert rest is not None
+    assert started is not None
     for choice in range(1 << len(inside)):
         kept = [k for j, k in enumerate(inside) if choice >> j & 1]
         if sum(k.size_bytes for k in kept) <= structure.capacity_bytes:
-            alone = Structure(
-                stage_ns=structure.stage_ns, op_ns=structure.op_ns, transfers=structure.transfers,
-                op_bytes=structure.op_bytes, limit_bytes=structure.limit_bytes,
-            )  # fmt: skip
             spills = [k.spill_ns for k in inside if k not in kept]
-            base = structured_ns(alone, ops)
-            assert base is not None
-            starts = bool(spills) or any(ops >> i & 1 for i in structure.streaming)
-            best = min(best, base + sum(spills) + structure.spill_start_ns * starts)
+            best = min(best, (started if spills else rest) + sum(spills))
     return best
 
 
@@ -78,6 +93,22 @@ def graphs(draw: Callable[[Any], Any], most_ops: int) -> tuple[OpSet, ...]:
 
 
 @st.composite
+def handing_over(draw: Callable[[Any], Any], before: tuple[OpSet, ...]) -> tuple[Handoff, ...]:
+    """At most one op that hands some of its descendants over, in the company of some of its ancestors."""
+    n, above = len(before), list[int]()
+    for reads in before:
+        above.append(reads | union(above[i] for i in ops_of(reads)))
+    op = draw(st.integers(0, n - 1))
+    below = sum(1 << i for i in range(n) if above[i] >> op & 1)
+    after, followers = (draw(st.integers(0, (1 << n) - 1)) & ops for ops in (above[op], below))
+    return (Handoff(op, after, followers),) if after and followers else ()
+
+
+def union(sets: Iterable[OpSet]) -> OpSet:
+    return reduce(or_, sets, 0)
+
+
+@st.composite
 def structures(draw: Callable[[Any], Any], before: tuple[OpSet, ...], *, relaxed: bool = False) -> Structure:
     """Tensors along the arcs, one from outside for each source, some that leave; caches that bind."""
     n = len(before)
@@ -86,27 +117,42 @@ def structures(draw: Callable[[Any], Any], before: tuple[OpSet, ...], *, relaxed
     transfers = [Transfer(i, readers[i], not readers[i] or draw(st.booleans()), draw(few), draw(few)) for i in range(n)]
     transfers += [Transfer(None, (i,), False, draw(few), 0) for i in range(n) if not before[i]]
     held = draw(st.permutations([i for i in range(n) if draw(st.booleans())]))
+    usual, handed = (tuple(draw(st.integers(0, 20)) for _ in range(n)) for _ in range(2))
+    handoffs = draw(handing_over(before)) if relaxed and draw(st.booleans()) else ()
+    followers = sum(handoff.followers for handoff in handoffs)
+    streaming = [i for i in range(n) if draw(st.integers(0, 3)) == 0]
+    host_only = [i for i in ops_of(followers) if draw(st.integers(0, 3)) == 0]
+    least = {i: handed[i] if i in host_only else min(usual[i], handed[i]) for i in ops_of(followers)}
     return Structure(
         stage_ns=draw(st.integers(0, 5)),
-        op_ns=tuple(draw(st.integers(0, 20)) for _ in range(n)),
+        op_ns=tuple(least.get(i, usual[i]) for i in range(n)),
+        handoffs=handoffs,
+        usual_ns=usual if handoffs else (),
+        handed_ns=handed if handoffs else (),
         transfers=tuple(transfers),
         kept=tuple(Kept(i, draw(st.integers(1, 6)), draw(st.integers(0, 15))) for i in held),
         capacity_bytes=draw(st.integers(0, 14)),
         spill_start_ns=draw(st.integers(0, 4)),
-        streaming=tuple(i for i in range(n) if draw(st.integers(0, 3)) == 0),
+        streaming=tuple(i for i in streaming if not followers >> i & 1),
+        usually_streaming=tuple(i for i in streaming if followers >> i & 1),
+        host_only=tuple(host_only),
         relaxed=relaxed,
     )
 
 
 @st.composite
-def dag_problems(draw: Callable[[Any], Any], most_ops: int = 7, most_devices: int = 3, kinds: int = 1) -> Problem:
-    """Random costs; in half of them above a structure, which then serves for bounds. The whole may always stand."""
+def dag_problems(
+    draw: Callable[[Any], Any], most_ops: int = 7, most_devices: int = 3, kinds: int = 1, *, structured: bool = False
+) -> Problem:
+    """Random costs; in half of them, or in all, above a structure, which then serves for bounds. The whole may always stand."""
     before = draw(graphs(most_ops))
     seed = draw(st.integers(0, 1 << 16))
     times = draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
     refusing = draw(st.sampled_from([0.0, 0.0, 0.3]))
     names = [f"kind{k}" for k in range(kinds)]
-    known = {name: draw(structures(before, relaxed=True)) for name in names} if draw(st.booleans()) else {}
+    known = (
+        {name: draw(structures(before, relaxed=True)) for name in names} if structured or draw(st.booleans()) else {}
+    )
     groups = draw(st.lists(st.integers(0, (1 << len(before)) - 1), max_size=1)) if draw(st.booleans()) else []
     whole = (1 << len(before)) - 1
 

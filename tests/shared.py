@@ -13,8 +13,10 @@ HERE = MODELS.is_dir()
 # The one source model that no CPU interpreter runs: its last op is the custom PosenetDecoderOp.
 POSENET = MODELS / "posenet_mobilenet_v1_075_353_481_16_quant_decoder.tflite"
 
+# Of today's converters; their constants stand outside the flatbuffer.
+LITERT = tuple(sorted((MODELS / "litert").glob("*.tflite")))
 SOURCES = tuple(sorted([*MODELS.glob("*.tflite"), *ZOO.glob("*.tflite")]))
-RUNNABLE = tuple(path for path in SOURCES if path != POSENET)
+RUNNABLE = tuple(path for path in (*SOURCES, *LITERT) if path != POSENET)
 PACKAGES = tuple(sorted(COMPILED.rglob("*.tflite")))
 
 

@@ -214,6 +214,32 @@ def test_a_reader_that_leaves_is_no_traceback(model: Path) -> None:
     assert b"Traceback" not in done.stderr
 
 
+_INTERRUPTED_IMPORT = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.modules.pop("logging", None)
+sys.meta_path.insert(0, Interrupting())
+from balancer.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["balancer.cli", "balancer.cli.main", "logging", "balancer.cli.verbs", "balancer.errors"]
+)
+def test_an_interrupt_while_modules_are_loaded_is_one_line(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED_IMPORT, module, "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "balancer: interrupted; nothing was left half-written\n"
+
+
 @pytest.mark.shared
 def test_an_interrupt_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen(

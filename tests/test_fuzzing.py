@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 60
-READERS = {"models", "packages", "plans", "hardware", "profiles", "documents", "recordings", "calibrations",
+READERS = {"models", "models-outside", "packages", "plans", "hardware", "profiles", "documents", "recordings", "calibrations",
            "measured-plans", "arrays", "archives", "pictures", "reports"}  # fmt: skip
 _LINE = re.compile(r"^(\S+) +(\d+) files +(\d+) taken .* (\d+) kinds of failure$", re.M)
 

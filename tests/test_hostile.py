@@ -17,6 +17,7 @@ from balancer.errors import BalancerError
 from balancer.tflite.package import read_package
 from tests import handmade
 from tests.broken import mutate_bytes, use_model
+from tests.outside import moved_out
 from tests.shared import COMPILED, MODELS, ZOO
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def _sources() -> list[bytes]:
         handmade.free_batch("TRANSPOSE_CONV"),
         handmade.shared_state(),
         handmade.with_signature_and_metadata(),
+        moved_out(handmade.custom_op()),
+        moved_out(handmade.with_signature_and_metadata(), merged=True),
     ]
     names = ["bright_16x16", "keras_lstm_mnist_ptq", "split_concat", "looming_64x64_3x3", "gabor_64x64_7k_4o_2s"]
     real = [MODELS / f"{name}.tflite" for name in names] + [ZOO / "unet_free_int8.tflite"]

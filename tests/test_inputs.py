@@ -26,8 +26,9 @@ from balancer.cli.main import main
 from balancer.cli.run_inputs import Reading, given_inputs, outcomes
 from balancer.directory.writing import check_free
 from balancer.errors import InputError, OutputError, StageError
-from balancer.inputs import InputSpec, load_items
-from balancer.runtime.images import load_image
+from balancer.inputs import InputSpec, Quantisation, load_items, model_interface
+from balancer.interpreter import open_interpreter
+from balancer.runtime.images import load_image, load_pixels
 from balancer.workers import Failure
 from tests import handmade
 
@@ -146,6 +147,67 @@ def _png(width: int, height: int, *extra: bytes) -> bytes:
     head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     rows = _chunk(b"IDAT", zlib.compress(b"\0" * 20 * 20))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(extra) + rows + _chunk(b"IEND", b"")
+
+
+def test_a_picture_keeps_its_own_size(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    assert np.array_equal(load_pixels(tmp_path / "x.png"), pixels)
+    levels = _grey16(tmp_path / "grey.png")
+    assert np.array_equal(load_pixels(tmp_path / "grey.png"), np.rint(levels / 257)[:, :, None].repeat(3, axis=2))
+
+
+def test_a_broken_picture_has_no_pixels(tmp_path: Path) -> None:
+    for name, data in PICTURES.items():
+        (tmp_path / "x.png").write_bytes(data)
+        with pytest.raises(InputError, match="cannot be read as a picture") as caught:
+            load_pixels(tmp_path / "x.png")
+        assert str(tmp_path / "x.png") in str(caught.value), name
+
+
+# Integers that stand for real numbers
+
+SCALES = st.floats(1e-6, 1e3).map(lambda scale: float(np.float32(scale)))
+INTEGERS = st.sampled_from(["int8", "uint8", "int16"])
+
+
+@given(SCALES, st.data(), INTEGERS)
+def test_integers_come_back_from_their_real_numbers(scale: float, data: st.DataObject, dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    quantisation = Quantisation(scale, data.draw(st.integers(limits.min, limits.max)))
+    every = np.arange(limits.min, limits.max + 1).astype(dtype)
+    back = quantisation.integers(quantisation.reals(every), dtype)
+    assert back.dtype == dtype
+    assert np.array_equal(back, every)
+
+
+@given(SCALES, st.integers(-128, 127), st.floats(-1e6, 1e6))
+def test_a_real_number_moves_by_half_a_step_at_most_or_to_the_end_of_the_range(
+    scale: float, zero_point: int, value: float
+) -> None:
+    quantisation = Quantisation(scale, zero_point)
+    integer = quantisation.integers([value], "int8")
+    if (-128 - zero_point) * scale <= value <= (127 - zero_point) * scale:
+        assert abs(quantisation.reals(integer)[0] - value) <= scale * 0.5001
+    else:
+        assert integer[0] == (127 if value > 0 else -128)
+
+
+def test_a_models_interface_says_what_its_integers_stand_for() -> None:
+    """As the interpreter's own QUANTIZE does it."""
+    b = handmade.Builder()
+    source, inner = b.tensor("in", (1, 500), "FLOAT32", scale=None), b.tensor("inner", (1, 500), scale=0.03, zero=-7)
+    made, unknown = b.tensor("out", (1, 500), scale=0.03, zero=-7), b.tensor("bare", (1, 500), scale=None)
+    b.op("QUANTIZE", [source], [inner])
+    b.op("RELU", [inner], [made])
+    b.op("RELU", [inner], [unknown])
+    data = b.file([source], [inner, made, unknown])
+    interface = model_interface(balancer.load_graph(data))
+    assert interface.quantisation == dict.fromkeys(("inner", "out"), Quantisation(float(np.float32(0.03)), -7))
+    values = np.random.default_rng(0).uniform(-6, 6, (1, 500)).astype(np.float32)
+    interpreter = open_interpreter(data)
+    interpreter.run([values])
+    assert np.array_equal(interpreter.outputs()[0], interface.quantisation["inner"].integers(values, "int8"))
 
 
 PICTURES = {

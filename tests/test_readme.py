@@ -1,4 +1,4 @@
-"""README.md shows what its commands print, and what it tells a newcomer to run is what CI runs."""
+"""README.md and the page on YOLO show what their commands print, and what README tells a newcomer to run is what CI runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.shared
-def test_the_output_on_the_page_is_what_the_commands_print() -> None:
+def test_the_output_on_the_pages_is_what_the_commands_print() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "readme.py"], capture_output=True, text=True, check=False, cwd=ROOT
     )

@@ -193,6 +193,29 @@ def test_a_measured_plan_calibrates(model: Path, tmp_path: Path) -> None:
         read_measurements(tmp_path / "plain" / plain.file_name)
 
 
+def test_a_fit_starts_from_the_hardware_of_the_measured_plan(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("usb", "pcie"):
+        plan = balancer.balance(model, 2, options=balancer.Options(stages=2), hardware=name)
+        truth = TrueCosts(perturbed(costed_model_of(plan), 7))
+        saved = balancer.save(tune(plan, truth, rounds=1).plan, tmp_path / name)
+        segment = saved.segments[0]
+        row = f"{name}/{saved.file_name},{segment.name},{segment.predicted.stage_ns / 1e6}\n"
+        (tmp_path / f"{name}.csv").write_text("plan,stage,measured_ms\n" + row)
+        for data in (tmp_path / name, tmp_path / f"{name}.csv"):
+            for more, start in (([], name), (["--from", "usb-desktop"], "usb-desktop")):
+                assert main(["calibrate", "--data", str(data), "--json", *more]) == 0
+                document = json.loads(capsys.readouterr().out)
+                assert document["name"] == f"{start}-calibrated"
+                kept = [c for c in document["constants"].values() if c["known"] == "kept"]
+                assert {c["source"] for c in kept} == {start}
+    (tmp_path / "both.csv").write_text((tmp_path / "usb.csv").read_text() + row)
+    assert main(["calibrate", "--data", str(tmp_path / "both.csv")]) == 1
+    assert "several kinds of hardware (pcie, usb); choose one with --from" in capsys.readouterr().err
+    assert main(["calibrate", "--data", str(tmp_path / "both.csv"), "--from", "usb"]) == 0
+
+
 def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = balancer.save(balancer.balance(model, 3), tmp_path / "plan")
     path = str(tmp_path / "plan" / plan.file_name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import balancer
 from balancer.tflite import synth
 from tests import edgetpu_compiler
-from tests.shared import HERE, ZOO
+from tests.shared import HERE, LITERT, ZOO
 
 
 def main(folder: Path) -> None:
@@ -19,7 +19,7 @@ def main(folder: Path) -> None:
         )
         made = Path(scratch) / "net.tflite"
         made.write_bytes(synth.fc(1800, layers=6))
-        for model in [made, *([ZOO / "MobileNetV2_int8.tflite"] if HERE else [])]:
+        for model in [made, *([ZOO / "MobileNetV2_int8.tflite", *LITERT] if HERE else [])]:
             plan = balancer.balance(model, 4, options=balancer.Options(stages=4))
             balancer.save(balancer.refine(plan, compiler).plan, folder / model.stem)
 

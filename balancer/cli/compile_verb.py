@@ -73,14 +73,24 @@ def _say_troubles(compilation: Compilation) -> None:
         print(f"not compiled: {refused.name}: {refused.reason}; {refused.remedy}")
 
 
-def teller(arguments: argparse.Namespace) -> Callable[[RefineRound], None]:
-    """A function that prints each round of compiling and solving: on stderr with --json, which has stdout to itself."""
+def teller(arguments: argparse.Namespace, output: str | None = None) -> Callable[[RefineRound], None]:
+    """A function that prints each round of compiling and solving: on stderr with --json, which has stdout to itself.
+
+    output: a plan's directory, in which it keeps what the compiler printed about segments that it refused.
+    """
     from balancer.cli import drawing
+    from balancer.directory.saving import save_logs
 
     stream = sys.stderr if arguments.json else sys.stdout
 
     def tell(compile_round: RefineRound) -> None:
         if not arguments.quiet:
             print(drawing.round_line(compile_round), file=stream, flush=True)
+        if output is None:
+            return
+        logs = {f"{r.name}_round_{compile_round.number}_refused.log": r.log for r in compile_round.refused}
+        for path in save_logs(output, logs) if logs else ():
+            if not arguments.quiet:
+                print(f"         its output: {path}", file=stream, flush=True)
 
     return tell

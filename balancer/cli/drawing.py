@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from balancer.compiler.report import Report
     from balancer.graph import Graph
     from balancer.learning.calibrating import Calibration
+    from balancer.learning.refusals import RefusedSegment
     from balancer.loops.refining import RefineRound
     from balancer.plan import ComparisonRow, Plan, PlanPipeline
     from balancer.planning.sizing import Sizing
@@ -191,7 +192,7 @@ def reported(plan: Plan) -> None:
 def round_line(done: RefineRound) -> str:
     """One round of compiling and solving, as text."""
     if done.refused:
-        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}" for r in done.refused)
+        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}{_around(r)}" for r in done.refused)
         return f"round {done.number}: {done.segments} segments; {done.predicted_per_s:.1f}/s predicted{lines}"
     differing = len(done.contradicted)
     verdict = f"{differing} of {done.segments} segments correct the costs" if differing else "nothing to correct"
@@ -200,6 +201,13 @@ def round_line(done: RefineRound) -> str:
         f"{short_size(done.reported_streamed_bytes)} reported;\n         {done.cpu_ops} ops on the CPU; "
         f"{done.predicted_per_s:.1f}/s predicted, {done.reported_per_s:.1f}/s with the reported memory: {verdict}"
     )
+
+
+def _around(refused: RefusedSegment) -> str:
+    """Where the refused segment has most live activations, as far as that is judged."""
+    if refused.tensor is None:
+        return ""
+    return f";\n         most is live around tensor '{refused.tensor}': {short_size(refused.live_bytes)} in each tile"
 
 
 def sizing(result: Sizing, asked: Sequence[str]) -> None:

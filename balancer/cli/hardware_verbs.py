@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import argparse
 
 
+_START = "pcie"
+
+
 def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `calibrate`."""
     parser.add_argument(
@@ -22,8 +25,9 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         "or a plan that `balancer tune` has measured (its directory, or its file)",
     )
     parser.add_argument(
-        "--from", dest="start", default="pcie", metavar="PRESET",
-        help="the preset or hardware file whose constants the fit starts from; default pcie",
+        "--from", dest="start", metavar="PRESET",
+        help="the preset or hardware file whose constants the fit starts from; default: the hardware of the measured plans, "
+        f"and {_START} for published measurements",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", metavar="HARDWARE.json", help="write a hardware file here, for --hardware of other verbs"
@@ -37,12 +41,14 @@ def calibrate(arguments: argparse.Namespace) -> int:
     from balancer.cost.hardware import load_hardware
     from balancer.directory.writing import check_writable, write_file
     from balancer.learning import calibrating
-    from balancer.learning.measurements import read_measurements
+    from balancer.learning.measurements import hardware_of, read_measurements
 
     data = Path(arguments.data)
     if arguments.output:
         check_writable(Path(arguments.output), force=arguments.force)
-    rows, start = read_measurements(data), load_hardware(arguments.start)
+    given = load_hardware(arguments.start) if arguments.start else None
+    rows = read_measurements(data)
+    start = given or hardware_of(rows) or load_hardware(_START)
     with drawing.progress("fitting, predictions of all rows", quiet=arguments.quiet or arguments.json) as advance:
         calibration = calibrating.calibrate(rows, start, progress=advance)
     name = Path(arguments.output).stem if arguments.output else f"{start.name}-calibrated"

@@ -74,8 +74,8 @@ def solve_arguments(parser: argparse.ArgumentParser) -> None:
     add_force(parser)
     add_solver(parser)
     add_compile(
-        parser, "compile the plan with the vendor's compiler, correct the costs by its reports, and solve again until "
-        "prediction and reports agree",
+        parser, "compile the plan with the vendor's compiler, correct the costs by its reports, forbid the segments "
+        "that it refuses, and solve again until prediction and reports agree",
     )  # fmt: skip
 
 
@@ -101,7 +101,8 @@ def solve(arguments: argparse.Namespace) -> int:
             keep_state=arguments.keep_state,
         )  # fmt: skip
         if chosen is not None:
-            plan = balancer.refine(plan, chosen, options=options, on_round=compile_verb.teller(arguments)).plan
+            tell = compile_verb.teller(arguments, arguments.output)
+            plan = balancer.refine(plan, chosen, options=options, on_round=tell).plan
     if arguments.output is not None:
         plan = balancer.save(plan, arguments.output, force=arguments.force)
     if arguments.json:
@@ -157,7 +158,11 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def size_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `size`."""
-    add_model(parser)
+    parser.add_argument(
+        "model", metavar="MODEL",
+        help="a full-integer .tflite file; or a plan, whose hardware and corrected costs then count, without the segments "
+        "that the compiler refused",
+    )  # fmt: skip
     parser.add_argument(
         "--target-fps",
         type=positive,
@@ -172,6 +177,7 @@ def size_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-tpus", type=whole_number(1, MOST_TPUS), default=16, metavar="N", help="try 1 to N TPUs; default 16"
     )
     add_hardware(parser)
+    parser.set_defaults(hardware=None)  # of the plan, or pcie
 
 
 def size(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from balancer.compiler.failures import About, KnownFailure
 from balancer.compiler.report import ModelReport, parse_report, rounding_bytes
 from balancer.errors import ModelError
 from balancer.tflite.package import COMPILED, Package, describe, is_compiled, read_package
@@ -61,12 +62,16 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A segment that was not compiled, and why. passing: whether the next try may succeed."""
+    """A segment that was not compiled, and why.
+
+    output: what the compiler printed. passing: whether the next try may succeed. about: what the failure tells about.
+    """
 
     name: str
     reason: str
     remedy: str
     output: str
+    about: About
     passing: bool = False
 
 
@@ -78,28 +83,34 @@ def examine(name: str, source: bytes | None, data: bytes, output: str) -> Compil
     whole = parse_report(output)
     report = whole.about(f"{name}_edgetpu.tflite")
     if whole.succeeded is False:
-        reason = whole.failures[-1].reason if whole.failures else "the compiler says that it failed"
-        return Refused(name, reason, "compile again, or cut elsewhere", output, passing=True)
+        unknown = KnownFailure("the compiler says that it failed", "", About.SEGMENT)
+        last = whole.failures[-1] if whole.failures else unknown
+        return Refused(name, last.reason, "compile again, or cut elsewhere", output, last.about, passing=True)
     if report is None:
         what = "the compiler wrote a file, but no report about it"
-        return Refused(name, what, "give the vendor's edgetpu_compiler", output, passing=True)
+        return _not_the_vendors(name, what, output)
     try:
         package = read_package(data, name=name, where=name) if is_compiled(data, name) else None
         made, given = describe(data, name), describe(source, name) if source is not None else None
     except ModelError as error:
-        return Refused(
-            name, f"the compiled file can't be read ({error.args[0]})", "compile again", output, passing=True
-        )
+        what = f"the compiled file can't be read ({error.args[0]})"
+        return Refused(name, what, "compile again", output, About.COMPILER, passing=True)
     if given is not None and (set(made.inputs), set(made.outputs)) != (set(given.inputs), set(given.outputs)):
         what = "the compiled file has other inputs or outputs than the segment"
-        return Refused(name, what, "give the vendor's edgetpu_compiler", output, passing=True)
+        return _not_the_vendors(name, what, output)
     if package is None and not _says_that_nothing_was_mapped(report):
         what = "the compiled file holds nothing for the Edge TPU, and the report does not say that nothing was mapped"
-        return Refused(name, what, "give the vendor's edgetpu_compiler", output, passing=True)
+        return _not_the_vendors(name, what, output)
     doubts = [*_doubts_of_memory(report, package), *_doubts_of_ops(report, made, given)]
     return Compiled(
         name, data, output, whole.version or "", report, package, _not_mapped(report, made, given), tuple(doubts)
     )
+
+
+def _not_the_vendors(name: str, what: str, output: str) -> Refused:
+    """A file that the vendor's compiler would not write."""
+    remedy = "give the vendor's edgetpu_compiler"
+    return Refused(name, what, remedy, output, About.COMPILER, passing=True)
 
 
 def _says_that_nothing_was_mapped(report: ModelReport) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from balancer.compiler.cache import Cache, Entry, default_folder
 from balancer.compiler.checking import Compiled, Refused, examine
-from balancer.compiler.failures import KnownFailure
+from balancer.compiler.failures import About, KnownFailure
 from balancer.compiler.report import parse_report, without_duration
 from balancer.compiler.running import FinishedRun, ProcessRunner
 from balancer.errors import CompilerError, OutputError
@@ -168,8 +168,9 @@ class Compiler:
     def _refused(self, name: str, finished: FinishedRun, folder: Path, *, made: bool) -> Refused:
         failure = _failure(finished, made=made)
         if shutil.disk_usage(folder).free < 1 << 20:
-            failure = KnownFailure("the disk is full", f"make room in {folder.parent}, and call again")
-        return Refused(name, failure.reason, failure.remedy, finished.output, passing=failure.passing)
+            remedy = f"make room in {folder.parent}, and call again"
+            failure = KnownFailure("the disk is full", remedy, About.COMPILER)
+        return Refused(name, failure.reason, failure.remedy, finished.output, failure.about, passing=failure.passing)
 
     def _key(self, name: str, data: bytes) -> str:
         identity = (*self.identity, self.version, self.options.flags, name)
@@ -224,20 +225,22 @@ def _failure(finished: FinishedRun, *, made: bool) -> KnownFailure:
     """The first failure that the output names; else what the exit code tells. made: whether a file was written."""
     report = parse_report(finished.output)
     if finished.ended:
-        return KnownFailure(f"it was ended {finished.ended}", "raise --timeout_sec, or use --search_delegate")
+        remedy = "raise --timeout_sec, or use --search_delegate"
+        return KnownFailure(f"it was ended {finished.ended}", remedy, About.COMPILER)
     if report.failures:
         return report.failures[0]
     killed_by = -finished.exit_code if finished.exit_code < 0 else finished.exit_code - _SHELL_SIGNAL
     if killed_by > 0:
-        return KnownFailure(
-            f"the compiler was ended by signal {killed_by}", "compile again, or cut elsewhere", passing=True
-        )
-    what = "fails" if report.succeeded is False else f"ends with exit code {finished.exit_code}"
+        what = f"the compiler was ended by signal {killed_by}"
+        return KnownFailure(what, "compile again, or cut elsewhere", About.COMPILER, passing=True)
+    refuses = report.succeeded is False
+    what = "fails" if refuses else f"ends with exit code {finished.exit_code}"
     what += "" if made else " and no file"
     last = next((line.strip() for line in reversed(finished.output.splitlines()) if line.strip()), "nothing")[:100]
     return KnownFailure(
-        f"the compiler {what}; its last line: {last}", "try --search_delegate, or cut elsewhere", passing=True
-    )
+        f"the compiler {what}; its last line: {last}", "try --search_delegate, or cut elsewhere",
+        About.SEGMENT if refuses else About.COMPILER, passing=True,
+    )  # fmt: skip
 
 
 def _read_part(folder: Path, part: str, output: str) -> tuple[Compiled, tuple[str, ...]] | None:

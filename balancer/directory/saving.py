@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.directory.writing import check_all_free, is_same
+from balancer.directory.writing import check_all_free, is_same, put_file
 from balancer.errors import OutputError, PlanError
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.plan import Plan, Segment, file_bytes, plan_text
@@ -84,6 +84,17 @@ def save_compiled(plan: Plan) -> Plan:
         (partial / plan.file_name).write_text(plan_text(saved), encoding="utf-8")
         _place([*plan.made, plan.file_name], partial, target)
     return saved
+
+
+def save_logs(directory: str | Path, logs: Mapping[str, str]) -> list[Path]:
+    """Write what a compiler printed. logs: by file name. The directory is created if it does not exist; files of an earlier
+    run are replaced. Returns the paths. Raises OutputError if a file cannot be written.
+    """
+    target = Path(directory)
+    with _directory(target):
+        for name, text in logs.items():
+            put_file(target / name, text.encode("utf-8", "replace"), force=True)
+    return [target / name for name in logs]
 
 
 def compiled_files(opened: OpenedPlan) -> dict[str, bytes]:

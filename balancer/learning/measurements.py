@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from balancer.cost.hardware import Hardware
     from balancer.graph import Graph
+    from balancer.opened import OpenedPlan
 
 _PUBLISHED = {"family", "width", "n_layers", "input", "n_tpus", "batch", "partitioner", "layers_per_segment",
               "ms_per_inference", "timing", "off_chip_mib", "use"}  # fmt: skip
@@ -86,12 +87,12 @@ class SyntheticRow:
 class StageRow:
     """One measured stage of a plan. ops: of its segment. measured_ns: how long it was busy for one input."""
 
-    graph: Graph
+    plan: OpenedPlan
     ops: OpSet
     measured_ns: float
 
     def predicted_ns(self, hardware: Hardware) -> float:
-        return float(_costs(self.graph, hardware).terms(self.ops).stage_ns)
+        return float(_costs(self.plan.graph, hardware).terms(self.ops).stage_ns)
 
 
 def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
@@ -111,6 +112,24 @@ def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
     if table.columns >= COLUMNS:
         return _stage_rows(stage_times(table, path))
     raise MeasurementError("has neither format's columns", str(path), "give plan,stage,measured_ms")
+
+
+def hardware_of(rows: Sequence[SyntheticRow] | Sequence[StageRow]) -> Hardware | None:
+    """The hardware that the measured plans were predicted for; None for published measurements.
+
+    Raises MeasurementError where the plans differ in it, PlanError where a plan lacks one of its constants.
+    """
+    plans = {id(row.plan): row.plan for row in rows if isinstance(row, StageRow)}.values()
+    found: list[Hardware] = []
+    for plan in plans:
+        if plan.hardware not in found:
+            found.append(plan.hardware)
+    if len(found) > 1:
+        names = ", ".join(sorted(hardware.name for hardware in found))
+        raise MeasurementError(
+            f"are of plans for several kinds of hardware ({names})", "the times", "choose one with --from"
+        )
+    return found[0] if found else None
 
 
 def _measured_segments(path: Path) -> list[StageRow]:
@@ -169,13 +188,13 @@ def _check_synthetic(row: SyntheticRow) -> None:
 
 
 def _stage_rows(times: Sequence[StageTime]) -> list[StageRow]:
-    graphs: dict[int, Graph] = {}
+    opened: dict[int, OpenedPlan] = {}
     rows = []
     for time in times:
         plan = time.plan
-        if id(plan) not in graphs:
-            graphs[id(plan)] = open_plan(plan).graph
-        rows.append(StageRow(graphs[id(plan)], plan.segment(time.segment).ops, float(time.ns)))
+        if id(plan) not in opened:
+            opened[id(plan)] = open_plan(plan)
+        rows.append(StageRow(opened[id(plan)], plan.segment(time.segment).ops, float(time.ns)))
     return rows
 
 

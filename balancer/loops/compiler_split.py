@@ -5,19 +5,25 @@ The comparison usually has a stand-in: the compiler's rule as far as it is known
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.directory.compiling import segment_report
+from balancer.errors import CompilerError, InfeasibleError
 from balancer.ground.opsets import OpSet, op_set
+from balancer.loops.refining import RefineRound, refine
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
-from balancer.planning.comparing import DefaultSplit
+from balancer.planning.comparing import OURS, DefaultSplit, comparison
+from balancer.planning.costed_model import costed_model_of
+from balancer.planning.solved import pipelines_of
 from balancer.solve import PipelineSpec, StageSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from balancer.compiler import Compiler
     from balancer.graph import Graph
+    from balancer.plan import ComparisonRow
 
 
 def default_split(plan: AnyPlan | OpenedPlan, compiler: Compiler) -> DefaultSplit:
@@ -32,7 +38,7 @@ def default_split(plan: AnyPlan | OpenedPlan, compiler: Compiler) -> DefaultSpli
     graph, n_tpus = opened.graph, opened.plan.n_tpus
     if n_tpus == 1:
         return DefaultSplit((), {}, "one TPU: nothing to split")
-    split = compiler.split(graph.name, opened.model.data, n_tpus)
+    split = compiler.split(graph.name, opened.model.inline, n_tpus)
     if split.failure:
         return DefaultSplit((), {}, f"failed in the compiler: {split.failure}")
     partition = _partition(graph, split.outputs)
@@ -68,3 +74,22 @@ def _needed(graph: Graph, last: Iterable[int], held: OpSet) -> OpSet:
         needed |= 1 << op
         waiting = (waiting | graph.before[op]) & ~needed & ~held
     return needed
+
+
+def compare_compiled(
+    plan: AnyPlan | OpenedPlan, compiler: Compiler, *, on_round: Callable[[RefineRound], None] = lambda finished: None
+) -> tuple[ComparisonRow, ...]:
+    """The comparison of the refined plan, with a row for the split that the compiler's own `--num_segments` makes.
+
+    plan: a plan, its file, or its directory. on_round: called after each round of refining. If no plan can be compiled,
+    the rows are those of the given plan, and its own row says why.
+
+    Raises PlanError if the plan cannot be opened, CompilerError if the compiler cannot be run at all.
+    """
+    opened = open_plan(plan)
+    default = default_split(opened, compiler)
+    try:
+        return refine(opened, compiler, default=default, on_round=on_round).plan.comparison
+    except (CompilerError, InfeasibleError) as error:
+        rows = comparison(costed_model_of(opened), opened.plan.n_tpus, pipelines_of(opened.plan), default=default)
+        return tuple(replace(row, note=str(error)) if row.name == OURS else row for row in rows)

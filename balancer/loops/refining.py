@@ -8,6 +8,10 @@
 It ends when the reports agree, when a plan repeats, when a new plan promises no more than the best so far, or after the
 allowed number of rounds.
 
+A segment that the compiler refuses does not end it. Such a segment is forbidden from then on, with others that are surely
+refused for the same reason (`learning.refusals`), and the model is solved again (`loops.avoiding`). So each round leaves
+fewer plans. What no other cut avoids does end it: a model that the compiler cannot read, a crash, a limit of time.
+
 Overflow needs a rule of its own. A plan that streams some parameters for lack of on-chip memory depends on predicted
 capacity to the last layer. Once a segment has streamed more than predicted, that prediction has proved wrong. From then
 on a plan without overflow is preferred to a faster one with overflow, unless the caller decided with the option
@@ -23,26 +27,28 @@ from typing import TYPE_CHECKING
 
 from balancer.compiler import find_compiler
 from balancer.directory.compiling import Compilation, compile_plan
-from balancer.errors import CompilerError, InfeasibleError
+from balancer.errors import InfeasibleError
 from balancer.learning.correcting import contradicts, corrected, evidence_of, overruns
+from balancer.learning.refusals import forbidden_by, refused_segment
 from balancer.loops.aiming import narrowed
-from balancer.loops.compiler_split import default_split
+from balancer.loops.avoiding import all_refused, failure, halfway, next_to_compile, no_other_plan
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.planning.assembling import assemble
 from balancer.planning.checks import check_count
-from balancer.planning.comparing import OURS, comparison
+from balancer.planning.comparing import comparison
 from balancer.planning.costed_model import ERROR, costed_model_of
 from balancer.planning.reported import reported_problem
-from balancer.planning.solved import pipelines_of, solution_of
+from balancer.planning.solved import solution_of
 from balancer.planning.solving import solve_costed_model
-from balancer.solve import Solution, Value, evaluate, steady_rate
+from balancer.solve import Ended, Solution, Value, evaluate, steady_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from balancer.compiler import Compiler, Refused
+    from balancer.compiler import Compiler
     from balancer.ground.opsets import OpSet
     from balancer.learning.correcting import Evidence
+    from balancer.learning.refusals import RefusedSegment
     from balancer.plan import ComparisonRow, Plan
     from balancer.planning.comparing import DefaultSplit
     from balancer.planning.costed_model import CostedModel
@@ -60,8 +66,8 @@ class RefineRound:
     number: from 1. segments: how many the plan has. predicted_streamed_bytes, reported_streamed_bytes: for one inference,
     over all segments. cpu_ops: how many ops the compiler left on the CPU. predicted_per_s: inferences per second as
     predicted before compiling; reported_per_s: as predicted with the reported memory. contradicted: names of the segments
-    whose report differs from the prediction. refused: the segments that the compiler did not compile. If there are any,
-    the reported numbers are 0.
+    whose report differs from the prediction. refused: the segments that the compiler did not compile, and why. If there are
+    any, the reported numbers are 0.
     """
 
     number: int
@@ -72,7 +78,7 @@ class RefineRound:
     predicted_per_s: float
     reported_per_s: float
     contradicted: tuple[str, ...]
-    refused: tuple[Refused, ...] = ()
+    refused: tuple[RefusedSegment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,24 +118,27 @@ def refine(  # noqa: PLR0913 - the public entry: each keyword is one thing that 
     of the first one, and how to search for them. default: the compiler's own split (see `default_split`), shown in the
     comparison. on_round: called after each round.
 
+    Ctrl-C ends it with the best plan that was compiled, if there is one.
+
     Nothing is written; `save` does that. Raises PlanError if the plan cannot be opened, ConstraintError if the options
-    would loosen a limit of the plan, CompilerError if the compiler is missing or refuses the first plan, InfeasibleError
-    if no plan keeps the limits under the corrected costs.
+    would loosen a limit of the plan, CompilerError if the compiler is missing, or refuses a segment of each plan that was
+    tried, InfeasibleError if no plan keeps the limits under the corrected costs, or each has a segment that was refused.
     """
     check_count("rounds", rounds)
     opened = open_plan(plan)
     costed, n_tpus = costed_model_of(opened), opened.plan.n_tpus
     held = narrowed(opened.plan, options)
     loop = _Refinement(costed, n_tpus, held, compiler or find_compiler(), on_round, default)
-    return loop.run(solution_of(opened.plan, costed.problem(n_tpus)), rounds)
+    return loop.run(solution_of(opened.plan, costed.without_forbidden.problem(n_tpus)), rounds)
 
 
 @dataclass
 class _Refinement:
     """The state of one call of `refine`.
 
-    costed: with the costs before any correction. known: with the corrections so far. overran: whether a segment has
-    streamed more than predicted. evidence: the reports of all segments compiled so far.
+    costed: with the costs before any correction. known: with the corrections so far, and without what the compiler refuses.
+    overran: whether a segment has streamed more than predicted. evidence: the reports of all segments compiled so far.
+    refused: all segments refused so far. tried: the plans that were compiled.
     """
 
     costed: CostedModel
@@ -139,6 +148,7 @@ class _Refinement:
     on_round: Callable[[RefineRound], None]
     default: DefaultSplit | None
     evidence: dict[OpSet, Evidence] = field(default_factory=dict)
+    refused: dict[OpSet, RefusedSegment] = field(default_factory=dict)
     tried: list[_Tried] = field(default_factory=list)
     rounds: list[RefineRound] = field(default_factory=list)
 
@@ -147,13 +157,20 @@ class _Refinement:
         self.overran = False
 
     def run(self, first: Solution, rounds: int) -> Refined:
-        ended = self._improve(first, rounds)
-        return Refined(self._best(), tuple(self.rounds), ended)
+        try:
+            ended = self._improve(first, rounds)
+            best = self._best()
+        except KeyboardInterrupt:
+            if not self.tried:
+                raise
+            ended = f"interrupted after round {len(self.rounds)}"
+            best = self._best_without_proof()
+        return Refined(best, tuple(self.rounds), ended)
 
     def _improve(self, first: Solution, rounds: int) -> str:
-        """Compile, correct, solve again. Returns why it ended."""
+        """Compile, correct, solve again. Returns why it ended. Raises CompilerError if all rounds end in refusals."""
         solution: Solution | None = first
-        while len(self.tried) < rounds:
+        while len(self.rounds) < rounds:
             if solution is None:
                 return "no plan promises more"
             if any(t.solution.pipelines == solution.pipelines for t in self.tried):
@@ -162,52 +179,72 @@ class _Refinement:
             for name, doubt in compilation.doubts:
                 _LOG.warning("doubt: %s: %s", name, doubt)
             if compilation.refused:
-                self._refuse(compilation)
-                return "the compiler refuses a segment"
-            if self._learn(_Tried(solution, compilation.plan)):
+                faults = self._refuse(compilation)
+                if faults and not self.tried:
+                    raise failure(faults)
+                if faults:
+                    return "the compiler fails"
+            elif self._learn(_Tried(solution, compilation.plan)) and not self.refused:
                 return "the compiler agrees"
-            solution = self._next() if len(self.tried) < rounds else None
+            solution = self._next(rounds - len(self.rounds))
+        if not self.tried:
+            raise all_refused(self.costed, self.n_tpus, [done.refused for done in self.rounds])
         return f"{rounds} rounds were allowed"
 
-    def _next(self) -> Solution | None:
-        """The best solution under the corrected costs; None if it promises no more than the best plan compiled so far.
+    def _next(self, rounds_left: int) -> Solution | None:
+        """The best solution under the corrected costs; None if no round is left, or if it promises no more than the best
+        plan compiled so far.
 
-        Raises InfeasibleError if no plan keeps the constraints.
+        Raises InfeasibleError if no plan keeps the constraints, or each has a segment that the compiler refuses.
         """
+        if not rounds_left:
+            return None
+        if not self.tried:
+            return self._next_after_refusals(rounds_left)
         try:
             solution = self._solve()
         except InfeasibleError as error:
-            if not self.options.constraints:
-                return None  # the corrected costs leave no plan; `_best` decides whether a compiled one will do
+            if self.refused or not self.options.constraints:
+                return None  # what was learnt leaves no plan; `_best` decides whether a compiled one will do
             what, where, remedy = error.args
             raise InfeasibleError(f"with the memory that the compiler reported, {what}", where, remedy) from error
+        if solution.ended is Ended.INTERRUPTED:
+            raise KeyboardInterrupt
         best_so_far = min(self.tried, key=self._key)
         best = evaluate(self._with_reports(), best_so_far.solution.pipelines)
         # The best so far overflows and must not: then any new plan is worth a round, even a slower one.
         unsettled = self._keeps_within_memory() and self._overflow_bytes(best_so_far) > 0
         return solution if unsettled or best is None or solution.value < best else None
 
-    def _refuse(self, compilation: Compilation) -> None:
-        """Report a round whose segments the compiler refused. Raises CompilerError if no plan was compiled before."""
-        plan = compilation.plan
+    def _next_after_refusals(self, rounds_left: int) -> Solution:
+        try:
+            return next_to_compile(self.known, self.n_tpus, self.options, rounds_left)
+        except InfeasibleError as error:
+            raise no_other_plan(self.costed, self.n_tpus, self.rounds[-1].refused) from error
+
+    def _refuse(self, compilation: Compilation) -> tuple[RefusedSegment, ...]:
+        """Take note of a round whose plan was not compiled. Returns the failures that are no refusals."""
+        plan, costs = compilation.plan, self.known.costs
+        refused = tuple(refused_segment(costs, plan.segment(r.name).ops, r) for r in compilation.refused)
+        self.refused |= {each.ops: each for each in refused}
+        self._correct(evidence_of(plan))
         self._tell(
             RefineRound(
-                number=len(self.tried) + 1, segments=len(plan.segments), reported_streamed_bytes=0, cpu_ops=0,
+                number=len(self.rounds) + 1, segments=len(plan.segments), reported_streamed_bytes=0, cpu_ops=0,
                 predicted_streamed_bytes=sum(s.predicted.streamed_bytes for s in plan.segments),
-                predicted_per_s=plan.predicted.throughput_per_s, reported_per_s=0.0, contradicted=(),
-                refused=compilation.refused,
+                predicted_per_s=plan.predicted.throughput_per_s, reported_per_s=0.0, contradicted=(), refused=refused,
             )
         )  # fmt: skip
-        if not self.tried:
-            raise _refusal(compilation)
+        return tuple(each for each in refused if not each.is_refusal)
 
     def _solve(self) -> Solution:
         """The best solution under the corrected costs: the fastest, or one without overflow (see the module)."""
-        fastest = solve_costed_model(self.known, self.n_tpus, self.options)
+        known = halfway(self.known, self.evidence)
+        fastest = solve_costed_model(known, self.n_tpus, self.options)
         if self.options.overflow or not self.overran:
             return fastest
         try:
-            within_memory = solve_costed_model(self.known, self.n_tpus, self.options, ERROR)
+            within_memory = solve_costed_model(known, self.n_tpus, self.options, ERROR)
         except InfeasibleError:
             return fastest
         reached = min(evaluate(self._with_reports(), t.solution.pipelines) or t.solution.value for t in self.tried)
@@ -230,16 +267,26 @@ class _Refinement:
     def _learn(self, tried: _Tried) -> bool:
         """Correct the costs by the reports of a plan. Returns whether the reports agreed with the costs."""
         compiled = evidence_of(tried.plan)
+        self.tried.append(tried)
+        contradicted = self._correct(compiled)
+        self._tell(self._round(tried, compiled, contradicted))
+        return not contradicted
+
+    def _correct(self, compiled: dict[OpSet, Evidence]) -> list[OpSet]:
+        """Correct the costs by the reports of segments, and forbid what was refused. Returns the segments with other reports
+        than predicted.
+        """
         before = self.known.costs
         contradicted = [ops for ops, evidence in compiled.items() if contradicts(before, evidence)]
         self.evidence |= compiled
-        self.tried.append(tried)
         self.overran |= any(overruns(before, evidence) for evidence in compiled.values())
         if contradicted:
             # From the uncorrected costed model and all evidence, not from `known`: corrections do not pile up.
             self.known = replace(self.costed, profile=corrected(self.costed, self.evidence.values()))
-        self._tell(self._round(tried, compiled, contradicted))
-        return not contradicted
+        if self.refused:
+            learnt = forbidden_by(self.known.costs, self.refused.values(), self.evidence)
+            self.known = replace(self.known, forbidden=self.costed.forbidden.joined(learnt))
+        return contradicted
 
     def _round(self, tried: _Tried, compiled: dict[OpSet, Evidence], contradicted: Sequence[OpSet]) -> RefineRound:
         plan, problem = tried.plan, self._with_reports()
@@ -247,7 +294,7 @@ class _Refinement:
         names = {ops: s.name for ops, s in zip(compiled, plan.segments, strict=True)}
         reports = [s.reported for s in plan.segments if s.reported]
         return RefineRound(
-            number=len(self.tried),
+            number=len(self.rounds) + 1,
             segments=len(plan.segments),
             predicted_streamed_bytes=sum(s.predicted.streamed_bytes for s in plan.segments),
             reported_streamed_bytes=sum(r.streamed_bytes for r in reports),
@@ -259,7 +306,8 @@ class _Refinement:
 
     def _with_reports(self) -> Problem:
         """The problem under the corrected costs, in which compiled segments have the memory that was reported."""
-        return reported_problem(self.known, self.n_tpus, {ops: e.reported for ops, e in self.evidence.items()})
+        reports = {ops: e.reported for ops, e in self.evidence.items()}
+        return reported_problem(self.known.without_forbidden, self.n_tpus, reports)
 
     def _overflow_bytes(self, tried: _Tried) -> int:
         """Reported bytes that a plan streams for lack of on-chip memory."""
@@ -287,7 +335,23 @@ class _Refinement:
             what = f"every plan that was compiled streams for lack of on-chip memory, the best one {bytes_over} bytes"
             raise InfeasibleError(what, f"{self.n_tpus} TPUs", "allow more TPUs, or streaming")
         solution = self._proven(best.solution)
-        rows = comparison(self.known, self.n_tpus, solution.pipelines, options=self.options, default=self.default)
+        known = self.known.with_limits({})
+        rows = comparison(known, self.n_tpus, solution.pipelines, options=self.options, default=self.default)
+        return self._compiled(best, solution, rows)
+
+    def _best_without_proof(self) -> Plan:
+        """The best plan compiled so far, with nothing that takes long: without a bound, and without a comparison."""
+        best = min(self.tried, key=self._key)
+        value = evaluate(self.known.without_forbidden.problem(self.n_tpus), best.solution.pipelines)
+        assert value is not None
+        solution = replace(
+            best.solution, value=value, bound_ns=None, latency_bound_ns=None, ended=Ended.INTERRUPTED,
+            statistics=best.solution.statistics | {"compile_rounds": len(self.rounds)},
+        )  # fmt: skip
+        return self._compiled(best, solution, ())
+
+    def _compiled(self, best: _Tried, solution: Solution, rows: Sequence[ComparisonRow]) -> Plan:
+        """The plan of a solution, with the reports and the files of the same plan when it was compiled."""
         plan = assemble(self.known, solution, self.n_tpus, rows, self.options.held_to)
         reports = {s.name: s.reported for s in best.plan.segments}
         segments = tuple(replace(s, reported=reports[s.name]) for s in plan.segments)
@@ -295,46 +359,24 @@ class _Refinement:
 
     def _proven(self, solution: Solution) -> Solution:
         """The solution valued under the corrected costs, with a bound on the optimum under them."""
-        counts = solution.statistics | {"compile_rounds": len(self.tried)}
+        counts = solution.statistics | {"compile_rounds": len(self.rounds)}
         if self.known is self.costed:
             return replace(solution, statistics=counts)
-        value = evaluate(self.known.problem(self.n_tpus), solution.pipelines)
+        value = evaluate(self.known.without_forbidden.problem(self.n_tpus), solution.pipelines)
         assert value is not None
         try:
-            best = solve_costed_model(self.known, self.n_tpus, self.options)
-            bound, over = best.bound_ns, best.over
+            # Limits are guesses, about which nothing is to be claimed.
+            optimum = solve_costed_model(self.known.with_limits({}), self.n_tpus, self.options)
         except InfeasibleError:
             # The corrected costs forbid even this plan, which its own reports allow. So nothing is known of the optimum.
-            bound, over = None, solution.over
-        least = None if bound is None else min(bound, value.objective_ns)
-        return replace(solution, value=value, bound_ns=least, over=over, statistics=counts)
+            return replace(solution, value=value, bound_ns=None, statistics=counts)
+        least, latency = optimum.bound_ns, optimum.latency_bound_ns
+        return replace(
+            solution, value=value, over=optimum.over, ended=optimum.ended, statistics=counts,
+            bound_ns=None if least is None else min(least, value.objective_ns),
+            latency_bound_ns=None if latency is None else min(latency, value.latency_ns),
+        )  # fmt: skip
 
 
 def _cpu_ops(plan: Plan) -> int:
     return sum(s.reported.cpu_ops for s in plan.segments if s.reported)
-
-
-def _refusal(compilation: Compilation) -> CompilerError:
-    first = compilation.refused[0]
-    more = f" ({len(compilation.refused)} segments fail)" if len(compilation.refused) > 1 else ""
-    where = f"{first.name} (ops {compilation.plan.segment(first.name).op_ranges})"
-    return CompilerError(f"cannot be compiled: {first.reason}{more}", where, first.remedy)
-
-
-def compare_compiled(
-    plan: AnyPlan | OpenedPlan, compiler: Compiler, *, on_round: Callable[[RefineRound], None] = lambda finished: None
-) -> tuple[ComparisonRow, ...]:
-    """The comparison of the refined plan, with a row for the split that the compiler's own `--num_segments` makes.
-
-    plan: a plan, its file, or its directory. on_round: called after each round of refining. If no plan can be compiled,
-    the rows are those of the given plan, and its own row says why.
-
-    Raises PlanError if the plan cannot be opened, CompilerError if the compiler cannot be run at all.
-    """
-    opened = open_plan(plan)
-    default = default_split(opened, compiler)
-    try:
-        return refine(opened, compiler, default=default, on_round=on_round).plan.comparison
-    except CompilerError as error:
-        rows = comparison(costed_model_of(opened), opened.plan.n_tpus, pipelines_of(opened.plan), default=default)
-        return tuple(replace(row, note=str(error)) if row.name == OURS else row for row in rows)

@@ -20,7 +20,7 @@ from balancer.plan.records import (
     SegmentReport,
     SolverReport,
 )
-from balancer.plan.remembered import HeldTo, KnownCosts, KnownOp, Limits, OpAtStage
+from balancer.plan.remembered import HeldTo, KnownCosts, KnownOp, KnownRefusals, Limits, OpAtStage, RefusedPart
 from balancer.plan.state import KEPT, RESET, STATE_WORDS, segments_with_state, state_of
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "HeldTo",
     "KnownCosts",
     "KnownOp",
+    "KnownRefusals",
     "Limits",
     "ModelInfo",
     "OpAtStage",
@@ -43,6 +44,7 @@ __all__ = [
     "PlanPipeline",
     "PlanPrediction",
     "PlanStage",
+    "RefusedPart",
     "Segment",
     "SegmentInput",
     "SegmentMeasurement",

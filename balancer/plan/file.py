@@ -18,7 +18,7 @@ from balancer.errors import PlanError
 from balancer.ground.opsets import interval_set
 from balancer.plan.document import MOST_OPS, from_json
 from balancer.plan.records import COMPILE_LEVELS, FORMAT, VERSION, Plan, PlanPipeline, Segment
-from balancer.plan.remembered import check_remembered
+from balancer.plan.remembered import check_refusals, check_remembered
 from balancer.plan.state import STATE_WORDS
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ def _check(plan: Plan, where: str) -> None:
     for pipeline in plan.pipelines:
         _check_pipeline(plan, pipeline, where)
     check_remembered(plan.costs, plan.held_to, plan.model.ops, plan.n_tpus, where)
+    if plan.refusals is not None:
+        check_refusals(plan.refusals, plan.model.ops, where)
 
 
 def _check_outcomes(segment: Segment, where: str) -> None:

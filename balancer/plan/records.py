@@ -16,7 +16,9 @@ from typing import Any, Protocol
 from balancer.ground.opsets import OpSet, op_text
 from balancer.ground.terms import SegmentTerms  # noqa: TC001 - `document` reads the types when it runs
 from balancer.plan.document import OP_RANGES, UNSAVED, to_json
-from balancer.plan.remembered import HeldTo, KnownCosts  # noqa: TC001 - `document` reads the types when it runs
+
+# `document` reads the types when it runs.
+from balancer.plan.remembered import HeldTo, KnownCosts, KnownRefusals  # noqa: TC001
 
 FORMAT, VERSION = "balancer-plan", 1
 
@@ -273,9 +275,10 @@ class ComparisonRow:
 class Plan:
     """How to run a model on n_tpus TPUs.
 
-    costs: costs that replaced predicted ones; null if there were none. held_to: the limits that the plan was solved with;
-    null if they are not known. segments: by pipeline, then position; those of pipelines with the same partition stand
-    once. state: "reset" or "kept" if the model has state, else null; see `plan.state`.
+    costs: costs that replaced predicted ones; null if there were none. refusals: what the compiler refused while the plan
+    was made; null if it refused nothing. held_to: the limits that the plan was solved with; null if they are not known.
+    segments: by pipeline, then position; those of pipelines with the same partition stand once. state: "reset" or "kept"
+    if the model has state, else null; see `plan.state`.
 
     Three fields are not written to the file. origin: the model, as a path or opened; None if it is not known. directory:
     where the plan was saved or loaded. made: contents of files that are not saved yet (compiled segments and the compiler's
@@ -285,6 +288,7 @@ class Plan:
     model: ModelInfo
     hardware: HardwareInfo
     costs: KnownCosts | None = None
+    refusals: KnownRefusals | None = None
     n_tpus: int
     held_to: HeldTo | None = None
     segments: tuple[Segment, ...]

@@ -1,6 +1,7 @@
-"""What a plan remembers of how it was made: costs that replaced predicted ones, and the limits that it was solved with.
+"""What a plan remembers of how it was made: costs that replaced predicted ones, what the compiler refused, and the limits
+that it was solved with.
 
-With them the same plan can be predicted and solved again. Both are null in plans of older versions.
+With them the same plan can be predicted and solved again. All are null in plans of older versions.
 """
 
 from __future__ import annotations
@@ -63,6 +64,22 @@ class KnownCosts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedPart:
+    """Ops that the compiler refuses in one segment, with others or without. on_chip: those of them that run on the chip."""
+
+    ops: OpSet = field(metadata=OP_RANGES)
+    on_chip: OpSet = field(metadata=OP_RANGES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownRefusals:
+    """What the compiler refused while the plan was made. segments: the ops of each segment. parts: the ops that explain why."""
+
+    segments: tuple[OpSet, ...] = field(metadata=OP_RANGES)
+    parts: tuple[RefusedPart, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpAtStage:
     """An op (index in the model) and a stage (from 0), for a constraint."""
 
@@ -115,6 +132,15 @@ def check_remembered(costs: KnownCosts | None, held_to: HeldTo | None, n_ops: in
         _check_held(held_to, n_ops, n_tpus, f"{where}: held_to")
 
 
+def check_refusals(refusals: KnownRefusals, n_ops: int, where: str) -> None:
+    """Raise PlanError if they do not fit a model of n_ops ops. where: the file, for messages."""
+    where = f"{where}: refusals"
+    _check_ops((*refusals.segments, *(part.ops for part in refusals.parts)), n_ops, where)
+    for part in refusals.parts:
+        if part.on_chip & ~part.ops:
+            raise PlanError(f"'{op_text(part.on_chip)}' is not within '{op_text(part.ops)}'", where, _REMEDY)
+
+
 def _check_costs(costs: KnownCosts, n_ops: int, where: str) -> None:
     capacity = (costs.room_per_million, costs.room_more_bytes, costs.room_fewer_bytes, costs.room_most_bytes)
     _check_within((*costs.constants.values(), *capacity), 0, LARGEST, where)
@@ -142,9 +168,13 @@ def _check_limits(limits: Limits, n_ops: int, n_tpus: int, where: str) -> None:
     _check_within((p.stage for p in placed), 0, n_tpus - 1, where)
     most = (limits.max_boundary_tensors, limits.max_boundary_bytes, limits.max_segment_bytes)
     _check_within((*most, limits.max_latency_ns, limits.max_objective_ns), 0, LARGEST, where)
-    for group in limits.together:
-        if group >> n_ops:
-            raise PlanError(f"'{op_text(group)}' is not within ops 0 to {n_ops - 1}", where, _REMEDY)
+    _check_ops(limits.together, n_ops, where)
+
+
+def _check_ops(sets: Iterable[OpSet], n_ops: int, where: str) -> None:
+    for ops in sets:
+        if ops >> n_ops:
+            raise PlanError(f"'{op_text(ops)}' is not within ops 0 to {n_ops - 1}", where, _REMEDY)
 
 
 def _check_within(values: Iterable[int | None], least: int, most: int, where: str) -> None:

@@ -24,6 +24,7 @@ from balancer.plan import (
     SegmentInput,
     SolverReport,
 )
+from balancer.planning.forbidding import known_refusals
 from balancer.planning.prediction import DECIMALS, CostedStage, pipeline_prediction, plan_prediction
 from balancer.version import VERSION
 
@@ -66,6 +67,7 @@ def assemble(
         ),
         hardware=HardwareInfo(name=hardware.name, constants=hardware.constants),
         costs=known_costs(costed.profile),
+        refusals=known_refusals(costed.forbidden),
         n_tpus=n_tpus,
         held_to=held,
         segments=tuple(segment for segments in named.values() for segment in segments),

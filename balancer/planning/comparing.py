@@ -69,7 +69,8 @@ def comparison(
     it); other rows that break its limits are marked. default: how the compiler's own `--num_segments` split the model, if
     that is known; it gets a row with the reported memory, beside the row of its stand-in.
     """
-    problem = reported_problem(costed, n_tpus, default.reports if default else {})
+    # Rows are valued as if every segment could be compiled. Those with a forbidden one are marked below.
+    problem = reported_problem(costed.without_forbidden, n_tpus, default.reports if default else {})
     plans: dict[str, Pipelines | None] = {
         ONE_TPU: _copies(problem, 1),
         COPIES: _copies(problem, n_tpus),
@@ -78,7 +79,7 @@ def comparison(
         EQUAL: _cut(problem, equal_op_counts(problem.n_ops, min(n_tpus, problem.n_ops))),
         **{row: _baseline(problem, solver) for row, solver in BASELINES.items()},
         **({EXHAUSTIVE: _baseline(problem, EXHAUSTIVE)} if problem.n_ops**n_tpus <= MOST_TRIED else {}),
-        OURS_ONE: _one_pipeline(problem, options.seconds),
+        OURS_ONE: _one_pipeline(costed.problem(n_tpus) if costed.forbidden else problem, options.seconds),
     }
     own = row_of(options.solver)
     plans.pop(own, None)  # the row of the same baseline, if the plan was made by one

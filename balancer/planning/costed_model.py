@@ -12,12 +12,15 @@ from balancer.cost.profile import Profile, load_profile
 from balancer.cost.segment import SegmentCosts
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.plan import KEPT, state_of
+from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden, forbidden_of, without
 from balancer.planning.problem import problem_of
 from balancer.tflite.opened import OpenedModel, open_model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from balancer.cost.activation_sizes import Measure
     from balancer.graph import Graph
     from balancer.solve import Problem
 
@@ -32,13 +35,15 @@ class CostedModel:
     """A model, and what its segments cost on given hardware.
 
     hardware: as it was given; `costs.hardware` also has the constants that the profile replaces. profile: costs that
-    replace predicted ones. keep_state: whether variable tensors keep their values from input to input.
+    replace predicted ones. keep_state: whether variable tensors keep their values from input to input. forbidden: segments
+    that plans must not have, since the compiler refuses them.
     """
 
     model: OpenedModel
     hardware: Hardware
     profile: Profile | None = None
     keep_state: bool = False
+    forbidden: Forbidden = ANYTHING_ALLOWED
 
     @property
     def graph(self) -> Graph:
@@ -60,7 +65,20 @@ class CostedModel:
         overflow: "error" forbids segments that stream for lack of on-chip memory. worst: the worst that a segment may be
         judged on whether it compiles.
         """
-        return problem_of(self.costs, ((self.hardware.name, n_tpus),), may_overflow=overflow == STREAM, worst=worst)
+        devices = ((self.hardware.name, n_tpus),)
+        problem = problem_of(self.costs, devices, may_overflow=overflow == STREAM, worst=worst)
+        return without(problem, self.forbidden, self.costs)
+
+    @cached_property
+    def without_forbidden(self) -> CostedModel:
+        """The same, with all segments allowed: to value plans, whatever became of them."""
+        return replace(self, forbidden=ANYTHING_ALLOWED) if self.forbidden else self
+
+    def with_limits(self, limits: Mapping[Measure, int]) -> CostedModel:
+        """The same, with these limits on the sizes of activations in place of its own."""
+        if limits == self.forbidden.limits:
+            return self
+        return replace(self, forbidden=replace(self.forbidden, limits=limits))
 
 
 def open_costed_model(model: str | Path | bytes, hardware: str | Path | Hardware) -> CostedModel:
@@ -78,7 +96,8 @@ def costed_model_of(plan: AnyPlan | OpenedPlan) -> CostedModel:
     Raises PlanError if the plan cannot be opened, or if it lacks a constant of its hardware.
     """
     opened = open_plan(plan)
-    return CostedModel(opened.model, opened.hardware, opened.profile, keep_state=opened.plan.state == KEPT)
+    keeps, refused = opened.plan.state == KEPT, forbidden_of(opened.plan.refusals)
+    return CostedModel(opened.model, opened.hardware, opened.profile, keep_state=keeps, forbidden=refused)
 
 
 def with_profile(costed: CostedModel, path: str | Path) -> CostedModel:

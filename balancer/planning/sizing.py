@@ -5,27 +5,31 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.errors import InfeasibleError
+from balancer.errors import InfeasibleError, PlanError
 from balancer.ground.units import NS_PER_S
+from balancer.plan import names_plan
 from balancer.planning.checks import check_tpus
-from balancer.planning.costed_model import open_costed_model
+from balancer.planning.costed_model import costed_model_of, open_costed_model
 from balancer.planning.solving import solve_checked
 from balancer.solve import Constraints, SolverOptions, evaluate
 from balancer.solve.offers import best_plan, pipeline_offer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from balancer.cost.hardware import Hardware
+    from balancer.opened import OpenedPlan
+    from balancer.plan import Plan
     from balancer.planning.costed_model import CostedModel
     from balancer.solve import PipelineSpec, Problem
     from balancer.solve.offers import Offer
 
 KNEE = 0.05  # another TPU that adds less is past the knee
 _LONGEST_NS = 1 << 60
+_HARDWARE = "pcie"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +63,9 @@ class Sizing:
 
 
 def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a user decides
-    model: str | Path | bytes,
+    model: str | Path | bytes | Plan | OpenedPlan,
     *,
-    hardware: str | Path | Hardware = "pcie",
+    hardware: str | Path | Hardware | None = None,
     max_tpus: int = 16,
     target_per_s: float | None = None,
     max_latency_ns: float | None = None,
@@ -69,16 +73,18 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
 ) -> Sizing:
     """The rates of the fastest plans on 1 to max_tpus Edge TPUs, and how many TPUs are worth having.
 
-    model, hardware: as for `balance`. target_per_s: the wanted rate in inferences per second. max_latency_ns: the longest
-    latency of one input alone; slower plans do not count. progress: called with the numbers of TPUs that are done.
+    model, hardware: as for `balance`, by default "pcie". The model may also be a plan, its file or its directory: then its
+    hardware and its corrected costs count, and no segment is in a plan that the compiler refused for it. target_per_s: the
+    wanted rate in inferences per second. max_latency_ns: the longest latency of one input alone; slower plans do not count.
+    progress: called with the numbers of TPUs that are done.
 
-    Raises ModelError or HardwareError if a file cannot be used, ValueError for arguments out of range.
+    Raises ModelError, HardwareError or PlanError if a file cannot be used, ValueError for arguments out of range.
     """
     check_tpus(max_tpus)
     for name, value in (("target_per_s", target_per_s), ("max_latency_ns", max_latency_ns)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0, not {value}")
-    costed = open_costed_model(model, hardware)
+    costed = _costed_model(model, hardware)
     limit_ns = None if max_latency_ns is None else int(min(max_latency_ns, _LONGEST_NS))
     best = _Best(costed, max_tpus, limit_ns)
     rows: list[SizeRow] = []
@@ -87,6 +93,17 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
         progress(n)
     fits = next((n for n in range(1, max_tpus + 1) if _fits(costed, n)), None)
     return Sizing(tuple(rows), fits, _knee(rows), _target(rows, target_per_s, asked=target_per_s or max_latency_ns))
+
+
+def _costed_model(model: str | Path | bytes | Plan | OpenedPlan, hardware: str | Path | Hardware | None) -> CostedModel:
+    """Of a model on the hardware, or of a plan."""
+    if isinstance(model, bytes):
+        return open_costed_model(model, hardware or _HARDWARE)
+    if isinstance(model, (str, Path)) and not names_plan(Path(model)):
+        return open_costed_model(model, hardware or _HARDWARE)
+    if hardware is not None:
+        raise PlanError("has hardware of its own", "the plan", "leave the hardware out, or give the model")
+    return costed_model_of(model)
 
 
 class _Best:

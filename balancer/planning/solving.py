@@ -63,7 +63,10 @@ def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: 
             raise
         what, where, remedy = error.args
         raise InfeasibleError(f"{what}{_OF_SEGMENTS[worst]}", where, f"{remedy}, or more with compilable") from error
-    return replace(solution, over=solution.over + _OF_SEGMENTS[worst]) if solution.bound_ns is not None else solution
+    if solution.bound_ns is None:
+        return solution
+    refused = ", without what was refused" if costed.forbidden else ""
+    return replace(solution, over=solution.over + _OF_SEGMENTS[worst] + refused)
 
 
 def _solve(costed: CostedModel, problem: Problem, options: Options) -> Solution:

@@ -39,6 +39,14 @@ def image_files(folder: Path) -> list[Path]:
     return paths
 
 
+def load_pixels(path: Path) -> Array:
+    """A picture in its own size: RGB levels from 0 to 255 as uint8 [height, width, 3]; 16-bit grey levels are scaled.
+
+    Raises InputError where the file cannot be read as a picture, DependencyError without pillow.
+    """
+    return np.asarray(_levels(path, None, "RGB"), np.uint8)
+
+
 def load_image(path: Path, spec: InputSpec) -> Array:
     """A picture as an input's array, resized to the input's shape [1, height, width, 1 or 3].
 
@@ -49,11 +57,8 @@ def load_image(path: Path, spec: InputSpec) -> Array:
     if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3):
         what = f"input '{spec.name}' of shape {list(spec.shape)} takes no pictures"
         raise InputError(what, str(path), "give arrays: .npy or .npz")
-    if path.exists() and not path.is_file():
-        raise InputError(
-            "is not a file", str(path), "give a folder that holds only pictures"
-        )  # a named pipe may never end
-    array = np.asarray(_levels(path, spec), np.int16).reshape(spec.shape)
+    levels = _levels(path, (spec.shape[2], spec.shape[1]), "RGB" if spec.shape[3] == 3 else "L")
+    array = np.asarray(levels, np.int16).reshape(spec.shape)
     if spec.dtype in _OFFSETS:
         return (array + _OFFSETS[spec.dtype]).astype(spec.dtype)
     if spec.dtype == "float32":
@@ -61,8 +66,10 @@ def load_image(path: Path, spec: InputSpec) -> Array:
     raise InputError(f"input '{spec.name}' is {spec.dtype}", str(path), "give arrays: .npy or .npz")
 
 
-def _levels(path: Path, spec: InputSpec) -> Picture:
-    """The picture in the input's size and channels. Raises as `load_image` does."""
+def _levels(path: Path, size: tuple[int, int] | None, mode: str) -> Picture:
+    """The picture in this width and height, or its own, and in this mode. Raises as `load_image` does."""
+    if path.exists() and not path.is_file():  # a named pipe may never end
+        raise InputError("is not a file", str(path), "give a folder that holds only pictures")
     try:
         from PIL import Image
     except ImportError as error:
@@ -73,7 +80,7 @@ def _levels(path: Path, spec: InputSpec) -> Picture:
             with Image.open(path, formats=_FORMATS) as image:
                 if image.width * image.height > _MOST_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels")
-                return _resized(image, (spec.shape[2], spec.shape[1]), "RGB" if spec.shape[3] == 3 else "L")
+                return _resized(image, size or image.size, mode)
     except (*_BROKEN, Image.DecompressionBombError) as error:
         reason = str(error) or type(error).__name__
         raise InputError(f"cannot be read as a picture ({reason})", str(path), "remove it, or convert it") from error

@@ -70,7 +70,8 @@ class Pipeline:
     "usb", "pci", "sim" and "cpu" for all; or None for the Edge TPUs of this machine; see `balancer.runtime.devices`. Inputs
     and results are dicts of arrays by tensor name, inputs with the shape and element type that the model gives.
 
-    The attribute `state` is "reset" or "kept" for a model with variable tensors, None for others.
+    The attribute `interface` has the model's inputs, the names of its outputs, and by name how integers stand for real
+    numbers. `state` is "reset" or "kept" for a model with variable tensors, None for others.
     """
 
     def __init__(

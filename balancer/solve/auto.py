@@ -3,9 +3,8 @@
 - Limits on the rate or the latency alone go to `shortest-path`, other constraints to `cpsat`.
 - Where the graph's down-sets can be enumerated, `downset` starts from the best plan of the execution order and proves
   or improves it.
-- Where there are too many down-sets, `cpsat` looks for pipelines that could improve the best plan of the execution order,
-  for one number of devices after the other. If a little work does not end this, down-sets are found that fast pipelines can
-  use (`reaching`). If these are too many as well, `cpsat` goes on.
+- Where there are too many down-sets, those are found that fast pipelines can use (`reaching`). If these are too many as well,
+  `cpsat` looks for pipelines that could improve the plan, for one number of devices after the other.
 - On several kinds of devices, the best pipeline of several orders comes first, then CP-SAT.
 """
 
@@ -16,28 +15,25 @@ from typing import TYPE_CHECKING
 
 from balancer.solve.block_folding import folded
 from balancer.solve.blocks import blocks_of
-from balancer.solve.budget import Budget
-from balancer.solve.chain import chain_offers
 from balancer.solve.constraining import keeps
-from balancer.solve.cpsat import MOST_WORK, OVER, WORK_UNIT, PipelineSearch, cpsat_budget, solve_cpsat
+from balancer.solve.cpsat import OVER, PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downset import DEFAULT_WORK, DownSetWork, PlanSearch, search_among, search_reached
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.limits import may_replicate_whole
 from balancer.solve.offers import pipeline_offer
-from balancer.solve.orders import file_order, prefixes
 from balancer.solve.problem import Ended
 from balancer.solve.shortest_path import search_shortest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from balancer.solve.budget import Budget
     from balancer.solve.downset_dp import PipelineLimits
     from balancer.solve.offers import Offer
     from balancer.solve.plan_bounds import PlanBounds
     from balancer.solve.problem import Problem, Solution, SolverOptions
 
-# Of CP-SAT's work: detectors at 320 px take 0.03 to 0.04 of it on three and four devices.
-_FIRST_SHARE = 0.1
+_FEW_DOWN_SETS = 1 << 16  # are listed in a fraction of a second
 
 
 def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> Solution:
@@ -50,25 +46,15 @@ def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEF
     if options.constraints:
         return _constrained(problem, options)
     problem = folded(problem, options)
-    structured = _structured(problem)
-    sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
-    several_kinds, budget = len(problem.devices) > 1, cpsat_budget(options)
-    among: PlanSearch
-    if sets is None and structured and not several_kinds:
-        first = LargeSearch(
-            problem, options, chain_offers(problem, options, prefixes(file_order(problem))), _first(options)
-        )
-        first.run()
-        if first.ended is not Ended.LIMIT_REACHED:
-            return first.solution("cpsat" if first.models_built else "chain")
-        among = search_reached(problem, options, first.offers, work)
-        if among.complete:
-            return among.solution("downset")
+    structured, several_kinds, budget = _structured(problem), len(problem.devices) > 1, cpsat_budget(options)
+    if structured and not several_kinds:
+        among = _on_one_kind(problem, options, work)
     else:
+        sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
         among = search_among(problem, options, sets, work)
     stopped = among.ended is Ended.INTERRUPTED or budget.seconds_left == 0
     if among.complete or not structured or stopped:
-        return among.solution("downset")
+        return among.solution("chain" if among.bounds_sufficed else "downset")
     if several_kinds:
         return _on_several_kinds(problem, options, among, budget)
     search = LargeSearch(problem, options, among.offers, budget, among.bounds)
@@ -76,9 +62,19 @@ def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEF
     return search.solution("cpsat" if search.models_built or search.ended is not Ended.COMPLETE else "chain")
 
 
-def _first(options: SolverOptions) -> Budget:
-    """The work after which CP-SAT lets another search try."""
-    return Budget(int(_FIRST_SHARE * MOST_WORK * WORK_UNIT), options.seconds)
+def _on_one_kind(problem: Problem, options: SolverOptions, work: DownSetWork) -> PlanSearch:
+    """A search over all down-sets: they are listed where they are few, else found, else listed as long as it goes."""
+    blocks = blocks_of(problem.before, problem.together)
+    sets = all_downsets(blocks, problem.n_ops, min(_FEW_DOWN_SETS, work.down_sets))
+    if sets is not None:
+        return search_among(problem, options, sets, work)
+    reached = search_reached(problem, options, work)
+    if reached.ended is not Ended.LIMIT_REACHED:
+        return reached
+    with reached.keeping_offers():
+        sets = all_downsets(blocks, problem.n_ops, work.down_sets)
+        return reached if sets is None else search_among(problem, options, sets, work)
+    return reached
 
 
 def _timed(problem: Problem, options: SolverOptions) -> Solution:
@@ -92,15 +88,18 @@ def _timed(problem: Problem, options: SolverOptions) -> Solution:
 def _constrained(problem: Problem, options: SolverOptions) -> Solution:
     """CP-SAT under all constraints. The optimum under the rate and the latency alone bounds it.
 
-    Where the plan with that optimum keeps the other constraints too, it is the answer.
+    Where the plan with that optimum keeps the other constraints too, it is the answer. Raises KeyboardInterrupt where
+    Ctrl-C ends the search for that optimum, and the best plan so far does not keep them.
     """
     times = options.constraints.times
     if not times:
         return solve_cpsat(problem, options)
     free = search_shortest(problem, replace(options, constraints=times)).solution()
-    scope = replace(options, max_pipelines=1).scope
-    if free.status == "optimal" and keeps(problem, free.pipelines[0], options.constraints):
+    scope, interrupted = replace(options, max_pipelines=1).scope, free.ended is Ended.INTERRUPTED
+    if (interrupted or free.status == "optimal") and keeps(problem, free.pipelines[0], options.constraints):
         return replace(free, over=f"{OVER}, {scope}")
+    if interrupted:
+        raise KeyboardInterrupt
     solution = solve_cpsat(problem, options)
     if solution.latency_bound_ns is None or free.latency_bound_ns is None:
         return _with_bound(solution, free.bound_ns)
@@ -122,8 +121,10 @@ def _structured(problem: Problem) -> bool:
 def _on_several_kinds(problem: Problem, options: SolverOptions, among: PlanSearch, budget: Budget) -> Solution:
     """The best pipeline that CP-SAT finds, starting from those that are known; with the better of two bounds."""
     known = [offer.costed.pipeline for offer in among.offers]
-    solution = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
-    return _with_bound(solution, among.solution("downset").bound_ns) if known else solution
+    with among.keeping_offers():
+        solution = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
+        return _with_bound(solution, among.solution("downset").bound_ns) if known else solution
+    return among.solution("downset")
 
 
 class LargeSearch(PlanSearch):
@@ -133,12 +134,7 @@ class LargeSearch(PlanSearch):
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        options: SolverOptions,
-        offers: Sequence[Offer],
-        budget: Budget,
-        bounds: PlanBounds | None = None,
+        self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], budget: Budget, bounds: PlanBounds
     ) -> None:
         super().__init__(problem, options, offers, bounds)
         self.budget = budget
@@ -146,14 +142,10 @@ class LargeSearch(PlanSearch):
 
     def run(self) -> None:
         """Look for better pipelines until there cannot be any, or a limit is reached."""
-        try:
+        with self.keeping_offers():
             fewest = self.counts[0] if self.most_pipelines == 1 else 1
             done = [self._improve(devices) for devices in range(fewest, self.counts[0] + 1)]
             self.note_end(Ended.COMPLETE if all(done) else Ended.LIMIT_REACHED)
-        except KeyboardInterrupt:
-            if not self.offers:
-                raise
-            self.note_end(Ended.INTERRUPTED)
 
     def _improve(self, devices: int) -> bool:
         """Look for pipelines on so many devices that could improve the best plan; whether the search was complete."""

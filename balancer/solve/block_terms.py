@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
 from typing import TYPE_CHECKING
 
@@ -14,17 +15,18 @@ from balancer.ground.opsets import members
 from balancer.solve.blocks import blocks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from balancer.ground.arrays import FloatArray
     from balancer.ground.downsets import Words
     from balancer.ground.opsets import OpSet
+    from balancer.solve.blocks import Block
     from balancer.solve.problem import Problem
     from balancer.solve.structure import Structure, Transfer
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
+class EnteringTensor:
     """A tensor that a block reads and does not make. maker: the op that makes it, empty for an input of the whole.
     earlier: the ops of earlier blocks that read it. send_ns: 0 where it is sent in any case.
     """
@@ -40,43 +42,89 @@ class BlockTerms:
     """What a block adds to a stage. dependents: its own ops, and all that depend on them.
 
     fixed_ns: of its ops where nothing is handed to the host, and the sending of outputs of the whole, which take leaving_ns.
-    handed_ns: for each op that may be handed over, what it then takes more (or less). late_ns: what the ops take more, at
-    least, that the block hands over where it stands in the last stage. crossings: tensors that enter it. kept_bytes, streams:
-    of its parameters, as in `Structure`.
+    handed_ns: for each op that may be handed over, what it then takes more (or less). late: the ops that are handed
+    over where the block stands in the last stage. entering: tensors that enter it. kept_bytes, streams,
+    usually_streaming, host_only: of its ops, as in `Structure`.
     """
 
     ops: Words
     dependents: Words
     fixed_ns: int
     leaving_ns: int
-    late_ns: int
+    late: OpSet
     handed_ns: tuple[tuple[Words, int], ...]
-    crossings: tuple[Crossing, ...]
+    entering: tuple[EnteringTensor, ...]
     kept_bytes: int
     streams: bool
+    usually_streaming: Words
+    host_only: Words
 
 
-def least_within(before: Sequence[OpSet], structure: Structure, longest_ns: int) -> list[int]:
-    """For each op the least ns that it adds to a segment that takes at most longest_ns.
+class BlockTable:
+    """The blocks of a problem in topological order, with their terms on one kind of device."""
 
-    Where an op is handed to the host, so is all that stands between it and the op that hands it over: they are in one
-    segment, since no tensor flows backwards. Where that takes too long, the op runs on the device.
-    """
-    least = [ns or 0 for ns in structure.op_ns]
-    if not structure.handoffs:
+    def __init__(self, problem: Problem, structure: Structure) -> None:
+        self.structure, self.n_ops = structure, problem.n_ops
+        self._before = problem.before
+        self._usual_ns = [ns or 0 for ns in structure.usual_ns or structure.op_ns]
+        self._handed_ns = list(structure.handed_ns or self._usual_ns)
+        self.kept_bytes = [0] * problem.n_ops  # of each op
+        for kept in structure.kept:
+            self.kept_bytes[kept.op] = kept.size_bytes
+        blocks = blocks_of(problem.before, problem.together)
+        tensors = _Tensors(structure, {i: b for b, block in enumerate(blocks) for i in members(block.ops)})
+        self.blocks = [self._terms(blocks, b, tensors) for b in range(len(blocks))]
+
+    def _terms(self, blocks: Sequence[Block], number: int, tensors: _Tensors) -> BlockTerms:
+        ops = blocks[number].ops
+        single = list(members(ops))
+        extra = [(words_of(1 << i), self._handed_ns[i] - self._usual_ns[i]) for i in single]
+        leaving_ns = sum(tensors.leaving_ns.get(i, 0) for i in single)
+        return BlockTerms(
+            ops=words_of(ops),
+            dependents=words_of(_union(ops, (later.ops for later in blocks[number + 1 :] if later.before & ops))),
+            fixed_ns=sum(self._usual_ns[i] for i in single) + leaving_ns,
+            leaving_ns=leaving_ns,
+            late=_union(0, (handoff.followers for handoff in self.structure.handoffs if handoff.after & ops)),
+            handed_ns=tuple((op, more_ns) for op, more_ns in extra if more_ns),
+            entering=tensors.entering(number, single),
+            kept_bytes=sum(self.kept_bytes[i] for i in single),
+            streams=any(i in self.structure.streaming for i in single),
+            usually_streaming=words_of(_union(0, (1 << i for i in self.structure.usually_streaming)) & ops),
+            host_only=words_of(_union(0, (1 << i for i in self.structure.host_only)) & ops),
+        )
+
+    def late_ns(self, least_ns: Sequence[int]) -> list[int]:
+        """For each block what the ops that it hands over in the last stage then take more, at least. least_ns: of each op."""
+        more_ns = [max(0, handed - least) for handed, least in zip(self._handed_ns, least_ns, strict=True)]
+        return [sum(more_ns[i] for i in members(block.late)) for block in self.blocks]
+
+    def least_within(self, longest_ns: int) -> list[int]:
+        """For each op the least ns that it adds to a segment that takes at most longest_ns.
+
+        Where an op is handed to the host, so is all that stands between it and the op that hands it over: they are in one
+        segment, since no tensor flows backwards. Where that takes too long, the op runs on the device.
+        """
+        least = [ns or 0 for ns in self.structure.op_ns]
+        spans = zip(least, self._usual_ns, self._handed_span_ns.tolist(), strict=True)
+        return [usual if longest_ns < span_ns < math.inf else at_least for at_least, usual, span_ns in spans]
+
+    @cached_property
+    def _handed_span_ns(self) -> FloatArray:
+        """For each op the least ns of a segment in which it is handed to the host; infinite where it never is."""
+        handed_ns = np.array(self._handed_ns, float)
+        least = np.full(self.n_ops, np.inf)
+        ancestors = _ancestors(self._before) if self.structure.handoffs else np.zeros((0, self.n_ops))
+        for handoff in self.structure.handoffs:
+            followers = np.zeros(self.n_ops, bool)
+            followers[list(members(handoff.followers))] = True
+            between_ns = ancestors @ np.where(followers, handed_ns, 0) + handed_ns
+            least = np.where(followers, np.minimum(least, between_ns), least)
         return least
-    usual = [ns or 0 for ns in structure.usual_ns]
-    handed_ns = np.array(structure.handed_ns, float)
-    ancestors = _ancestors(before)
-    shortest = np.full(len(least), np.inf)
-    for handoff in structure.handoffs:
-        followers = np.zeros(len(least), bool)
-        followers[list(members(handoff.followers))] = True
-        between_ns = ancestors @ np.where(followers, handed_ns, 0) + handed_ns
-        shortest = np.where(followers, np.minimum(shortest, between_ns), shortest)
-    return [
-        usual[i] if span_ns > longest_ns and np.isfinite(span_ns) else least[i] for i, span_ns in enumerate(shortest)
-    ]
+
+
+def _union(first: OpSet, others: Iterable[OpSet]) -> OpSet:
+    return reduce(or_, others, first)
 
 
 def _ancestors(before: Sequence[OpSet]) -> FloatArray:
@@ -87,49 +135,6 @@ def _ancestors(before: Sequence[OpSet]) -> FloatArray:
             np.maximum(matrix[i], matrix[j], out=matrix[i])
             matrix[i, j] = 1
     return matrix
-
-
-def block_terms(problem: Problem, structure: Structure, least_ns: Sequence[int]) -> list[BlockTerms]:
-    """The blocks in topological order, with their terms. least_ns: of each op (`least_within`)."""
-    blocks = blocks_of(problem.before, problem.together)
-    number = {i: b for b, block in enumerate(blocks) for i in members(block.ops)}
-    tensors = _Tensors(structure, number)
-    ops_ns = _OpTimes(structure, least_ns)
-    sizes = {kept.op: kept.size_bytes for kept in structure.kept}
-    made = []
-    for b, block in enumerate(blocks):
-        ops = list(members(block.ops))
-        leaving_ns = sum(tensors.leaving_ns.get(i, 0) for i in ops)
-        dependents = reduce(or_, (other.ops for other in blocks[b + 1 :] if other.before & block.ops), block.ops)
-        made.append(
-            BlockTerms(
-                ops=words_of(block.ops),
-                dependents=words_of(dependents),
-                fixed_ns=sum(ops_ns.usual[i] for i in ops) + leaving_ns,
-                leaving_ns=leaving_ns,
-                late_ns=ops_ns.late_ns(block.ops),
-                handed_ns=tuple((words_of(1 << i), more) for i in ops if (more := ops_ns.handed[i] - ops_ns.usual[i])),
-                crossings=tensors.crossings(b, ops),
-                kept_bytes=sum(sizes.get(i, 0) for i in ops),
-                streams=any(i in structure.streaming for i in ops),
-            )
-        )
-    return made
-
-
-class _OpTimes:
-    """The ns of ops: where they are not handed over (usual), and where they are (handed)."""
-
-    def __init__(self, structure: Structure, least_ns: Sequence[int]) -> None:
-        self.usual = [ns or 0 for ns in structure.usual_ns or structure.op_ns]
-        self.handed = list(structure.handed_ns or self.usual)
-        self._handoffs = structure.handoffs
-        self._late_ns = [max(0, handed - least) for handed, least in zip(self.handed, least_ns, strict=True)]
-
-    def late_ns(self, ops: OpSet) -> int:
-        """See `BlockTerms`. The last stage holds all that depends on these ops."""
-        late = reduce(or_, (handoff.followers for handoff in self._handoffs if handoff.after & ops), 0)
-        return sum(self._late_ns[i] for i in members(late))
 
 
 class _Tensors:
@@ -145,15 +150,15 @@ class _Tensors:
             if transfer.producer is not None and transfer.leaves:
                 self.leaving_ns[transfer.producer] = self.leaving_ns.get(transfer.producer, 0) + transfer.send_ns
 
-    def crossings(self, block: int, ops: Sequence[int]) -> tuple[Crossing, ...]:
+    def entering(self, block: int, ops: Sequence[int]) -> tuple[EnteringTensor, ...]:
         """The tensors that a block of these ops reads and does not make."""
         read = {id(t): t for i in ops for t in self._reads.get(i, ())}
         return tuple(
-            self._crossing(t, block) for t in read.values() if t.producer is None or self._number[t.producer] != block
+            self._entering(t, block) for t in read.values() if t.producer is None or self._number[t.producer] != block
         )
 
-    def _crossing(self, transfer: Transfer, block: int) -> Crossing:
-        return Crossing(
+    def _entering(self, transfer: Transfer, block: int) -> EnteringTensor:
+        return EnteringTensor(
             maker=[] if transfer.producer is None else words_of(1 << transfer.producer),
             earlier=words_of(sum(1 << reader for reader in transfer.readers if self._number[reader] < block)),
             receive_ns=transfer.receive_ns,

@@ -65,7 +65,7 @@ def starts(problem: Problem, options: SolverOptions) -> Iterator[PipelineSpec]:
         cuts = prefixes(file_order(together))
         offers = chain_offers(together, replace(options, max_pipelines=1, constraints=Constraints()), cuts)
         offers.sort(key=lambda offer: offer.period)
-        pipelines = [offer.costed.pipeline for offer in offers[:_MOST_STARTS]]
+        pipelines = iter([offer.costed.pipeline for offer in offers[:_MOST_STARTS]])
     else:
         pipelines = quickest_in_order(together, options)
     yield from (pipeline for pipeline in pipelines if keeps(problem, pipeline, held))

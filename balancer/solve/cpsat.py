@@ -10,6 +10,7 @@ work give the same answer in every run.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from dataclasses import replace
@@ -38,11 +39,12 @@ if TYPE_CHECKING:
 MOST_WORK = 10.0  # in CP-SAT's deterministic time; takes one to three times as many seconds
 MOST_ROUNDS = 20  # of one model
 OVER = "all down-sets"
-WORK_UNIT = 1e6  # a budget counts whole units: millionths of deterministic time
+_WORK_UNIT = 1e6  # a budget counts whole units: millionths of deterministic time
 _LEAST_WORK = 0.01  # of deterministic time, and in seconds: less gives CP-SAT no chance to start
 _BUILDING = 4e-5  # deterministic time to count for building a model, for each op and stage
 _ROUNDING = 1e-9  # CP-SAT's bound is a float
 _POLL_SECONDS = 0.2
+_STOP_SECONDS = 0.01
 
 
 def solve_cpsat(
@@ -56,9 +58,9 @@ def solve_cpsat(
     """
     problem = folded(problem, options)
     search = PipelineSearch(problem, options, budget)
-    for pipeline in (*known, *starts(problem, options)):
-        search.consider(pipeline)
     try:
+        for pipeline in itertools.chain(known, starts(problem, options)):
+            search.consider(pipeline)
         search.run_all(0)
         search.break_ties()
     except KeyboardInterrupt:
@@ -87,7 +89,7 @@ def solve_cpsat(
 
 def cpsat_budget(options: SolverOptions) -> Budget:
     """The work and the time for all models of one problem together."""
-    return Budget(int(MOST_WORK * WORK_UNIT), options.seconds)
+    return Budget(int(MOST_WORK * _WORK_UNIT), options.seconds)
 
 
 class PipelineSearch:
@@ -200,7 +202,7 @@ class PipelineSearch:
         floors = {Criterion.RATE: least, Criterion.LATENCY: self._least_latency_ns(stages)}
         floor = floors.get(self.criteria[rank], 0)
         try:
-            self.budget.spend(int(stages * self.problem.n_ops * _BUILDING * WORK_UNIT))
+            self.budget.spend(int(stages * self.problem.n_ops * _BUILDING * _WORK_UNIT))
         except BudgetSpent:
             return floor
         model = self._model(stages, most, limit, rank)
@@ -269,7 +271,7 @@ class PipelineSearch:
         # Only the optimum of a model whose times are true is an optimum of the problem.
         still_open = None if status == cp_model.OPTIMAL and not surprised else bound
         try:
-            self.budget.spend(int(spent * WORK_UNIT))
+            self.budget.spend(int(spent * _WORK_UNIT))
         except BudgetSpent:
             self.budget.left = 0
             return True, still_open
@@ -293,7 +295,7 @@ class PipelineSearch:
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = 1
         solver.parameters.catch_sigint_signal = False
-        solver.parameters.max_deterministic_time = max(_LEAST_WORK, self.budget.left / WORK_UNIT / self.waiting)
+        solver.parameters.max_deterministic_time = max(_LEAST_WORK, self.budget.left / _WORK_UNIT / self.waiting)
         if self.budget.seconds_left is not None:
             solver.parameters.max_time_in_seconds = max(_LEAST_WORK, self.budget.seconds_left)
         return solver
@@ -305,13 +307,28 @@ def _solve(solver: CpSolver, model: CpModel) -> CpSolverStatus:
     CP-SAT runs in a thread, so that Ctrl-C reaches this one and stops the search at once. Raises KeyboardInterrupt then.
     """
     statuses: list[CpSolverStatus] = []
-    thread = threading.Thread(target=lambda: statuses.append(solver.solve(model)), daemon=True)
-    thread.start()
+    begun, stopped, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def search() -> None:
+        begun.set()
+        try:
+            if not stopped.is_set():
+                statuses.append(solver.solve(model))
+        finally:
+            ended.set()
+
+    # Not by `join`: interrupted, it may take a thread that runs for one that has ended (Python 3.10 to 3.12, bpo-45274).
+    thread = threading.Thread(target=search, daemon=True)
     try:
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
+        thread.start()
+        while not ended.wait(_POLL_SECONDS):
+            pass
     except KeyboardInterrupt:
-        solver.stop_search()
-        thread.join()
+        stopped.set()  # for a thread that has not begun
+        if begun.is_set():
+            while not ended.wait(_STOP_SECONDS):
+                solver.stop_search()  # again and again: a search that is still being set up does not hear it
+            thread.join()
         raise
+    thread.join()
     return statuses[0]

@@ -9,6 +9,7 @@ bounds follow from the cost's structure alone; each search tightens them.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -27,12 +28,12 @@ from balancer.solve.offers import alone_ns, best_plan, good_objective_ns, lattic
 from balancer.solve.orders import file_order, prefixes, thinned
 from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
-from balancer.solve.plan_bounds import plan_bounds
+from balancer.solve.plan_bounds import beyond_ns, plan_bounds
 from balancer.solve.problem import Ended, Solution, evaluate
-from balancer.solve.reaching import reached_lattice
+from balancer.solve.reaching import CutFinder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from balancer.solve.downset_dp import CutLattice
     from balancer.solve.offers import BestPlan, Offer
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 OVER = "all down-sets"
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 _SLACK_TENTHS = (1, 4, 10)
+_SMALL_SLACK_TENTHS = (1, 2, 4, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ DEFAULT_WORK = DownSetWork()
 class PlanSearch:
     """The pipelines known of a problem, and bounds on all others: where searches keep what they find.
 
-    offers: the pipelines known. ended: how the search ended, LIMIT_REACHED before it has run.
+    offers: the pipelines known. ended: how the search ended, LIMIT_REACHED before it has run. bounds_sufficed: whether the
+    offers that it began with were proven without a look at any down-set.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class PlanSearch:
         self.most_pipelines = max_pipelines(problem, options)
         self.offers = list(offers)
         self._valued = (0, 0)  # how many offers there were when they were valued last, and the objective then
-        self.ended = Ended.LIMIT_REACHED
+        self.ended, self.bounds_sufficed = Ended.LIMIT_REACHED, False
         self.statistics: dict[str, int] = {}
 
     @property
@@ -91,6 +94,16 @@ class PlanSearch:
         self.ended = ended
         if ended is not Ended.COMPLETE:
             self.statistics[ended.value] = 1
+
+    @contextmanager
+    def keeping_offers(self) -> Iterator[None]:
+        """Ctrl-C in here ends the search, and is passed on only where no pipeline is known."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self.offers:
+                raise
+            self.note_end(Ended.INTERRUPTED)
 
     @cached_property
     def bounds(self) -> PlanBounds:
@@ -150,9 +163,16 @@ class DownSetSearch(PlanSearch):
         self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], sets: DownSets | None, budget: Budget
     ) -> None:
         super().__init__(problem, options, offers)
-        self.budget = budget
+        self.sets, self.budget = sets, budget
         self._last: PeriodResult | None = None
-        self.lattice = None if sets is None else self._lattice_of(sets)
+        self.bounds_sufficed = sets is None
+
+    @cached_property
+    def lattice(self) -> CutLattice | None:
+        """The cuts, None for all down-sets. Built by the search: it takes long, and Ctrl-C meanwhile is to keep the
+        pipelines known.
+        """
+        return None if self.sets is None else self._lattice_of(self.sets)
 
     def _lattice_of(self, sets: DownSets) -> CutLattice:
         most = max_replicas(self.options)
@@ -168,20 +188,17 @@ class DownSetSearch(PlanSearch):
 
     def run(self) -> None:
         """Look for better pipelines until there can be none, or the budget is spent."""
-        try:
-            if self.most_pipelines == 1:
-                self._one_pipeline()
-            else:
-                self._several()
-            self.note_end(Ended.COMPLETE)
-        except BudgetSpent:
-            self.note_end(Ended.LIMIT_REACHED)
-        except KeyboardInterrupt:
-            if not self.offers:
-                raise
-            self.note_end(Ended.INTERRUPTED)
-        if self.lattice is not None:
-            self.statistics["down_sets"] = len(self.lattice.sets)
+        with self.keeping_offers():
+            try:
+                if self.most_pipelines == 1:
+                    self._one_pipeline()
+                else:
+                    self._several()
+                self.note_end(Ended.COMPLETE)
+            except BudgetSpent:
+                self.note_end(Ended.LIMIT_REACHED)
+        if self.sets is not None:
+            self.statistics["down_sets"] = len(self.sets)
         self.statistics["pairs"] = self.budget.spent
 
     def _one_pipeline(self) -> None:
@@ -219,7 +236,7 @@ class DownSetSearch(PlanSearch):
                 if pipelines:
                     return pipelines
         bound = max(bound, best - best // 8)
-        for tenths in _SLACK_TENTHS:
+        for tenths in _SMALL_SLACK_TENTHS if self.lattice is None else _SLACK_TENTHS:
             pipelines = self._pipelines(self.counts, bound + (best - bound) * tenths // 10)
             if pipelines:
                 return pipelines
@@ -229,6 +246,8 @@ class DownSetSearch(PlanSearch):
         """The non-dominated pipelines on at most these devices, with a period of at most most_ns."""
         forced = self.options.stages
         result = self._searched(counts, most_ns, exact_stages=forced is not None or len(counts) > 1)
+        if not result.front and len(counts) == 1:
+            self.bounds.raise_all(result.limits)
         return [point for point in result.front if forced in (None, point.stages)]
 
     def _searched(self, counts: tuple[int, ...], most_ns: int, *, exact_stages: bool) -> PeriodResult:
@@ -242,12 +261,20 @@ class DownSetSearch(PlanSearch):
 
     def _shortest_periods(self, limits: PipelineLimits) -> PeriodResult:
         """All non-dominated pipelines within the limits. Raises BudgetSpent."""
-        lattice = self.lattice or reached_lattice(
-            self.problem, limits, self.budget, most_replicas=max_replicas(self.options),
-            may_replicate_whole=may_replicate_whole(self.problem, self.options),
-        )  # fmt: skip
-        self.statistics["cuts"] = max(len(lattice.sets), self.statistics.get("cuts", 0))
+        lattice = self.lattice
+        if lattice is None:
+            lattice = self._finder.lattice(limits, self.budget)
+            self.bounds_sufficed = False
+            self.statistics["cuts"] = max(len(lattice.sets), self.statistics.get("cuts", 0))
         return shortest_periods(lattice, limits, self.budget)
+
+    @cached_property
+    def _finder(self) -> CutFinder:
+        return CutFinder(
+            self.problem,
+            most_replicas=max_replicas(self.options),
+            may_replicate_whole=may_replicate_whole(self.problem, self.options),
+        )
 
     def _alone_ns(self, pipeline: Offer | ShortestPeriod) -> int:
         return alone_ns(self.problem, pipeline.stages, pipeline.period)
@@ -279,7 +306,9 @@ class DownSetSearch(PlanSearch):
         if longest is not None:
             limits = replace(limits, most_ns=min(limits.most_ns, math.ceil(longest)))
         result = self._shortest_periods(limits)
-        self.bounds.note_search(result)
+        # With all sets at hand, plans that tie are worth a search that a bound at the limit itself allows. Where cuts have to
+        # be found, it would take as long as the proof.
+        self.bounds.note_search(result, None if self.lattice else beyond_ns(limits))
         self.offers += [lattice_offer(result, point) for point in result.front if point.device_count == devices]
 
 
@@ -310,31 +339,41 @@ def search_among(
         options = replace(options, max_pipelines=1)
         chain = DownSetSearch(problem, options, [], order, budget)
         chain.run()
+        if chain.ended is Ended.INTERRUPTED:
+            return _without_claims(chain)
         offers = chain.offers
     if sets is None:
-        sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
-        sampled.run()
-        return _without_claims(sampled)
+        return _search_sampled(problem, options, offers, work, budget)
     search = DownSetSearch(problem, options, offers, sets, budget)
     search.run()
     return search
 
 
-def search_reached(
-    problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork = DEFAULT_WORK
-) -> DownSetSearch:
+def _search_sampled(
+    problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork, budget: Budget
+) -> PlanSearch:
+    sampling = PlanSearch(problem, options, offers)
+    with sampling.keeping_offers():
+        sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
+        sampled.run()
+        return _without_claims(sampled)
+    return sampling  # interrupted before it had begun
+
+
+def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> PlanSearch:
     """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
 
-    For devices of one kind, whose structure is known. offers: to start from.
+    For devices of one kind, whose structure is known.
     """
+    offers = chain_offers(problem, options, prefixes(file_order(problem)))
     search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
     search.run()
     return search
 
 
 def _without_claims(sampled: DownSetSearch) -> PlanSearch:
-    """What a search among sampled down-sets found, with the bounds of the cost's structure: the search has shown nothing
-    about other down-sets.
+    """What a search among some down-sets found, with the bounds of the cost's structure: the search has shown nothing about
+    other down-sets.
     """
     search = PlanSearch(sampled.problem, sampled.options, sampled.offers)
     search.statistics = dict(sampled.statistics)

@@ -20,16 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from balancer.ground.downsets import ByteSums, DownSets, hold_all, hold_any, put, words_of
-from balancer.solve.block_terms import block_terms, least_within
 from balancer.solve.bounds import spilled_ns
 from balancer.solve.budget import BudgetSpent
 
 if TYPE_CHECKING:
     from balancer.ground.arrays import BoolArray, IndexArray, IntArray, WordArray
-    from balancer.solve.block_terms import BlockTerms
+    from balancer.solve.block_terms import BlockTable, BlockTerms
     from balancer.solve.budget import Budget
-    from balancer.solve.problem import Problem
-    from balancer.solve.structure import Structure
 
 _MOST_ROWS = 1 << 18  # rows that may be open at once: about 60 MiB
 _BLOCKS_A_SWEEP = 8  # rows in which nothing is open any more are put aside after so many blocks
@@ -82,23 +79,18 @@ def _together(*parts: _Rows) -> _Rows:
 
 
 class StageGrowth:
-    """Grows stages of pipelines within limits, for one kind of device whose structure is known."""
+    """Grows stages of pipelines within limits, for one kind of device."""
 
-    def __init__(self, problem: Problem, structure: Structure, limits: GrowthLimits) -> None:
-        self.limits, self.structure = limits, structure
-        self.n_ops = problem.n_ops
-        longest_ns = limits.most_ns * min(limits.most_replicas, limits.devices)
-        least_ns = least_within(problem.before, structure, longest_ns)
-        self.blocks = block_terms(problem, structure, least_ns)
-        sizes = [0] * problem.n_ops
-        for kept in structure.kept:
-            sizes[kept.op] = kept.size_bytes
-        self._left = [
-            ByteSums(least_ns),
-            ByteSums(sizes),
-            ByteSums([int(i in structure.streaming) for i in range(self.n_ops)]),
-        ]
-        self._all_words = DownSets.of([(1 << problem.n_ops) - 1], problem.n_ops).words
+    def __init__(self, table: BlockTable, limits: GrowthLimits) -> None:
+        self.table, self.structure, self.limits = table, table.structure, limits
+        least_ns = table.least_within(limits.most_ns * min(limits.most_replicas, limits.devices))
+        self._late_ns = table.late_ns(least_ns)
+        self._left_ns = ByteSums(least_ns)
+        # Where all parameters fit into one device, nothing ever spills.
+        may_spill = sum(table.kept_bytes) > table.structure.capacity_bytes
+        self._left_kept = ByteSums(table.kept_bytes if may_spill else [0] * table.n_ops)
+        self._streaming = words_of(sum(1 << i for i in table.structure.streaming))
+        self._all_words = DownSets.of([(1 << table.n_ops) - 1], table.n_ops).words
 
     def grown(self, starts: WordArray, used: IntArray, budget: Budget) -> GrownStages:
         """All stages that start at these cuts and may belong to a pipeline within the limits.
@@ -108,9 +100,9 @@ class StageGrowth:
         """
         rows, handed = self._at(starts), self._handed_over(starts)
         done = rows.take(np.zeros(len(starts), bool))
-        for number, block in enumerate(self.blocks, start=1):
-            rows = self._decided(rows, block, starts, handed, used)
-            if number % _BLOCKS_A_SWEEP == 0 or number == len(self.blocks):
+        for number, block in enumerate(self.table.blocks):
+            rows = self._decided(rows, number, starts, handed, used)
+            if number % _BLOCKS_A_SWEEP == 0 or block is self.table.blocks[-1]:
                 whole = ((rows.held | rows.left) == self._all_words).all(axis=1)
                 done, rows = _together(done, rows.take(whole)), rows.take(~whole)
             if len(rows.held) > _MOST_ROWS:
@@ -134,55 +126,63 @@ class StageGrowth:
             handed[triggered] = put(handed[triggered], words_of(handoff.followers))
         return handed
 
-    def _decided(self, rows: _Rows, block: BlockTerms, starts: WordArray, handed: WordArray, used: IntArray) -> _Rows:
+    def _decided(self, rows: _Rows, number: int, starts: WordArray, handed: WordArray, used: IntArray) -> _Rows:
         """The rows in which this block is decided and that may still fit: those that hold it from the start, leave it, and
         take it.
         """
+        block = self.table.blocks[number]
         is_left, is_held = hold_any(rows.left, block.ops), hold_any(rows.held, block.ops)
         if is_held.all():
             return rows
         opened = rows.take(~is_left & ~is_held)
-        late = self._crossed(_together(rows.take(is_left), self._leaving(opened, block)), block, starts)
+        late = self._crossed(
+            _together(rows.take(is_left), self._leaving(opened, block, self._late_ns[number])), block, starts
+        )
         taken = self._taking(opened, block, starts, handed)
         changed = _together(late, taken)
         return _together(rows.take(is_held), changed.take(self._fits(changed, used)))
 
     def _taking(self, rows: _Rows, block: BlockTerms, starts: WordArray, handed: WordArray) -> _Rows:
         """The rows with the block in the stage."""
+        if block.host_only:
+            rows = rows.take(hold_all(handed[rows.start], block.host_only))
         numbers, begun = rows.numbers.copy(), starts[rows.start]
         stage_ns = numbers[:, _STAGE_NS]
         stage_ns += block.fixed_ns
         for op, more_ns in block.handed_ns:
             stage_ns += hold_any(handed[rows.start], op) * more_ns
-        for crossing in block.crossings:
-            enters = hold_any(begun, crossing.maker) if crossing.maker else True
-            if crossing.earlier:
-                enters = enters & ~hold_any(rows.held & ~begun, crossing.earlier)
-            stage_ns += enters * crossing.receive_ns
+        for tensor in block.entering:
+            enters = hold_any(begun, tensor.maker) if tensor.maker else True
+            if tensor.earlier:
+                enters = enters & ~hold_any(rows.held & ~begun, tensor.earlier)
+            stage_ns += enters * tensor.receive_ns
         numbers[:, _KEPT] += block.kept_bytes
         numbers[:, _STREAMS] |= block.streams
+        if block.usually_streaming:
+            numbers[:, _STREAMS] |= ~hold_all(handed[rows.start], block.usually_streaming)
         return _Rows(put(rows.held, block.ops), rows.left, numbers)
 
-    def _leaving(self, rows: _Rows, block: BlockTerms) -> _Rows:
+    def _leaving(self, rows: _Rows, block: BlockTerms, late_ns: int) -> _Rows:
         """The rows with the block left to later stages, and with it all that depends on it."""
         left, numbers = put(rows.left, block.dependents), rows.numbers.copy()
-        for column, sums in zip((_LEFT_NS, _LEFT_KEPT, _LEFT_STREAMS), self._left, strict=True):
-            numbers[:, column] = sums.of(left)
-        np.maximum(numbers[:, _HANDED_NS], block.late_ns, out=numbers[:, _HANDED_NS])
+        numbers[:, _LEFT_NS] = self._left_ns.of(left)
+        numbers[:, _LEFT_KEPT] = self._left_kept.of(left)
+        numbers[:, _LEFT_STREAMS] = hold_any(left, self._streaming)
+        np.maximum(numbers[:, _HANDED_NS], late_ns, out=numbers[:, _HANDED_NS])
         return _Rows(rows.held, left, numbers)
 
     def _crossed(self, rows: _Rows, block: BlockTerms, starts: WordArray) -> _Rows:
         """The rows, which all leave the block, with what it has cross the stage's end. Changes them."""
         numbers = rows.numbers
         numbers[:, _CROSSING_NS] += block.leaving_ns
-        for crossing in block.crossings:
-            crosses = hold_any(rows.held, crossing.maker) if crossing.maker else np.ones(len(numbers), bool)
-            if crossing.earlier:
-                crosses &= ~hold_any(rows.left, crossing.earlier)
-            numbers[:, _CROSSING_NS] += crosses * crossing.receive_ns
-            if crossing.maker:  # what was made before the start was sent before
-                crosses &= ~hold_any(starts[rows.start], crossing.maker)
-                numbers[:, _STAGE_NS] += crosses * crossing.send_ns
+        for tensor in block.entering:
+            crosses = hold_any(rows.held, tensor.maker) if tensor.maker else np.ones(len(numbers), bool)
+            if tensor.earlier:
+                crosses &= ~hold_any(rows.left, tensor.earlier)
+            numbers[:, _CROSSING_NS] += crosses * tensor.receive_ns
+            if tensor.maker:  # what was made before the start was sent before
+                crosses &= ~hold_any(starts[rows.start], tensor.maker)
+                numbers[:, _STAGE_NS] += crosses * tensor.send_ns
         return rows
 
     def _fits(self, rows: _Rows, used: IntArray) -> BoolArray:

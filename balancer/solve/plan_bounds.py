@@ -23,7 +23,7 @@ import numpy as np
 from balancer.ground.units import NS_PER_S
 from balancer.solve.bounds import pipeline_bound_ns
 from balancer.solve.downset_dp import PipelineLimits
-from balancer.solve.periods import longest_ns
+from balancer.solve.periods import MOST_REPLICAS, longest_ns
 
 if TYPE_CHECKING:
     from balancer.ground.arrays import FloatArray, IntArray
@@ -81,10 +81,19 @@ class PlanBounds:
         """Record that every pipeline of this size with a shorter period is already known, or useless."""
         self.least_ns[stages, devices] = max(self.least_ns[stages, devices], least_ns)
 
-    def note_search(self, result: PeriodResult) -> None:
-        """Record what a search left: what it did not find has a longer period than its limits allow."""
+    def raise_all(self, limits: PipelineLimits) -> None:
+        """Record that a search found no pipeline within these limits, on these devices or on fewer."""
+        (devices,) = limits.devices
+        here = self.least_ns[: limits.most_stages + 1, : devices + 1]
+        np.maximum(here, beyond_ns(limits), out=here)
+
+    def note_search(self, result: PeriodResult, left_ns: float | None = None) -> None:
+        """Record what a search left: what it did not find has a longer period than its limits allow.
+
+        left_ns: what such pipelines take at least; None for the limit.
+        """
         (devices,) = result.limits.devices
-        shortest = float(result.limits.most_ns)
+        shortest = float(left_ns or result.limits.most_ns)
         # A pipeline that is dominated by one of fewer stages is not in the front: the minimum includes these.
         for stages in range(1, result.limits.most_stages + 1):
             here = (float(p.period) for p in result.front if p.stages == stages and p.device_count == devices)
@@ -108,6 +117,11 @@ class PlanBounds:
                 break  # more pipelines no longer help
             filled = grown
         return filled
+
+
+def beyond_ns(limits: PipelineLimits) -> float:
+    """The shortest period, in ns, that is longer than the limits allow: periods are whole ns divided by replicas."""
+    return limits.most_ns + 1 / MOST_REPLICAS
 
 
 def plan_bounds(problem: Problem, most_pipelines: int, most_replicas: int, *, may_replicate_whole: bool) -> PlanBounds:

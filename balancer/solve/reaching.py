@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from balancer.ground.downsets import DownSets, word_count
+from balancer.solve.block_terms import BlockTable
 from balancer.solve.bounds import cut_reachability
 from balancer.solve.costed_segments import KnownSegments, SegmentColumns
 from balancer.solve.downset_dp import CutLattice
@@ -51,25 +52,33 @@ class _Stages(NamedTuple):
         return _Stages(*(column[chosen] for column in self))
 
 
-def reached_lattice(
-    problem: Problem, limits: PipelineLimits, budget: Budget, *, most_replicas: int, may_replicate_whole: bool
-) -> CutLattice:
-    """The lattice of the cuts that some pipeline within the limits may use, with all segments between them that it may use.
+class CutFinder:
+    """Finds the cuts that pipelines within limits may use, for devices of one kind whose structure is known.
 
-    For devices of one kind, whose structure is known. Raises BudgetSpent.
+    most_replicas: of a stage. may_replicate_whole: whether a stage that holds all ops may have several.
     """
-    ((kind, _),) = problem.devices
-    structure = problem.structures[kind]
-    most_replicas = min(most_replicas, MOST_REPLICAS)
-    within = GrowthLimits(most_ns=limits.most_ns, devices=limits.devices[0], most_replicas=most_replicas)
-    found = _FoundCuts(problem.n_ops)
-    growth = StageGrowth(problem, structure, within)
-    parts = [_extended(problem, growth, found, used, budget) for used in range(within.devices)]
-    stages = _Stages(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    sets, stages = _numbered(found, _without_dead_ends(found, stages, within.devices))
-    return CutLattice(
-        problem, sets, most_replicas, may_replicate_whole, cut_reachability([structure], sets), _segments(stages)
-    )
+
+    def __init__(self, problem: Problem, *, most_replicas: int, may_replicate_whole: bool) -> None:
+        self.problem = problem
+        self.most_replicas, self.may_replicate_whole = min(most_replicas, MOST_REPLICAS), may_replicate_whole
+        ((kind, _),) = problem.devices
+        self._table = BlockTable(problem, problem.structures[kind])
+
+    def lattice(self, limits: PipelineLimits, budget: Budget) -> CutLattice:
+        """The cuts that some pipeline within the limits may use, with all segments between them that it may use.
+
+        Raises BudgetSpent.
+        """
+        (devices,) = limits.devices
+        within = GrowthLimits(most_ns=limits.most_ns, devices=devices, most_replicas=self.most_replicas)
+        found, growth = _FoundCuts(self.problem.n_ops), StageGrowth(self._table, within)
+        parts = [_extended(self.problem, growth, found, used, budget) for used in range(devices)]
+        stages = _Stages(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        sets, stages = _numbered(found, _without_dead_ends(found, stages, devices))
+        reachability = cut_reachability([self._table.structure], sets)
+        return CutLattice(
+            self.problem, sets, self.most_replicas, self.may_replicate_whole, reachability, _segments(stages)
+        )
 
 
 @dataclass
@@ -113,22 +122,23 @@ class _FoundCuts:
             self.used[end] = min(self.used[end], self.used[start] + replicas)
 
     def sets(self, numbers: IndexArray) -> DownSets:
-        """These cuts, which contain only cuts before them."""
-        return DownSets(np.array([self.words[number] for number in numbers.tolist()], np.uint64), self.n_ops)
+        """These cuts, as rows in this order."""
+        words = [self.words[number] for number in numbers.tolist()]
+        return DownSets(np.array(words, np.uint64).reshape(len(words), word_count(self.n_ops)), self.n_ops)
 
-    def sizes(self) -> IntArray:
-        """How many ops stand before each cut."""
-        words = np.array(self.words).reshape(len(self.words), word_count(self.n_ops))
-        return DownSets(words, self.n_ops).total([1] * self.n_ops)
+    def ranked(self, numbers: IndexArray) -> tuple[IndexArray, IndexArray]:
+        """These cuts with subsets before supersets; and for each cut that there is its place among them."""
+        sizes = self.sets(numbers).total([1] * self.n_ops)
+        ranked = numbers[np.argsort(sizes, kind="stable")]
+        place = np.zeros(len(self.words), np.intp)
+        place[ranked] = np.arange(len(ranked))
+        return ranked, place
 
 
 def _extended(problem: Problem, growth: StageGrowth, found: _FoundCuts, used: int, budget: Budget) -> _Stages:
     """The stages from all cuts that this number of devices gets to. Their ends are found, too."""
     starts = found.with_devices(used)
-    words = np.array([found.words[number] for number in starts.tolist()], np.uint64).reshape(
-        len(starts), word_count(problem.n_ops)
-    )
-    grown = growth.grown(words, np.full(len(starts), used), budget)
+    grown = growth.grown(found.sets(starts).words, np.full(len(starts), used), budget)
     stages = _costed(problem, found, starts[grown.start], found.numbers_of(grown.ends), budget)
     limits = growth.limits
     replicas = np.maximum(1, -(-stages.time_ns // limits.most_ns))
@@ -141,10 +151,7 @@ def _extended(problem: Problem, growth: StageGrowth, found: _FoundCuts, used: in
 def _costed(problem: Problem, found: _FoundCuts, start: IndexArray, end: IndexArray, budget: Budget) -> _Stages:
     """The segments between these pairs of cuts that may stand, with their exact costs. Replicas are left at 1."""
     budget.spend(len(start))
-    numbers = np.union1d(start, end)
-    ranked = numbers[np.argsort(found.sizes()[numbers], kind="stable")]  # subsets before supersets
-    row = np.zeros(len(found.words), np.intp)
-    row[ranked] = np.arange(len(ranked))
+    ranked, row = found.ranked(np.union1d(start, end))
     order = np.argsort(row[start], kind="stable")
     start, end = start[order], end[order]
     if not len(start):
@@ -172,9 +179,7 @@ def _without_dead_ends(found: _FoundCuts, stages: _Stages, devices: int) -> _Sta
 def _numbered(found: _FoundCuts, stages: _Stages) -> tuple[DownSets, _Stages]:
     """The cuts of these stages, subsets first, and the stages between them by the new numbers."""
     numbers = np.union1d(np.array([0, 1]), np.concatenate([stages.start, stages.end]))
-    ranked = numbers[np.argsort(found.sizes()[numbers], kind="stable")]
-    row = np.zeros(len(found.words), np.intp)
-    row[ranked] = np.arange(len(ranked))
+    ranked, row = found.ranked(numbers)
     return found.sets(ranked), stages._replace(start=row[stages.start], end=row[stages.end])
 
 

@@ -9,6 +9,7 @@ bisection over whole ns, by which plans are compared, answers it.
 from __future__ import annotations
 
 import heapq
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ from balancer.solve.periods import MOST_REPLICAS, longest_ns
 from balancer.solve.problem import Ended, PipelineSpec, Solution, evaluate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from balancer.solve.downset_dp import CutLattice
     from balancer.solve.latency_dp import LatencyResult, LowestLatency
     from balancer.solve.problem import Problem, SolverOptions, Value
@@ -69,32 +72,38 @@ def search_shortest(problem: Problem, options: SolverOptions, work: PathWork = D
     if search.out_of_reach():
         search.complete = True
         return search
-    search.run(DownSets.of(prefixes(file_order(problem)), problem.n_ops))
-    if search.best is not None and search.most_stages() == 1:
-        search.complete = not search.stopped  # one segment of all ops lies between cuts of every order
-    if search.stopped or search.complete:
-        return search
-    sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
-    if sets is None:
-        search.too_many = True
-        search.statistics["down_sets_left_out"] = 1
-    else:
-        search.run(sets)
-        search.statistics["down_sets"] = len(sets)
-        search.complete = not search.stopped
+    with search.keeping_best():
+        search.run(DownSets.of(prefixes(file_order(problem)), problem.n_ops))
+        if search.best is not None and search.most_stages() == 1:
+            search.complete = not search.stopped  # one segment of all ops lies between cuts of every order
+        if search.stopped or search.complete:
+            return search
+        sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
+        if sets is None:
+            search.too_many = True
+            search.statistics["down_sets_left_out"] = 1
+        else:
+            search.run(sets)
+            search.statistics["down_sets"] = len(sets)
+            search.complete = not search.stopped
     search.statistics["pairs"] = budget.spent
     return search
 
 
 def quickest_in_order(
     problem: Problem, options: SolverOptions, work: PathWork = DEFAULT_PATH_WORK
-) -> list[PipelineSpec]:
-    """The best pipeline by latency and rate among intervals of the execution order, in a list; empty where none keeps
-    the constraints.
+) -> Iterator[PipelineSpec]:
+    """The best pipeline by latency and rate among intervals of the execution order; none where none keeps the
+    constraints.
+
+    Raises KeyboardInterrupt on Ctrl-C, after the best so far.
     """
     search = LatencyRateSearch(problem, options, Budget(work.pairs, options.seconds))
     search.run(DownSets.of(prefixes(file_order(problem)), problem.n_ops))
-    return [search.best] if search.best else []
+    if search.best:
+        yield search.best
+    if search.ended is Ended.INTERRUPTED:
+        raise KeyboardInterrupt
 
 
 class LatencyRateSearch:
@@ -127,11 +136,18 @@ class LatencyRateSearch:
         """Search among these cuts, to the end if limits allow."""
         if self.out_of_reach():
             return
-        lattice = cut_lattice(self.problem, sets, most_replicas=self.most_replicas, may_replicate_whole=True)
+        with self.keeping_best():
+            lattice = cut_lattice(self.problem, sets, most_replicas=self.most_replicas, may_replicate_whole=True)
+            try:
+                self._search(lattice)
+            except BudgetSpent:
+                self._note_stop(Ended.LIMIT_REACHED)
+
+    @contextmanager
+    def keeping_best(self) -> Iterator[None]:
+        """Ctrl-C in here ends the search, and is passed on only where no pipeline is known."""
         try:
-            self._search(lattice)
-        except BudgetSpent:
-            self._note_stop(Ended.LIMIT_REACHED)
+            yield
         except KeyboardInterrupt:
             if self.best is None:
                 raise

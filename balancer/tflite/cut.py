@@ -8,7 +8,8 @@ tensors     those that its ops name, with name, type, quantisation and sparsity;
             whose name is empty or not unique in the model gets the suffix `_t<index>`, since runners match tensors by
             name.
 buffers     the empty buffer 0, and the constants of its tensors, each once; tensors that share one go on sharing it.
-            Variable tensors (state) keep their empty buffer.
+            Variable tensors (state) keep their empty buffer. All stand in the flatbuffer, also those that stand outside
+            it in the model's file.
 the rest    `min_runtime_version`, description, subgraph name. Signatures and other metadata describe the interface of
             the whole model: a segment has them only if it has just that interface.
 """
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from balancer.errors import ModelError
 from balancer.graph import Graph, Interface
-from balancer.ground.opsets import OpSet, members
+from balancer.ground.opsets import OpSet, members, op_text
 from balancer.tflite import flatbuffer
 from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import IDENTIFIER
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from balancer.tflite.model import Model
 
 _ALWAYS_KEPT = "min_runtime_version"
+_MOST_BYTES = 1 << 31  # offsets in a flatbuffer have 32 bits, one of them for the sign
 _BYTES_PER_TABLE = 512  # a generous estimate, only to size the first allocation
 _NAMED_BY_OPS = ("inputs", "outputs", "intermediates")
 
@@ -54,22 +57,45 @@ class Cutter:
         """The file of the segment that holds these ops. See `cut_segment`."""
         return cut_segment(self._read, ops, names or {})
 
+    def inline(self) -> bytes | None:
+        """The whole model with all constants and options in the flatbuffer; None if the model's file is such a file.
+
+        For readers that do not know of bytes outside it, the Edge TPU compiler above all.
+        Raises ModelError if that would be larger than 2 GiB.
+        """
+        model = self._read.model
+        return None if model.is_inline else _encoded(model.root, model.where)
+
 
 def cut_segment(read: ReadModel, ops: OpSet, names: Mapping[int, str]) -> bytes:
     """The .tflite file of the segment that holds these ops.
 
     names: of boundary tensors, by tensor, where they differ from the model's.
 
-    Raises ValueError if the set is empty or holds nothing but folded ops.
+    Raises ValueError if the set is empty or holds nothing but folded ops, and ModelError if the file would be larger than
+    2 GiB.
     """
     kept = [i for i in members(ops) if not read.graph.ops[i].folded]
     if not kept:
         raise ValueError("a segment needs at least one op that computes more than shapes")
     root = _segment_tables(read, kept, read.graph.interface(ops), names)
+    return _encoded(root, f"{read.model.where}: the segment of ops {op_text(ops)}")
+
+
+def _encoded(root: Table, where: str) -> bytes:
+    """The file. where: what messages call it. Raises ModelError if it would be larger than 2 GiB."""
     (subgraph,) = root["subgraphs"]
     tables = len(root["buffers"]) + len(subgraph["tensors"]) + len(subgraph["operators"])
-    size_hint = sum(len(b["data"]) for b in root["buffers"]) + _BYTES_PER_TABLE * tables
-    return flatbuffer.encode(root, identifier=IDENTIFIER, size_hint=size_hint)
+    # Buffers of one place in the model's file are one table, which is written once.
+    constants = [b["data"] for b in {id(b): b for b in root["buffers"]}.values()]
+    constant_bytes = sum(map(len, constants)) + sum(len(o["custom_options"]) for o in subgraph["operators"])
+    try:
+        if constant_bytes >= _MOST_BYTES:  # before memory is taken
+            raise OverflowError("constants larger than 2 GiB")
+        return flatbuffer.encode(root, identifier=IDENTIFIER, size_hint=constant_bytes + _BYTES_PER_TABLE * tables)
+    except OverflowError as error:
+        what = f"would be larger than 2 GiB ({constant_bytes} bytes of constants), which no flatbuffer can be"
+        raise ModelError(what, where, "cut the model into more segments") from error
 
 
 class _SegmentBuffers:

@@ -2,7 +2,8 @@
 
 `flatbuffer` checks that offsets and lengths lie inside the file. This module checks what the tables then say to each
 other: that each tensor, buffer and operator code that is referred to exists, that constants have the size of their
-shape, and that each tensor is computed once, before it is read.
+shape, and that each tensor is computed once, before it is read. Bytes that stand behind the flatbuffer are put into
+their tables first (`outside`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING
 from balancer.errors import ModelError
 from balancer.tflite import flatbuffer
 from balancer.tflite.model import IDENTIFIER, MOST_TENSOR_BYTES, Model, byte_size, element_bits
+from balancer.tflite.outside import inlined
 from balancer.tflite.schema import schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from balancer.tflite.flatbuffer import Table
 
@@ -30,9 +32,14 @@ def decode_root(data: bytes, where: str) -> Table:
 
     Raises ModelError if the bytes are not a TFLite file, or a truncated or corrupt one.
     """
+    return _measured_root(data, where)[0]
+
+
+def _measured_root(data: bytes, where: str) -> tuple[Table, int]:
+    """The root table, and where the flatbuffer ends."""
     if len(data) < 8 or data[4:8] != IDENTIFIER:
         raise ModelError(f"not a TFLite file (no '{IDENTIFIER.decode()}' at byte 4)", where, "give a .tflite model")
-    return flatbuffer.decode(data, root="Model", where=where)
+    return flatbuffer.decode_measured(data, root="Model", where=where)
 
 
 def decode_model(data: bytes, where: str) -> Model:
@@ -41,7 +48,9 @@ def decode_model(data: bytes, where: str) -> Model:
     Raises ModelError as `decode_root` does, and if the file does not have exactly one subgraph, if its tables
     contradict each other, or if it relies on other files.
     """
-    root = decode_root(data, where)
+    measured, end = _measured_root(data, where)
+    read = inlined(measured, data, end, where)
+    root = read.root
     subgraphs: list[Table] = root["subgraphs"]
     if len(subgraphs) != 1:
         what = f"{len(subgraphs)} subgraphs, where one is expected"
@@ -54,8 +63,10 @@ def decode_model(data: bytes, where: str) -> Model:
         operators=list(subgraphs[0]["operators"]),
         buffers=list(root["buffers"]),
         codes=list(root["operator_codes"]),
+        is_inline=not read.is_changed,
     )
     _check_indices(model)
+    _check_sizes(model, read.sizes)
     _check_order(model)
     return model
 
@@ -70,7 +81,6 @@ def _check_indices(model: Model) -> None:
         raise _contradiction(model, "no buffers", "model")
     if len(model.operators) > MOST_OPS:
         raise ModelError(f"{len(model.operators)} ops", model.where, f"give a model of at most {MOST_OPS} ops")
-    _check_external(model)
     for i, tensor in enumerate(model.tensors):
         _check_tensor(model, i, tensor)
     for i, operator in enumerate(model.operators):
@@ -87,14 +97,17 @@ def _check_indices(model: Model) -> None:
         raise _contradiction(model, "the model has no ops", "subgraph")
 
 
-def _check_external(model: Model) -> None:
-    """Raises ModelError for constants behind the flatbuffer's end or in other files, as files above 2 GiB have them."""
-    for i, buffer in enumerate(model.buffers):
-        # TFLite's schema.fbs: an offset is "only valid if > 1"; writers put 1 there before they know the value.
-        if buffer["offset"] > 1 or buffer["size"] > 1:
-            raise _contradiction(model, "its bytes lie outside the flatbuffer, which is not supported", f"buffer {i}")
-    if model.root["external_buffers"] or model.root["external_buffer_groups"]:
-        raise _contradiction(model, "its constants lie in other files, which is not supported", "model")
+def _check_sizes(model: Model, sizes: Mapping[int, int]) -> None:
+    """Raises ModelError if a constant outside the flatbuffer is empty and its tensor is not.
+
+    Inside, an empty buffer is that of an activation. sizes: bytes of the buffers that stood outside.
+    """
+    for i, tensor in enumerate(model.tensors):
+        if sizes.get(tensor["buffer"]) == 0 and 0 not in tensor["shape"] and element_bits(model.type_of(tensor)):
+            what = (
+                f"shape {[int(d) for d in tensor['shape']]} has elements, its buffer outside the flatbuffer has 0 bytes"
+            )
+            raise _contradiction(model, what, f"tensor {i} '{tensor['name']}'")
 
 
 def _check_tensors_exist(model: Model, indices: Iterable[int], lowest: int, place: str) -> None:
@@ -129,8 +142,6 @@ def _check_operator(model: Model, i: int, operator: Table) -> None:
     if operator["opcode_index"] >= len(model.codes):
         raise _contradiction(model, f"operator code {operator['opcode_index']} does not exist", f"op {i}")
     place = f"op {i} {model.type_name(operator)}"
-    if operator["large_custom_options_offset"] > 1 or operator["large_custom_options_size"] > 1:
-        raise _contradiction(model, "its options lie outside the flatbuffer, which is not supported", place)
     _check_tensors_exist(model, operator["inputs"], -1, place)
     _check_tensors_exist(model, operator["intermediates"], -1, place)
     _check_tensors_exist(model, operator["outputs"], 0, place)

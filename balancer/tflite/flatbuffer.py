@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import flatbuffers
 import numpy as np
 from flatbuffers import number_types
+from flatbuffers.builder import BuilderSizeError
 
 from balancer.errors import ModelError
 from balancer.tflite.schema import Field, schema
@@ -82,8 +83,13 @@ def decode(data: bytes, *, root: str, where: str) -> Table:
 
     Raises ModelError if the bytes are truncated or corrupt, or hold a field or table that the schema does not know.
     """
+    return decode_measured(data, root=root, where=where)[0]
+
+
+def decode_measured(data: bytes, *, root: str, where: str) -> tuple[Table, int]:
+    """The same, with where the flatbuffer ends: behind the last byte of any table or vector. More bytes may follow."""
     decoder = _Decoder(data, where, parts_left=len(data) // 4 + _SPARE, numbers_left=len(data) + _SPARE)
-    return decoder.table_at(decoder.target(0), root)
+    return decoder.table_at(decoder.target(0), root), decoder.end
 
 
 @dataclass(slots=True)
@@ -100,6 +106,7 @@ class _Decoder:
     where: str
     parts_left: int
     numbers_left: int
+    end: int = 0  # of what was walked so far
     tables: dict[tuple[int, str], Table] = field(default_factory=dict)
 
     def target(self, at: int) -> int:
@@ -166,6 +173,7 @@ class _Decoder:
         count = int(self._number("u4", start))
         if start + 4 + count * width > len(self.data):
             raise self._corrupt("a vector beyond the end", at)
+        self.end = max(self.end, start + 4 + count * width)
         return start + 4, count
 
     def _decode_table(self, pos: int, name: str) -> Table:
@@ -193,6 +201,7 @@ class _Decoder:
         size, length = int(self._number("u2", vtable)), int(self._number("u2", vtable + 2))
         if size < 4 or size % 2 or vtable + size > len(self.data) or length < 4 or pos + length > len(self.data):
             raise self._corrupt("a table without a valid layout", pos)
+        self.end = max(self.end, vtable + size, pos + length)
         return struct.unpack_from(f"<{size // 2 - 2}H", self.data, vtable + 4), length
 
     def _number(self, code: str, offset: int) -> Any:
@@ -233,12 +242,17 @@ def encode(root: Table, *, identifier: bytes, size_hint: int) -> bytes:
 
     identifier: four bytes that name the file's format. size_hint: about how many bytes the file will have; a good one
     saves copies while the file grows.
+
+    Raises OverflowError if the file would be larger than 2 GiB, which no flatbuffer can be.
     """
-    builder = flatbuffers.Builder(size_hint)
+    builder = flatbuffers.Builder(min(size_hint, flatbuffers.Builder.MAX_BUFFER_SIZE))
     # The library leaves fields out that equal the default it is given. That would change tables we only hand through.
     builder.ForceDefaults(forceDefaults=True)
     encoder = _Encoder(builder)
-    builder.Finish(encoder.table(root), file_identifier=identifier)
+    try:
+        builder.Finish(encoder.table(root), file_identifier=identifier)
+    except BuilderSizeError as error:
+        raise OverflowError("a flatbuffer larger than 2 GiB") from error
     return bytes(memoryview(builder.Bytes)[builder.Head() :])
 
 

@@ -41,7 +41,7 @@ class Model:
     """The tables of a file with one subgraph.
 
     where: the file's name, for messages. root: the file's root table; the others are parts of it. codes: which op types
-    and versions the ops have.
+    and versions the ops have. is_inline: whether the file itself has all constants in its flatbuffer; the tables do.
     """
 
     where: str
@@ -51,6 +51,7 @@ class Model:
     operators: Sequence[Table]
     buffers: Sequence[Table]
     codes: Sequence[Table]
+    is_inline: bool = True
 
     def type_name(self, operator: Table) -> str:
         """'CONV_2D'; 'CUSTOM:<its name>' for a custom op; 'BUILTIN_<number>' for an op newer than our schema."""

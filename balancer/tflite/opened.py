@@ -48,6 +48,14 @@ class OpenedModel:
         return _reopened, (self.data, self.path, self.name)
 
     @cached_property
+    def inline(self) -> bytes:
+        """The model with all constants in its flatbuffer: `data` itself wherever that is so, else a copy.
+
+        Raises ModelError if a copy would be larger than 2 GiB.
+        """
+        return self.cutter.inline() or self.data
+
+    @cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
 

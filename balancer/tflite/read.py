@@ -23,7 +23,9 @@ from balancer.tflite.shapes import ModelShapes, propagate_shapes
 if TYPE_CHECKING:
     from balancer.graph import Graph
 
-_MOST_FILE_BYTES = (1 << 31) - 1  # offsets in a flatbuffer have 32 bits, one of them for the sign
+# Offsets in a flatbuffer have 32 bits, one of them for the sign. Constants behind it could make a file larger, but then
+# no segment that holds them could be written.
+_MOST_FILE_BYTES = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,14 +50,14 @@ def load_graph(model: str | Path | bytes) -> Graph:
 
 
 def read_model_bytes(path: Path) -> bytes:
-    """The file's bytes. Raises ModelError if it cannot be read, or is larger than a flatbuffer can be."""
+    """The file's bytes. Raises ModelError if it cannot be read, or is larger than 2 GiB."""
     try:
         status = path.stat()
         # Reading a pipe or a device may never end; a directory fails below, with the system's own reason.
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise ModelError("is not a file", str(path), "give a .tflite model")
         if status.st_size > _MOST_FILE_BYTES:
-            raise ModelError("larger than 2 GiB, which no flatbuffer can be", str(path), "give a .tflite model")
+            raise ModelError("larger than 2 GiB", str(path), "give a smaller .tflite model")
         return path.read_bytes()
     except OSError as error:
         reason = error.strerror or str(error)
