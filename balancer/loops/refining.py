@@ -218,9 +218,12 @@ class _Refinement:
 
     def _next_after_refusals(self, rounds_left: int) -> Solution:
         try:
-            return next_to_compile(self.known, self.n_tpus, self.options, rounds_left)
+            solution = next_to_compile(self.known, self.n_tpus, self.options, rounds_left)
         except InfeasibleError as error:
             raise no_other_plan(self.costed, self.n_tpus, self.rounds[-1].refused) from error
+        if solution.ended is Ended.INTERRUPTED:
+            raise KeyboardInterrupt
+        return solution
 
     def _refuse(self, compilation: Compilation) -> tuple[RefusedSegment, ...]:
         """Take note of a round whose plan was not compiled. Returns the failures that are no refusals."""
