@@ -70,6 +70,10 @@ def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: 
 
 
 def _solve(costed: CostedModel, problem: Problem, options: Options) -> Solution:
+    if costed.forbidden and options.solver == "auto" and not options.constraints:
+        # The structure of the cost knows nothing of what is forbidden. So its bounds are far below the best plan, and the
+        # search that lists what lies between takes minutes on large graphs. This one samples these.
+        options = replace(options, solver="downset")
     if costed.state != KEPT:
         return solve_checked(problem, options.for_solver)
     # A stage that holds state needs all items in their order (see `plan.state`). The whole plan is restricted, although
