@@ -153,12 +153,16 @@ class Graph:
         depends on no mapped one runs on the CPU before the Edge TPU starts, and keeps no other op off the chip.
         """
         unmapped = ops & ~mapped & ~self.folded
-        inside = ops & mapped
-        # Mapped ops outside the segment do not count: their results enter like any boundary tensor.
-        ending = op_set(u for u in members(unmapped) if self.ancestors[u] & inside)
+        ending = self.ending(ops, mapped)
         if not ending:
             return unmapped
-        return unmapped | op_set(i for i in members(inside) if self.ancestors[i] & ending)
+        return unmapped | op_set(i for i in members(ops & mapped) if self.ancestors[i] & ending)
+
+    def ending(self, ops: OpSet, mapped: OpSet) -> OpSet:
+        """The unmapped ops of a segment that depend on a mapped one of it: they end the Edge TPU's part."""
+        # Mapped ops outside the segment do not count: their results enter like any boundary tensor.
+        inside = ops & mapped
+        return op_set(u for u in members(ops & ~mapped & ~self.folded) if self.ancestors[u] & inside)
 
     @cached_property
     def all_ops(self) -> OpSet:

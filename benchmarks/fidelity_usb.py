@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import statistics
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from detectors import mobilenet_v1, yolov5, yolov8
+from detectors import efficientdet_lite, mobilenet_v1, yolo11, yolov5, yolov8
 
 from balancer.cost.hardware import Hardware, load_hardware
 from balancer.cost.segment import SegmentCosts
@@ -29,7 +30,7 @@ from balancer.ground.opsets import OpSet, op_set
 from balancer.tflite.read import load_graph, read_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sampling import Sample
@@ -69,6 +70,8 @@ _WITHOUT: dict[tuple[str, str], dict[str, int]] = {
 _NETWORK_COLUMNS = {"model", "host", "ms_per_inference"}
 _DETECTOR_COLUMNS = {"source", "model", "input_px", "host", "link", "clock", "ms"}
 _FEW_CLASSES = 4
+_YOLO_NAME = re.compile(r"yolo(v5|v8|11)([nsml])")
+_LITE_NAME = re.compile(r"efficientdet[-_]?lite([0-4])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,17 @@ def read_table(path: Path, columns: set[str]) -> list[dict[str, str]]:
     if not rows or not columns <= set(rows[0]):
         raise MeasurementError(f"has no columns {', '.join(sorted(columns))}", str(path), "give such a file")
     return rows
+
+
+def number(record: Mapping[str, str], column: str, path: Path) -> float:
+    """A cell as a number above 0. Raises MeasurementError for another text."""
+    try:
+        value = float(record[column])
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise MeasurementError(f"column {column} holds '{record[column]}'", str(path), "give a number above 0")
+    return value
 
 
 def integer_ops(graph: Graph) -> OpSet:
@@ -168,7 +182,7 @@ def network_rows(path: Path, folder: Path) -> list[Row]:
                 Row(
                     _KERAS_SOURCE, f"{record['model']:18} {record['host']:15}", _KERAS, record["host"],
                     stage_ms(graph, hardware), stage_ms(graph, without(_KERAS_SOURCE, hardware)), values_of(graph),
-                    float(record["ms_per_inference"]),
+                    number(record, "ms_per_inference", path),
                 )
             )  # fmt: skip
     return rows
@@ -176,12 +190,21 @@ def network_rows(path: Path, folder: Path) -> list[Row]:
 
 @cache
 def detector(name: str, size: int, classes: int) -> Graph | None:
-    """A YOLO by its name, as exported in the years of the published rows; None for another model."""
-    family, variant = name[:-1], name[-1:]
-    if variant not in "nsml" or family not in ("yolov5", "yolov8"):
+    """A detector by its name, as exported in the years of the published rows; None for another model."""
+    yolo, lite = _YOLO_NAME.fullmatch(name), _LITE_NAME.fullmatch(name)
+    if lite:
+        data = efficientdet_lite(int(lite[1]), size=size)
+    elif yolo is None:
         return None
-    made = yolov5(variant, size, classes=classes, release="5.0") if family == "yolov5" else None
-    return read_graph(made or yolov8(variant, size, classes=classes, release="8.0"), name=name)
+    elif yolo[1] == "v5":
+        data = yolov5(yolo[2], size, classes=classes, release="5.0")
+    else:
+        data = (
+            yolo11(yolo[2], size, classes=classes)
+            if yolo[1] == "11"
+            else yolov8(yolo[2], size, classes=classes, release="8.0")
+        )
+    return read_graph(data, name=name)
 
 
 def detector_hardware(host: str, link: str, clock: str) -> Hardware:
@@ -197,7 +220,7 @@ def detector_rows(path: Path) -> list[Row]:
     rows = []
     for record in read_table(path, _DETECTOR_COLUMNS):
         classes = _FEW_CLASSES if "few classes" in record["source"] else 80
-        graph = detector(record["model"], int(record["input_px"]), classes)
+        graph = detector(record["model"], round(number(record, "input_px", path)), classes)
         if graph is not None:
             host, clock = record["host"], record["clock"]
             label = f"{record['model']} {record['input_px']} {host} {record['link']}:{clock}"
@@ -205,7 +228,7 @@ def detector_rows(path: Path) -> list[Row]:
             rows.append(
                 Row(
                     source, f"{label:42}", _YOLO, host, stage_ms(graph, hardware),
-                    stage_ms(graph, without(source, hardware)), values_of(graph), float(record["ms"]),
+                    stage_ms(graph, without(source, hardware)), values_of(graph), number(record, "ms", path),
                 )
             )  # fmt: skip
     return rows

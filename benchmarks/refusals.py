@@ -1,6 +1,6 @@
 """Whether the loop of solving and compiling ends with all segments compiled, where the compiler refuses large activations.
 
-    python benchmarks/refusals.py [FILES ...] [-n 2,3,4] [--limits 3] [--rounds 4] [--json FILE]
+    python benchmarks/refusals.py [FILES ...] [--pixels 320,640] [-n 2,3,4] [--limits 3] [--rounds 4] [--json FILE]
 
 The compiler is the stand-in of the tests (`tests/edgetpu_compiler.py`). It refuses models whose activations are larger than
 a limit, by one of two measures: what is live in a tile at once, or all bytes. Limits lie between the least that cuts of the
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from balancer.plan import Plan
     from balancer.planning.costed_model import CostedModel
 
-PIXELS = (320, 640)  # of YOLOv8n, if no files are given
 OPTION = {Measure.MOST_LIVE: "most_live_bytes", Measure.IN_TOTAL: "most_bytes"}
 ROW = "{:16} {:>2} {:>9} {:>9} {:>6} {:>6} {:>7} {:>13} {:>8} {:>6}"
 HEADINGS = ("model", "N", "measure", "limit", "exists", "rounds", "refused", "ends", "per s", "s")
@@ -117,13 +116,15 @@ def limits_to_try(least: int, whole: int, count: int) -> list[int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = measuring_parser(__doc__)
-    add_files(parser, f"YOLOv8n at {' and '.join(map(str, PIXELS))} px")
+    add_files(parser, "YOLOv8n")
+    parser.add_argument("--pixels", default="320,640", help="sides of YOLOv8n's input (default: 320,640)")
     parser.add_argument("-n", default="2,3,4", help="numbers of TPUs (default: 2,3,4)")
     parser.add_argument("--limits", type=int, default=3, help="limits that can be kept, for each case (default: 3)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"most rounds of a case (default: {ROUNDS})")
     arguments = parser.parse_args(argv)
     files = existing(parser, arguments.files, []) if arguments.files else []
-    named = {path.stem: path.read_bytes() for path in files} or {f"yolov8n_{px}": yolov8("n", px) for px in PIXELS}
+    sides = [int(side) for side in arguments.pixels.split(",")]
+    named = {path.stem: path.read_bytes() for path in files} or {f"yolov8n_{px}": yolov8("n", px) for px in sides}
     print(ROW.format(*HEADINGS))
     counts = [int(n) for n in arguments.n.split(",")]
     with recorded("refusals", arguments) as samples:

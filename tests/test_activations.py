@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,9 +62,11 @@ def needed(graph: Graph, costs: SegmentCosts, ops: set[int], op: int) -> int:
     return sum(size[t] for t in live_at(graph, costs, ops, op)) + int(activations.beside_bytes[op])
 
 
-@given(graphs(), st.sampled_from([SMALL, TIGHT]))
-def test_live_tensors_and_levels_are_what_the_words_say(graph: Graph, hardware: Any) -> None:
-    costs = SegmentCosts(graph, hardware)
+@given(graphs(), st.sampled_from([SMALL, TIGHT]), st.booleans())
+def test_live_tensors_and_levels_are_what_the_words_say(graph: Graph, hardware: Any, moving: bool) -> None:
+    if moving:
+        graph = replace(graph, ops=tuple(replace(op, type="RESHAPE") if op.unmapped else op for op in graph.ops))
+    costs, before = SegmentCosts(graph, hardware), depends(graph)
     sets = down_sets(graph)
     pairs = nested_pairs(sets)
     enough = hardware.chip.narrow_bytes // 16 * 93 // 100
@@ -72,9 +75,11 @@ def test_live_tensors_and_levels_are_what_the_words_say(graph: Graph, hardware: 
         ops = sets[b] & ~sets[a]
         chip = ops & costs.mapped & ~costs.on_cpu(ops)
         needs = {i: needed(graph, costs, set(members(ops)), i) for i in members(chip)}
+        mapped = set(members(ops & costs.mapped))
+        left_out = moving and any(before[i] & mapped for i in members(ops & costs.unmapped))
         judged = costs.judgement(ops)
         assert LEVELS[levels[k]] is judged.level
-        assert (judged.level is Compilable.SURELY) == all(n <= enough for n in needs.values())
+        assert (judged.level is Compilable.SURELY) == (all(n <= enough for n in needs.values()) and not left_out)
         assert judged.tile_bytes == max(needs.values(), default=0)
         assert (judged.tensor is None) == (judged.level is Compilable.SURELY)
         assert costs.activation_bytes(ops) <= hardware.chip.narrow_bytes // 16

@@ -13,6 +13,7 @@ from tests import handmade
 from tests.outside import moved_out
 
 ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = 7
 NAME = "litert-torch 0.10, ai-edge-quantizer 0.10"
 
 
@@ -78,5 +79,5 @@ def test_a_python_that_is_not_there_is_named(tmp_path: Path, converters: Any) ->
 def test_the_page_shows_every_converter_with_every_network(converters: Any) -> None:
     rows = _cells((ROOT / "docs" / "converters.md").read_text(encoding="utf-8"))
     tried = [[c.name, f"{n.name}, {n.pixels} px"] for c in converters.CONVERTERS for n in c.networks]
-    assert [row[:2] for row in rows] == tried
+    assert [row[:2] for row in rows if len(row) == COLUMNS] == tried
     assert all(script.is_file() for script in {converters.SCRIPTS / c.script for c in converters.CONVERTERS})

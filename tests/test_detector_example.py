@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = Path(detect.__file__)
 ZOO_FILE = ZOO / "YOLOv8n_320_int8.tflite"
+LITERT = MODELS / "litert" / "YOLOv8n_320_litert_int8.tflite"
 SIDES = st.integers(1, 60)
 # Random weights: many boxes are as likely as each other.
 WANTED = detect.Wanted(score=0.05, overlap=0.5)
@@ -319,6 +320,24 @@ def test_the_boxes_are_those_of_the_whole_model(
             assert np.array_equal(one.boxes, other.boxes)
             assert np.array_equal(one.scores, other.scores)
             assert np.array_equal(one.classes, other.classes)
+
+
+@pytest.mark.shared
+def test_a_model_with_floats_at_its_ends_and_colours_first_gives_the_boxes_of_the_whole_model(
+    frames: list[Any],
+) -> None:
+    data, frame = LITERT.read_bytes(), frames[0]
+    plan = balancer.balance(data, 2, options=balancer.Options(stages=2, solver="chain"))
+    with balancer.Pipeline(plan, "sim") as pipeline:
+        (found,) = detect.detections(pipeline, [frame], WANTED)
+    whole, place = open_interpreter(data), yolo_boxes.letterbox_of(frame.shape, SIDE, SIDE)
+    levels = yolo_boxes.letterboxed(frame, place, SIDE, SIDE).astype(np.float32) / np.float32(255)
+    whole.run([np.ascontiguousarray(levels.transpose(2, 0, 1)[None])])
+    expected = yolo_boxes.decoded(whole.outputs()[0], (SIDE, SIDE), WANTED.score)
+    expected = detect.placed(yolo_boxes.suppressed(expected, WANTED.overlap), place)
+    assert len(found.scores) > 5
+    assert np.array_equal(found.boxes, expected.boxes)
+    assert np.array_equal(found.classes, expected.classes)
 
 
 @pytest.mark.shared

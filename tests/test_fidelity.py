@@ -115,3 +115,27 @@ def test_single_tpus_on_three_hosts_and_at_both_clocks_take_as_long_as_published
     assert len(means) == 2
     assert max(means) <= 12
     assert out.count("left out of the fit") == 4
+
+
+def test_tables_of_single_tpus_name_wrong_cells_and_skip_unknown_models(tmp_path: Path) -> None:
+    """Without a shared folder: detectors are made, and a MobileNet."""
+    detectors, networks, script = (
+        tmp_path / "detectors.csv",
+        tmp_path / "networks.csv",
+        ROOT / "benchmarks" / "fidelity.py",
+    )
+    head = "source,model,input_px,host,link,clock,ms\n"
+    detectors.write_text(f"{head}one,yolov8n,64,raspberry_pi_5,usb,std,5\ntwo,unknown,64,raspberry_pi_5,usb,std,5\n")
+    networks.write_text(
+        "model,host,ms_per_inference\nMobileNet,desktop,4.5\nMobileNet,mainframe,1\nUnknown,desktop,1\n"
+    )
+    out = _run("--detectors", detectors, "--usb", networks, "--models", tmp_path)
+    assert out.count("predicted") == 2
+    assert "left out of the fit: one" in out
+    for cell in ("many", "-1", "nan"):
+        detectors.write_text(f"{head}one,yolov8n,64,raspberry_pi_5,usb,std,{cell}\n")
+        done = subprocess.run(
+            [sys.executable, script, "--detectors", detectors], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert done.returncode != 0
+        assert done.stderr.strip() == f"{detectors}: column ms holds '{cell}'; give a number above 0"

@@ -30,6 +30,7 @@ KEYS = [
     "model",
     "hardware",
     "costs",
+    "refusals",
     "n_tpus",
     "held_to",
     "segments",

@@ -109,6 +109,15 @@ def test_what_is_not_computed_is_no_result(plan: Plan, processes: bool) -> None:
         assert pipeline.run(random_items(pipeline.interface.inputs, 3)) == [{}, {}, {}]
 
 
+def test_a_preset_with_another_clock_is_on_the_same_bus(plan: Plan) -> None:
+    count = plan.n_tpus
+    for name in ("usb:std", "usb2:max", "usb-pi5"):
+        usb = replace(plan, hardware=replace(plan.hardware, name=name))
+        assert costed_for_others(usb, [f"usb:{k}" for k in range(count)]) is None
+        said = costed_for_others(usb, [f"pci:{k}" for k in range(count)])
+        assert said == f"the plan's times are predicted for {name}; it runs on pci, which takes other times"
+
+
 @pytest.mark.parametrize("wrong", [{"outputs": "lvie"}, {"outputs": "recorded"}])
 def test_outputs_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="output"):

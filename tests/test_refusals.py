@@ -17,6 +17,7 @@ from balancer.cli.main import main
 from balancer.compiler import Refused
 from balancer.compiler.failures import About, failures_in
 from balancer.cost.activation_sizes import ActivationSizes, Measure, activation_size
+from balancer.cost.compilable import Compilable
 from balancer.cost.hardware import load_hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import BalancerError, CompilerError, InfeasibleError, PlanError
@@ -30,6 +31,7 @@ from balancer.planning.least_size import least_size
 from balancer.planning.solving import solve_costed_model
 from balancer.tflite import synth
 from balancer.tflite.cut import Cutter
+from balancer.tflite.flatbuffer import Table
 from tests import edgetpu_compiler, handmade
 
 if TYPE_CHECKING:
@@ -131,6 +133,30 @@ def test_a_refusal_for_an_unknown_reason_forbids_that_segment_alone() -> None:
     larger = forbidden_by(costs, [_refused(costs, ops)], [])
     assert larger.forbids(costs, interval_set(1, 5))
     assert not forbidden.forbids(costs, interval_set(1, 5))
+
+
+def _large_tables() -> bytes:
+    """Two tables of 400,000 rows are joined: 12.8 MB, more than all memory of the chip."""
+    b, shape = handmade.Builder(), (1, 400_000, 16)
+    inputs = [b.tensor(f"in_{k}", shape) for k in range(2)]
+    tables = [b.relu(t, f"table_{k}", shape=shape) for k, t in enumerate(inputs)]
+    joined = b.tensor("joined", (1, 400_000, 32))
+    b.op("CONCATENATION", tables, [joined], Table("ConcatenationOptions", {"axis": 2}))
+    return b.file(inputs, [b.relu(joined, "out", shape=(1, 400_000, 32))])
+
+
+def test_an_op_that_surely_does_not_compile_is_the_reason() -> None:
+    """Here no plan is left, and that is said after one round."""
+    costed = open_costed_model(_large_tables(), "pcie")
+    costs, whole = costed.costs, costed.graph.all_ops
+    assert costs.judgement(whole).level is Compilable.SURELY_NOT
+    forbidden = forbidden_by(costs, [_refused(costs, whole)], [])
+    assert forbidden.parts == (Part(0b100, 0b100),)
+    assert forbidden.forbids(costs, 0b1100)
+    assert not forbidden.forbids(costs, 0b11)
+    # What was compiled after all contradicts a small part: a larger one is the reason.
+    assert forbidden_by(costs, [_refused(costs, whole)], [0b100]).parts == (Part(0b111, 0b100),)
+    assert forbidden_by(costs, [_refused(costs, whole)], [0b111]).parts == (Part(whole, whole),)
 
 
 def _truth(data: bytes, ops: OpSet, measure: Measure) -> int:

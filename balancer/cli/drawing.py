@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from balancer.cli.drawing_models import left_on_cpu
 from balancer.ground.opsets import op_ranges
 from balancer.plan import STATE_WORDS, pycoral_obstacle
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from balancer.compiler.report import Report
-    from balancer.graph import Graph
     from balancer.learning.calibrating import Calibration
     from balancer.learning.refusals import RefusedSegment
     from balancer.loops.refining import RefineRound
@@ -114,7 +112,7 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     count = len(pipeline.stages)
     table = Listing(
         f"{times}{count} {'stage' if count == 1 else 'stages'}, predicted",
-        ("stage", "ops", "TPUs", "cached", "streamed", "instr.", "in", "out", "ms"),
+        ("stage", "ops", "TPUs", "cached", "streamed", "in", "out", "ms"),
     )
     for k, stage in enumerate(pipeline.stages):
         segment = plan.segment(stage.segment)
@@ -124,12 +122,13 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
             op_ranges(t for a in alike for t in a.stages[k].tpus),
             short_size(segment.predicted.cached_bytes),
             short_size(segment.predicted.streamed_bytes),
-            short_size(segment.predicted.instruction_bytes),
             short_size(sum(t.bytes for t in segment.inputs)),
             short_size(sum(t.bytes for t in segment.outputs)),
             milliseconds(segment.predicted.stage_ns),
         )
     table.print()
+    instructions = [plan.segment(stage.segment).predicted.instruction_bytes for stage in pipeline.stages]
+    print(f"instructions, sent with each inference: {', '.join(map(short_size, instructions))}")
     if count > 1:
         print(f"{'slowest stage' if _host_limits(plan) else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
 
@@ -282,23 +281,6 @@ def _percent(part: int, whole: int) -> str:
     return f"{-(-10_000 * part // max(1, whole)) / 100:.2f} %"
 
 
-def graph(graph: Graph) -> None:
-    """Print the model, op by op."""
-    document = graph_document(graph)
-    print(
-        f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, "
-        f"{size(document['instruction_bytes'])} of instructions (predicted),\n{graph.macs / 1e6:.1f} million MACs"
-    )
-    table = Listing("", ("op", "type", "parameters", "instr.", "MACs", "output", "mapped"))
-    for row in document["ops"]:
-        kept = "yes, on CPU" if row["on_cpu"] else "yes"
-        mapped = "folded" if row["folded"] else kept if row["mapped"] else f"no: {row['reason']}"
-        numbers = (row[k] for k in ("parameter_bytes", "instruction_bytes", "macs", "output_bytes"))
-        table.row(str(row["index"]), row["type"], *map(str, numbers), mapped)
-    table.print()
-    print(left_on_cpu(graph))
-
-
 def package(package: Package) -> None:
     """Print what a compiled file holds."""
     print(
@@ -339,46 +321,6 @@ def calibration(result: Calibration) -> None:
     table.print()
     before, after = 100 * result.error_before, 100 * result.error_after
     print(f"{result.rows} rows: mean absolute error {before:.2f} % before, {after:.2f} % after")
-
-
-def graph_document(graph: Graph) -> dict[str, Any]:
-    """The JSON document of a model. on_cpu: the op runs on the CPU if the model is one segment; instructions are those of the
-    other ops.
-    """
-    from balancer.cost.instructions import BASE_BYTES, instruction_bytes
-
-    tensors = graph.tensors
-    on_cpu = graph.on_cpu(graph.all_ops, graph.mapped)
-    on_chip = graph.mapped & ~on_cpu
-    instructions = [instruction_bytes(graph, op) if on_chip >> op.index & 1 else 0 for op in graph.ops]
-    return {
-        "name": graph.name,
-        "parameter_bytes": graph.parameter_bytes,
-        "instruction_bytes": BASE_BYTES + sum(instructions) if on_chip else 0,
-        "macs": graph.macs,
-        "inputs": [_tensor(graph, t) for t in graph.inputs],
-        "outputs": [_tensor(graph, t) for t in graph.outputs],
-        "ops": [
-            {
-                "index": op.index,
-                "type": op.type,
-                "parameter_bytes": op.parameter_bytes,
-                "instruction_bytes": instructions[op.index],
-                "macs": op.macs,
-                "output_bytes": sum(tensors[t].bytes for t in op.outputs),
-                "mapped": op.mapped,
-                "reason": op.unmapped,
-                "folded": op.folded,
-                "on_cpu": bool(on_cpu >> op.index & 1),
-            }
-            for op in graph.ops
-        ],
-    }
-
-
-def _tensor(graph: Graph, t: int) -> dict[str, Any]:
-    tensor = graph.tensors[t]
-    return {"tensor": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype, "bytes": tensor.bytes}
 
 
 @contextmanager

@@ -16,10 +16,9 @@ def compiling(plan: Plan) -> None:
     for segment in plan.segments:
         judged = segment.compiles
         if judged is not None and judged.tensor is not None:
-            print(f"compiles {judged.level}: {segment.name}, for its activations: {judged.tensor}")
-            print(
-                f"          and what is live beside it need {short_size(judged.tile_bytes)} of each tile's narrow memory"
-            )
+            need = short_size(judged.tile_bytes)
+            print(f"compiles {judged.level}: {segment.name}, whose activations need up to {need} of each tile,")
+            print(f"          because of {judged.tensor}")
     given_up = _given_up(plan)
     if given_up:
         print(f"given up for segments that compile more surely: {given_up}")

@@ -1,13 +1,71 @@
-"""What a model holds, in words."""
+"""What a model holds: a table of its ops, the same as a document, and what stays on the CPU."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from balancer.cli.drawing import Listing, size
 from balancer.ground.opsets import members
 
 if TYPE_CHECKING:
     from balancer.graph import Graph
+
+
+def graph(graph: Graph) -> None:
+    """Print the model, op by op."""
+    document = graph_document(graph)
+    print(
+        f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, "
+        f"{size(document['instruction_bytes'])} of instructions (predicted),\n{graph.macs / 1e6:.1f} million MACs"
+    )
+    table = Listing("", ("op", "type", "param.", "instr.", "MACs", "out", "mapped"))
+    for row in document["ops"]:
+        kept = "yes, on CPU" if row["on_cpu"] else "yes"
+        mapped = "folded" if row["folded"] else kept if row["mapped"] else f"no: {row['reason']}"
+        numbers = (row[k] for k in ("parameter_bytes", "instruction_bytes", "macs", "output_bytes"))
+        table.row(str(row["index"]), row["type"], *map(str, numbers), mapped)
+    table.print()
+    print(left_on_cpu(graph))
+
+
+def graph_document(graph: Graph) -> dict[str, Any]:
+    """The JSON document of a model. on_cpu: the op runs on the CPU if the model is one segment; instructions are those of the
+    other ops.
+    """
+    from balancer.cost.instructions import BASE_BYTES, instruction_bytes
+
+    tensors = graph.tensors
+    on_cpu = graph.on_cpu(graph.all_ops, graph.mapped)
+    on_chip = graph.mapped & ~on_cpu
+    instructions = [instruction_bytes(graph, op) if on_chip >> op.index & 1 else 0 for op in graph.ops]
+    return {
+        "name": graph.name,
+        "parameter_bytes": graph.parameter_bytes,
+        "instruction_bytes": BASE_BYTES + sum(instructions) if on_chip else 0,
+        "macs": graph.macs,
+        "inputs": [_tensor(graph, t) for t in graph.inputs],
+        "outputs": [_tensor(graph, t) for t in graph.outputs],
+        "ops": [
+            {
+                "index": op.index,
+                "type": op.type,
+                "parameter_bytes": op.parameter_bytes,
+                "instruction_bytes": instructions[op.index],
+                "macs": op.macs,
+                "output_bytes": sum(tensors[t].bytes for t in op.outputs),
+                "mapped": op.mapped,
+                "reason": op.unmapped,
+                "folded": op.folded,
+                "on_cpu": bool(on_cpu >> op.index & 1),
+            }
+            for op in graph.ops
+        ],
+    }
+
+
+def _tensor(graph: Graph, t: int) -> dict[str, Any]:
+    tensor = graph.tensors[t]
+    return {"tensor": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype, "bytes": tensor.bytes}
 
 
 def left_on_cpu(graph: Graph) -> str:

@@ -26,7 +26,7 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Print a model op by op, a plan, what a compiled file holds, or what a log of the compiler reports."""
-    from balancer.cli import drawing
+    from balancer.cli import drawing, drawing_models
     from balancer.plan import names_plan
     from balancer.tflite.package import is_compiled, read_package
     from balancer.tflite.read import read_graph, read_model_bytes
@@ -42,7 +42,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         print_json(asdict(package)) if arguments.json else drawing.package(package)
         return 0
     graph = read_graph(data, name=path.stem, where=str(path))
-    print_json(drawing.graph_document(graph)) if arguments.json else drawing.graph(graph)
+    print_json(drawing_models.graph_document(graph)) if arguments.json else drawing_models.graph(graph)
     return 0
 
 

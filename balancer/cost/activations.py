@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.cost.geometry import ARRAY_INPUTS, ARRAY_OUTPUTS, TILE_SIDE, feature_map, sliding_window
+from balancer.cost.geometry import ARRAY_INPUTS, ARRAY_OUTPUTS, TILE_SIDE, feature_map, operand, sliding_window
 from balancer.ground.units import ceil_div, ceil_to
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Decoded, two packages of dense nets, exact: what a dense op takes beside its input and its output.
 _DENSE_BYTES = 320
 # Ops that put values at other places: each tile may need values of any other.
-_MOVING = ("CONCATENATION", "RESHAPE", "TRANSPOSE")
+MOVING = ("CONCATENATION", "RESHAPE", "TRANSPOSE")
 
 
 class Activations:
@@ -151,17 +151,22 @@ def tile_bytes(graph: Graph, t: int) -> int:
 
 
 def moved_bytes(graph: Graph, op: Op) -> int:
-    """Bytes that an op holds at one place which moves values to other places of a table of rows; 0 for other ops.
+    """Bytes that an op holds at one place which transposes, flattens, or moves values to other places of a table; else 0.
 
     A table has rows and channels, but no two spatial axes, such as the boxes of a detector. Packages of YOLOv5n at 160 px
     (1575 boxes of 85 numbers) and YOLOv8n at 320 px (2100 of 68) show it: they take 183,104 and 185,684 bytes of a tile,
     5 % more than the whole table and the shares of what it is made of, and none of their feature maps takes half of that.
+    A map of 128x128 pixels with one channel, padded to four, that is flattened takes 70,660 bytes, the map itself 65,536.
     """
-    tensor = graph.tensors[op.outputs[0]] if op.type in _MOVING and op.outputs else None
+    tensor = graph.tensors[op.outputs[0]] if op.type in MOVING and op.outputs else None
     if tensor is None or tensor.shape is None:
         return 0
-    shape = feature_map(tensor)
-    return shape.width * ceil_to(shape.channels, ARRAY_INPUTS) if shape.height == 1 < shape.width else 0
+    shape, source = feature_map(tensor), operand(graph, op, 0)
+    if shape.pixels == 1 and source is not None:
+        shape = feature_map(source)
+        return shape.pixels * ceil_to(shape.channels, ARRAY_INPUTS) if shape.pixels > 1 else 0
+    whole_bytes = shape.pixels * ceil_to(shape.channels, ARRAY_INPUTS)
+    return whole_bytes if shape.height == 1 < shape.width or op.type == "TRANSPOSE" else 0
 
 
 def _beside_bytes(graph: Graph, op: Op) -> int:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from balancer.cost.compilable import LEVELS, Compilable
 from balancer.cost.crossings import crossings_of
 from balancer.cost.filling import fillings
 from balancer.cost.timing import scratch_ns_per_mib
@@ -174,13 +175,16 @@ class SegmentBatch:
     def _levels(self, row: int, outers: NDArray[np.intp]) -> NDArray[np.intp]:
         """`levels` of segments that start at one inner set."""
         levels, ops = np.zeros(len(outers), np.intp), self.sets.set_of(row)
-        rule = self.costs.compile_rule
+        rule, ending = self.costs.compile_rule, self._ending(ops)
+        if ending & rule.left_out:
+            levels[self.sets.holds_any(ending & rule.left_out, outers)] = LEVELS.index(Compilable.PERHAPS)
         if not rule.suspects & ~ops:
             return levels
         outside = ~self.sets.members(row)
-        of_ops = rule.levels(outside) * (self._split(self._ending(ops)).runs_on_tpu & outside)
+        of_ops = rule.levels(outside) * (self._split(ending).runs_on_tpu & outside)
         for level in range(1, int(of_ops.max()) + 1):
-            levels[self.sets.holds_any(op_set(np.nonzero(of_ops >= level)[0].tolist()), outers)] = level
+            holds = self.sets.holds_any(op_set(np.nonzero(of_ops >= level)[0].tolist()), outers)
+            levels[holds] = np.maximum(levels[holds], level)
         return levels
 
     def _row(self, row: int, outers: NDArray[np.intp]) -> _Row:

@@ -7,6 +7,8 @@ comes, but not why: of one network some sizes compile, larger ones fail, and sti
                  among these.
     perhaps      at some op it does not, or nearly. Some of these compile, in bands or with tensors in other memories (see
                  `spilling`).
+                 Or an op that moves values is too large for the chip and depends on ops on it. The compiler leaves such an op
+                 on the CPU at some sizes of a network (YOLOv5s at 320, 384 and 512 px), and fails at others (352, 480).
     surely not   an op moves values within a table that exceeds all memory of the chip. There are no bands for that, since
                  each value may be needed anywhere. No published success is among these.
 """
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.cost.activations import moved_bytes, op_mask
+from balancer.cost.activations import MOVING, moved_bytes, op_mask
 from balancer.cost.capacity import TILES
 from balancer.ground.opsets import members, op_set
 
@@ -49,9 +51,9 @@ LEVELS = tuple(Compilable)
 class Judgement:
     """A judgement of one segment.
 
-    tensor: name of the tensor that decides it, the largest of those that are live at the op which decides; None if the
-    segment surely compiles. tile_bytes: what that op and its live tensors need of each tile, which may be more than a tile
-    has.
+    tensor: name of the tensor that decides it; None if the segment surely compiles. It is the largest of those that are live
+    at the op on the chip which decides, or what an op makes that is too large for the chip. tile_bytes: the most that an op
+    on the chip and its live tensors need of each tile, which may be more than a tile has.
     """
 
     level: Compilable
@@ -63,10 +65,11 @@ class CompileRule:
     """Judges the segments of a graph. Levels are positions in `LEVELS`.
 
     sure_bytes: what an op may need of each tile in a segment that surely compiles. suspects: the ops that need more in some
-    segment.
+    segment. left_out: ops that move values and that the chip does not take.
     """
 
-    def __init__(self, spilling: Spilling, wide_bytes_per_tile: int) -> None:
+    def __init__(self, spilling: Spilling, wide_bytes_per_tile: int, unmapped: OpSet) -> None:
+        """unmapped: the ops that the chip does not take."""
         self.spilling = spilling
         self.activations = spilling.activations
         self.sure_bytes = spilling.tile_bytes * _SURE_PERCENT // 100
@@ -74,13 +77,19 @@ class CompileRule:
         self.suspects = op_set(self._at.tolist())
         most = TILES * (spilling.tile_bytes + wide_bytes_per_tile)
         ops = spilling.graph.ops
+        self.left_out = op_set(i for i in members(unmapped) if ops[i].type in MOVING)
         self._too_large = np.array([moved_bytes(spilling.graph, op) > most for op in ops], bool)
 
-    def judgement(self, ops: OpSet, on_tpu: OpSet) -> Judgement:
-        """ops: of a segment. on_tpu: those of them that run on the chip."""
+    def judgement(self, ops: OpSet, on_tpu: OpSet, ending: OpSet) -> Judgement:
+        """ops: of a segment. on_tpu: those of them that run on the chip. ending: those that end the chip's part."""
         at = np.array(list(members(on_tpu)), np.intp)
         live = self.activations.live_at(op_mask(members(ops), len(self.spilling.graph.ops)), at)
-        return self._judged(self.activations.needs(live, at), at, live)
+        judged = self._judged(self.activations.needs(live, at), at, live)
+        left_out = list(members(ending & self.left_out))
+        if judged.level is not Compilable.SURELY or not left_out:
+            return judged
+        graph = self.spilling.graph
+        return Judgement(Compilable.PERHAPS, graph.tensors[graph.ops[left_out[0]].outputs[0]].name, judged.tile_bytes)
 
     def best(self, on_tpu: OpSet) -> Judgement:
         """The best judgement that the worst segment of a partition can have.

@@ -24,12 +24,13 @@ them. `batch` computes the same for many segments at once.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from balancer.cost.caching import caching_rule
 from balancer.cost.capacity import TILES, CapacityRule, input_scratch
-from balancer.cost.compilable import CompileRule, Judgement
+from balancer.cost.compilable import Compilable, CompileRule, Judgement
 from balancer.cost.instructions import BASE_BYTES
 from balancer.cost.op_terms import OpTerms, op_terms, transfer_terms
 from balancer.cost.profile import OpCosts
@@ -117,12 +118,14 @@ class SegmentCosts:
 
     def judgement(self, ops: OpSet) -> Judgement:
         """Whether the vendor's compiler takes the segment that holds these ops."""
-        return self.compile_rule.judgement(ops, ops & self.mapped & ~self.on_cpu(ops))
+        return self.compile_rule.judgement(
+            ops, ops & self.mapped & ~self.on_cpu(ops), self.graph.ending(ops, self.mapped)
+        )
 
     @cached_property
     def compile_rule(self) -> CompileRule:
         """What judges segments."""
-        return CompileRule(self.spilling, self.hardware.chip.wide_bytes_per_tile)
+        return CompileRule(self.spilling, self.hardware.chip.wide_bytes_per_tile, self.unmapped)
 
     @cached_property
     def spilling(self) -> Spilling:
@@ -197,6 +200,22 @@ class SegmentCosts:
         """The mapped ops that run on the TPU in every segment: no unmapped op stands between them and another mapped one."""
         ending = op_set(u for u in members(self.unmapped) if self.ancestors[u] & self.mapped)
         return op_set(i for i in members(self.mapped) if not self.ancestors[i] & ending)
+
+    @cached_property
+    def best_judgement(self) -> Judgement:
+        """The best judgement that the worst segment of a partition can have.
+
+        Where all segments surely compile, none holds an op that is left out of the chip behind another, and such ops send no
+        others to the CPU. So more ops run on the TPU for certain, and the best may be worse.
+        """
+        best = self.compile_rule.best(self.sure_on_tpu)
+        if best.level is not Compilable.SURELY:
+            return best
+        ending = (
+            op_set(u for u in members(self.unmapped) if self.ancestors[u] & self.mapped) & ~self.compile_rule.left_out
+        )
+        best = self.compile_rule.best(op_set(i for i in members(self.mapped) if not self.ancestors[i] & ending))
+        return best if best.level is Compilable.SURELY else replace(best, level=Compilable.PERHAPS)
 
     @cached_property
     def least_ns(self) -> list[int]:

@@ -3,9 +3,9 @@
 Each call starts from all segments refused and compiled so far. For one refused segment, by what its failure is about:
 
 the segment     It must not be in another plan, whatever the reason.
-a part          If the compiler says that activations are too large, then a segment that contains this one fails as well. If the
-                judgement of the segment names an op at which surely too many bytes are live, the part is this op with those
-                that make what is live there. Otherwise it is the whole segment.
+a part          If the compiler says that activations are too large, then a segment that contains this one fails as well. If an
+                op of the segment surely does not compile (`SegmentCosts.judgement`), the part is this op if it is enough by
+                itself, or the op with those that make what is live there. Otherwise it is the whole segment.
 limits          If the compiler says that activations are too large: activations of that size are too large in any segment.
                 Each measure of size has its own limit (`cost.activation_sizes`), as if the compiler went by it.
 
@@ -91,20 +91,23 @@ def _parts(costs: SegmentCosts, refused: RefusedSegment) -> Iterator[Part]:
     ops = refused.ops
     on_chip = ops & costs.mapped & ~costs.on_cpu(ops)
     if costs.judgement(ops).level is Compilable.SURELY_NOT:
-        yield _around_largest(costs, ops, on_chip)
+        held = op_mask(members(ops), len(costs.graph.ops))
+        needs, levels = costs.compile_rule.activations.profile(held), costs.compile_rule.levels(held)
+        deciding = max(members(on_chip), key=lambda op: (levels[op], needs[op]))
+        if costs.judgement(1 << deciding).level is Compilable.SURELY_NOT:
+            yield Part(1 << deciding, 1 << deciding)
+        yield _around(costs, ops, deciding)
     if on_chip:
         yield Part(ops, on_chip)
 
 
-def _around_largest(costs: SegmentCosts, ops: OpSet, on_chip: OpSet) -> Part:
-    """The op of a segment that decides its judgement, with ops of the segment that make or first read what is live there.
+def _around(costs: SegmentCosts, ops: OpSet, deciding: int) -> Part:
+    """An op of a segment, with ops of the segment that make or first read what is live there.
 
     A segment that holds them has at least the same tensors live at the op (see `Activations.live`).
     """
     graph, activations = costs.graph, costs.compile_rule.activations
-    held = op_mask(members(ops), len(graph.ops))
-    live, needs, levels = activations.live(held), activations.profile(held), costs.compile_rule.levels(held)
-    deciding = max(members(on_chip), key=lambda op: (levels[op], needs[op]))
+    live = activations.live(op_mask(members(ops), len(graph.ops)))
     before = costs.ancestors[deciding] | 1 << deciding
     around = {deciding}
     for k, t in enumerate(activations.tensors):

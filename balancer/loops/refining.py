@@ -35,7 +35,7 @@ from balancer.loops.avoiding import all_refused, failure, halfway, next_to_compi
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.planning.assembling import assemble
 from balancer.planning.checks import check_count
-from balancer.planning.comparing import comparison
+from balancer.planning.comparing import OURS_ONE, comparison
 from balancer.planning.costed_model import ERROR, costed_model_of
 from balancer.planning.reported import reported_problem
 from balancer.planning.solved import solution_of
@@ -218,9 +218,12 @@ class _Refinement:
 
     def _next_after_refusals(self, rounds_left: int) -> Solution:
         try:
-            return next_to_compile(self.known, self.n_tpus, self.options, rounds_left)
+            solution = next_to_compile(self.known, self.n_tpus, self.options, rounds_left)
         except InfeasibleError as error:
             raise no_other_plan(self.costed, self.n_tpus, self.rounds[-1].refused) from error
+        if solution.ended is Ended.INTERRUPTED:
+            raise KeyboardInterrupt
+        return solution
 
     def _refuse(self, compilation: Compilation) -> tuple[RefusedSegment, ...]:
         """Take note of a round whose plan was not compiled. Returns the failures that are no refusals."""
@@ -337,6 +340,8 @@ class _Refinement:
         solution = self._proven(best.solution)
         known = self.known.with_limits({})
         rows = comparison(known, self.n_tpus, solution.pipelines, options=self.options, default=self.default)
+        if self.refused:
+            rows = tuple(replace(row, note="not compiled") if row.name == OURS_ONE else row for row in rows)
         return self._compiled(best, solution, rows)
 
     def _best_without_proof(self) -> Plan:
@@ -370,12 +375,20 @@ class _Refinement:
         except InfeasibleError:
             # The corrected costs forbid even this plan, which its own reports allow. So nothing is known of the optimum.
             return replace(solution, value=value, bound_ns=None, statistics=counts)
-        least, latency = optimum.bound_ns, optimum.latency_bound_ns
+        least, latency = self._largest_bound_ns(optimum), optimum.latency_bound_ns
         return replace(
             solution, value=value, over=optimum.over, ended=optimum.ended, statistics=counts,
             bound_ns=None if least is None else min(least, value.objective_ns),
             latency_bound_ns=None if latency is None else min(latency, value.latency_ns),
         )  # fmt: skip
+
+    def _largest_bound_ns(self, optimum: Solution) -> int | None:
+        """The bound of a solution without forbidden segments, or that of all plans where it is larger."""
+        if not self.known.forbidden or optimum.ended is Ended.COMPLETE or optimum.bound_ns is None:
+            return optimum.bound_ns
+        free = solve_costed_model(self.known.without_forbidden, self.n_tpus, self.options)
+        # If a faster plan was passed over, the bound does not hold for all plans.
+        return max(optimum.bound_ns, free.bound_ns or 0) if free.passed_over_ns is None else optimum.bound_ns
 
 
 def _cpu_ops(plan: Plan) -> int:

@@ -133,7 +133,8 @@ class CompileJudgement:
     """Whether the compiler is expected to take a segment, judged before it runs.
 
     level: one of `COMPILE_LEVELS`. tensor: the name, in the model, of the activation that decides; null if the
-    level is "surely". tile_bytes: what it and all that is live beside it need of each tile's narrow memory.
+    level is "surely". tile_bytes: the most that an op on the chip and all that is live there need of each tile's narrow
+    memory.
     """
 
     level: str

@@ -103,6 +103,7 @@ def structure(
         usual_ns=tuple(costs.usual_ns),
         handed_ns=tuple(handed_ns),
         host_only=host_only,
+        apart=_apart(costs, worst),
         relaxed=True,
     )
 
@@ -122,6 +123,13 @@ def _host_only(costs: SegmentCosts, worst: Compilable) -> tuple[int, ...]:
     rule = costs.compile_rule
     varying = costs.mapped & ~costs.sure_on_tpu & rule.suspects
     return tuple(i for i in members(varying) if LEVELS.index(rule.best(1 << i).level) > LEVELS.index(worst))
+
+
+def _apart(costs: SegmentCosts, worst: Compilable) -> tuple[tuple[int, OpSet], ...]:
+    """The ops that may not end the chip's part in segments that are judged so, each with the ops after which it would."""
+    left_out = costs.compile_rule.left_out if worst is Compilable.SURELY else 0
+    pairs = ((op, costs.ancestors[op] & costs.mapped) for op in members(left_out))
+    return tuple((op, after) for op, after in pairs if after)
 
 
 def _transfer(costs: SegmentCosts, t: int) -> Transfer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from balancer.cost.compilable import LEVELS, Compilable, Judgement
+from balancer.cost.compilable import LEVELS, Compilable
 from balancer.errors import InfeasibleError
 from balancer.plan import KEPT
 from balancer.solve import Ended, Problem, Solution, SolverOptions, check, solve
@@ -33,18 +33,13 @@ def solve_costed_model(costed: CostedModel, n_tpus: int, options: Options, overf
     if options.compilable is not None or fastest.ended is Ended.INTERRUPTED:
         return fastest
     # What no partition can reach is not searched for.
-    for worst in LEVELS[LEVELS.index(_best(costed).level) : LEVELS.index(_worst(costed, fastest))]:
+    for worst in LEVELS[LEVELS.index(costed.costs.best_judgement.level) : LEVELS.index(_worst(costed, fastest))]:
         try:
             surer = _solve_within(costed, n_tpus, options, overflow, worst)
         except InfeasibleError:
             continue
         return replace(surer, passed_over_ns=fastest.optimised_ns)
     return fastest
-
-
-def _best(costed: CostedModel) -> Judgement:
-    """The best judgement that the worst segment of a plan can have."""
-    return costed.costs.compile_rule.best(costed.costs.sure_on_tpu)
 
 
 def _worst(costed: CostedModel, solution: Solution) -> Compilable:
@@ -55,13 +50,19 @@ def _worst(costed: CostedModel, solution: Solution) -> Compilable:
 
 def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: str, worst: Compilable) -> Solution:
     """The best solution that keeps the options, of segments judged at worst so. Raises InfeasibleError if there is none."""
-    best = _best(costed)
+    best = costed.costs.best_judgement
     if LEVELS.index(best.level) > LEVELS.index(worst):
         raise InfeasibleError(
             f"no segment with it {_TAKEN[worst]}: what is live there needs {best.tile_bytes} bytes of each tile",
-            f"tensor '{best.tensor}'", "use a smaller input, or allow more with the option compilable",
+            f"tensor '{best.tensor}'", "use a smaller input, or allow more with compilable",
         )  # fmt: skip
-    solution = _solve(costed, costed.problem(n_tpus, overflow=overflow, worst=worst), options)
+    try:
+        solution = _solve(costed, costed.problem(n_tpus, overflow=overflow, worst=worst), options)
+    except InfeasibleError as error:
+        if worst is LEVELS[-1]:
+            raise
+        what, where, remedy = error.args
+        raise InfeasibleError(f"{what}{_OF_SEGMENTS[worst]}", where, f"{remedy}, or more with compilable") from error
     if solution.bound_ns is None:
         return solution
     refused = ", without what was refused" if costed.forbidden else ""
@@ -69,6 +70,10 @@ def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: 
 
 
 def _solve(costed: CostedModel, problem: Problem, options: Options) -> Solution:
+    if costed.forbidden and options.solver == "auto" and not options.constraints:
+        # The structure of the cost knows nothing of what is forbidden. So its bounds are far below the best plan, and the
+        # search that lists what lies between takes minutes on large graphs. This one samples these.
+        options = replace(options, solver="downset")
     if costed.state != KEPT:
         return solve_checked(problem, options.for_solver)
     # A stage that holds state needs all items in their order (see `plan.state`). The whole plan is restricted, although

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MOST_WORK = 10.0  # in CP-SAT's deterministic time; takes one to three times as many seconds
 MOST_ROUNDS = 20  # of one model
 OVER = "all down-sets"
-_WORK_UNIT = 1e6  # a budget counts whole units: millionths of deterministic time
+WORK_UNIT = 1e6  # a budget counts whole units: millionths of deterministic time
 _LEAST_WORK = 0.01  # of deterministic time, and in seconds: less gives CP-SAT no chance to start
 _BUILDING = 4e-5  # deterministic time to count for building a model, for each op and stage
 _ROUNDING = 1e-9  # CP-SAT's bound is a float
@@ -89,7 +89,7 @@ def solve_cpsat(
 
 def cpsat_budget(options: SolverOptions) -> Budget:
     """The work and the time for all models of one problem together."""
-    return Budget(int(MOST_WORK * _WORK_UNIT), options.seconds)
+    return Budget(int(MOST_WORK * WORK_UNIT), options.seconds)
 
 
 class PipelineSearch:
@@ -202,7 +202,7 @@ class PipelineSearch:
         floors = {Criterion.RATE: least, Criterion.LATENCY: self._least_latency_ns(stages)}
         floor = floors.get(self.criteria[rank], 0)
         try:
-            self.budget.spend(int(stages * self.problem.n_ops * _BUILDING * _WORK_UNIT))
+            self.budget.spend(int(stages * self.problem.n_ops * _BUILDING * WORK_UNIT))
         except BudgetSpent:
             return floor
         model = self._model(stages, most, limit, rank)
@@ -271,7 +271,7 @@ class PipelineSearch:
         # Only the optimum of a model whose times are true is an optimum of the problem.
         still_open = None if status == cp_model.OPTIMAL and not surprised else bound
         try:
-            self.budget.spend(int(spent * _WORK_UNIT))
+            self.budget.spend(int(spent * WORK_UNIT))
         except BudgetSpent:
             self.budget.left = 0
             return True, still_open
@@ -295,7 +295,7 @@ class PipelineSearch:
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = 1
         solver.parameters.catch_sigint_signal = False
-        solver.parameters.max_deterministic_time = max(_LEAST_WORK, self.budget.left / _WORK_UNIT / self.waiting)
+        solver.parameters.max_deterministic_time = max(_LEAST_WORK, self.budget.left / WORK_UNIT / self.waiting)
         if self.budget.seconds_left is not None:
             solver.parameters.max_time_in_seconds = max(_LEAST_WORK, self.budget.seconds_left)
         return solver

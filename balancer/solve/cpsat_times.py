@@ -79,6 +79,7 @@ def time_expressions(
         sums: list[list[Expression]] = [[structure.stage_ns, surplus[j]] for j in range(stages)]
         _add_work(terms, k, structure, sums)
         sending = _add_handoffs(terms, structure, before, sums)
+        _keep_apart(terms, k, structure, before)
         _add_memory_limit(terms, k, structure)
         for transfer in structure.transfers:
             _add_transfer(terms, transfer, sums)
@@ -138,6 +139,16 @@ def _add_handoffs(
             elif i in structure.usually_streaming:
                 sending[j].append(kept)
     return sending
+
+
+def _keep_apart(terms: _Terms, kind: int, structure: Structure, before: Sequence[OpSet]) -> None:
+    """Ops that may not share a stage with some of their ancestors; only the latest of these count, as in `_add_handoffs`."""
+    places = terms.places
+    for op, ancestors in structure.apart:
+        for other in members(_latest(ancestors, before)):
+            for j in range(places.stages):
+                together = places.op_inside(op, j) + places.op_inside(other, j)
+                terms.hold_on(places.model.add(together <= 1), j, kind)
 
 
 def _latest(ops: OpSet, before: Sequence[OpSet]) -> OpSet:

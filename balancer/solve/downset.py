@@ -72,8 +72,10 @@ class PlanSearch:
     """The pipelines known of a problem, and bounds on all others: where searches keep what they find.
 
     offers: the pipelines known. ended: how the search ended, LIMIT_REACHED before it has run. bounds_sufficed: whether the
-    offers that it began with were proven without a look at any down-set.
+    offers that it began with were proven without a look at any down-set. solver: the name of what searches.
     """
+
+    solver = "downset"
 
     def __init__(
         self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], bounds: PlanBounds | None = None
@@ -367,6 +369,7 @@ def search_among(
 def _search_sampled(
     problem: Problem, options: SolverOptions, offers: Sequence[Offer], work: DownSetWork, budget: Budget
 ) -> PlanSearch:
+    """A search among the down-sets of some orders, that has run. offers: what is known before."""
     sampling = PlanSearch(problem, options, offers)
     with sampling.keeping_offers():
         sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
@@ -375,13 +378,15 @@ def _search_sampled(
     return sampling  # interrupted before it had begun
 
 
-def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> PlanSearch:
+def search_reached(
+    problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK, offers: Sequence[Offer] = ()
+) -> PlanSearch:
     """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
 
-    For devices of one kind, whose structure is known.
+    For devices of one kind, whose structure is known. offers: to start from; those of the execution order if empty.
     """
-    offers = chain_offers(problem, options, prefixes(file_order(problem)))
-    search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
+    known = offers or chain_offers(problem, options, prefixes(file_order(problem)))
+    search = DownSetSearch(problem, options, known, None, Budget(work.reached, options.seconds))
     search.run()
     return search
 

@@ -78,6 +78,7 @@ class Structure:
     handoffs: the ops that hand others to the host. usual_ns, handed_ns: for each op, where it is not handed over and where
     it is; all three are empty where no op is. usually_streaming: ops that always send parameters where they are not handed
     over. host_only: ops that may only stand where they are handed over; their op_ns is their handed_ns.
+    apart: pairs of an op and some of its ancestors that may not share a segment with it.
     relaxed: False where `exact` is the formula, and no op outside `kept` and `streaming` adds streamed bytes (see
     `block_folding`). True where the formula is only a lower bound: `exact` is never below its time for the cheapest
     choice of parameters that fit capacity_bytes, in any order.
@@ -97,6 +98,7 @@ class Structure:
     handed_ns: tuple[int, ...] = ()
     usually_streaming: tuple[int, ...] = ()
     host_only: tuple[int, ...] = ()
+    apart: tuple[tuple[int, OpSet], ...] = ()
     relaxed: bool = False
 
     @cached_property

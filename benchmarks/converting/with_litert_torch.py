@@ -2,7 +2,7 @@
 
     python with_litert_torch.py pytorch NETWORK PIXELS OUT
 
-litert-torch converts to float32, and ai-edge-quantizer quantises the file. NETWORK is `small`, `MobileNetV2` or `ResNet50`.
+litert-torch converts to float32, and ai-edge-quantizer quantises the file. NETWORK is `small` or `MobileNetV2`.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ class Small(nn.Module):
 
 
 class Residual(nn.Module):
-    """The sum of a branch and a shortcut. shortcut: None hands the input on."""
+    """A branch whose output is added to its input."""
 
-    def __init__(self, branch: nn.Module, shortcut: Act, last: nn.Module) -> None:
+    def __init__(self, branch: nn.Module) -> None:
         super().__init__()
-        self.branch, self.shortcut, self.last = branch, shortcut or nn.Identity(), last
+        self.branch = branch
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.last(self.branch(image) + self.shortcut(image))
+        return image + self.branch(image)
 
 
 def conv(channels: tuple[int, int], kernel: int, *, stride: int = 1, group: int = 1, act: Act = None) -> nn.Module:
     """A convolution with its normalisation. channels: in and out."""
     layer = nn.Conv2d(*channels, kernel, stride, kernel // 2, groups=group, bias=False)
-    return nn.Sequential(layer, nn.BatchNorm2d(channels[1]), act or nn.Identity())
+    return nn.Sequential(layer, nn.BatchNorm2d(channels[1], momentum=1.0), act or nn.Identity())
 
 
 def head(channels: int) -> list[nn.Module]:
@@ -70,31 +70,21 @@ def mobilenet_v2() -> nn.Module:
             grown = [conv((width, wide), 1, act=act)] if expansion > 1 else []
             deep = conv((wide, wide), 3, stride=stride, group=wide, act=act)
             block = nn.Sequential(*grown, deep, conv((wide, channels), 1))
-            layers.append(Residual(block, None, nn.Identity()) if stride == 1 and width == channels else block)
+            layers.append(Residual(block) if stride == 1 and width == channels else block)
             width = channels
     return nn.Sequential(*layers, conv((width, 1280), 1, act=act), *head(1280))
 
 
-def resnet_50() -> nn.Module:
-    """He et al., Deep residual learning (CVPR 2016), table 1."""
-    act, width = nn.ReLU(), 64
-    layers: list[nn.Module] = [conv((3, width), 7, stride=2, act=act), nn.MaxPool2d(3, 2, 1)]
-    for channels, blocks, first in [(64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)]:
-        for k in range(blocks):
-            stride, wide = first if k == 0 else 1, 4 * channels
-            deep = conv((channels, channels), 3, stride=stride, act=act)
-            block = nn.Sequential(conv((width, channels), 1, act=act), deep, conv((channels, wide), 1))
-            layers.append(Residual(block, conv((width, wide), 1, stride=stride) if k == 0 else None, act))
-            width = wide
-    return nn.Sequential(*layers, *head(width))
+NETWORKS = {"small": Small, "MobileNetV2": mobilenet_v2}
 
 
-NETWORKS = {"small": Small, "MobileNetV2": mobilenet_v2, "ResNet50": resnet_50}
-
-
-def network(name: str) -> nn.Module:
+def network(name: str, images: list[np.ndarray]) -> nn.Module:
+    """The network with the statistics of these images in its normalisations; without them activations fade to 0."""
     torch.manual_seed(_SEED)
-    return NETWORKS[name]().eval()
+    made = NETWORKS[name]().train()
+    with torch.no_grad():
+        made(torch.from_numpy(np.concatenate(images)))
+    return made.eval()
 
 
 def main() -> None:
@@ -102,7 +92,7 @@ def main() -> None:
     plain = Path("float32.tflite")
     draw = np.random.default_rng(_SEED)
     images = [draw.random((1, 3, pixels, pixels), np.float32) for _ in range(_SAMPLES)]
-    litert_torch.convert(network(name), (torch.from_numpy(images[0]),)).export(str(plain))
+    litert_torch.convert(network(name, images), (torch.from_numpy(images[0]),)).export(str(plain))
     tool = quantizer.Quantizer(str(plain))
     tool.load_quantization_recipe(recipe.static_wi8_ai8())
     found = tool.calibrate({"serving_default": [{"args_0": image} for image in images]})

@@ -22,8 +22,7 @@ _SAMPLES = 2
 def network(name: str, pixels: int) -> tf.keras.Model:
     tf.keras.utils.set_random_seed(_SEED)
     if name != "small":
-        made: tf.keras.Model = getattr(tf.keras.applications, name)(weights=None, input_shape=(pixels, pixels, 3))
-        return made
+        return normalised(getattr(tf.keras.applications, name)(weights=None, input_shape=(pixels, pixels, 3)), pixels)
     layers = tf.keras.layers
     source = layers.Input((pixels, pixels, 3))
     stem = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu6")(source)
@@ -31,6 +30,15 @@ def network(name: str, pixels: int) -> tf.keras.Model:
     added = layers.Add()([stem, layers.Conv2D(16, 1)(deep)])
     joined = layers.Concatenate()([added, layers.Activation("sigmoid")(layers.Conv2D(8, 3, padding="same")(added))])
     return tf.keras.Model(source, layers.Dense(10, activation="softmax")(layers.GlobalAveragePooling2D()(joined)))
+
+
+def normalised(model: tf.keras.Model, pixels: int) -> tf.keras.Model:
+    """The network with the statistics of our samples in its batch normalisations; without them activations fade to 0."""
+    for layer in model.layers:
+        if isinstance(layer, tf.keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    model(np.concatenate(samples(pixels)), training=True)
+    return model
 
 
 def samples(pixels: int) -> list[np.ndarray]:
