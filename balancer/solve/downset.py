@@ -35,7 +35,7 @@ from balancer.solve.reaching import CutFinder
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from balancer.solve.downset_dp import CutLattice
+    from balancer.solve.downset_dp import CutLattice, Devices
     from balancer.solve.offers import BestPlan, Offer
     from balancer.solve.period_dp import PeriodResult, ShortestPeriod
     from balancer.solve.plan_bounds import PlanBounds
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 OVER = "all down-sets"
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 _SLACK_TENTHS = (1, 4, 10)
+_AT_ONCE = (
+    1 << 20
+)  # work to find the cuts of all pipelines that are as fast as the best known, before slower ways are tried
 _SMALL_SLACK_TENTHS = (1, 2, 4, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
 
 
@@ -110,12 +113,8 @@ class PlanSearch:
     @cached_property
     def bounds(self) -> PlanBounds:
         """Bounds on the pipelines that are not known yet."""
-        return self._bounds or plan_bounds(
-            self.problem,
-            self.most_pipelines,
-            max_replicas(self.options),
-            may_replicate_whole=may_replicate_whole(self.problem, self.options),
-        )
+        replicas, whole = max_replicas(self.options), may_replicate_whole(self.problem, self.options)
+        return self._bounds or plan_bounds(self.problem, self.most_pipelines, replicas, may_replicate_whole=whole)
 
     def plan(self) -> BestPlan:
         """The best plan of the pipelines known."""
@@ -167,6 +166,7 @@ class DownSetSearch(PlanSearch):
         super().__init__(problem, options, offers)
         self.sets, self.budget = sets, budget
         self._last: PeriodResult | None = None
+        self._last_found: tuple[tuple[Devices, int], CutLattice] | None = None
         self.bounds_sufficed = sets is None
 
     @cached_property
@@ -231,6 +231,9 @@ class DownSetSearch(PlanSearch):
         best = min((self._alone_ns(o) for o in self.offers), default=longest_ns(max_replicas(self.options)))
         if len(self.counts) > 1 or not self.offers:
             return self._pipelines(self.counts, best)
+        at_once = self._at_once(best) if self.lattice is None else None
+        if at_once is not None:
+            return at_once
         bound = min(best, self.bounds.objective_ns())
         for devices in range(1, self.counts[0] + 1):
             if self.bounds.least_ns[:, devices].min() <= bound:
@@ -243,6 +246,17 @@ class DownSetSearch(PlanSearch):
             if pipelines:
                 return pipelines
         return []
+
+    def _at_once(self, most_ns: int) -> list[ShortestPeriod] | None:
+        """The non-dominated pipelines with a period of at most most_ns; None where finding them takes much work."""
+        whole, self.budget = self.budget, Budget(min(_AT_ONCE, self.budget.left), self.budget.seconds_left)
+        try:
+            return self._pipelines(self.counts, most_ns)
+        except BudgetSpent:
+            return None
+        finally:
+            part, self.budget = self.budget, whole
+            whole.spend(part.spent)
 
     def _pipelines(self, counts: tuple[int, ...], most_ns: int) -> list[ShortestPeriod]:
         """The non-dominated pipelines on at most these devices, with a period of at most most_ns."""
@@ -263,20 +277,22 @@ class DownSetSearch(PlanSearch):
 
     def _shortest_periods(self, limits: PipelineLimits) -> PeriodResult:
         """All non-dominated pipelines within the limits. Raises BudgetSpent."""
-        lattice = self.lattice
-        if lattice is None:
-            lattice = self._finder.lattice(limits, self.budget)
+        return shortest_periods(self.lattice or self._found(limits), limits, self.budget)
+
+    def _found(self, limits: PipelineLimits) -> CutLattice:
+        """The cuts within these limits. The last ones are kept, since ties often ask for them again."""
+        key = limits.devices, limits.most_ns
+        if self._last_found is None or self._last_found[0] != key:
+            self._last_found = key, self._finder.lattice(limits, self.budget)
             self.bounds_sufficed = False
-            self.statistics["cuts"] = max(len(lattice.sets), self.statistics.get("cuts", 0))
-        return shortest_periods(lattice, limits, self.budget)
+        lattice = self._last_found[1]
+        self.statistics["cuts"] = max(len(lattice.sets), self.statistics.get("cuts", 0))
+        return lattice
 
     @cached_property
     def _finder(self) -> CutFinder:
-        return CutFinder(
-            self.problem,
-            most_replicas=max_replicas(self.options),
-            may_replicate_whole=may_replicate_whole(self.problem, self.options),
-        )
+        whole = may_replicate_whole(self.problem, self.options)
+        return CutFinder(self.problem, most_replicas=max_replicas(self.options), may_replicate_whole=whole)
 
     def _alone_ns(self, pipeline: Offer | ShortestPeriod) -> int:
         return alone_ns(self.problem, pipeline.stages, pipeline.period)
@@ -308,8 +324,7 @@ class DownSetSearch(PlanSearch):
         if longest is not None:
             limits = replace(limits, most_ns=min(limits.most_ns, math.ceil(longest)))
         result = self._shortest_periods(limits)
-        # With all sets at hand, plans that tie are worth a search that a bound at the limit itself allows. Where cuts have to
-        # be found, it would take as long as the proof.
+        # Where cuts have to be found, one more search for plans that tie would take as long as the proof.
         self.bounds.note_search(result, None if self.lattice else beyond_ns(limits))
         self.offers += [lattice_offer(result, point) for point in result.front if point.device_count == devices]
 
