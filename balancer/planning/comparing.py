@@ -13,7 +13,7 @@ from balancer.plan import KEPT, ComparisonRow
 from balancer.planning.options import Options
 from balancer.planning.prediction import DECIMALS
 from balancer.planning.reported import reported_problem
-from balancer.planning.solving import solve_checked
+from balancer.planning.solving import solve_checked, solver_of
 from balancer.solve import PipelineSpec, Problem, SolverOptions, StageSpec, evaluate, steady_rate
 from balancer.solve.baselines import equal_op_counts, parameter_count
 
@@ -79,7 +79,7 @@ def comparison(
         EQUAL: _cut(problem, equal_op_counts(problem.n_ops, min(n_tpus, problem.n_ops))),
         **{row: _baseline(problem, solver) for row, solver in BASELINES.items()},
         **({EXHAUSTIVE: _baseline(problem, EXHAUSTIVE)} if problem.n_ops**n_tpus <= MOST_TRIED else {}),
-        OURS_ONE: _one_pipeline(costed.problem(n_tpus) if costed.forbidden else problem, options.seconds),
+        OURS_ONE: _one_pipeline(costed, problem, options),
     }
     own = row_of(options.solver)
     plans.pop(own, None)  # the row of the same baseline, if the plan was made by one
@@ -135,9 +135,13 @@ def _baseline(problem: Problem, solver: str) -> Pipelines | None:
         return None
 
 
-def _one_pipeline(problem: Problem, seconds: float | None) -> Pipelines | None:
+def _one_pipeline(costed: CostedModel, problem: Problem, options: Options) -> Pipelines | None:
+    """The best single pipeline without forbidden segments. problem: as rows are valued, with all segments allowed."""
+    limits = SolverOptions(max_pipelines=1, seconds=options.seconds, solver=solver_of(costed, ANYTHING))
+    if costed.forbidden:
+        problem = costed.problem(problem.n_devices)
     try:
-        return solve_checked(problem, SolverOptions(max_pipelines=1, seconds=seconds)).pipelines
+        return solve_checked(problem, limits).pipelines
     except InfeasibleError:
         return None
 

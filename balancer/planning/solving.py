@@ -70,10 +70,7 @@ def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: 
 
 
 def _solve(costed: CostedModel, problem: Problem, options: Options) -> Solution:
-    if costed.forbidden and options.solver == "auto" and not options.constraints:
-        # The structure of the cost knows nothing of what is forbidden. So its bounds are far below the best plan, and the
-        # search that lists what lies between takes minutes on large graphs. This one samples these.
-        options = replace(options, solver="downset")
+    options = replace(options, solver=solver_of(costed, options))
     if costed.state != KEPT:
         return solve_checked(problem, options.for_solver)
     # A stage that holds state needs all items in their order (see `plan.state`). The whole plan is restricted, although
@@ -81,6 +78,16 @@ def _solve(costed: CostedModel, problem: Problem, options: Options) -> Solution:
     solution = solve_checked(problem, replace(options.for_solver, max_pipelines=1, max_replicas=1))
     claims = solution.bound_ns is not None
     return replace(solution, over=f"{solution.over}, as kept state needs") if claims else solution
+
+
+def solver_of(costed: CostedModel, options: Options) -> str:
+    """The solver for a costed model: that of the options, if it does not take minutes.
+
+    The structure of the cost knows nothing of what is forbidden. So its bounds are far below the best plan, and `auto` lists
+    all down-sets that lie between on large graphs, where `downset` samples them.
+    """
+    may_sample = costed.forbidden and options.solver == "auto" and not options.constraints
+    return "downset" if may_sample else options.solver
 
 
 def solve_checked(problem: Problem, options: SolverOptions) -> Solution:
