@@ -85,6 +85,20 @@ def test_live_tensors_and_levels_are_what_the_words_say(graph: Graph, hardware: 
         assert costs.activation_bytes(ops) <= hardware.chip.narrow_bytes // 16
 
 
+@given(graphs(), st.sampled_from([SMALL, TIGHT]), st.integers(0, 63))
+def test_no_partition_compiles_more_surely_than_the_best_there_can_be(graph: Graph, hardware: Any, moving: int) -> None:
+    kinds = (replace(op, type="RESHAPE") if op.unmapped and moving >> op.index & 1 else op for op in graph.ops)
+    costs = SegmentCosts(replace(graph, ops=tuple(kinds)), hardware)
+    sets = down_sets(graph)
+    # For each down-set the level of the worst segment in the best partition of its ops.
+    reached = {0: 0}
+    for b, outer in enumerate(sets):
+        inner = (s for s in sets[:b] if not s & ~outer)
+        if outer:
+            reached[outer] = min(max(reached[s], LEVELS.index(costs.judgement(outer & ~s).level)) for s in inner)
+    assert LEVELS.index(costs.best_judgement.level) <= reached[graph.all_ops]
+
+
 @given(graphs(), st.sampled_from([SMALL, TIGHT]))
 def test_scratch_is_what_waits_and_has_no_room(graph: Graph, hardware: Any) -> None:
     costs = SegmentCosts(graph, hardware)

@@ -159,3 +159,33 @@ def test_published_outcomes_of_small_networks_contradict_no_judgement() -> None:
     done = subprocess.run(script, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.endswith(" 0 contradicted\n")
     assert "surely" in done.stdout
+
+
+def table_behind_a_map() -> bytes:
+    """A map that is made a table: too large for the chip, so that the op stays on the CPU. Another branch goes on beside it."""
+    b, shape, rows = Builder(), (1, 64, 64, 64), (1, 4096, 64)
+    source = b.tensor("picture", shape)
+    first = b.conv(source, "first", shape=shape)
+    second = b.conv(first, "second", shape=shape)
+    table = b.tensor("table", rows)
+    b.op("RESHAPE", [first, b.ints("rows", rows)], [table])
+    return b.file([source], [b.relu(table, "out", shape=rows), b.conv(second, "third", shape=shape)])
+
+
+@pytest.mark.parametrize("n_tpus", [2, 3])
+def test_an_op_that_is_left_out_begins_a_segment_whichever_solver_cuts(n_tpus: int) -> None:
+    made = {
+        solver: balancer.balance(
+            table_behind_a_map(),
+            n_tpus,
+            options=balancer.Options(solver=solver, compilable="sure", pipelines=1, replicas=1),
+        )
+        for solver in ("auto", "cpsat", "downset")
+    }
+    assert len({plan.solver.objective_ns for plan in made.values()}) == 1
+    for plan in made.values():
+        assert levels(plan) == {"surely"}
+        assert plan.solver.bound_ns == plan.solver.objective_ns
+        (holder,) = (s.ops for s in plan.segments if s.ops >> 2 & 1)
+        assert not holder & 1  # op 0 makes the map
+    assert levels(balancer.balance(table_behind_a_map(), 1)) == {"perhaps"}

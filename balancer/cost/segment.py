@@ -211,11 +211,20 @@ class SegmentCosts:
         best = self.compile_rule.best(self.sure_on_tpu)
         if best.level is not Compilable.SURELY:
             return best
-        ending = (
-            op_set(u for u in members(self.unmapped) if self.ancestors[u] & self.mapped) & ~self.compile_rule.left_out
-        )
-        best = self.compile_rule.best(op_set(i for i in members(self.mapped) if not self.ancestors[i] & ending))
+        best = self.compile_rule.best(op_set(i for i in members(self.mapped) if not self._sent_off_chip(i)))
         return best if best.level is Compilable.SURELY else replace(best, level=Compilable.PERHAPS)
+
+    def _sent_off_chip(self, i: int) -> OpSet:
+        """The unmapped ops that send the mapped op i to the CPU in some segment that surely compiles.
+
+        A segment with such an op and i holds all ops between them. If one of these is left out of the chip, it comes behind
+        whatever precedes the other in the segment, which then does not surely compile.
+        """
+        left_out, before = self.compile_rule.left_out, self.ancestors[i]
+        ending = op_set(u for u in members(before & self.unmapped & ~left_out) if self.ancestors[u] & self.mapped)
+        for v in members(left_out & before):
+            ending &= ~self.ancestors[v]
+        return ending
 
     @cached_property
     def least_ns(self) -> list[int]:
