@@ -20,11 +20,12 @@ from balancer.solve.budget import Budget
 from balancer.solve.chain import chain_offers
 from balancer.solve.constraining import keeps
 from balancer.solve.cpsat import MOST_WORK, OVER, WORK_UNIT, PipelineSearch, cpsat_budget, solve_cpsat
-from balancer.solve.downset import DEFAULT_WORK, DownSetWork, PlanSearch, search_among, search_reached
+from balancer.solve.downset import DEFAULT_WORK, DownSetWork, search_among, search_reached
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.limits import may_replicate_whole
 from balancer.solve.offers import pipeline_offer
 from balancer.solve.orders import file_order, prefixes
+from balancer.solve.plan_search import PlanSearch
 from balancer.solve.problem import Ended
 from balancer.solve.shortest_path import search_shortest
 

@@ -9,7 +9,6 @@ bounds follow from the cost's structure alone; each search tightens them.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -23,30 +22,27 @@ from balancer.solve.chain import chain_offers
 from balancer.solve.downset_dp import PipelineLimits, cut_lattice
 from balancer.solve.downset_sampling import sampled_downsets
 from balancer.solve.enumeration import all_downsets
-from balancer.solve.limits import infeasible, max_pipelines, max_replicas, may_replicate_whole
-from balancer.solve.offers import alone_ns, best_plan, good_objective_ns, lattice_offer
+from balancer.solve.limits import max_replicas, may_replicate_whole
+from balancer.solve.offers import alone_ns, lattice_offer
 from balancer.solve.orders import file_order, prefixes, thinned
 from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
-from balancer.solve.plan_bounds import beyond_ns, plan_bounds
-from balancer.solve.problem import Ended, Solution, evaluate
+from balancer.solve.plan_bounds import beyond_ns
+from balancer.solve.plan_search import PlanSearch
+from balancer.solve.problem import Ended
 from balancer.solve.reaching import CutFinder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from balancer.solve.downset_dp import CutLattice, Devices
-    from balancer.solve.offers import BestPlan, Offer
+    from balancer.solve.offers import Offer
     from balancer.solve.period_dp import PeriodResult, ShortestPeriod
-    from balancer.solve.plan_bounds import PlanBounds
-    from balancer.solve.problem import Problem, SolverOptions
+    from balancer.solve.problem import Problem, Solution, SolverOptions
 
-OVER = "all down-sets"
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 _SLACK_TENTHS = (1, 4, 10)
-_AT_ONCE = (
-    1 << 20
-)  # work to find the cuts of all pipelines that are as fast as the best known, before slower ways are tried
+_AT_ONCE = 1 << 20  # work to find all pipelines as fast as the best known in one search; else they are found by steps
 _SMALL_SLACK_TENTHS = (1, 2, 4, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
 
 
@@ -66,92 +62,6 @@ class DownSetWork:
 
 
 DEFAULT_WORK = DownSetWork()
-
-
-class PlanSearch:
-    """The pipelines known of a problem, and bounds on all others: where searches keep what they find.
-
-    offers: the pipelines known. ended: how the search ended, LIMIT_REACHED before it has run. bounds_sufficed: whether the
-    offers that it began with were proven without a look at any down-set. solver: the name of what searches.
-    """
-
-    solver = "downset"
-
-    def __init__(
-        self, problem: Problem, options: SolverOptions, offers: Sequence[Offer], bounds: PlanBounds | None = None
-    ) -> None:
-        """bounds: what earlier searches have shown."""
-        self.problem, self.options, self._bounds = problem, options, bounds
-        self.counts = tuple(count for _, count in problem.devices)
-        self.most_pipelines = max_pipelines(problem, options)
-        self.offers = list(offers)
-        self._valued = (0, 0)  # how many offers there were when they were valued last, and the objective then
-        self.ended, self.bounds_sufficed = Ended.LIMIT_REACHED, False
-        self.statistics: dict[str, int] = {}
-
-    @property
-    def complete(self) -> bool:
-        """Whether no plan can be better than the best of the offers."""
-        return self.ended is Ended.COMPLETE
-
-    def note_end(self, ended: Ended) -> None:
-        """Take note of how the search ended, and count it among the statistics where it did not run to the end."""
-        self.ended = ended
-        if ended is not Ended.COMPLETE:
-            self.statistics[ended.value] = 1
-
-    @contextmanager
-    def keeping_offers(self) -> Iterator[None]:
-        """Ctrl-C in here ends the search, and is passed on only where no pipeline is known."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            if not self.offers:
-                raise
-            self.note_end(Ended.INTERRUPTED)
-
-    @cached_property
-    def bounds(self) -> PlanBounds:
-        """Bounds on the pipelines that are not known yet."""
-        replicas, whole = max_replicas(self.options), may_replicate_whole(self.problem, self.options)
-        return self._bounds or plan_bounds(self.problem, self.most_pipelines, replicas, may_replicate_whole=whole)
-
-    def plan(self) -> BestPlan:
-        """The best plan of the pipelines known."""
-        return best_plan(self.problem, self.offers, sum(self.counts), self.most_pipelines)
-
-    def objective_ns(self) -> int:
-        """ns per inference of a good plan of the pipelines known; a very long time where none are known."""
-        if not self.offers:
-            return longest_ns(max_replicas(self.options))
-        if self._valued[0] != len(self.offers):  # valuing takes long, and offers are only ever added
-            value_ns = good_objective_ns(self.problem, self.offers, sum(self.counts), self.most_pipelines)
-            self._valued = len(self.offers), value_ns
-        return self._valued[1]
-
-    def solution(self, solver: str) -> Solution:
-        """The best plan, with the best bound. solver: its name in the solution.
-
-        Raises InfeasibleError where no pipeline is known.
-        """
-        if not self.offers:
-            raise infeasible(self.problem, self.options)
-        plan = self.plan()
-        value = evaluate(self.problem, plan.pipelines)
-        if value is None:
-            raise ValueError("the batch form of the cost allows a segment that `exact` does not")
-        bound = value.objective_ns if plan.complete else plan.bound_ns
-        if not self.complete:
-            bound = min(value.objective_ns, self.bounds.objective_ns())
-        return Solution(
-            solver=solver,
-            pipelines=plan.pipelines,
-            value=value,
-            bound_ns=bound,
-            over=f"{OVER}, {self.options.scope}",
-            ended=self.ended if plan.complete or not self.complete else Ended.LIMIT_REACHED,
-            statistics=self.statistics,
-        )
 
 
 class DownSetSearch(PlanSearch):
