@@ -151,7 +151,7 @@ def interpreter_of(environment: Environment, folder: Path) -> Path:
     if not python.exists():
         try:
             _run([environment.interpreter, "-m", "venv", folder / environment.name], folder)
-            _run([python, "-m", "pip", "install", "--quiet", *environment.requirements], folder)
+            _run([python, "-m", "pip", "install", "--quiet", "--no-compile", *environment.requirements], folder)
         except ConversionError:
             shutil.rmtree(folder / environment.name, ignore_errors=True)  # or it would be taken as it is next time
             raise
