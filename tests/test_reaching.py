@@ -113,11 +113,8 @@ def test_a_detector_with_millions_of_down_sets_is_proven_with_little_work(detect
     problem = detector.problem(4)
     solution = solve(problem)
     check(problem, solution)
-    assert (solution.status, solution.solver) == ("optimal", "cpsat")
-    found = search_reached(problem, SolverOptions())
-    assert found.complete
-    assert found.solution("downset").value.objective_ns == solution.value.objective_ns
-    assert found.statistics["pairs"] < 1 << 20
+    assert (solution.status, solution.solver) == ("optimal", "downset")
+    assert solution.statistics["pairs"] < 1 << 20
 
 
 def test_a_spent_budget_leaves_an_honest_bound(detector: CostedModel) -> None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # Decoded, two packages of dense nets, exact: what a dense op takes beside its input and its output.
 _DENSE_BYTES = 320
+# Forged shapes may claim any size. Larger ones count as this one, so that sums over thousands of tensors stay within 64 bits.
+LARGEST_BYTES = 1 << 40
 # Ops that put values at other places: each tile may need values of any other.
 MOVING = ("CONCATENATION", "RESHAPE", "TRANSPOSE")
 
@@ -121,7 +123,13 @@ class Activations:
         counted: NDArray[np.bool_] = np.arange(len(self.graph.ops)) <= np.array(last, np.intp)[:, None]
         row = {t: k for k, t in enumerate(self.tensors)}
         for op in self.graph.ops:
-            if op.type == "QUANTIZE" and op.inputs[0] in row and last[row[op.inputs[0]]] == op.index:
+            if (
+                op.type == "QUANTIZE"
+                and op.inputs
+                and op.outputs
+                and op.inputs[0] in row
+                and last[row[op.inputs[0]]] == op.index
+            ):
                 counted[row[op.outputs[0]], op.index] = False
         return counted
 
@@ -137,7 +145,7 @@ def tile_bytes(graph: Graph, t: int) -> int:
         return 0
     shape = feature_map(tensor)
     if shape.pixels == 1:
-        return ceil_to(shape.channels, ARRAY_OUTPUTS)
+        return min(LARGEST_BYTES, ceil_to(shape.channels, ARRAY_OUTPUTS))
     rows = columns = 0
     for r in graph.readers.get(t, ()):
         op = graph.ops[r]
@@ -147,7 +155,7 @@ def tile_bytes(graph: Graph, t: int) -> int:
             rows = max(rows, _share(shape.height, window.output.height, window.height, window.stride))
             columns = max(columns, _share(shape.width, window.output.width, window.width, window.stride))
     rows, columns = max(rows, ceil_div(shape.height, TILE_SIDE)), max(columns, ceil_div(shape.width, TILE_SIDE))
-    return rows * columns * ceil_to(shape.channels, ARRAY_INPUTS)
+    return min(LARGEST_BYTES, rows * columns * ceil_to(shape.channels, ARRAY_INPUTS))
 
 
 def moved_bytes(graph: Graph, op: Op) -> int:
@@ -172,7 +180,7 @@ def moved_bytes(graph: Graph, op: Op) -> int:
 def _beside_bytes(graph: Graph, op: Op) -> int:
     if op.type == "FULLY_CONNECTED":
         return _DENSE_BYTES
-    moved = moved_bytes(graph, op)
+    moved = min(LARGEST_BYTES, moved_bytes(graph, op))
     if not moved:
         return 0
     # The whole table takes the place of the share that the output has in each tile afterwards.

@@ -89,7 +89,8 @@ class CompileRule:
         if judged.level is not Compilable.SURELY or not left_out:
             return judged
         graph = self.spilling.graph
-        return Judgement(Compilable.PERHAPS, graph.tensors[graph.ops[left_out[0]].outputs[0]].name, judged.tile_bytes)
+        made = graph.ops[left_out[0]].outputs
+        return Judgement(Compilable.PERHAPS, graph.tensors[made[0]].name if made else None, judged.tile_bytes)
 
     def best(self, on_tpu: OpSet) -> Judgement:
         """The best judgement that the worst segment of a partition can have.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.cost.activations import Activations, op_mask
+from balancer.cost.activations import LARGEST_BYTES, Activations, op_mask
 from balancer.cost.placing import Span, highest_address
 from balancer.ground.opsets import members, op_set
 from balancer.ground.units import ceil_to
@@ -124,9 +124,11 @@ class Spilling:
         return gone
 
     def _whole_bytes(self, row: int) -> int:
-        return self.graph.tensors[self.activations.tensors[row]].bytes
+        return min(LARGEST_BYTES, self.graph.tensors[self.activations.tensors[row]].bytes)
 
 
 def _sequence_bytes(graph: Graph, op: Op) -> int:
     shape = graph.tensors[op.outputs[0]].shape if op.type.endswith("SEQUENCE_LSTM") and op.outputs else None
-    return shape[-2] * ceil_to(shape[-1], _SCRATCH_ROW_BYTES) if shape is not None and len(shape) > 1 else 0
+    if shape is None or len(shape) < 2:
+        return 0
+    return min(LARGEST_BYTES, shape[-2] * ceil_to(shape[-1], _SCRATCH_ROW_BYTES))

@@ -3,9 +3,8 @@
 - Limits on the rate or the latency alone go to `shortest-path`, other constraints to `cpsat`.
 - Where the graph's down-sets can be enumerated, `downset` starts from the best plan of the execution order and proves
   or improves it.
-- Where there are too many down-sets, `cpsat` looks for pipelines that could improve the best plan of the execution order,
-  for one number of devices after the other. If a little work does not end this, down-sets are found that fast pipelines can
-  use (`reaching`). If these are too many as well, `cpsat` goes on.
+- Where there are too many down-sets, those that fast pipelines can use are found (`reaching`). If these are too many as well,
+  `cpsat` looks for pipelines that could improve the best plan known, for one number of devices after the other.
 - On several kinds of devices, the best pipeline of several orders comes first, then CP-SAT.
 """
 
@@ -16,15 +15,12 @@ from typing import TYPE_CHECKING
 
 from balancer.solve.block_folding import folded
 from balancer.solve.blocks import blocks_of
-from balancer.solve.budget import Budget
-from balancer.solve.chain import chain_offers
 from balancer.solve.constraining import keeps
-from balancer.solve.cpsat import MOST_WORK, OVER, WORK_UNIT, PipelineSearch, cpsat_budget, solve_cpsat
+from balancer.solve.cpsat import OVER, PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downset import DEFAULT_WORK, DownSetWork, search_among, search_reached
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.limits import may_replicate_whole
 from balancer.solve.offers import pipeline_offer
-from balancer.solve.orders import file_order, prefixes
 from balancer.solve.plan_search import PlanSearch
 from balancer.solve.problem import Ended
 from balancer.solve.shortest_path import search_shortest
@@ -32,14 +28,13 @@ from balancer.solve.shortest_path import search_shortest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from balancer.solve.budget import Budget
     from balancer.solve.downset_dp import PipelineLimits
     from balancer.solve.offers import Offer
     from balancer.solve.plan_bounds import PlanBounds
     from balancer.solve.problem import Problem, Solution, SolverOptions
 
 _FEW_DOWN_SETS = 1 << 16  # are listed in a fraction of a second
-# Of CP-SAT's work: detectors at 320 px take 0.03 to 0.04 of it on three and four devices.
-_FIRST_SHARE = 0.1
 
 
 def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> Solution:
@@ -69,33 +64,20 @@ def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEF
 
 
 def _on_one_kind(problem: Problem, options: SolverOptions, work: DownSetWork) -> PlanSearch:
-    """A search over all down-sets. They are listed where they are few. Else CP-SAT tries; then they are found, then listed as
-    long as it goes.
-
-    CP-SAT proves the rate. Which of several plans with this rate is taken, depends on which it found.
+    """A search over all down-sets. They are listed where they are few. Else those that fast pipelines can use are found; where
+    that is too much work, all are listed as long as it goes.
     """
     blocks = blocks_of(problem.before, problem.together)
     sets = all_downsets(blocks, problem.n_ops, min(_FEW_DOWN_SETS, work.down_sets))
     if sets is not None:
         return search_among(problem, options, sets, work)
-    first = LargeSearch(
-        problem, options, chain_offers(problem, options, prefixes(file_order(problem))), _first(options)
-    )
-    first.run()
-    if first.ended is not Ended.LIMIT_REACHED:
-        return first
-    reached = search_reached(problem, options, work, first.offers)
+    reached = search_reached(problem, options, work)
     if reached.ended is not Ended.LIMIT_REACHED:
         return reached
     with reached.keeping_offers():
         sets = all_downsets(blocks, problem.n_ops, work.down_sets)
         return reached if sets is None else search_among(problem, options, sets, work)
     return reached
-
-
-def _first(options: SolverOptions) -> Budget:
-    """The work after which CP-SAT lets other searches try."""
-    return Budget(int(_FIRST_SHARE * MOST_WORK * WORK_UNIT), options.seconds)
 
 
 def _timed(problem: Problem, options: SolverOptions) -> Solution:

@@ -288,15 +288,13 @@ def _search_sampled(
     return sampling  # interrupted before it had begun
 
 
-def search_reached(
-    problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK, offers: Sequence[Offer] = ()
-) -> PlanSearch:
+def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> PlanSearch:
     """The same among all down-sets of a graph that has too many to enumerate: each search finds those that it can use.
 
-    For devices of one kind, whose structure is known. offers: to start from; those of the execution order if empty.
+    For devices of one kind, whose structure is known.
     """
-    known = offers or chain_offers(problem, options, prefixes(file_order(problem)))
-    search = DownSetSearch(problem, options, known, None, Budget(work.reached, options.seconds))
+    offers = chain_offers(problem, options, prefixes(file_order(problem)))
+    search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
     search.run()
     return search
 
