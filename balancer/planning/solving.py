@@ -48,6 +48,15 @@ def _worst(costed: CostedModel, solution: Solution) -> Compilable:
     return max((costed.costs.judgement(ops).level for ops in sets), key=LEVELS.index)
 
 
+def is_outside_claim(costed: CostedModel, solution: Solution, optimum: Solution, options: Options) -> bool:
+    """Whether a solution is not among the plans that an optimum was proved over, since it compiles less surely.
+
+    optimum: of the same costed model, with these options.
+    """
+    scope = options.worst if optimum.passed_over_ns is None else _worst(costed, optimum)
+    return LEVELS.index(_worst(costed, solution)) > LEVELS.index(scope)
+
+
 def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: str, worst: Compilable) -> Solution:
     """The best solution that keeps the options, of segments judged at worst so. Raises InfeasibleError if there is none."""
     best = costed.costs.best_judgement
