@@ -135,8 +135,8 @@ def test_what_was_given_up_is_printed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["solve", str(model), "-n", "2", "--compilable", "any"]) == 0
     out = capsys.readouterr().out
     assert "given up" not in out
-    assert "compiles perhaps: skips_segment_0_of_1, whose activations need up to" in out
-    assert "because of down_0" in out
+    assert "compiles perhaps: skips_segment_0_of_1,\n    since its activations need " in out
+    assert " of each tile (surely up to 179 KiB), most for\n    'down_0'" in out
     assert main(["predict", str(model), "--segments", "0-16"]) == 0
     assert "compiles perhaps" in capsys.readouterr().out
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from balancer.compiler.failures import About
 from balancer.ground.opsets import op_ranges
 from balancer.plan import STATE_WORDS, pycoral_obstacle
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from balancer.tflite.package import Package
 
 _WIDTH = 80
+_OPS_WIDTH = 11
 _KIB, _MIB = 1 << 10, 1 << 20
 _LEFT = {"", "devices", "ops", "type", "mapped", "tensor", "constant"}
 NOT_SEARCHED = "not_searched"
@@ -118,7 +120,7 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
         segment = plan.segment(stage.segment)
         table.row(
             str(k),
-            segment.op_ranges,
+            _in_lines(segment.op_ranges),
             op_ranges(t for a in alike for t in a.stages[k].tpus),
             short_size(segment.predicted.cached_bytes),
             short_size(segment.predicted.streamed_bytes),
@@ -131,6 +133,20 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     print(f"instructions, sent with each inference: {', '.join(map(short_size, instructions))}")
     if count > 1:
         print(f"{'slowest stage' if _host_limits(plan) else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
+
+
+def _in_lines(ranges: str) -> str:
+    """Ranges of ops in lines that end behind a comma: a table would break numbers.
+
+    >>> _in_lines("0-146,220-222,244-246")
+    '0-146,\\n220-222,\\n244-246'
+    """
+    lines = [""]
+    for part in ranges.replace(",", ",\0").split("\0"):
+        if lines[-1] and len(lines[-1]) + len(part) > _OPS_WIDTH:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _host_limits(plan: Plan) -> bool:
@@ -204,7 +220,7 @@ def round_line(done: RefineRound) -> str:
 
 def _around(refused: RefusedSegment) -> str:
     """Where the refused segment has most live activations, as far as that is judged."""
-    if refused.tensor is None:
+    if refused.tensor is None or refused.about is not About.ACTIVATIONS:
         return ""
     return f";\n         most is live around tensor '{refused.tensor}': {short_size(refused.live_bytes)} in each tile"
 
@@ -248,11 +264,6 @@ def remarks(plan: Plan) -> None:
     if _host_limits(plan):
         print(f"limit: the host, which works {milliseconds(plan.predicted.host_ns)} ms for each inference")
     state(plan.state)
-    held = [segment for segment in plan.segments if segment.predicted.cpu_ns]
-    for segment in held:
-        print(f"on the CPU: {milliseconds(segment.predicted.cpu_ns)} ms of {segment.name}")
-    if any(segment.reported is None for segment in held):
-        print("            due to ops that `balancer inspect` of the model marks `no`")
     obstacle = pycoral_obstacle(plan)
     if obstacle:
         print(f"not for pycoral's PipelinedModelRunner: {obstacle}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.cli.drawing import milliseconds, short_size
+from balancer.cost.capacity import TILES
+from balancer.cost.compilable import sure_bytes
 from balancer.ground.units import NS_PER_S
 
 if TYPE_CHECKING:
-    from balancer.plan import Plan
+    from balancer.plan import CompileJudgement, Plan
 
 
 def compiling(plan: Plan) -> None:
@@ -16,12 +18,20 @@ def compiling(plan: Plan) -> None:
     for segment in plan.segments:
         judged = segment.compiles
         if judged is not None and judged.tensor is not None:
-            need = short_size(judged.tile_bytes)
-            print(f"compiles {judged.level}: {segment.name}, whose activations need up to {need} of each tile,")
-            print(f"          because of {judged.tensor}")
+            print(f"compiles {judged.level}: {segment.name},")
+            print(f"    {_cause(judged, sure_bytes(plan.hardware.constants.get('narrow_bytes', 0) // TILES))}")
+            print(f"    '{judged.tensor}'")
     given_up = _given_up(plan)
     if given_up:
         print(f"given up for segments that compile more surely: {given_up}")
+
+
+def _cause(judged: CompileJudgement, limit_bytes: int) -> str:
+    """Why a segment does not surely compile; the name of the tensor follows. limit_bytes: of a tile, where it would."""
+    if (judged.tile_bytes or 0) <= limit_bytes:
+        return "since behind ops on the chip an op is too large for it, which makes"
+    need, limit = short_size(judged.tile_bytes or 0), short_size(limit_bytes)
+    return f"since its activations need {need} of each tile (surely up to {limit}), most for"
 
 
 def _given_up(plan: Plan) -> str:

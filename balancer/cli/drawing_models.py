@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from balancer.cli.drawing import Listing, size
+from balancer.cli.drawing import Listing, milliseconds, size
+from balancer.errors import PlanError
 from balancer.ground.opsets import members
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from balancer.graph import Graph
+    from balancer.plan import Plan, Segment
 
 
 def graph(graph: Graph) -> None:
@@ -20,12 +24,18 @@ def graph(graph: Graph) -> None:
     )
     table = Listing("", ("op", "type", "param.", "instr.", "MACs", "out", "mapped"))
     for row in document["ops"]:
-        kept = "yes, on CPU" if row["on_cpu"] else "yes"
-        mapped = "folded" if row["folded"] else kept if row["mapped"] else f"no: {row['reason']}"
+        mapped = "folded" if row["folded"] else _place(row)
         numbers = (row[k] for k in ("parameter_bytes", "instruction_bytes", "macs", "output_bytes"))
         table.row(str(row["index"]), row["type"], *map(str, numbers), mapped)
     table.print()
     print(left_on_cpu(graph))
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    """Whether the Edge TPU takes the op, and else, or all the same, the CPU: `left_on_cpu` says why."""
+    if not row["mapped"]:
+        return "no"
+    return "CPU" if row["on_cpu"] else "yes"
 
 
 def graph_document(graph: Graph) -> dict[str, Any]:
@@ -80,5 +90,32 @@ def left_on_cpu(graph: Graph) -> str:
     lines = [f"    {', '.join(map(str, ops))} {reason}" for reason, ops in reasons.items()]
     after = (on_cpu & graph.mapped).bit_count()
     if after:
-        lines.append(f"    {after} more that read results of these")
+        lines.append(f"    {after} more that read results of these (`CPU` in the table)")
     return "\n".join([f"{head} {on_cpu.bit_count()} of {len(graph.ops)} ops", *lines])
+
+
+def cpu_parts(plan: Plan) -> None:
+    """Print how long each segment runs on the CPU, and from which op on."""
+    from balancer.opened import open_plan
+
+    held = [segment for segment in plan.segments if segment.predicted.cpu_ns]
+    try:
+        graph = open_plan(plan).graph if held else None
+    except PlanError:
+        graph = None  # a plan whose model is not at hand is shown all the same
+    for segment in held:
+        print(f"on the CPU, predicted: {milliseconds(segment.predicted.cpu_ns)} ms of {segment.name}")
+        if graph is not None and segment.reported is None:
+            print(_cause(graph, segment))
+
+
+def _cause(graph: Graph, segment: Segment) -> str:
+    """The ops of a segment that run on the CPU, and why: first of all because of the op that ends the chip's part."""
+    on_cpu = graph.on_cpu(segment.ops, graph.mapped)
+    ending = list(members(graph.ending(segment.ops, graph.mapped)))
+    causes = ending or list(members(on_cpu & ~graph.mapped))
+    if not causes:
+        return "    by the costs that replace the predicted ones"
+    op = graph.ops[causes[0]]
+    which = f"from op {op.index} {op.type} on" if ending else f"op {op.index} {op.type}"
+    return f"    {on_cpu.bit_count()} of {segment.ops.bit_count()} ops, {which}: {op.unmapped}"

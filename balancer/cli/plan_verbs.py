@@ -118,11 +118,13 @@ def draw_plan(plan: Plan) -> None:
     """Print all that is known of a plan: stages, comparison, what is proved, what the compiler reported."""
     from balancer.cli import drawing
     from balancer.cli.drawing_compiling import compiling
+    from balancer.cli.drawing_models import cpu_parts
 
     drawing.stages(plan)
     if plan.comparison:
         drawing.comparison(plan.n_tpus, plan.comparison)
     drawing.remarks(plan)
+    cpu_parts(plan)
     compiling(plan)
     if any(segment.reported for segment in plan.segments):
         compile_verb.say_compiled(plan)
@@ -214,6 +216,7 @@ def predict(arguments: argparse.Namespace) -> int:
     import balancer
     from balancer.cli import drawing
     from balancer.cli.drawing_compiling import compiling
+    from balancer.cli.drawing_models import cpu_parts
 
     plan = balancer.predict(arguments.model, _segments(arguments), hardware=arguments.hardware)
     if arguments.json:
@@ -221,6 +224,7 @@ def predict(arguments: argparse.Namespace) -> int:
         print_json({"segments": document["segments"], "pipelines": document["pipelines"]})
     else:
         drawing.stages(plan)
+        cpu_parts(plan)
         compiling(plan)
     return 0
 

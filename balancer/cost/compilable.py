@@ -61,6 +61,15 @@ class Judgement:
     tile_bytes: int
 
 
+def sure_bytes(tile_bytes: int) -> int:
+    """What an op and its live tensors may need of each tile's narrow memory in a segment that surely compiles.
+
+    >>> sure_bytes(192 * 1024)
+    182845
+    """
+    return tile_bytes * _SURE_PERCENT // 100
+
+
 class CompileRule:
     """Judges the segments of a graph. Levels are positions in `LEVELS`.
 
@@ -72,7 +81,7 @@ class CompileRule:
         """unmapped: the ops that the chip does not take."""
         self.spilling = spilling
         self.activations = spilling.activations
-        self.sure_bytes = spilling.tile_bytes * _SURE_PERCENT // 100
+        self.sure_bytes = sure_bytes(spilling.tile_bytes)
         self._at = np.nonzero(spilling.needs_whole > self.sure_bytes)[0]
         self.suspects = op_set(self._at.tolist())
         most = TILES * (spilling.tile_bytes + wide_bytes_per_tile)
