@@ -89,7 +89,7 @@ def test_the_structure_is_the_exact_cost_where_all_parameters_fit(graph: Graph) 
 
 @given(mixed_graphs(), st.integers(1, 3))
 def test_cpsat_finds_what_the_search_over_all_down_sets_finds(graph: Graph, devices: int) -> None:
-    problem = problem_of(SegmentCosts(graph, USB), (("usb", devices),), may_overflow=True)
+    problem = problem_of({"usb": SegmentCosts(graph, USB)}, (("usb", devices),), may_overflow=True)
     by_cpsat, by_downsets = (solve(problem, SolverOptions(solver=s, max_pipelines=1)) for s in ("cpsat", "downset"))
     assert by_cpsat.status == by_downsets.status == "optimal"
     assert by_cpsat.value.objective_ns == by_downsets.value.objective_ns

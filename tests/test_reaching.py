@@ -97,7 +97,7 @@ def test_forced_stages_give_the_plan_that_listing_all_down_sets_gives(problem: P
 
 @given(mixed_graphs(), st.integers(1, 4))
 def test_graphs_with_ops_on_the_cpu_get_the_plan_that_listing_all_down_sets_gives(graph: Graph, devices: int) -> None:
-    problem = problem_of(SegmentCosts(graph, load_hardware("usb")), (("usb", devices),), may_overflow=True)
+    problem = problem_of({"usb": SegmentCosts(graph, load_hardware("usb"))}, (("usb", devices),), may_overflow=True)
     found, listed = reaching(problem), solve(problem)
     assert found is not None
     assert (found.value.objective_ns, found.bound_ns) == (listed.value.objective_ns, listed.bound_ns)

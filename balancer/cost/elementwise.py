@@ -23,7 +23,7 @@ from balancer.ground.units import ceil_div, ceil_to
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from balancer.cost.hardware import Chip
+    from balancer.cost.constant_groups import Chip
     from balancer.graph import Graph, Op, Tensor
 
 _ARITHMETIC = {"ADD", "MUL", "SUB"}

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from balancer.cost import timing
 from balancer.cost.capacity import op_scratch
+from balancer.cost.cpu_hardware import CpuHardware
 from balancer.cost.instructions import instruction_bytes
 from balancer.cost.layout import ParameterLayout, layout
 
 if TYPE_CHECKING:
-    from balancer.cost.hardware import Hardware
+    from balancer.cost.hardware import AnyHardware, Hardware
     from balancer.cost.profile import OpCosts
     from balancer.graph import Graph, Op, Tensor
 
@@ -50,13 +51,28 @@ class TransferTerms(NamedTuple):
     output_ns: int
 
 
-def transfer_terms(tensor: Tensor, hardware: Hardware) -> TransferTerms:
+def transfer_terms(tensor: Tensor, hardware: AnyHardware) -> TransferTerms:
     """The tensor's transfers on this hardware."""
     return TransferTerms(timing.input_ns(tensor.bytes, hardware), timing.output_ns(tensor.bytes, hardware))
 
 
-def op_terms(graph: Graph, op: Op, hardware: Hardware, known: OpCosts) -> OpTerms:
+def op_terms(graph: Graph, op: Op, hardware: AnyHardware, known: OpCosts) -> OpTerms:
     """The op's terms on this hardware. known: what replaces the predictions, from a profile."""
+    if isinstance(hardware, CpuHardware):
+        return _terms_on_cpu(graph, op, hardware, known)
+    return _terms_on_edge_tpu(graph, op, hardware, known)
+
+
+def _terms_on_cpu(graph: Graph, op: Op, hardware: CpuHardware, known: OpCosts) -> OpTerms:
+    """The terms where the whole segment runs on the CPU: no chip takes the op, so only `cpu_ns` counts."""
+    ns = 0 if op.folded else timing.cpu_kind_ns(graph, op, hardware) if known.ns is None else known.ns
+    return OpTerms(
+        mapped=False, layout=layout(graph, op), instruction_bytes=0, start_ns=0, compute_ns=0, stall_ns=0,
+        always_streamed_ns=0, exchange_ns=0, cpu_ns=ns, scratch_bytes=0,
+    )  # fmt: skip
+
+
+def _terms_on_edge_tpu(graph: Graph, op: Op, hardware: Hardware, known: OpCosts) -> OpTerms:
     parameters = _layout(graph, op, known)
     mapped = not op.folded and (op.mapped if known.mapped is None else known.mapped)
     gather_ns = timing.gather_ns(graph, op, hardware)

@@ -43,7 +43,8 @@ from balancer.ground.units import MIB, ceil_div
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from balancer.cost.hardware import Hardware, Link
+    from balancer.cost.constant_groups import Link
+    from balancer.cost.hardware import AnyHardware
     from balancer.cost.profile import Profile
     from balancer.graph import Graph
 
@@ -51,12 +52,13 @@ if TYPE_CHECKING:
 class SegmentCosts:
     """Costs of the segments of one graph on one kind of hardware. `terms` is exact, `lower` a bound for pruning.
 
-    hardware: with the constants that the profile corrects. op_terms: of each op, by its index; transfers: of each tensor,
+    hardware: Edge TPUs, or the host's CPU, on which all ops of a segment are "on the CPU"; with the constants that the profile
+    corrects. op_terms: of each op, by its index; transfers: of each tensor,
     likewise. capacity_rule, caching: what fits on the chip. mapped: the ops that the Edge TPU takes; unmapped: the others.
     Folded ops are in neither.
     """
 
-    def __init__(self, graph: Graph, hardware: Hardware, profile: Profile | None = None) -> None:
+    def __init__(self, graph: Graph, hardware: AnyHardware, profile: Profile | None = None) -> None:
         """profile: costs of ops, and constants, that replace the predicted ones."""
         known = profile.ops if profile else {}
         self.graph = graph
@@ -265,7 +267,7 @@ def _streaming_ns(running: Sequence[OpTerms], overflowing: Sequence[OpTerms], li
     return link.stream_start_ns + operands_ns + sum(op.stall_ns for op in overflowing)
 
 
-def _capacity_rule(hardware: Hardware, profile: Profile | None) -> CapacityRule:
+def _capacity_rule(hardware: AnyHardware, profile: Profile | None) -> CapacityRule:
     wide_bytes = hardware.chip.wide_bytes_per_tile
     if profile is None:
         return CapacityRule(wide_bytes)

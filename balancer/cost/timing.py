@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from balancer.cost.constant_groups import FULL_CLOCK_MHZ
+from balancer.cost.cpu_hardware import op_class
 from balancer.cost.elementwise import exchanged_bytes, is_second_of_scaling, work_bytes, written_bytes
 from balancer.cost.geometry import (
     ARRAY_INPUTS,
@@ -28,11 +30,11 @@ from balancer.cost.geometry import (
     Window,
     sliding_window,
 )
-from balancer.cost.hardware import FULL_CLOCK_MHZ
 from balancer.ground.units import MIB, ceil_div, ceil_to
 
 if TYPE_CHECKING:
-    from balancer.cost.hardware import Hardware
+    from balancer.cost.cpu_hardware import CpuHardware
+    from balancer.cost.hardware import AnyHardware, Hardware
     from balancer.cost.layout import ParameterLayout
     from balancer.graph import Graph, Op
 
@@ -61,7 +63,7 @@ def _at_clock(full_clock_ns: int, hardware: Hardware) -> int:
     return ceil_div(full_clock_ns * FULL_CLOCK_MHZ, hardware.chip.clock_mhz)
 
 
-def instructions_ns(size_bytes: int, hardware: Hardware) -> int:
+def instructions_ns(size_bytes: int, hardware: AnyHardware) -> int:
     """ns that the link carries so many bytes of instructions. The chip keeps none: they are sent with each inference.
 
     Source: NASNetMobile on a Raspberry Pi's USB 2 takes 49 ms more than on USB 3, as if 1.8 MiB crossed the link for each
@@ -181,7 +183,7 @@ def always_streamed_ns(layout: ParameterLayout, hardware: Hardware) -> int:
     return ceil_div(layout.always_streamed * hardware.link.stream_ns_per_mib, MIB)
 
 
-def input_ns(size_bytes: int, hardware: Hardware) -> int:
+def input_ns(size_bytes: int, hardware: AnyHardware) -> int:
     """ns to send one boundary tensor of this size into a segment.
 
     Bytes beyond `large_tensor_bytes` take `large_input_ns_per_mib` on top.
@@ -191,7 +193,7 @@ def input_ns(size_bytes: int, hardware: Hardware) -> int:
     return ceil_div(rated, MIB)
 
 
-def output_ns(size_bytes: int, hardware: Hardware) -> int:
+def output_ns(size_bytes: int, hardware: AnyHardware) -> int:
     """ns to fetch one boundary tensor of this size out of a segment.
 
     Bytes beyond `large_tensor_bytes` take `large_output_ns_per_mib` on top.
@@ -201,7 +203,7 @@ def output_ns(size_bytes: int, hardware: Hardware) -> int:
     return ceil_div(rated, MIB)
 
 
-def scratch_ns_per_mib(hardware: Hardware) -> int:
+def scratch_ns_per_mib(hardware: AnyHardware) -> int:
     """ns to send 1 MiB of activations to the host's memory and to fetch it again, at the rates of boundary tensors."""
     return hardware.link.output_ns_per_mib + hardware.link.input_ns_per_mib
 
@@ -224,3 +226,14 @@ def cpu_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
     else:
         work_bytes = written_bytes + sum(graph.tensors[t].bytes for t in graph.activations[op.index])
     return hardware.cpu.cpu_op_ns + computing_ns + ceil_div(work_bytes * hardware.cpu.cpu_ns_per_mib, MIB)
+
+
+def cpu_kind_ns(graph: Graph, op: Op, hardware: CpuHardware) -> int:
+    """ns that the op takes in a segment that runs on the CPU as a device of its own, by the class of the op.
+
+    Its start, its multiply-accumulates, and the bytes of activations and parameters that it reads or writes.
+    """
+    rate = hardware.ops.rate(op_class(op.type))
+    moved = [*op.outputs, *graph.activations[op.index]]
+    moved_bytes = sum(graph.tensors[t].bytes for t in moved) + op.parameter_bytes
+    return rate.op_ns + ceil_div(op.macs * rate.ns_per_gmac, _GMAC) + ceil_div(moved_bytes * rate.ns_per_mib, MIB)

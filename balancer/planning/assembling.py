@@ -31,7 +31,7 @@ from balancer.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from balancer.cost.hardware import Host
+    from balancer.cost.constant_groups import Host
     from balancer.planning.costed_model import CostedModel
     from balancer.solve import PipelineSpec, Solution
 

@@ -66,8 +66,8 @@ class CostedModel:
         judged on whether it compiles.
         """
         devices = ((self.hardware.name, n_tpus),)
-        problem = problem_of(self.costs, devices, may_overflow=overflow == STREAM, worst=worst)
-        return without(problem, self.forbidden, self.costs)
+        problem = problem_of({self.hardware.name: self.costs}, devices, may_overflow=overflow == STREAM, worst=worst)
+        return without(problem, self.forbidden, {self.hardware.name: self.costs})
 
     @cached_property
     def without_forbidden(self) -> CostedModel:

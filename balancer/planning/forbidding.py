@@ -131,16 +131,21 @@ class ForbiddenBetween:
         return (part.ops & ~self._folded for part in parts if not part.on_chip & on_cpu)
 
 
-def without(problem: Problem, forbidden: Forbidden, costs: SegmentCosts) -> Problem:
-    """The problem, in which forbidden segments may not stand. costs: those that it was made from."""
+def without(problem: Problem, forbidden: Forbidden, costs: Mapping[Kind, SegmentCosts]) -> Problem:
+    """The problem, in which forbidden segments may not stand. costs: of the kinds whose segments are compiled."""
     if not forbidden:
         return problem
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
-        return None if forbidden.forbids(costs, ops) else problem.exact(ops, kind)
+        if kind in costs and forbidden.forbids(costs[kind], ops):
+            return None
+        return problem.exact(ops, kind)
 
     def batch(sets: DownSets, kind: Kind) -> Between:
-        any_between, refused = problem.batch(sets, kind), ForbiddenBetween(forbidden, costs, sets)
+        any_between = problem.batch(sets, kind)
+        if kind not in costs:
+            return any_between
+        refused = ForbiddenBetween(forbidden, costs[kind], sets)
 
         def between(inners: IndexArray, outers: IndexArray) -> CostColumns:
             columns = any_between(inners, outers)

@@ -12,7 +12,8 @@ from balancer.plan import PipelinePrediction, PlanPrediction
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balancer.cost.hardware import Hardware, Host, Link
+    from balancer.cost.constant_groups import Host, Link
+    from balancer.cost.hardware import Hardware
     from balancer.plan import Segment
 
 DECIMALS = 6  # of rates and ratios in files: much finer than any prediction is accurate

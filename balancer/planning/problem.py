@@ -10,6 +10,8 @@ from balancer.ground.opsets import members
 from balancer.solve import Between, Cost, CostColumns, Handoff, Kept, Kind, Problem, Structure, Transfer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from balancer.cost.segment import SegmentCosts
     from balancer.graph import Graph
     from balancer.ground.arrays import IndexArray
@@ -18,52 +20,60 @@ if TYPE_CHECKING:
 
 
 def problem_of(
-    costs: SegmentCosts,
-    devices: tuple[tuple[Kind, int], ...],
+    costs: Mapping[Kind, SegmentCosts],
+    counts: tuple[tuple[Kind, int], ...],
     *,
     may_overflow: bool,
     worst: Compilable = Compilable.SURELY_NOT,
 ) -> Problem:
-    """The problem of splitting the ops of the costs' graph over these devices.
+    """The problem of splitting the ops of a graph over devices.
 
-    devices: how many of each kind. may_overflow: whether a segment may stream parameters for lack of on-chip memory.
-    worst: the worst that a segment may be judged on whether it compiles.
+    costs: of the graph's segments on each kind of devices. counts: how many devices of each kind. may_overflow: whether a
+    segment may stream parameters for lack of on-chip memory. worst: the worst that a segment may be judged on whether it
+    compiles.
     """
-    most, judged = LEVELS.index(worst), worst is not LEVELS[-1]
-    graph, hardware = costs.graph, costs.hardware
+    rules = {kind: _Rules(costs[kind], may_overflow=may_overflow, worst=worst) for kind, _ in counts}
+    graph, hosts = costs[counts[0][0]].graph, [costs[kind].hardware.host for kind, _ in counts]
+    return Problem(
+        before=graph.before,
+        devices=counts,
+        exact=lambda ops, kind: rules[kind].exact(ops),
+        lower=lambda ops, kind: costs[kind].lower(ops),
+        batch=lambda sets, kind: rules[kind].between(sets),
+        together=graph.together + _with_neighbours(graph),
+        structures={kind: structure(costs[kind], may_overflow=may_overflow, worst=worst) for kind, _ in counts},
+        op_bytes=tuple(op.parameter_bytes for op in graph.ops),
+        host_ns=hosts[0].host_ns_per_stage,
+        handover_ns=hosts[0].handover_ns,
+    )
 
-    def exact(ops: OpSet, kind: Kind) -> Cost | None:
-        if not costs.allowed(ops):
-            return None
-        if judged and LEVELS.index(costs.judgement(ops).level) > most:
-            return None
-        terms = costs.terms(ops)
-        return Cost(terms.stage_ns, terms.streamed_bytes) if may_overflow or not terms.overflow_bytes else None
 
-    def batch(sets: DownSets, kind: Kind) -> Between:
-        segments = SegmentBatch(costs, sets)
+class _Rules:
+    """Which segments may stand on one kind of devices, and what they cost there. may_overflow, worst: as in `problem_of`."""
+
+    def __init__(self, costs: SegmentCosts, *, may_overflow: bool, worst: Compilable) -> None:
+        self.costs, self.may_overflow, self.most = costs, may_overflow, LEVELS.index(worst)
+        self.judged = worst is not LEVELS[-1]
+
+    def exact(self, ops: OpSet) -> Cost | None:
+        if not self.costs.allowed(ops):
+            return None
+        if self.judged and LEVELS.index(self.costs.judgement(ops).level) > self.most:
+            return None
+        terms = self.costs.terms(ops)
+        return Cost(terms.stage_ns, terms.streamed_bytes) if self.may_overflow or not terms.overflow_bytes else None
+
+    def between(self, sets: DownSets) -> Between:
+        segments = SegmentBatch(self.costs, sets)
 
         def between(inners: IndexArray, outers: IndexArray) -> CostColumns:
             table = segments(inners, outers)
-            allowed = table.allowed if may_overflow else table.allowed & (table.overflow_bytes == 0)
-            if judged:
-                allowed = allowed & (segments.levels(inners, outers) <= most)
+            allowed = table.allowed if self.may_overflow else table.allowed & (table.overflow_bytes == 0)
+            if self.judged:
+                allowed = allowed & (segments.levels(inners, outers) <= self.most)
             return CostColumns(table.time_ns, table.streamed_bytes, allowed)
 
         return between
-
-    return Problem(
-        before=graph.before,
-        devices=devices,
-        exact=exact,
-        lower=lambda ops, kind: costs.lower(ops),
-        batch=batch,
-        together=graph.together + _with_neighbours(graph),
-        structures={kind: structure(costs, may_overflow=may_overflow, worst=worst) for kind, _ in devices},
-        op_bytes=tuple(op.parameter_bytes for op in graph.ops),
-        host_ns=hardware.host.host_ns_per_stage,
-        handover_ns=hardware.host.handover_ns,
-    )
 
 
 def _with_neighbours(graph: Graph) -> tuple[OpSet, ...]:
