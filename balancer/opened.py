@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.cost.capacity import UNBOUNDED
-from balancer.cost.hardware import CONSTANTS, DEFAULTS, Hardware
+from balancer.cost.cpu_hardware import CpuHardware
+from balancer.cost.devices import Devices
+from balancer.cost.hardware import CONSTANTS, AnyHardware, Hardware
 from balancer.cost.profile import OpCosts, Profile
 from balancer.errors import PlanError
 from balancer.graph import boundary_names
-from balancer.plan import KnownCosts, KnownOp, Plan, check_op_count, file_bytes, load_plan
+from balancer.plan import CPU, KnownCosts, KnownOp, Plan, check_op_count, file_bytes, load_plan
 from balancer.tflite.opened import OpenedModel, opened_model
 from balancer.tflite.read import read_model_bytes
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from balancer.graph import Graph
-    from balancer.plan import Segment
+    from balancer.plan import PlanDevices, Segment
 
 AnyPlan = Plan | str | Path
 
@@ -34,7 +36,7 @@ AnyPlan = Plan | str | Path
 class OpenedPlan:
     """A plan with its model, as `open_plan` returns it.
 
-    `hardware` and `profile` are made when they are first used: running a plan does not need them.
+    `devices` and `profile` are made when they are first used: running a plan does not need them.
     """
 
     plan: Plan
@@ -50,13 +52,21 @@ class OpenedPlan:
         return boundary_names(self.graph, [segment.ops for segment in self.plan.segments])
 
     @cached_property
-    def hardware(self) -> Hardware:
-        """The hardware that the plan was predicted for. Raises PlanError if the plan lacks one of its constants."""
-        constants = self.plan.hardware.constants
-        missing = sorted(set(CONSTANTS) - set(DEFAULTS) - set(constants))
+    def devices(self) -> Devices:
+        """The devices that the plan was predicted for. Raises PlanError if the plan lacks one of their constants."""
+        return Devices(tuple((self._kind(devices), devices.count) for devices in self.plan.devices))
+
+    def _kind(self, devices: PlanDevices) -> AnyHardware:
+        kind = CpuHardware if devices.device == CPU else Hardware
+        missing = sorted(set(kind.constant_names()) - set(kind.defaults()) - set(devices.constants))
         if missing:
             raise PlanError(f"its hardware has no constant '{missing[0]}'", self.plan.file_name, "solve again")
-        return Hardware.with_constants(self.plan.hardware.name, constants)
+        return kind.with_constants(devices.kind, devices.constants, rough=devices.rough)
+
+    @property
+    def hardware(self) -> AnyHardware:
+        """The first kind of its devices. Raises PlanError as `devices` does."""
+        return self.devices.kinds[0][0]
 
     @cached_property
     def profile(self) -> Profile | None:

@@ -37,9 +37,9 @@ _LEAST, _MOST = 0.1, 1.05  # of one TPU's rate, and of the best plan's
 
 def periods(costed: CostedModel, n_tpus: int, count: int) -> list[int]:
     """The ns per inference to allow, the slowest rate first. The search for the best plan also warms up the solvers."""
-    alone = costed.problem(1).exact(costed.graph.all_ops, costed.hardware.name)
+    alone = costed.on(1).problem().exact(costed.graph.all_ops, costed.hardware.name)
     slow = (alone.time_ns if alone else NS_PER_S) / _LEAST
-    fast = solve(costed.problem(n_tpus)).value.objective_ns / _MOST
+    fast = solve(costed.on(n_tpus).problem()).value.objective_ns / _MOST
     return [int(slow * (fast / slow) ** (k / max(1, count - 1))) for k in range(count)]
 
 
@@ -49,7 +49,7 @@ def search(costed: CostedModel, n_tpus: int, most_ns: int) -> Sample:
     status = IMPOSSIBLE
     latency_ns = None
     try:
-        problem = costed.problem(n_tpus)
+        problem = costed.on(n_tpus).problem()
         solution = solve(problem, SolverOptions(constraints=Constraints(max_objective_ns=most_ns)))
         assert solution.value.objective_ns <= most_ns
         status, latency_ns = solution.status, solution.value.latency_ns

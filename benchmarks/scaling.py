@@ -79,12 +79,12 @@ NETWORKS: dict[str, Callable[[int], bytes]] = {
 
 def measure(case: Case) -> Sample:
     """Read and solve the case in this process."""
-    solve(open_costed_model(networks.chain(4), case.hardware).problem(2))
+    solve(open_costed_model(networks.chain(4), case.hardware).on(2).problem())
     data = NETWORKS[case.network](case.size)
     costed, read_s = timed(lambda: open_costed_model(data, case.hardware), time.process_time)
 
     def solved() -> Solution:
-        problem = costed.problem(case.tpus)
+        problem = costed.on(case.tpus).problem()
         solution = solve(problem, SolverOptions())
         check(problem, solution)
         return solution

@@ -78,10 +78,10 @@ def numbers(text: str) -> list[int]:
 
 def search(costed: CostedModel, n_tpus: int, options: SolverOptions) -> tuple[Solution, float]:
     """A solution and the seconds that it took from the graph on, without any cached costs."""
-    fresh = CostedModel(costed.model, costed.hardware)
+    fresh = CostedModel(costed.model, costed.devices)
 
     def solved() -> Solution:
-        problem = fresh.problem(n_tpus)
+        problem = fresh.on(n_tpus).problem()
         solution = solve(problem, options)
         check(problem, solution, options)
         return solution
@@ -90,7 +90,7 @@ def search(costed: CostedModel, n_tpus: int, options: SolverOptions) -> tuple[So
 
 
 def rate(costed: CostedModel, n_tpus: int, plan: Sequence[PipelineSpec]) -> float | None:
-    exact = steady_rate(costed.problem(n_tpus), plan)
+    exact = steady_rate(costed.on(n_tpus).problem(), plan)
     return float(exact) if exact else None
 
 
@@ -103,7 +103,7 @@ def plans(costed: CostedModel, n_tpus: int) -> Iterator[tuple[str, Sequence[Pipe
     }  # fmt: skip
     for name, options in wanted.items():
         try:
-            yield name, solve(costed.problem(n_tpus), options).pipelines
+            yield name, solve(costed.on(n_tpus).problem(), options).pipelines
         except InfeasibleError:  # noqa: PERF203
             continue
 
@@ -122,7 +122,7 @@ class Run:
         """Print one row, and add its share to the tallies."""
         single, single_s = search(costed, n_tpus, SINGLE)
         best, best_s = search(costed, n_tpus, SolverOptions())
-        rows = {row.name: row for row in comparison(costed, n_tpus, best.pipelines)}
+        rows = {row.name: row for row in comparison(costed.on(n_tpus), best.pipelines)}
         self.slowest["one pipeline"] = max(self.slowest["one pipeline"], single_s)
         self.slowest["any"] = max(self.slowest["any"], best_s)
         self.unproven += (single.status != "optimal") + (best.status != "optimal")

@@ -59,7 +59,7 @@ HEADINGS = (
 def case(costed: CostedModel, plan: Plan, n_tpus: int, seed: int, rounds: int) -> Sample:
     """Tune the plan on the hardware of this seed."""
     truth = perturbed(costed, seed)
-    best_per_s = 1e9 / solve(truth.problem(n_tpus)).value.objective_ns
+    best_per_s = 1e9 / solve(truth.on(n_tpus).problem()).value.objective_ns
 
     def tuned() -> Tuned:
         result = tune(plan, TrueCosts(truth), rounds=rounds)

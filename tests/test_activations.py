@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from balancer.cost.batch import SegmentBatch
 from balancer.cost.compilable import LEVELS, Compilable
+from balancer.cost.devices import Devices
 from balancer.cost.hardware import load_hardware
 from balancer.cost.placing import Span, highest_address
 from balancer.cost.segment import SegmentCosts
@@ -205,19 +206,19 @@ steps = st.lists(
 @given(steps, st.integers(1, 2), st.sampled_from([16 * n for n in (20, 40, 60, 90, 200)]))
 def test_the_plan_compiles_as_surely_as_any_and_is_the_fastest_of_those(made: Any, n_tpus: int, narrow: int) -> None:
     hardware = PCIE.changed({"narrow_bytes": narrow})
-    costed = CostedModel(open_model(handmade.dag(made, [0])), hardware)
-    fastest = best_value(costed.problem(n_tpus), n_tpus, n_tpus)
-    wanted = next(v for v in (best_value(costed.problem(n_tpus, worst=w), n_tpus, n_tpus) for w in LEVELS) if v)
-    found = solve_costed_model(costed, n_tpus, Options())
+    costed = CostedModel(open_model(handmade.dag(made, [0])), Devices(((hardware, 1),)))
+    fastest = best_value(costed.on(n_tpus).problem(), n_tpus, n_tpus)
+    wanted = next(v for v in (best_value(costed.on(n_tpus).problem(worst=w), n_tpus, n_tpus) for w in LEVELS) if v)
+    found = solve_costed_model(costed.on(n_tpus), Options())
     assert fastest is not None
     assert found.value.objective_ns == wanted.objective_ns == found.bound_ns
     assert (found.passed_over_ns is None) == ("compile" not in found.over)
     if found.passed_over_ns is not None:
         assert found.passed_over_ns == fastest.objective_ns <= wanted.objective_ns
     for word, worst in COMPILABLE.items():
-        best = best_value(costed.problem(n_tpus, worst=worst), n_tpus, n_tpus)
+        best = best_value(costed.on(n_tpus).problem(worst=worst), n_tpus, n_tpus)
         try:
-            asked = solve_costed_model(costed, n_tpus, Options(compilable=word))
+            asked = solve_costed_model(costed.on(n_tpus), Options(compilable=word))
         except InfeasibleError:
             assert best is None
         else:

@@ -60,7 +60,7 @@ def test_an_op_that_is_listed_twice_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_constraints_allow_one_pipeline() -> None:
-    problem = costed_model_of(balancer.balance(MODEL, 2)).problem(2)
+    problem = costed_model_of(balancer.balance(MODEL, 2)).on(2).problem()
     solution = solve(problem, SolverOptions(max_replicas=1))
     assert len(solution.pipelines) == 2
     held = SolverOptions(max_replicas=1, constraints=balancer.Constraints(max_boundary_tensors=99))

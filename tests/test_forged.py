@@ -36,7 +36,7 @@ OPEN = np.array([-1, -1, -1, -1], np.int32)
 def _use(data: bytes) -> None:
     """Read, cost and solve, and cut each op out alone."""
     cutter = Cutter(data)
-    solve_costed_model(open_costed_model(data, "pcie"), 1, balancer.Options())
+    solve_costed_model(open_costed_model(data, "pcie").on(1), balancer.Options())
     for i in range(len(cutter.graph.ops)):
         if not cutter.graph.folded >> i & 1:
             cutter.cut(1 << i)

@@ -110,7 +110,7 @@ def detector() -> CostedModel:
 
 
 def test_a_detector_with_millions_of_down_sets_is_proven_with_little_work(detector: CostedModel) -> None:
-    problem = detector.problem(4)
+    problem = detector.on(4).problem()
     solution = solve(problem)
     check(problem, solution)
     assert (solution.status, solution.solver) == ("optimal", "downset")
@@ -118,7 +118,7 @@ def test_a_detector_with_millions_of_down_sets_is_proven_with_little_work(detect
 
 
 def test_a_spent_budget_leaves_an_honest_bound(detector: CostedModel) -> None:
-    problem = detector.problem(4)
+    problem = detector.on(4).problem()
     best = solve(problem)
     stopped = search_reached(problem, SolverOptions(), DownSetWork(reached=1000))
     assert stopped.ended is Ended.LIMIT_REACHED

@@ -60,7 +60,7 @@ def _fits(model: Path, n_tpus: int, profile: Profile) -> bool:
     """Whether there is a plan that streams nothing, under costs that are the compiler's truth."""
     costed = replace(open_costed_model(model, "pcie"), profile=profile)
     try:
-        solve(costed.problem(n_tpus, overflow="error"))
+        solve(costed.on(n_tpus).problem(overflow="error"))
     except InfeasibleError:
         return False
     return True

@@ -213,7 +213,7 @@ def test_the_least_size_is_that_of_some_partition_and_no_cuts_have_less(
     data: bytes, measure: Measure, n_tpus: int
 ) -> None:
     costed = open_costed_model(data, "pcie")
-    assert least_size(costed, n_tpus, balancer.Options(), measure) <= _least_over_cuts(costed, n_tpus, measure)
+    assert least_size(costed.on(n_tpus), balancer.Options(), measure) <= _least_over_cuts(costed, n_tpus, measure)
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def _half(n_tpus: int) -> int:
     """A limit on all activations that whole models break and some plan keeps."""
     costed = open_costed_model(CHAIN, "pcie")
     whole = activation_size(costed.costs, costed.graph.all_ops, Measure.IN_TOTAL)
-    return (whole + least_size(costed, n_tpus, balancer.Options(), Measure.IN_TOTAL)) // 2
+    return (whole + least_size(costed.on(n_tpus), balancer.Options(), Measure.IN_TOTAL)) // 2
 
 
 def test_each_round_says_why_and_the_plan_remembers(
@@ -301,10 +301,10 @@ def test_no_later_loop_proposes_a_refused_segment(chain: Path, tmp_path: Path) -
 def test_a_solved_model_that_remembers_refusals_has_none_of_them(chain: Path, tmp_path: Path) -> None:
     costed = costed_model_of(_after_refusals(chain, tmp_path))
     for n_tpus in (2, 3, 4):
-        solution = solve_costed_model(costed, n_tpus, balancer.Options())
+        solution = solve_costed_model(costed.on(n_tpus), balancer.Options())
         sets = [stage.ops for pipeline in solution.pipelines for stage in pipeline.stages]
         assert not any(costed.forbidden.forbids(costed.costs, ops) for ops in sets)
-        free = solve_costed_model(replace(costed, forbidden=Forbidden()), n_tpus, balancer.Options())
+        free = solve_costed_model(replace(costed, forbidden=Forbidden()).on(n_tpus), balancer.Options())
         assert solution.value >= free.value
 
 

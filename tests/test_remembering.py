@@ -66,8 +66,8 @@ def test_a_loaded_plan_costs_every_segment_as_it_was_costed(
         constants=data.draw(st.sampled_from([{}, {"stream_ns_per_mib": 1234, "input_ns_per_mib": 77}])),
     )
     costed = replace(plain, profile=profile)
-    solution = solve_costed_model(costed, 3, balancer.Options())
-    loaded = _again(assemble(costed, solution, 3, ()), tmp_path_factory.mktemp("plan"))
+    solution = solve_costed_model(costed.on(3), balancer.Options())
+    loaded = _again(assemble(costed.on(3), solution, ()), tmp_path_factory.mktemp("plan"))
     again = costed_model_of(loaded)
     assert (again.hardware, again.profile) == (costed.hardware, profile)
     for a, b in pairwise(sorted({0, n, *data.draw(st.sets(st.integers(1, n - 1), min_size=1))})):

@@ -181,7 +181,7 @@ def test_an_interrupted_search_gives_the_best_so_far(where: str, monkeypatch: py
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    problem = _hard() if where == "cpsat" else open_costed_model(handmade.conv_chain(6), "pcie").problem(3)
+    problem = _hard() if where == "cpsat" else open_costed_model(handmade.conv_chain(6), "pcie").on(3).problem()
     chain = solve(problem, SolverOptions(solver="chain", max_pipelines=1, max_replicas=1))
     if where == "cpsat":
         monkeypatch.setattr(PipelineSearch, "run", interrupted)
@@ -207,7 +207,7 @@ def test_constraints_need_a_solver_that_takes_them(model: Path) -> None:
 def test_no_segment_of_a_real_model_is_below_the_structure_of_its_cost(path: Path) -> None:
     """What bounds and CP-SAT rely on, over random segments between down-sets."""
     costed = open_costed_model(path, "pcie")
-    problem, draw = costed.problem(2), random.Random(3)
+    problem, draw = costed.on(2).problem(), random.Random(3)
     known = replace(problem.structures["pcie"], kept=(), limit_bytes=None)
     costs = StructuredCosts(known, problem.n_ops)
     for _ in range(60):

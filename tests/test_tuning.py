@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import balancer
 from balancer.cli.main import main
+from balancer.cost.devices import Devices
 from balancer.cost.hardware import load_hardware
 from balancer.cost.profile import OpCosts, Profile
 from balancer.errors import MeasurementError
@@ -47,7 +48,7 @@ def test_measured_stages_come_out_as_measured(data: st.DataObject, model: Path) 
     ops = {i: OpCosts(ns=round(costed.costs.op_terms[i].compute_ns * data.draw(st.floats(0.4, 2.5)))) for i in range(n)}
     link = data.draw(st.floats(0.6, 1.6))
     hardware = costed.hardware.changed({"input_ns_per_mib": costed.hardware.link.input_ns_per_mib * link})
-    truth = CostedModel(costed.model, hardware, Profile("truth", ops)).costs
+    truth = CostedModel(costed.model, Devices(((hardware, 1),)), Profile("truth", ops)).costs
     cuts = sorted(data.draw(st.sets(st.integers(1, n - 1), min_size=1, max_size=3)))
     edges = [0, *cuts, n]
     seen = []
@@ -96,7 +97,7 @@ def test_nothing_measured_teaches_nothing(model: Path) -> None:
 def test_tuning_closes_most_of_the_gap(name: str, seed: int) -> None:
     plan = balancer.balance(ZOO / f"{name}_int8.tflite", 4)
     truth = perturbed(costed_model_of(plan), seed)
-    best = 1e9 / solve(truth.problem(4)).value.objective_ns
+    best = 1e9 / solve(truth.on(4).problem()).value.objective_ns
     rounds: list[TuneRound] = []
     found = tune(plan, TrueCosts(truth), on_round=rounds.append)
     assert tuple(rounds) == found.rounds

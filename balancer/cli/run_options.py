@@ -90,7 +90,7 @@ def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> list[str]:
     """A device for each TPU of the plan, from --devices. Raises DeviceError if they are unknown, too few, or missing."""
     from balancer.runtime.devices import device_names
 
-    count = 1 + max(t for p in plan.pipelines for stage in p.stages for t in stage.tpus)
+    count = sum(plan.used_counts.values())
     return device_names(arguments.devices, count)
 
 

@@ -20,7 +20,7 @@ from balancer.ground.rates import latency_ns, load_ns
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balancer.cost.hardware import Hardware
+    from balancer.cost.hardware import AnyHardware, Hardware
     from balancer.ground.terms import SegmentTerms
 
 
@@ -58,7 +58,7 @@ def stage_cost(terms: SegmentTerms) -> StageCost:
     return StageCost(terms.stage_ns, terms.output_ns, terms.streamed_bytes, terms.cached_bytes)
 
 
-def period_ns(stages: Sequence[StageCost], hardware: Hardware) -> int:
+def period_ns(stages: Sequence[StageCost], hardware: AnyHardware) -> int:
     """ns between two outputs of a pipeline that is kept full.
 
     Either the slowest stage sets it, or the host, whose work for all stages of one inference does not overlap.

@@ -18,7 +18,7 @@ from balancer.errors import ProfileError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from balancer.cost.hardware import Hardware
+    from balancer.cost.hardware import AnyHardware
     from balancer.documents import JsonObject, JsonValue
     from balancer.graph import Graph
 
@@ -59,8 +59,8 @@ class Profile:
     constants: Mapping[str, int] = field(default_factory=dict)
     learnt_from: tuple[str, ...] = ()
 
-    def hardware(self, given: Hardware) -> Hardware:
-        """The given hardware with the constants of this profile in place of its own."""
+    def hardware(self, given: AnyHardware) -> AnyHardware:
+        """The given kind with the constants of this profile in place of its own."""
         return given.changed(self.constants)
 
     def taught_by(self, source: str) -> Profile:

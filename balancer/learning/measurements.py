@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 from balancer.cost.feeding import Feeding, StageCost, inference_ns, stage_cost
+from balancer.cost.hardware import Hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.documents import read_table
 from balancer.errors import MeasurementError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from balancer.cost.hardware import Hardware
     from balancer.graph import Graph
     from balancer.opened import OpenedPlan
 
@@ -115,15 +115,15 @@ def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
 
 
 def hardware_of(rows: Sequence[SyntheticRow] | Sequence[StageRow]) -> Hardware | None:
-    """The hardware that the measured plans were predicted for; None for published measurements.
+    """The kind of Edge TPUs that the measured plans were predicted for; None for published measurements.
 
     Raises MeasurementError where the plans differ in it, PlanError where a plan lacks one of its constants.
     """
     plans = {id(row.plan): row.plan for row in rows if isinstance(row, StageRow)}.values()
     found: list[Hardware] = []
     for plan in plans:
-        if plan.hardware not in found:
-            found.append(plan.hardware)
+        kinds = [kind for kind, _ in plan.devices.kinds if isinstance(kind, Hardware)]
+        found += [kind for kind in kinds if kind not in found]
     if len(found) > 1:
         names = ", ".join(sorted(hardware.name for hardware in found))
         raise MeasurementError(

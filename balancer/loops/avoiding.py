@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from balancer.solve import Solution
 
 
-def next_to_compile(costed: CostedModel, n_tpus: int, options: Options, rounds_left: int) -> Solution:
+def next_to_compile(costed: CostedModel, options: Options, rounds_left: int) -> Solution:
     """The next plan, without the forbidden segments of the costed model. Raises InfeasibleError if there is none.
 
     rounds_left: how many plans may still be compiled, this one included. If no plan keeps the limits on sizes, which are
@@ -42,9 +42,9 @@ def next_to_compile(costed: CostedModel, n_tpus: int, options: Options, rounds_l
     """
     limits = costed.forbidden.limits
     if not limits:
-        return solve_costed_model(costed, n_tpus, options)
-    wanted = [] if options.constraints else _wanted(_savings(costed, n_tpus, options), rounds_left)
-    return _fastest(costed, n_tpus, options, [*wanted, limits, {}])
+        return solve_costed_model(costed, options)
+    wanted = [] if options.constraints else _wanted(_savings(costed, options), rounds_left)
+    return _fastest(costed, options, [*wanted, limits, {}])
 
 
 def halfway(costed: CostedModel, compiled: Collection[OpSet]) -> CostedModel:
@@ -57,12 +57,12 @@ def halfway(costed: CostedModel, compiled: Collection[OpSet]) -> CostedModel:
     return costed.with_limits({measure: (taken[measure] + limit) // 2 + 1 for measure, limit in limits})
 
 
-def _savings(costed: CostedModel, n_tpus: int, options: Options) -> dict[Measure, tuple[int, int]]:
+def _savings(costed: CostedModel, options: Options) -> dict[Measure, tuple[int, int]]:
     """By each measure with a limit the least size that a plan has, and the limit, if the least is smaller."""
     anything, savings = costed.with_limits({}), {}
     for measure, limit in costed.forbidden.limits.items():
         if least_alone(costed.costs, measure) < limit:
-            least = least_size(anything, n_tpus, options, measure)
+            least = least_size(anything, options, measure)
             if least < limit:
                 savings[measure] = (least, limit)
     return savings
@@ -80,15 +80,15 @@ def _wanted(savings: dict[Measure, tuple[int, int]], rounds_left: int) -> list[d
     return [{each: too_large for each, (_, too_large) in savings.items()} | smallest, smallest]
 
 
-def _fastest(costed: CostedModel, n_tpus: int, options: Options, limits: Sequence[Mapping[Measure, int]]) -> Solution:
+def _fastest(costed: CostedModel, options: Options, limits: Sequence[Mapping[Measure, int]]) -> Solution:
     """The fastest plan under the first of these limits on sizes that some plan keeps. Raises InfeasibleError."""
     first, *others = limits
     if not others:
-        return solve_costed_model(costed.with_limits(first), n_tpus, options)
+        return solve_costed_model(costed.with_limits(first), options)
     try:
-        return solve_costed_model(costed.with_limits(first), n_tpus, options)
+        return solve_costed_model(costed.with_limits(first), options)
     except InfeasibleError:
-        return _fastest(costed, n_tpus, options, others)
+        return _fastest(costed, options, others)
 
 
 def failure(refused: Sequence[RefusedSegment]) -> CompilerError:
@@ -98,7 +98,7 @@ def failure(refused: Sequence[RefusedSegment]) -> CompilerError:
     return CompilerError(f"cannot be compiled: {first.reason}{more}", _place(first), first.remedy)
 
 
-def all_refused(costed: CostedModel, n_tpus: int, rounds: Sequence[Sequence[RefusedSegment]]) -> CompilerError:
+def all_refused(costed: CostedModel, rounds: Sequence[Sequence[RefusedSegment]]) -> CompilerError:
     """The error for rounds that all ended in refusals. rounds: the refused segments of each, in order."""
     if len(rounds) == 1:
         return failure(rounds[0])
@@ -107,15 +107,15 @@ def all_refused(costed: CostedModel, n_tpus: int, rounds: Sequence[Sequence[Refu
         f"cannot be compiled in any of the {len(rounds)} ways that were tried; of the last one, "
         f"{_place(last)} is refused: {last.reason}{around(last)}"
     )
-    return CompilerError(what, _model(costed, n_tpus), last.remedy)
+    return CompilerError(what, _model(costed), last.remedy)
 
 
-def no_other_plan(costed: CostedModel, n_tpus: int, refused: Sequence[RefusedSegment]) -> InfeasibleError:
+def no_other_plan(costed: CostedModel, refused: Sequence[RefusedSegment]) -> InfeasibleError:
     """The error where each plan has a segment that the compiler refused, or surely would. refused: of the last plan."""
     first = refused[0]
     why = f"{first.reason}{around(first)}"
     what = f"cannot be compiled: each plan has a segment that is refused, such as {_place(first)}: {why}"
-    return InfeasibleError(what, _model(costed, n_tpus), first.remedy)
+    return InfeasibleError(what, _model(costed), first.remedy)
 
 
 def around(refused: RefusedSegment) -> str:
@@ -127,5 +127,5 @@ def _place(refused: RefusedSegment) -> str:
     return f"{refused.name} (ops {op_ranges(members(refused.ops))})"
 
 
-def _model(costed: CostedModel, n_tpus: int) -> str:
-    return f"{costed.graph.name} on {n_tpus} TPU{'s' if n_tpus > 1 else ''}"
+def _model(costed: CostedModel) -> str:
+    return f"{costed.graph.name} on {costed.devices.text}"

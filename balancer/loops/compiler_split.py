@@ -91,5 +91,5 @@ def compare_compiled(
     try:
         return refine(opened, compiler, default=default, on_round=on_round).plan.comparison
     except (CompilerError, InfeasibleError) as error:
-        rows = comparison(costed_model_of(opened), opened.plan.n_tpus, pipelines_of(opened.plan), default=default)
+        rows = comparison(costed_model_of(opened), pipelines_of(opened.plan), default=default)
         return tuple(replace(row, note=str(error)) if row.name == OURS else row for row in rows)

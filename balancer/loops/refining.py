@@ -126,10 +126,10 @@ def refine(  # noqa: PLR0913 - the public entry: each keyword is one thing that 
     """
     check_count("rounds", rounds)
     opened = open_plan(plan)
-    costed, n_tpus = costed_model_of(opened), opened.plan.n_tpus
+    costed = costed_model_of(opened)
     held = narrowed(opened.plan, options)
-    loop = _Refinement(costed, n_tpus, held, compiler or find_compiler(), on_round, default)
-    return loop.run(solution_of(opened.plan, costed.without_forbidden.problem(n_tpus)), rounds)
+    loop = _Refinement(costed, held, compiler or find_compiler(), on_round, default)
+    return loop.run(solution_of(opened.plan, costed.without_forbidden.problem()), rounds)
 
 
 @dataclass
@@ -142,7 +142,6 @@ class _Refinement:
     """
 
     costed: CostedModel
-    n_tpus: int
     options: Options
     compiler: Compiler
     on_round: Callable[[RefineRound], None]
@@ -175,7 +174,7 @@ class _Refinement:
                 return "no plan promises more"
             if any(t.solution.pipelines == solution.pipelines for t in self.tried):
                 return "a plan repeats"
-            compilation = compile_plan(assemble(self.known, solution, self.n_tpus, ()), self.compiler)
+            compilation = compile_plan(assemble(self.known, solution, ()), self.compiler)
             for name, doubt in compilation.doubts:
                 _LOG.warning("doubt: %s: %s", name, doubt)
             if compilation.refused:
@@ -188,7 +187,7 @@ class _Refinement:
                 return "the compiler agrees"
             solution = self._next(rounds - len(self.rounds))
         if not self.tried:
-            raise all_refused(self.costed, self.n_tpus, [done.refused for done in self.rounds])
+            raise all_refused(self.costed, [done.refused for done in self.rounds])
         return f"{rounds} rounds were allowed"
 
     def _next(self, rounds_left: int) -> Solution | None:
@@ -218,9 +217,9 @@ class _Refinement:
 
     def _next_after_refusals(self, rounds_left: int) -> Solution:
         try:
-            solution = next_to_compile(self.known, self.n_tpus, self.options, rounds_left)
+            solution = next_to_compile(self.known, self.options, rounds_left)
         except InfeasibleError as error:
-            raise no_other_plan(self.costed, self.n_tpus, self.rounds[-1].refused) from error
+            raise no_other_plan(self.costed, self.rounds[-1].refused) from error
         if solution.ended is Ended.INTERRUPTED:
             raise KeyboardInterrupt
         return solution
@@ -243,11 +242,11 @@ class _Refinement:
     def _solve(self) -> Solution:
         """The best solution under the corrected costs: the fastest, or one without overflow (see the module)."""
         known = halfway(self.known, self.evidence)
-        fastest = solve_costed_model(known, self.n_tpus, self.options)
+        fastest = solve_costed_model(known, self.options)
         if self.options.overflow or not self.overran:
             return fastest
         try:
-            within_memory = solve_costed_model(known, self.n_tpus, self.options, ERROR)
+            within_memory = solve_costed_model(known, self.options, ERROR)
         except InfeasibleError:
             return fastest
         reached = min(evaluate(self._with_reports(), t.solution.pipelines) or t.solution.value for t in self.tried)
@@ -310,7 +309,7 @@ class _Refinement:
     def _with_reports(self) -> Problem:
         """The problem under the corrected costs, in which compiled segments have the memory that was reported."""
         reports = {ops: e.reported for ops, e in self.evidence.items()}
-        return reported_problem(self.known.without_forbidden, self.n_tpus, reports)
+        return reported_problem(self.known.without_forbidden, reports)
 
     def _overflow_bytes(self, tried: _Tried) -> int:
         """Reported bytes that a plan streams for lack of on-chip memory."""
@@ -336,10 +335,10 @@ class _Refinement:
         if self.options.overflow == ERROR and self._overflow_bytes(best):
             bytes_over = self._overflow_bytes(best)
             what = f"every plan that was compiled streams for lack of on-chip memory, the best one {bytes_over} bytes"
-            raise InfeasibleError(what, f"{self.n_tpus} TPUs", "allow more TPUs, or streaming")
+            raise InfeasibleError(what, self.costed.devices.text, "allow more TPUs, or streaming")
         solution = self._proven(best.solution)
         known = self.known.with_limits({})
-        rows = comparison(known, self.n_tpus, solution.pipelines, options=self.options, default=self.default)
+        rows = comparison(known, solution.pipelines, options=self.options, default=self.default)
         if self.refused:
             rows = tuple(replace(row, note="not compiled") if row.name == OURS_ONE else row for row in rows)
         return self._compiled(best, solution, rows)
@@ -347,7 +346,7 @@ class _Refinement:
     def _best_without_proof(self) -> Plan:
         """The best plan compiled so far, with nothing that takes long: without a bound, and without a comparison."""
         best = min(self.tried, key=self._key)
-        value = evaluate(self.known.without_forbidden.problem(self.n_tpus), best.solution.pipelines)
+        value = evaluate(self.known.without_forbidden.problem(), best.solution.pipelines)
         assert value is not None
         solution = replace(
             best.solution, value=value, bound_ns=None, latency_bound_ns=None, ended=Ended.INTERRUPTED,
@@ -357,7 +356,7 @@ class _Refinement:
 
     def _compiled(self, best: _Tried, solution: Solution, rows: Sequence[ComparisonRow]) -> Plan:
         """The plan of a solution, with the reports and the files of the same plan when it was compiled."""
-        plan = assemble(self.known, solution, self.n_tpus, rows, self.options.held_to)
+        plan = assemble(self.known, solution, rows, self.options.held_to)
         reports = {s.name: s.reported for s in best.plan.segments}
         segments = tuple(replace(s, reported=reports[s.name]) for s in plan.segments)
         return replace(plan, segments=segments, made=best.plan.made)
@@ -367,11 +366,11 @@ class _Refinement:
         counts = solution.statistics | {"compile_rounds": len(self.rounds)}
         if self.known is self.costed:
             return replace(solution, statistics=counts)
-        value = evaluate(self.known.without_forbidden.problem(self.n_tpus), solution.pipelines)
+        value = evaluate(self.known.without_forbidden.problem(), solution.pipelines)
         assert value is not None
         try:
             # Limits are guesses, about which nothing is to be claimed.
-            optimum = solve_costed_model(self.known.with_limits({}), self.n_tpus, self.options)
+            optimum = solve_costed_model(self.known.with_limits({}), self.options)
         except InfeasibleError:
             # The corrected costs forbid even this plan, which its own reports allow. So nothing is known of the optimum.
             return replace(solution, value=value, bound_ns=None, statistics=counts)
@@ -388,7 +387,7 @@ class _Refinement:
         """The bound of a solution without forbidden segments, or that of all plans where it is larger."""
         if not self.known.forbidden or optimum.ended is Ended.COMPLETE or optimum.bound_ns is None:
             return optimum.bound_ns
-        free = solve_costed_model(self.known.without_forbidden, self.n_tpus, self.options)
+        free = solve_costed_model(self.known.without_forbidden, self.options)
         # If a faster plan was passed over, the bound does not hold for all plans.
         return max(optimum.bound_ns, free.bound_ns or 0) if free.passed_over_ns is None else optimum.bound_ns
 

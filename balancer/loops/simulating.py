@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from balancer.cost.devices import Devices
+from balancer.cost.hardware import Hardware
 from balancer.cost.profile import OpCosts, Profile
 from balancer.plan import SegmentReport
 from balancer.planning.costed_model import CostedModel
@@ -37,14 +39,19 @@ def perturbed(costed: CostedModel, seed: int) -> CostedModel:
         )
         ns[op.index] = OpCosts(ns=round(base * factors[op.type]))
     stream, transfer = draw.uniform(0.7, 1.3), draw.uniform(0.7, 1.3)
-    hardware = costs.hardware
+    kinds = [(costed.costs_by_kind[kind.name].hardware, count) for kind, count in costed.devices.kinds]
+    changed = [(_changed(kind, stream, transfer) if isinstance(kind, Hardware) else kind, n) for kind, n in kinds]
+    return CostedModel(costed.model, Devices(tuple(changed)), Profile(label=f"seed {seed}", ops=ns))
+
+
+def _changed(hardware: Hardware, stream: float, transfer: float) -> Hardware:
+    """The hardware with its rates of streaming and of transfers multiplied by these factors, and less memory."""
     constants = hardware.constants
     changes = {name: constants[name] * stream for name in _STREAMING}
     changes |= {name: constants[name] * transfer for name in _TRANSFERS}
     wide_bytes = hardware.chip.wide_bytes_per_tile * _CAPACITY_SHARE
     dense_bytes = min(wide_bytes, hardware.chip.dense_tile_bytes)  # a dense op must fit into what a tile has
-    changed = hardware.changed(changes | {"wide_bytes_per_tile": wide_bytes, "dense_tile_bytes": dense_bytes})
-    return CostedModel(costed.model, changed, Profile(label=f"seed {seed}", ops=ns))
+    return hardware.changed(changes | {"wide_bytes_per_tile": wide_bytes, "dense_tile_bytes": dense_bytes})
 
 
 def report_of(terms: SegmentTerms) -> SegmentReport:

@@ -146,7 +146,7 @@ class PipelineTimes:
             raise ValueError(f"outputs must be '{NONE}' or '{REPLAYED}', not {self.outputs!r}")
 
     def __call__(self, plan: Plan) -> Seen:
-        tpus = 1 + max(t for p in plan.pipelines for stage in p.stages for t in stage.tpus)
+        tpus = sum(plan.used_counts.values())
         devices = device_names(self.devices, tpus)
         if self.compiler is not None and not all(s.reported for s in plan.segments):
             plan = self._compiled(plan, self.compiler())

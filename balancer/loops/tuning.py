@@ -112,7 +112,7 @@ def tune(
     check_count("rounds", rounds)
     opened = open_plan(plan)
     aim = Aim(narrowed(opened.plan, options))
-    return _Tuning(costed_model_of(opened), opened.plan.n_tpus, source, aim, on_round).run(opened.plan, rounds)
+    return _Tuning(costed_model_of(opened), source, aim, on_round).run(opened.plan, rounds)
 
 
 @dataclass
@@ -124,7 +124,6 @@ class _Tuning:
     """
 
     costed: CostedModel
-    n_tpus: int
     source: Source
     aim: Aim
     on_round: Callable[[TuneRound], None]
@@ -160,7 +159,7 @@ class _Tuning:
             if not self.aim.promises_more(solution.value, self.rounds[self._best_round].achieved):
                 return "another one promises less than 1 % more"
             try:
-                self._measure(assemble(known, solution, self.n_tpus, (), self.aim.options.held_to), solution.pipelines)
+                self._measure(assemble(known, solution, (), self.aim.options.held_to), solution.pipelines)
             except BalancerError as error:
                 # The rounds before still count. It may be that this plan cannot be compiled, or that a device is gone.
                 ended = f"round {len(self.rounds) + 1} cannot be measured: {error}"
@@ -169,7 +168,7 @@ class _Tuning:
         return f"{rounds} rounds were allowed"
 
     def _solve(self, known: CostedModel) -> Solution:
-        return solve_costed_model(known, self.n_tpus, self.aim.options)
+        return solve_costed_model(known, self.aim.options)
 
     def _measure(self, plan: Plan, pipelines: tuple[PipelineSpec, ...]) -> None:
         seen = self.source(plan)
@@ -221,7 +220,7 @@ class _Tuning:
         for segment in seen.plan.segments:
             self.observed[segment.ops] = self.observed.pop(segment.ops)
         known = self._learnt()
-        value = evaluate(known.problem(self.n_tpus), pipelines)
+        value = evaluate(known.problem(), pipelines)
         if value is None:  # the corrected costs forbid one of its segments: it stays as it was measured
             return seen.plan
         counts = {"measured_rounds": len(self.rounds)}
@@ -235,7 +234,7 @@ class _Tuning:
             ended=Ended.NOT_SEARCHED,
         )
         solution, rows = prove(known, given)
-        plan = assemble(known, solution, self.n_tpus, rows, self.aim.options.held_to)
+        plan = assemble(known, solution, rows, self.aim.options.held_to)
         old = {segment.ops: segment for segment in seen.plan.segments}
         segments = tuple(
             replace(s, measured=old[s.ops].measured, reported=_by_compiler(old[s.ops])) for s in plan.segments
@@ -244,7 +243,7 @@ class _Tuning:
 
     def _proof(self, known: CostedModel, measured: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
         """The solution with a bound on the optimum under the corrected costs, and the rows of the comparison."""
-        rows = comparison(known, self.n_tpus, measured.pipelines, options=self.aim.options)
+        rows = comparison(known, measured.pipelines, options=self.aim.options)
         try:
             bound = self._solve(known)
         except InfeasibleError:

@@ -3,6 +3,8 @@
 from balancer.plan.file import check_op_count, file_bytes, load_plan, names_plan, plan_text
 from balancer.plan.pycoral import pycoral_obstacle
 from balancer.plan.records import (
+    CPU,
+    EDGE_TPU,
     BoundaryTensor,
     ComparisonRow,
     CompileJudgement,
@@ -11,6 +13,7 @@ from balancer.plan.records import (
     OpOnCpu,
     PipelinePrediction,
     Plan,
+    PlanDevices,
     PlanPipeline,
     PlanPrediction,
     PlanStage,
@@ -24,6 +27,8 @@ from balancer.plan.remembered import HeldTo, KnownCosts, KnownOp, KnownRefusals,
 from balancer.plan.state import KEPT, RESET, STATE_WORDS, segments_with_state, state_of
 
 __all__ = [
+    "CPU",
+    "EDGE_TPU",
     "KEPT",
     "RESET",
     "STATE_WORDS",
@@ -41,6 +46,7 @@ __all__ = [
     "OpOnCpu",
     "PipelinePrediction",
     "Plan",
+    "PlanDevices",
     "PlanPipeline",
     "PlanPrediction",
     "PlanStage",

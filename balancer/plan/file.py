@@ -17,18 +17,19 @@ from balancer.documents import DocumentKind, Refusal, read_document
 from balancer.errors import PlanError
 from balancer.ground.opsets import interval_set
 from balancer.plan.document import MOST_OPS, from_json
-from balancer.plan.records import COMPILE_LEVELS, FORMAT, VERSION, Plan, PlanPipeline, Segment
+from balancer.plan.records import COMPILE_LEVELS, CPU, EDGE_TPU, FORMAT, VERSION, Plan, PlanPipeline, Segment
 from balancer.plan.remembered import check_refusals, check_remembered
 from balancer.plan.state import STATE_WORDS
 
 if TYPE_CHECKING:
+    from balancer.documents import JsonObject, JsonValue
     from balancer.ground.opsets import OpSet
 
 _MOST_TPUS = 1024
 _LARGEST_CONSTANT = 10**10  # as in hardware files: the times of thousands of ops add up to less than 2^63 ns
 _KIND = DocumentKind(
     FORMAT,
-    (VERSION,),
+    (1, VERSION),
     "plan file",
     Refusal(PlanError, "give a plan file that balancer wrote"),
     format_remedy="give a *_plan_*.json that balancer wrote",
@@ -55,10 +56,31 @@ def load_plan(path: str | Path) -> Plan:
     """
     path = _plan_file(Path(path))
     document = read_document(path, _KIND)
-    plan: Plan = _modern(from_json(Plan, document, str(path)))
+    plan: Plan = _modern(from_json(Plan, _with_devices(document), str(path)))
     _check(plan, str(path))
     origin = path.parent / plan.model.file if plan.model.file else None
     return replace(plan, origin=origin, directory=path.parent)
+
+
+def _with_devices(document: JsonObject) -> JsonObject:
+    """The document in the form of version 2. Plans of version 1 have devices of one kind, an Edge TPU's."""
+    hardware, pipelines = document.get("hardware"), document.get("pipelines")
+    if document["version"] != 1 or not isinstance(hardware, dict) or not isinstance(pipelines, list):
+        return document  # what is missing is reported later
+    name = hardware.get("name")
+    devices: JsonObject = {
+        "kind": name, "device": EDGE_TPU, "count": document.get("n_tpus"), "rough": False,
+        "constants": hardware.get("constants"),
+    }  # fmt: skip
+    return document | {"devices": [devices], "pipelines": [_on_kind(pipeline, name) for pipeline in pipelines]}
+
+
+def _on_kind(pipeline: JsonValue, kind: JsonValue) -> JsonValue:
+    """A pipeline of version 1 with the kind of each stage."""
+    stages = pipeline.get("stages") if isinstance(pipeline, dict) else None
+    if not isinstance(pipeline, dict) or not isinstance(stages, list):
+        return pipeline
+    return pipeline | {"stages": [s | {"kind": kind} if isinstance(s, dict) else s for s in stages]}
 
 
 def _modern(plan: Plan) -> Plan:
@@ -135,18 +157,12 @@ def _check(plan: Plan, where: str) -> None:
         raise PlanError(f"solver.ended is '{plan.solver.ended}'", where, f"make it one of {', '.join(_ENDED)}")
     if plan.state not in (None, *STATE_WORDS):
         raise PlanError(f"state '{plan.state}' is not one of {', '.join(STATE_WORDS)}", where, "solve again")
-    for name, value in plan.hardware.constants.items():
-        if value > _LARGEST_CONSTANT:
-            what = f"its hardware's constant '{name}' is {value}, more than {_LARGEST_CONSTANT}"
-            raise PlanError(what, where, "solve again")
+    _check_devices(plan, where)
     for file in (plan.model.file, *(file for s in plan.segments for file in (s.name, s.file))):
         if file is not None and not _is_bare(file):
             raise PlanError(f"'{file}' is not a bare file name", where, "keep all files beside the plan")
     for segment in plan.segments:
         _check_outcomes(segment, where)
-    tpus = [t for p in plan.pipelines for stage in p.stages for t in stage.tpus]
-    if len(set(tpus)) < len(tpus) or any(not 0 <= t < plan.n_tpus for t in tpus):
-        raise PlanError(f"a TPU is used twice, or its number is above {plan.n_tpus - 1}", where, "solve again")
     if set(names) != {stage.segment for p in plan.pipelines for stage in p.stages}:
         raise PlanError(
             "a pipeline names a segment that does not exist, or a segment stands in no pipeline", where, "solve again"
@@ -160,6 +176,29 @@ def _check(plan: Plan, where: str) -> None:
     check_remembered(plan.costs, plan.held_to, plan.model.ops, plan.n_tpus, where)
     if plan.refusals is not None:
         check_refusals(plan.refusals, plan.model.ops, where)
+
+
+def _check_devices(plan: Plan, where: str) -> None:
+    """Check the kinds, their constants, and which devices the stages use."""
+    kinds, count = [devices.kind for devices in plan.devices], sum(devices.count for devices in plan.devices)
+    if len(set(kinds)) < len(kinds) or count != plan.n_tpus or plan.hardware.name not in kinds[:1]:
+        raise PlanError("its devices contradict `hardware` or `n_tpus`", where, "solve again")
+    for devices in plan.devices:
+        if devices.device not in (EDGE_TPU, CPU):
+            raise PlanError(f"there is no device '{devices.device}'", where, f"make it {EDGE_TPU} or {CPU}")
+    for constants in (plan.hardware.constants, *(devices.constants for devices in plan.devices)):
+        for name, value in constants.items():
+            if value > _LARGEST_CONSTANT:
+                what = f"its hardware's constant '{name}' is {value}, more than {_LARGEST_CONSTANT}"
+                raise PlanError(what, where, "solve again")
+    used: set[tuple[str, int]] = set()
+    for stage in (stage for p in plan.pipelines for stage in p.stages):
+        if stage.kind not in kinds:
+            raise PlanError(f"there are no devices of kind '{stage.kind}'", where, "solve again")
+        count, here = plan.devices_of(stage.kind).count, {(stage.kind, number) for number in stage.tpus}
+        if used & here or len(here) < len(stage.tpus) or any(not 0 <= number < count for number in stage.tpus):
+            raise PlanError(f"a TPU is used twice, or its number is above {count - 1}", where, "solve again")
+        used |= here
 
 
 def _check_outcomes(segment: Segment, where: str) -> None:

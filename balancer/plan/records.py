@@ -20,7 +20,8 @@ from balancer.plan.document import OP_RANGES, UNSAVED, to_json
 # `document` reads the types when it runs.
 from balancer.plan.remembered import HeldTo, KnownCosts, KnownRefusals  # noqa: TC001
 
-FORMAT, VERSION = "balancer-plan", 1
+FORMAT, VERSION = "balancer-plan", 2
+EDGE_TPU, CPU = "edgetpu", "cpu"
 
 
 class ModelSource(Protocol):
@@ -50,9 +51,24 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareInfo:
-    """The hardware that the plan was predicted for: its name, and all its constants as they were."""
+    """The first kind of devices that the plan was predicted for: its name, and all its constants as they were."""
 
     name: str
+    constants: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanDevices:
+    """The devices of one kind that the plan is for.
+
+    kind: its name. device: "edgetpu" or "cpu". count: how many there are. rough: whether its constants are rough guesses.
+    constants: all of them, as they were.
+    """
+
+    kind: str
+    device: str
+    count: int
+    rough: bool
     constants: dict[str, int]
 
 
@@ -181,11 +197,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanStage:
-    """A segment and the TPUs that run it. tpus: their numbers in the plan, one for each replica."""
+    """A segment and the devices that run it, all of one kind. tpus: their numbers among the plan's devices of that kind, one
+    for each replica.
+    """
 
     segment: str
     replicas: int
     tpus: tuple[int, ...]
+    kind: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,12 +292,13 @@ class ComparisonRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How to run a model on n_tpus TPUs.
+    """How to run a model on n_tpus devices.
 
-    costs: costs that replaced predicted ones; null if there were none. refusals: what the compiler refused while the plan
-    was made; null if it refused nothing. held_to: the limits that the plan was solved with; null if they are not known.
-    segments: by pipeline, then position; those of pipelines with the same partition stand once. state: "reset" or "kept"
-    if the model has state, else null; see `plan.state`.
+    hardware: the first kind of them. devices: all kinds, in the order in which a user named them; n_tpus is the sum of
+    their counts. costs: costs that replaced predicted ones; null if there were none. refusals: what the compiler refused
+    while the plan was made; null if it refused nothing. held_to: the limits that the plan was solved with; null if they are
+    not known. segments: by pipeline, then position; those of pipelines that cut alike, on the same kinds, stand once. state:
+    "reset" or "kept" if the model has state, else null; see `plan.state`.
 
     Three fields are not written to the file. origin: the model, as a path or opened; None if it is not known. directory:
     where the plan was saved or loaded. made: contents of files that are not saved yet (compiled segments and the compiler's
@@ -290,6 +310,7 @@ class Plan:
     costs: KnownCosts | None = None
     refusals: KnownRefusals | None = None
     n_tpus: int
+    devices: tuple[PlanDevices, ...]
     held_to: HeldTo | None = None
     segments: tuple[Segment, ...]
     pipelines: tuple[PlanPipeline, ...]
@@ -321,6 +342,34 @@ class Plan:
     def file_name(self) -> str:
         """Name of the plan's own file."""
         return f"{self.stem}_plan_{self.n_tpus}.json"
+
+    def devices_of(self, kind: str) -> PlanDevices:
+        """The devices of that kind. Raises KeyError if there are none."""
+        return {devices.kind: devices for devices in self.devices}[kind]
+
+    @property
+    def used_counts(self) -> dict[str, int]:
+        """For each kind how many of its devices are in use. They are numbered from 0 on."""
+        stages = [stage for pipeline in self.pipelines for stage in pipeline.stages]
+        return {
+            devices.kind: 1 + max((n for s in stages if s.kind == devices.kind for n in s.tpus), default=-1)
+            for devices in self.devices
+        }
+
+    def positions(self, stage: PlanStage) -> tuple[int, ...]:
+        """The positions of a stage's devices among all devices in use, one kind after the other."""
+        before = 0
+        for kind, count in self.used_counts.items():
+            if kind == stage.kind:
+                break
+            before += count
+        return tuple(before + number for number in stage.tpus)
+
+    def is_compiled(self, segment: str) -> bool:
+        """Whether a segment of that name runs on Edge TPUs, and so has to be compiled. Segments on the CPU have not."""
+        stages = (stage for pipeline in self.pipelines for stage in pipeline.stages)
+        kind = next(stage.kind for stage in stages if stage.segment == segment)
+        return self.devices_of(kind).device == EDGE_TPU
 
     def segment(self, name: str) -> Segment:
         """The segment of that name. Raises KeyError if there is none."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
+from balancer.cost.cpu_hardware import CpuHardware
 from balancer.graph import Graph, boundary_names
 from balancer.ground.opsets import OpSet
 from balancer.opened import known_costs
@@ -18,6 +19,7 @@ from balancer.plan import (
     HeldTo,
     ModelInfo,
     Plan,
+    PlanDevices,
     PlanPipeline,
     PlanStage,
     Segment,
@@ -29,31 +31,35 @@ from balancer.planning.prediction import DECIMALS, CostedStage, pipeline_predict
 from balancer.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from balancer.cost.constant_groups import Host
+    from balancer.cost.devices import Devices
+    from balancer.cost.segment import SegmentCosts
     from balancer.planning.costed_model import CostedModel
     from balancer.solve import PipelineSpec, Solution
 
-Partition = tuple[OpSet, ...]
+# The segments of a pipeline, each with the kind of device that it stands on: its predictions depend on both.
+Partition = tuple[tuple[OpSet, str], ...]
 
 
 def assemble(
     costed: CostedModel,
     solution: Solution,
-    n_tpus: int,
     comparison: Sequence[ComparisonRow],
     held: HeldTo | None = None,
 ) -> Plan:
     """The plan that a solution describes.
 
-    n_tpus: how many TPUs the plan is for; the solution may use fewer. comparison: rows to store in the plan. held: the
-    limits that the solution was solved with; None if they are not known.
+    comparison: rows to store in the plan. held: the limits that the solution was solved with; None if they are not known.
     """
     partitions = list(dict.fromkeys(_partition(p) for p in solution.pipelines))
     named = dict(zip(partitions, _segments(costed, partitions), strict=True))
+    kinds = {kind.name: kind for kind, _ in costed.devices.kinds}
     pipelines = [
-        [CostedStage(s, stage.replicas) for s, stage in zip(named[_partition(p)], p.stages, strict=True)]
+        [
+            CostedStage(segment, stage.replicas, kinds[stage.kind])
+            for segment, stage in zip(named[_partition(p)], p.stages, strict=True)
+        ]
         for p in solution.pipelines
     ]
     graph, hardware = costed.graph, costed.hardware
@@ -68,11 +74,12 @@ def assemble(
         hardware=HardwareInfo(name=hardware.name, constants=hardware.constants),
         costs=known_costs(costed.profile),
         refusals=known_refusals(costed.forbidden),
-        n_tpus=n_tpus,
+        n_tpus=costed.devices.total,
+        devices=_plan_devices(costed.devices),
         held_to=held,
         segments=tuple(segment for segments in named.values() for segment in segments),
-        pipelines=_pipelines(pipelines, hardware.host),
-        predicted=plan_prediction(pipelines, hardware),
+        pipelines=_pipelines(pipelines),
+        predicted=plan_prediction(pipelines),
         solver=_solver_report(solution),
         comparison=tuple(comparison),
         versions={"balancer": VERSION},
@@ -96,8 +103,15 @@ def _solver_report(solution: Solution) -> SolverReport:
     )
 
 
+def _plan_devices(devices: Devices) -> tuple[PlanDevices, ...]:
+    return tuple(
+        PlanDevices(kind=kind.name, device=kind.DEVICE, count=count, rough=kind.rough, constants=kind.constants)
+        for kind, count in devices.kinds
+    )
+
+
 def _partition(pipeline: PipelineSpec) -> Partition:
-    return tuple(stage.ops for stage in pipeline.stages)
+    return tuple((stage.ops, stage.kind) for stage in pipeline.stages)
 
 
 def _segments(costed: CostedModel, partitions: Sequence[Partition]) -> list[list[Segment]]:
@@ -106,7 +120,7 @@ def _segments(costed: CostedModel, partitions: Sequence[Partition]) -> list[list
     Segments are named by their position and number, so two partitions with equally many segments would get the same
     names. The second one gets the suffix -b in the stem, the third -c, and so on.
     """
-    names = boundary_names(costed.graph, (ops for p in partitions for ops in p))
+    names = boundary_names(costed.graph, (ops for p in partitions for ops, _ in p))
     uses: Counter[int] = Counter()
     by_partition = []
     for partition in partitions:
@@ -123,7 +137,8 @@ def _suffix(alike: int) -> str:
 
 def _named_segments(costed: CostedModel, partition: Partition, stem: str, names: Mapping[int, str]) -> list[Segment]:
     graph, made_in, segments = costed.graph, dict[int, str](), []
-    for k, ops in enumerate(partition):
+    for k, (ops, kind) in enumerate(partition):
+        costs = costed.costs_by_kind[kind]
         name = f"{stem}_segment_{k}_of_{len(partition)}"
         inputs, outputs = graph.interface(ops)
         segments.append(
@@ -134,16 +149,18 @@ def _named_segments(costed: CostedModel, partition: Partition, stem: str, names:
                 sha256=None,
                 inputs=tuple(SegmentInput(**_boundary(graph, t, names), source=made_in.get(t)) for t in inputs),
                 outputs=tuple(BoundaryTensor(**_boundary(graph, t, names)) for t in outputs),
-                predicted=replace(costed.costs.terms(ops), activation_bytes=costed.costs.activation_bytes(ops)),
-                compiles=_compiles(costed, ops),
+                predicted=replace(costs.terms(ops), activation_bytes=costs.activation_bytes(ops)),
+                compiles=_compiles(costs, ops),
             )
         )
         made_in |= dict.fromkeys(outputs, name)
     return segments
 
 
-def _compiles(costed: CostedModel, ops: OpSet) -> CompileJudgement:
-    judged = costed.costs.judgement(ops)
+def _compiles(costs: SegmentCosts, ops: OpSet) -> CompileJudgement | None:
+    if isinstance(costs.hardware, CpuHardware):
+        return None  # nothing compiles it
+    judged = costs.judgement(ops)
     return CompileJudgement(level=judged.level.value, tensor=judged.tensor, tile_bytes=judged.tile_bytes)
 
 
@@ -152,13 +169,19 @@ def _boundary(graph: Graph, t: int, names: Mapping[int, str]) -> dict[str, Any]:
     return {"tensor": names[t], "shape": tensor.shape, "dtype": tensor.dtype, "bytes": tensor.bytes}
 
 
-def _pipelines(costed: Sequence[Sequence[CostedStage]], host: Host) -> tuple[PlanPipeline, ...]:
-    """The plan's pipelines. TPUs are numbered from 0: by pipeline, then stage, then replica."""
-    numbers, pipelines = count(), []
+def _pipelines(costed: Sequence[Sequence[CostedStage]]) -> tuple[PlanPipeline, ...]:
+    """The plan's pipelines. The devices of each kind are numbered from 0: by pipeline, then stage, then replica."""
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(count)
+    pipelines = []
     for stages in costed:
         planned = tuple(
-            PlanStage(segment=s.segment.name, replicas=s.replicas, tpus=tuple(islice(numbers, s.replicas)))
+            PlanStage(
+                segment=s.segment.name,
+                replicas=s.replicas,
+                tpus=tuple(islice(numbers[s.kind.name], s.replicas)),
+                kind=s.kind.name,
+            )
             for s in stages
         )
-        pipelines.append(PlanPipeline(stages=planned, predicted=pipeline_prediction(stages, host)))
+        pipelines.append(PlanPipeline(stages=planned, predicted=pipeline_prediction(stages)))
     return tuple(pipelines)

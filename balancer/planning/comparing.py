@@ -57,7 +57,6 @@ class DefaultSplit:
 
 def comparison(
     costed: CostedModel,
-    n_tpus: int,
     plan: Pipelines,
     *,
     options: Options = ANYTHING,
@@ -70,7 +69,8 @@ def comparison(
     that is known; it gets a row with the reported memory, beside the row of its stand-in.
     """
     # Rows are valued as if every segment could be compiled. Those with a forbidden one are marked below.
-    problem = reported_problem(costed.without_forbidden, n_tpus, default.reports if default else {})
+    n_tpus = costed.devices.total
+    problem = reported_problem(costed.without_forbidden, default.reports if default else {})
     plans: dict[str, Pipelines | None] = {
         ONE_TPU: _copies(problem, 1),
         COPIES: _copies(problem, n_tpus),
@@ -92,7 +92,7 @@ def comparison(
     breaking = {
         name
         for name, made in plans.items()
-        if made and rates[name] and name != own and not options.kept_by(costed, n_tpus, made)
+        if made and rates[name] and name != own and not options.kept_by(costed, made)
     }
     return tuple(replace(row, breaks_limits=row.name in breaking) for row in rows)
 
@@ -139,7 +139,7 @@ def _one_pipeline(costed: CostedModel, problem: Problem, options: Options) -> Pi
     """The best single pipeline without forbidden segments. problem: as rows are valued, with all segments allowed."""
     limits = SolverOptions(max_pipelines=1, seconds=options.seconds, solver=solver_of(costed, ANYTHING))
     if costed.forbidden:
-        problem = costed.problem(problem.n_devices)
+        problem = costed.problem()
     try:
         return solve_checked(problem, limits).pipelines
     except InfeasibleError:

@@ -1,4 +1,4 @@
-"""A model on hardware with its costs: what every plan is made from."""
+"""A model on devices with its costs: what every plan is made from."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from balancer.cost.compilable import Compilable
-from balancer.cost.hardware import Hardware, load_hardware
+from balancer.cost.cpu_hardware import CpuHardware
+from balancer.cost.devices import Devices
+from balancer.cost.hardware import AnyHardware, Hardware
 from balancer.cost.profile import Profile, load_profile
 from balancer.cost.segment import SegmentCosts
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.plan import KEPT, state_of
+from balancer.planning.asked_devices import devices_asked
 from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden, forbidden_of, without
 from balancer.planning.problem import problem_of
 from balancer.tflite.opened import OpenedModel, open_model
@@ -32,15 +35,15 @@ COMPILABLE = {"any": Compilable.SURELY_NOT, "likely": Compilable.PERHAPS, "sure"
 
 @dataclass(frozen=True)
 class CostedModel:
-    """A model, and what its segments cost on given hardware.
+    """A model, and what its segments cost on given devices.
 
-    hardware: as it was given; `costs.hardware` also has the constants that the profile replaces. profile: costs that
-    replace predicted ones. keep_state: whether variable tensors keep their values from input to input. forbidden: segments
-    that plans must not have, since the compiler refuses them.
+    devices: as they were given; `costs.hardware` also has the constants that the profile replaces. profile: costs that
+    replace predicted ones on Edge TPUs. keep_state: whether variable tensors keep their values from input to input.
+    forbidden: segments that plans must not have, since the compiler refuses them.
     """
 
     model: OpenedModel
-    hardware: Hardware
+    devices: Devices
     profile: Profile | None = None
     keep_state: bool = False
     forbidden: Forbidden = ANYTHING_ALLOWED
@@ -54,20 +57,47 @@ class CostedModel:
         """The `state` of plans: "reset", "kept", or None if the model has no state."""
         return state_of(self.graph.stateful, keep_state=self.keep_state)
 
-    @cached_property
-    def costs(self) -> SegmentCosts:
-        """The costs of the model's segments."""
-        return SegmentCosts(self.graph, self.hardware, self.profile)
+    @property
+    def hardware(self) -> AnyHardware:
+        """The first kind of its devices."""
+        return self.devices.kinds[0][0]
 
-    def problem(self, n_tpus: int, *, overflow: str = STREAM, worst: Compilable = Compilable.SURELY_NOT) -> Problem:
-        """The solver's problem on n_tpus TPUs.
+    @cached_property
+    def costs_by_kind(self) -> dict[str, SegmentCosts]:
+        """The costs of the model's segments on each kind, by the kind's name."""
+        return {kind.name: self._costs_on(kind) for kind, _ in self.devices.kinds}
+
+    def _costs_on(self, kind: AnyHardware) -> SegmentCosts:
+        return SegmentCosts(self.graph, kind, None if isinstance(kind, CpuHardware) else self.profile)
+
+    @property
+    def costs(self) -> SegmentCosts:
+        """The costs of the model's segments on the first kind of Edge TPUs; on the first kind, where there are none."""
+        kinds = [kind for kind, _ in self.devices.kinds]
+        return self.costs_by_kind[next((k for k in kinds if isinstance(k, Hardware)), kinds[0]).name]
+
+    def on(self, devices: Devices | int) -> CostedModel:
+        """The same on other devices, or on this number of the first kind."""
+        if not isinstance(devices, Devices):
+            devices = Devices(((self.hardware, devices),))
+        other = replace(self, devices=devices)
+        # Costs do not depend on how many devices there are: those that are known are kept.
+        known = self.costs_by_kind
+        same = {kind.name: known[kind.name] for kind, _ in devices.kinds if (kind in dict(self.devices.kinds))}
+        if len(same) == len(devices.kinds):
+            other.__dict__["costs_by_kind"] = same
+        return other
+
+    def problem(self, *, overflow: str = STREAM, worst: Compilable = Compilable.SURELY_NOT) -> Problem:
+        """The solver's problem on its devices.
 
         overflow: "error" forbids segments that stream for lack of on-chip memory. worst: the worst that a segment may be
         judged on whether it compiles.
         """
-        devices = ((self.hardware.name, n_tpus),)
-        problem = problem_of({self.hardware.name: self.costs}, devices, may_overflow=overflow == STREAM, worst=worst)
-        return without(problem, self.forbidden, {self.hardware.name: self.costs})
+        costs = self.costs_by_kind
+        problem = problem_of(costs, self.devices.counts, may_overflow=overflow == STREAM, worst=worst)
+        compiled = {kind.name: costs[kind.name] for kind, _ in self.devices.kinds if isinstance(kind, Hardware)}
+        return without(problem, self.forbidden, compiled)
 
     @cached_property
     def without_forbidden(self) -> CostedModel:
@@ -81,13 +111,14 @@ class CostedModel:
         return replace(self, forbidden=replace(self.forbidden, limits=limits))
 
 
-def open_costed_model(model: str | Path | bytes, hardware: str | Path | Hardware) -> CostedModel:
-    """A costed model without a profile. model: path or contents of a .tflite file. hardware: a preset's name, a file, a record.
+def open_costed_model(model: str | Path | bytes, hardware: str | Path | AnyHardware | Devices) -> CostedModel:
+    """A costed model without a profile. model: path or contents of a .tflite file. hardware: devices, or one of a kind: a
+    preset's name, a file, a record.
 
     Raises ModelError or HardwareError if one of them cannot be read.
     """
-    record = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
-    return CostedModel(open_model(model), record)
+    devices = hardware if isinstance(hardware, Devices) else devices_asked(1, hardware)
+    return CostedModel(open_model(model), devices)
 
 
 def costed_model_of(plan: AnyPlan | OpenedPlan) -> CostedModel:
@@ -97,7 +128,7 @@ def costed_model_of(plan: AnyPlan | OpenedPlan) -> CostedModel:
     """
     opened = open_plan(plan)
     keeps, refused = opened.plan.state == KEPT, forbidden_of(opened.plan.refusals)
-    return CostedModel(opened.model, opened.hardware, opened.profile, keep_state=keeps, forbidden=refused)
+    return CostedModel(opened.model, opened.devices, opened.profile, keep_state=keeps, forbidden=refused)
 
 
 def with_profile(costed: CostedModel, path: str | Path) -> CostedModel:

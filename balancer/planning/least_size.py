@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from balancer.solve import Between, Kind
 
 
-def least_size(costed: CostedModel, n_tpus: int, options: Options, measure: Measure) -> int:
+def least_size(costed: CostedModel, options: Options, measure: Measure) -> int:
     """The size of the largest segment, in the partition in which it is smallest.
 
     It keeps the number of stages that the options ask for, and their rules for overflow and for what compiles. The search
     may leave out partitions, so the least may be a little smaller. Raises InfeasibleError if there is no partition.
     """
-    problem = costed.problem(n_tpus, overflow=options.overflow_now, worst=options.worst)
+    problem = costed.problem(overflow=options.overflow_now, worst=options.worst)
     one_each = SolverOptions(max_pipelines=1, max_replicas=1, stages=options.stages, solver="downset")
     pipeline = solve(_by_size(costed.costs, problem, measure), one_each).pipelines[0]
     return max(activation_size(costed.costs, stage.ops, measure) for stage in pipeline.stages)

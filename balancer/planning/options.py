@@ -95,9 +95,9 @@ class Options:
             compilable=self.compilable,
         )
 
-    def kept_by(self, costed: CostedModel, n_tpus: int, pipelines: Sequence[PipelineSpec]) -> bool:
+    def kept_by(self, costed: CostedModel, pipelines: Sequence[PipelineSpec]) -> bool:
         """Whether these pipelines keep all limits under the costed model's costs."""
-        problem = costed.problem(n_tpus, overflow=self.overflow_now, worst=self.worst)
+        problem = costed.problem(overflow=self.overflow_now, worst=self.worst)
         if evaluate(problem, pipelines) is None:
             return False
         one = self.stages is not None or bool(self.constraints)

@@ -51,13 +51,13 @@ def predict(
 def partition_plan(costed: CostedModel, partition: Sequence[OpSet]) -> Plan | None:
     """The plan of one pipeline with these segments, one TPU for each; None if one of the segments is not allowed."""
     pipeline = PipelineSpec(tuple(StageSpec(ops, costed.hardware.name) for ops in partition))
-    value = evaluate(costed.problem(len(partition)), [pipeline])
+    value = evaluate(costed.on(len(partition)).problem(), [pipeline])
     if value is None:
         return None
     given = Solution(
         solver="given", pipelines=(pipeline,), value=value, bound_ns=None, over="nothing", ended=Ended.NOT_SEARCHED
     )
-    return assemble(costed, given, len(partition), ())
+    return assemble(costed.on(len(partition)), given, ())
 
 
 def cut_segments(cuts: Sequence[int], n_ops: int) -> list[range]:

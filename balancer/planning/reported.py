@@ -32,12 +32,12 @@ def reported_cost(costs: SegmentCosts, ops: OpSet, reported: SegmentReport) -> C
     return Cost(terms.stage_ns - terms.streaming_ns + streaming_ns, streamed)
 
 
-def reported_problem(costed: CostedModel, n_tpus: int, reports: Mapping[OpSet, SegmentReport]) -> Problem:
+def reported_problem(costed: CostedModel, reports: Mapping[OpSet, SegmentReport]) -> Problem:
     """The costed model's problem, in which segments with a report have the reported memory. reports: by the segment's ops.
 
     It is for valuing plans with `evaluate`, not for solving: only `exact` uses the reports; the bounds do not.
     """
-    problem = costed.problem(n_tpus)
+    problem = costed.problem()
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
         predicted = problem.exact(ops, kind)

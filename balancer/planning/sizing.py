@@ -116,7 +116,7 @@ class _Best:
 
     def row(self, n: int) -> SizeRow:
         """The row for n TPUs."""
-        problem = self.costed.problem(n)
+        problem = self.costed.on(n).problem()
         try:
             solution = solve_checked(problem, SolverOptions())
         except InfeasibleError:
@@ -139,7 +139,7 @@ class _Best:
         options = SolverOptions(constraints=Constraints(max_latency_ns=self.limit_ns))
         for devices in range(self.offered + 1, n + 1):
             try:
-                solution = solve_checked(self.costed.problem(devices), options)
+                solution = solve_checked(self.costed.on(devices).problem(), options)
             except InfeasibleError:
                 continue
             offer = pipeline_offer(problem, solution.pipelines[0])
@@ -160,7 +160,7 @@ def _fits(costed: CostedModel, n: int) -> bool:
     further copies hold the same segments.
     """
     try:
-        solve_checked(costed.problem(n, overflow="error"), SolverOptions(max_pipelines=1, max_replicas=1))
+        solve_checked(costed.on(n).problem(overflow="error"), SolverOptions(max_pipelines=1, max_replicas=1))
     except InfeasibleError:
         return False
     return True

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 def pipelines_of(plan: Plan) -> tuple[PipelineSpec, ...]:
     """A plan's pipelines in the form of a solver's solution."""
-    kind = plan.hardware.name
     return tuple(
-        PipelineSpec(tuple(StageSpec(plan.segment(s.segment).ops, kind, s.replicas) for s in p.stages))
+        PipelineSpec(tuple(StageSpec(plan.segment(s.segment).ops, s.kind, s.replicas) for s in p.stages))
         for p in plan.pipelines
     )
 

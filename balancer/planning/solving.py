@@ -22,20 +22,20 @@ _OF_SEGMENTS = {
 _TAKEN = {Compilable.SURELY: "surely compiles", Compilable.PERHAPS: "may compile"}
 
 
-def solve_costed_model(costed: CostedModel, n_tpus: int, options: Options, overflow: str | None = None) -> Solution:
+def solve_costed_model(costed: CostedModel, options: Options, overflow: str | None = None) -> Solution:
     """The best solution under the costed model's costs that keeps the options. overflow: replaces the options' own rule.
 
     Where the options leave open how surely the segments are to compile, the fastest plan is taken only if no plan compiles
     more surely; the solution then says what was passed over. Raises InfeasibleError if no plan keeps the options.
     """
     overflow = overflow or options.overflow_now
-    fastest = _solve_within(costed, n_tpus, options, overflow, options.worst)
+    fastest = _solve_within(costed, options, overflow, options.worst)
     if options.compilable is not None or fastest.ended is Ended.INTERRUPTED:
         return fastest
     # What no partition can reach is not searched for.
     for worst in LEVELS[LEVELS.index(costed.costs.best_judgement.level) : LEVELS.index(_worst(costed, fastest))]:
         try:
-            surer = _solve_within(costed, n_tpus, options, overflow, worst)
+            surer = _solve_within(costed, options, overflow, worst)
         except InfeasibleError:
             continue
         return replace(surer, passed_over_ns=fastest.optimised_ns)
@@ -57,7 +57,7 @@ def is_outside_claim(costed: CostedModel, solution: Solution, optimum: Solution,
     return LEVELS.index(_worst(costed, solution)) > LEVELS.index(scope)
 
 
-def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: str, worst: Compilable) -> Solution:
+def _solve_within(costed: CostedModel, options: Options, overflow: str, worst: Compilable) -> Solution:
     """The best solution that keeps the options, of segments judged at worst so. Raises InfeasibleError if there is none."""
     best = costed.costs.best_judgement
     if LEVELS.index(best.level) > LEVELS.index(worst):
@@ -66,7 +66,7 @@ def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: 
             f"tensor '{best.tensor}'", "use a smaller input, or allow more with compilable",
         )  # fmt: skip
     try:
-        solution = _solve(costed, costed.problem(n_tpus, overflow=overflow, worst=worst), options)
+        solution = _solve(costed, costed.problem(overflow=overflow, worst=worst), options)
     except InfeasibleError as error:
         if worst is LEVELS[-1]:
             raise

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _USB_IDS = {("1a6e", "089a"): False, ("18d1", "9302"): True}  # whether its firmware is loaded
+_USB2_MBIT_PER_S = 480
 _DEAD_CELSIUS = {-88, -10}  # the temperature that is read where the link to the chip is down
 _NAME = re.compile(r"cpu|sim|usb|pci|(usb|pci|):([0-9]{1,3})")
 _REPEATED = ("cpu", "sim", "usb", "pci")
@@ -44,7 +45,7 @@ class DeviceState(str, Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """An Edge TPU of this machine. name: as `--devices` takes it. type: "usb" or "pci". problem, remedy: the state in
-    words and what helps, both None for READY.
+    words and what helps, both None for READY. mbit_per_s: the speed of its USB link, None where it is not known.
     """
 
     name: str
@@ -54,6 +55,14 @@ class Device:
     problem: str | None = None
     remedy: str | None = None
     state: DeviceState = DeviceState.READY
+    mbit_per_s: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The kind of hardware that it is costed as: "pcie", "usb", or "usb2" on a USB 2 link."""
+        if self.type == "pci":
+            return "pcie"
+        return "usb2" if self.mbit_per_s is not None and self.mbit_per_s <= _USB2_MBIT_PER_S else "usb"
 
     @property
     def usable(self) -> bool:
@@ -155,7 +164,11 @@ def _usb_device(root: Path, entry: Path, index: int, *, loaded: bool) -> Device:
     bus, number = _number(_read(entry / "busnum")), _number(_read(entry / "devnum"))
     node = root / f"dev/bus/usb/{bus:03}/{number:03}"
     state, problem, remedy = _usb_condition(node, loaded=loaded)
-    return Device(name=f"usb:{index}", type="usb", path=str(node), problem=problem, remedy=remedy, state=state)
+    speed = _read(entry / "speed")
+    return Device(
+        name=f"usb:{index}", type="usb", path=str(node), problem=problem, remedy=remedy, state=state,
+        mbit_per_s=int(speed) if speed.isdigit() else None,
+    )  # fmt: skip
 
 
 def _usb_condition(node: Path, *, loaded: bool) -> _Condition:

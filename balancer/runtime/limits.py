@@ -37,7 +37,7 @@ def warn_of_mappings(opened: OpenedPlan, devices: Sequence[str]) -> None:
     for pipeline in plan.pipelines:
         for stage in pipeline.stages:
             segment = plan.segment(stage.segment)
-            on_pci = any(devices[t].startswith(("pci", ":")) for t in stage.tpus)
+            on_pci = any(devices[t].startswith(("pci", ":")) for t in plan.positions(stage))
             if not on_pci or not segment.reported:
                 continue
             entries = mapping_entries(opened.compiled_file(segment), segment.name)

@@ -82,7 +82,7 @@ class Pipeline:
         check_tensors(opened)
         self.plan = opened.plan
         self.options = options or RunOptions()
-        count = 1 + max(t for p in self.plan.pipelines for stage in p.stages for t in stage.tpus)
+        count = sum(self.plan.used_counts.values())
         none = devices == "none"
         self.devices = ["none"] * count if none else device_names(devices, count)
         self.interface = model_interface(opened.graph)

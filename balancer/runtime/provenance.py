@@ -93,7 +93,7 @@ def costed_for_others(plan: Plan, devices: Sequence[str]) -> str | None:
     """
     hardware = plan.hardware.name
     bus = _BUS.get(hardware.partition(":")[0], "")
-    used = [devices[t] for p in plan.pipelines for stage in p.stages for t in stage.tpus]
+    used = [devices[t] for p in plan.pipelines for stage in p.stages for t in plan.positions(stage)]
     others = sorted({_kind(device) for device in used if _is_other(_kind(device), bus)})
     if not others:
         return None

@@ -73,7 +73,7 @@ def recipes(opened: OpenedPlan, devices: Sequence[str], simulation: Simulation) 
         return found if found.device == device else _on(found, device)
 
     return [
-        [[made(plan.segment(stage.segment), devices[t]) for t in stage.tpus] for stage in pipeline.stages]
+        [[made(plan.segment(stage.segment), devices[t]) for t in plan.positions(stage)] for stage in pipeline.stages]
         for pipeline in plan.pipelines
     ]
 

@@ -52,7 +52,7 @@ def statistics_of(plan: Plan, devices: Sequence[str], times: Sequence[Sequence[S
             count = max(1, t.items)
             stages.append(
                 StageStatistics(
-                    pipeline=p, stage=k, segment=stage.segment, devices=tuple(devices[i] for i in stage.tpus),
+                    pipeline=p, stage=k, segment=stage.segment, devices=tuple(devices[i] for i in plan.positions(stage)),
                     items=t.items, stage_ns=int(median(list(t.samples) or [0])), busy_ns=t.busy_ns // count,
                     queued_ns=t.queued_ns // count, starved_ns=t.starved_ns // count, blocked_ns=t.blocked_ns // count,
                 )

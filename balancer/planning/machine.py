@@ -1,0 +1,75 @@
+"""What this machine has: its CPU as a kind of device, and the devices that are attached to it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from pathlib import Path
+
+from balancer.cost.cpu_hardware import CpuHardware
+from balancer.cost.hardware import AnyHardware, load_kind
+from balancer.errors import DeviceError, HardwareError
+from balancer.runtime.devices import list_devices
+
+CPU = "cpu"  # the kind that means this machine's own
+_PRESET_OF = {"x86_64": "cpu-x86", "amd64": "cpu-x86"}
+# The core's number in /proc/cpuinfo (Arm Ltd., MIDR_EL1). Other 64-bit Arm cores count as the faster of both.
+_PRESET_OF_PART = {"0xd03": "cpu-a53", "0xd04": "cpu-a53"}
+_ARM = "cpu-a72"
+
+
+def calibrated_cpu_path() -> Path:
+    """Where `balancer calibrate --cpu` keeps this machine's CPU: `balancer` in the user's folder for settings (XDG base
+    directories).
+    """
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "balancer" / "cpu.json"
+
+
+def this_cpu() -> CpuHardware:
+    """This machine's CPU: as it was calibrated, else the rough preset of its architecture with this machine's cores.
+
+    Raises HardwareError if the calibration cannot be read.
+    """
+    calibrated = calibrated_cpu_path()
+    kind = load_kind(calibrated if calibrated.is_file() else _preset())
+    if not isinstance(kind, CpuHardware):
+        raise HardwareError("is not about a CPU", str(calibrated), "calibrate anew with `balancer calibrate --cpu`")
+    return kind.changed({"cores": usable_cores()})
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _preset() -> str:
+    machine = platform.machine().lower()
+    return _PRESET_OF.get(machine) or _PRESET_OF_PART.get(_arm_part(Path("/proc/cpuinfo")), _ARM)
+
+
+def _arm_part(cpuinfo: Path) -> str:
+    """The number of the machine's first core, as in "0xd08"; empty where it is not known."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("CPU part")), "")
+
+
+def attached_kinds() -> tuple[tuple[AnyHardware, int], ...]:
+    """The Edge TPUs that this machine can use, by kind, and its CPU with a stage for each core that the host leaves.
+
+    Raises DeviceError if there is no Edge TPU.
+    """
+    found = Counter(device.kind for device in list_devices() if device.usable)
+    if not found:
+        raise DeviceError(
+            "there is no Edge TPU that can be used", "this machine", "run `balancer devices`, or name devices"
+        )
+    cpu = this_cpu()
+    edge_tpus = [(load_kind(name), count) for name, count in sorted(found.items())]
+    return (*edge_tpus, (cpu, max(1, cpu.most_devices - 1)))
