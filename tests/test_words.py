@@ -101,7 +101,7 @@ def test_rows_that_stream_are_marked_where_that_is_refused() -> None:
 
 def test_a_marked_table_of_very_fast_plans_fits(capsys: pytest.CaptureFixture[str]) -> None:
     rows = balancer.balance(WIDE, 3).comparison
-    drawing.comparison(3, [replace(row, breaks_limits=True, throughput_per_s=12345.6) for row in rows])
+    drawing.comparison("3 TPUs", [replace(row, breaks_limits=True, throughput_per_s=12345.6) for row in rows])
     said = capsys.readouterr().out
     assert "profiling bisection+ " in said
     assert "x default" in said
@@ -290,7 +290,7 @@ def test_a_round_within_the_tolerance_is_not_called_as_predicted() -> None:
 def test_the_stand_in_is_not_said_to_be_the_only_thing_that_the_compiler_did(
     small: balancer.Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawing.comparison(2, small.comparison)
+    drawing.comparison("2 TPUs", small.comparison)
     said = capsys.readouterr().out
     assert "*   a stand-in" in said
     assert "has not run" not in said

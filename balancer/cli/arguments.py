@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from balancer.cost.hardware import preset_names
+from balancer.errors import HardwareError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from balancer.cost.devices import Devices
+
 MOST_TPUS = 32
+HARDWARE = "pcie"
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_hardware(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hardware",
-        default="pcie",
+        default=HARDWARE,
         metavar="P",
         help=f"the hardware to predict for: a preset ({', '.join(preset_names())}) or a hardware file as `balancer "
         "calibrate` writes it; usb is for USB accelerators on a Raspberry Pi 4, usb-desktop on a PC, usb2 on a USB 2 port. "
@@ -66,8 +70,37 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
 
 def add_tpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-n", "--tpus", type=whole_number(1, MOST_TPUS), required=True, metavar="N", help="how many Edge TPUs there are"
-    )
+        "-n", "--tpus", type=_devices, required=True, metavar="N",
+        help="how many Edge TPUs there are; or which kinds of devices and how many of each, as in pcie=2,usb=1,cpu=1: presets "
+        f"({', '.join(preset_names())}), hardware files, and cpu for this machine's CPU; or auto for what this machine has",
+    )  # fmt: skip
+
+
+def _devices(text: str) -> int | str:
+    """A type for argparse: a number of TPUs, kinds with their numbers, or auto."""
+    if text.lstrip("-").isdecimal():
+        return whole_number(1, MOST_TPUS)(text)
+    counts = [part.rpartition("=") for part in text.split(",")]
+    if text != "auto" and not all(kind.strip() and count.strip().isdecimal() for kind, _, count in counts):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number, nor kinds with numbers as in pcie=2,usb=1, nor auto"
+        )
+    if any(int(count) < 1 for _, _, count in counts if count.strip().isdecimal()):
+        raise argparse.ArgumentTypeError(f"each kind needs at least one device, unlike in {text!r}")
+    return text
+
+
+def devices_of(arguments: argparse.Namespace) -> Devices:
+    """The devices that -n and --hardware name. Raises HardwareError as `devices_asked` does, and where both name kinds."""
+    from balancer.planning.asked_devices import devices_asked
+
+    if isinstance(arguments.tpus, str) and arguments.hardware != HARDWARE:
+        what, remedy = "is named beside the kinds of -n", f"leave it out, or give -n a number of {arguments.hardware}"
+        raise HardwareError(what, f"--hardware {arguments.hardware}", remedy)
+    try:
+        return devices_asked(arguments.tpus, arguments.hardware)
+    except ValueError as error:
+        raise HardwareError(str(error), f"-n {arguments.tpus}", "name fewer devices") from error
 
 
 def add_keep_state(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from balancer.compiler.failures import About
 from balancer.ground.opsets import op_ranges
-from balancer.plan import STATE_WORDS, pycoral_obstacle
+from balancer.plan import EDGE_TPU, STATE_WORDS, pycoral_obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from balancer.learning.calibrating import Calibration
     from balancer.learning.refusals import RefusedSegment
     from balancer.loops.refining import RefineRound
-    from balancer.plan import ComparisonRow, Plan, PlanPipeline
+    from balancer.plan import ComparisonRow, Plan, PlanPipeline, PlanStage
     from balancer.planning.sizing import Sizing
     from balancer.tflite.package import Package
 
 _WIDTH = 80
 _OPS_WIDTH = 11
 _KIB, _MIB = 1 << 10, 1 << 20
-_LEFT = {"", "devices", "ops", "type", "mapped", "tensor", "constant"}
+_LEFT = {"", "on", "devices", "ops", "type", "mapped", "tensor", "constant"}
 NOT_SEARCHED = "not_searched"
 _CUT_SHORT = {
     "complete": "",
@@ -101,7 +101,7 @@ def stages(plan: Plan) -> None:
     for alike in shown.values():
         _stage_table(plan, alike)
     print(
-        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {tpus(plan.n_tpus)} ({plan.costs_label});"
+        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {devices_in_words(plan)} ({plan.costs_label});"
     )
     print(
         f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms"
@@ -114,14 +114,14 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     count = len(pipeline.stages)
     table = Listing(
         f"{times}{count} {'stage' if count == 1 else 'stages'}, predicted",
-        ("stage", "ops", "TPUs", "cached", "streamed", "in", "out", "ms"),
+        ("stage", "ops", "TPUs" if len(plan.devices) == 1 else "on", "cached", "streamed", "in", "out", "ms"),
     )
     for k, stage in enumerate(pipeline.stages):
         segment = plan.segment(stage.segment)
         table.row(
             str(k),
             _in_lines(segment.op_ranges),
-            op_ranges(t for a in alike for t in a.stages[k].tpus),
+            _numbers(plan, [a.stages[k] for a in alike]),
             short_size(segment.predicted.cached_bytes),
             short_size(segment.predicted.streamed_bytes),
             short_size(sum(t.bytes for t in segment.inputs)),
@@ -133,6 +133,12 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     print(f"instructions, sent with each inference: {', '.join(map(short_size, instructions))}")
     if count > 1:
         print(f"{'slowest stage' if _host_limits(plan) else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
+
+
+def _numbers(plan: Plan, alike: Sequence[PlanStage]) -> str:
+    """The numbers of the devices of stages that run one segment, with their kind where the plan has several."""
+    numbers = op_ranges(t for stage in alike for t in stage.tpus)
+    return numbers if len(plan.devices) == 1 else f"{alike[0].kind} {numbers}"
 
 
 def _in_lines(ranges: str) -> str:
@@ -155,11 +161,19 @@ def _host_limits(plan: Plan) -> bool:
     return host > 0 and plan.predicted.throughput_per_s >= 1e9 / host * (1 - 1e-6)
 
 
-def comparison(n_tpus: int, rows: Sequence[ComparisonRow]) -> None:
-    """Print the ways to use the TPUs, with their speed-ups. The stand-in for the compiler is marked, and so are ways that
-    break the limits of the plan.
+def devices_in_words(plan: Plan) -> str:
+    """The devices that a plan is for: "4 TPUs", or "pcie=2,cpu=1" where it is for others than Edge TPUs of one kind."""
+    if len(plan.devices) == 1 and plan.devices[0].device == EDGE_TPU:
+        return tpus(plan.n_tpus)
+    return ",".join(f"{devices.kind}={devices.count}" for devices in plan.devices)
+
+
+def comparison(devices: str, rows: Sequence[ComparisonRow]) -> None:
+    """Print the ways to use the devices, with their speed-ups. devices: in words.
+
+    The stand-in for the compiler is marked, and so are ways that break the limits of the plan.
     """
-    table = Listing(f"{tpus(n_tpus)}, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
+    table = Listing(f"{devices}, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
     for row in rows:
         table.row(row.name + _mark(row), *_figures(row))
     table.print()

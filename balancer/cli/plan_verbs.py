@@ -16,6 +16,7 @@ from balancer.cli.arguments import (
     add_model,
     add_tpus,
     choose_interpreter,
+    devices_of,
     print_json,
     whole_number,
 )  # fmt: skip
@@ -85,9 +86,10 @@ def solve(arguments: argparse.Namespace) -> int:
     from balancer.cli import drawing
     from balancer.directory.writing import check_free
 
+    devices = devices_of(arguments)
     if arguments.output is not None:
         check_free(
-            Path(arguments.output), f"{Path(arguments.model).stem}_plan_{arguments.tpus}.json", force=arguments.force
+            Path(arguments.output), f"{Path(arguments.model).stem}_plan_{devices.total}.json", force=arguments.force
         )
     chosen = compiler(arguments) if arguments.compile else None
     options = balancer.Options(
@@ -97,9 +99,8 @@ def solve(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     with drawing.progress("solving; Ctrl-C takes the best so far", quiet=arguments.quiet or arguments.json):
         plan = balancer.balance(
-            arguments.model, arguments.tpus, options=options, hardware=arguments.hardware, profile=arguments.profile,
-            keep_state=arguments.keep_state,
-        )  # fmt: skip
+            arguments.model, devices, options=options, profile=arguments.profile, keep_state=arguments.keep_state
+        )
         if chosen is not None:
             tell = compile_verb.teller(arguments, arguments.output)
             plan = balancer.refine(plan, chosen, options=options, on_round=tell).plan
@@ -122,7 +123,7 @@ def draw_plan(plan: Plan) -> None:
 
     drawing.stages(plan)
     if plan.comparison:
-        drawing.comparison(plan.n_tpus, plan.comparison)
+        drawing.comparison(drawing.devices_in_words(plan), plan.comparison)
     drawing.remarks(plan)
     cpu_parts(plan)
     compiling(plan)
@@ -147,14 +148,14 @@ def compare(arguments: argparse.Namespace) -> int:
 
     chosen = compiler(arguments) if arguments.compile else None
     with drawing.progress("solving", quiet=arguments.quiet or arguments.json):
-        plan = balancer.balance(arguments.model, arguments.tpus, hardware=arguments.hardware)
+        plan = balancer.balance(arguments.model, devices_of(arguments))
         rows = plan.comparison
         if chosen is not None:
             rows = balancer.compare_compiled(plan, chosen, on_round=compile_verb.teller(arguments))
     if arguments.json:
         print_json({"comparison": [asdict(row) for row in rows]})
     else:
-        drawing.comparison(arguments.tpus, rows)
+        drawing.comparison(drawing.devices_in_words(plan), rows)
     return 0
 
 

@@ -334,9 +334,10 @@ class Plan:
 
     @property
     def costs_label(self) -> str:
-        """Where its predicted costs come from, as text: the hardware, then what replaced its costs."""
+        """Where its predicted costs come from, as text: the kinds of devices, then what replaced their costs."""
         learnt = (self.costs.label, *self.costs.learnt_from) if self.costs else ()
-        return " + ".join(filter(None, (self.hardware.name, *learnt)))
+        kinds = ", ".join(devices.kind + " (rough)" * devices.rough for devices in self.devices)
+        return " + ".join(filter(None, (kinds, *learnt)))
 
     @property
     def file_name(self) -> str:
