@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from balancer.cost.batch import SegmentBatch
 from balancer.cost.capacity import CapacityRule
-from balancer.cost.hardware import CONSTANTS, load_hardware, preset_names
+from balancer.cost.hardware import load_hardware, load_kind, preset_names
 from balancer.cost.layout import layout
 from balancer.cost.profile import OpCosts, Profile
 from balancer.cost.segment import SegmentCosts
@@ -29,10 +29,11 @@ from tests import handmade
 from tests.shared import MODELS, SOURCES, stem
 
 if TYPE_CHECKING:
-    from balancer.cost.hardware import Hardware
+    from balancer.cost.hardware import AnyHardware, Hardware
     from balancer.graph import Graph
 
 PCIE = load_hardware("pcie")
+CPU = load_kind("cpu-x86")
 
 
 def _orders(graph: Graph, seed: int) -> list[int]:
@@ -46,7 +47,7 @@ def _orders(graph: Graph, seed: int) -> list[int]:
 
 
 def _agree(
-    graph: Graph, hardware: Hardware, order: list[int], pairs: list[tuple[int, int]], profile: Profile | None = None
+    graph: Graph, hardware: AnyHardware, order: list[int], pairs: list[tuple[int, int]], profile: Profile | None = None
 ) -> None:
     costs = SegmentCosts(graph, hardware, profile)
     prefixes = [op_set(order[:a]) for a in range(len(order) + 1)]
@@ -109,9 +110,9 @@ def test_capacity_shrinks_with_scratch_and_scratch_can_be_found_for_it(
         assert rule.capacity_bytes(rule.scratch_for(wanted)) <= wanted
 
 
-@pytest.mark.parametrize("hardware", [PCIE, load_hardware("usb"), TIGHT], ids=["pcie", "usb", "tight"])
+@pytest.mark.parametrize("hardware", [PCIE, load_hardware("usb"), TIGHT, CPU], ids=["pcie", "usb", "tight", "cpu"])
 @pytest.mark.parametrize("data", MADE)
-def test_the_table_of_all_intervals_equals_the_exact_cost(data: bytes, hardware: Hardware) -> None:
+def test_the_table_of_all_intervals_equals_the_exact_cost(data: bytes, hardware: AnyHardware) -> None:
     graph = read_graph(data, name="made")
     n = len(graph.ops)
     _agree(graph, hardware, list(range(n)), [(a, b) for a in range(n) for b in range(a + 1, n + 1)])
@@ -136,7 +137,7 @@ def test_the_lower_bound_grows_with_the_segment_and_never_passes_its_cost(seed: 
         ),
         name="dag",
     )
-    for hardware in (PCIE, TIGHT):
+    for hardware in (PCIE, TIGHT, CPU):
         costs = SegmentCosts(graph, hardware)
         order = _orders(graph, seed)
         draw = random.Random(seed)
@@ -217,11 +218,11 @@ def test_parameter_bytes_agree_with_the_compiled_files() -> None:
     assert checked >= 10
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", [*preset_names(), *preset_names("cpu")])
 def test_every_constant_of_a_preset_says_its_source_and_how_it_is_known(name: str) -> None:
     document = json.loads((Path(load_hardware.__code__.co_filename).parent / "presets" / f"{name}.json").read_text())
-    assert load_hardware(name).name == name
-    known = set(CONSTANTS)
+    assert load_kind(name).name == name
+    known = set(load_kind(name).constant_names())
     for key, entry in document["constants"].items():
         assert key in known
         assert entry["known"] in ("fitted", "reported", "measured", "assumed")

@@ -32,6 +32,7 @@ KEYS = [
     "costs",
     "refusals",
     "n_tpus",
+    "devices",
     "held_to",
     "segments",
     "pipelines",
@@ -143,7 +144,7 @@ def test_a_truncated_plan_file_is_refused(plan: balancer.Plan, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("place", "value", "what"),
     [
-        (("version",), 2, "version 2 is unknown"),
+        (("version",), 3, "version 3 is unknown"),
         (("segments", 0, "file"), "../evil.tflite", "not a bare file name"),
         (("segments", 0, "file"), "a\0b.tflite", "not a bare file name"),
         (("model", "file"), "\ud800.tflite", "is not a valid value here"),

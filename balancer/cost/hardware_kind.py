@@ -7,7 +7,7 @@ A kind stands for devices that cost the same. An Edge TPU's is `hardware.Hardwar
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
+from typing import TYPE_CHECKING, ClassVar, TypeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ class HardwareKind:
     """
 
     DEVICE: ClassVar[str]
-    GROUPS: ClassVar[Mapping[str, Any]]
+    GROUPS: ClassVar[Mapping[str, type]]
     LIMITS: ClassVar[Mapping[str, tuple[int, int]]] = {}
 
     name: str
@@ -86,7 +86,7 @@ class HardwareKind:
         return cls.LIMITS.get(name, (0, LARGEST))
 
     @classmethod
-    def is_constant(cls, value: Any, name: str) -> TypeGuard[int]:
+    def is_constant(cls, value: object, name: str) -> TypeGuard[int]:
         """Whether a value is one that the constant may have."""
         least, largest = cls.limits(name)
         return isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
