@@ -32,7 +32,7 @@ LARGE = (
     "Compilation failed: Compilation failed due to large activation tensors in model."
 )
 SEGMENTS = [f"net_segment_{i}_of_3" for i in range(3)]
-KILLS = int(os.environ.get("BALANCER_KILLS", "8"))
+KILLS = int(os.environ.get("BALANCER_KILLS", "4"))
 
 
 @pytest.fixture(scope="module")

@@ -308,7 +308,9 @@ def test_the_comparison_is_not_vacuous(by_the_whole_model: list[yolo_boxes.Detec
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("segments", [2, 3, 4])
+@pytest.mark.parametrize(
+    "segments", [pytest.param(2, marks=pytest.mark.wide), 3, pytest.param(4, marks=pytest.mark.wide)]
+)
 def test_the_boxes_are_those_of_the_whole_model(
     segments: int, lively: bytes, frames: list[Any], by_the_whole_model: list[yolo_boxes.Detections]
 ) -> None:
