@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yolo_sizes
 from converted import Converted, Window
-from detectors import yolo11
 
 from balancer.cli.main import main
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pytest
 
 SIDE = 320
@@ -67,7 +66,18 @@ def test_nothing_is_said_where_the_cpu_works_before_the_chip_alone(
 def test_an_op_in_the_middle_that_the_chip_does_not_take_asks_for_another_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """YOLO11's attention multiplies two activations."""
-    solved(yolo11("n", 96), tmp_path, capsys, "-n", "1")
+    net = Converted()
+    x = net.conv2d(net.input((1, 32, 32, 16)), 16)
+    x = net.op("ABS", [x], net.shape(x))
+    for _ in range(6):
+        x = net.conv2d(x, 64, Window(3))
+    solved(net.file(x), tmp_path, capsys, "-n", "1")
     (warning,) = caplog.messages
-    assert "BATCH_MATMUL on: allow more TPUs" in warning
+    assert "from op 1 ABS on: allow more TPUs" in warning
+
+
+def test_the_page_on_yolo_shows_what_the_table_of_sizes_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "yolo.md").read_text(encoding="utf-8")
+    assert yolo_sizes.main(["YOLOv8n", "--sizes", "192"]) == 0
+    assert capsys.readouterr().out in page
+    assert all(f"| {name} | {size} |" in page for name in ("YOLOv8n", "YOLO11n") for size in yolo_sizes.SIZES)
