@@ -76,6 +76,18 @@ def test_an_op_in_the_middle_that_the_chip_does_not_take_asks_for_another_cut(
     assert "from op 1 ABS on: allow more TPUs" in warning
 
 
+def test_ops_that_are_the_work_of_the_cpu_themselves_ask_for_a_model_without_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    net = Converted()
+    x = net.conv2d(net.input((1, 64, 64, 16)), 16)
+    for _ in range(20):
+        x = net.op("ABS", [x], net.shape(x))
+    solved(net.file(x), tmp_path, capsys, "-n", "1")
+    (warning,) = caplog.messages
+    assert "from op 1 ABS on: convert the model without it" in warning
+
+
 def test_the_page_on_yolo_shows_what_the_table_of_sizes_prints(capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "yolo.md").read_text(encoding="utf-8")
     assert yolo_sizes.main(["YOLOv8n", "--sizes", "192"]) == 0
