@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from balancer.tflite.package import Package
 
 _WIDTH = 80
-_OPS_WIDTH = 11
+_OPS_WIDTH = 10  # leaves room for the widest of the other columns
 _KIB, _MIB = 1 << 10, 1 << 20
 _LEFT = {"", "devices", "ops", "type", "mapped", "tensor", "constant"}
 NOT_SEARCHED = "not_searched"

@@ -83,6 +83,7 @@ def solve(arguments: argparse.Namespace) -> int:
     """Solve, print the plan, and write its directory with -o."""
     import balancer
     from balancer.cli import drawing
+    from balancer.cli.cpu_remarks import warn_of_cpu
     from balancer.directory.writing import check_free
 
     if arguments.output is not None:
@@ -105,6 +106,7 @@ def solve(arguments: argparse.Namespace) -> int:
             plan = balancer.refine(plan, chosen, options=options, on_round=tell).plan
     if arguments.output is not None:
         plan = balancer.save(plan, arguments.output, force=arguments.force)
+    warn_of_cpu(plan)
     if arguments.json:
         print_json(plan.to_json())
         return 0
@@ -117,6 +119,7 @@ def solve(arguments: argparse.Namespace) -> int:
 def draw_plan(plan: Plan) -> None:
     """Print all that is known of a plan: stages, comparison, what is proved, what the compiler reported."""
     from balancer.cli import drawing
+    from balancer.cli.cpu_remarks import idle_stages
     from balancer.cli.drawing_compiling import compiling
     from balancer.cli.drawing_models import cpu_parts
 
@@ -125,6 +128,7 @@ def draw_plan(plan: Plan) -> None:
         drawing.comparison(plan.n_tpus, plan.comparison)
     drawing.remarks(plan)
     cpu_parts(plan)
+    idle_stages(plan)
     compiling(plan)
     if any(segment.reported for segment in plan.segments):
         compile_verb.say_compiled(plan)
