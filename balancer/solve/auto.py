@@ -25,7 +25,7 @@ from balancer.solve.limits import may_replicate_whole
 from balancer.solve.offers import pipeline_offer
 from balancer.solve.plan_search import PlanSearch
 from balancer.solve.problem import Constraints, Ended
-from balancer.solve.shortest_path import search_shortest
+from balancer.solve.shortest_path import DEFAULT_PATH_WORK, PathWork, search_shortest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,13 +40,18 @@ if TYPE_CHECKING:
 _FEW_DOWN_SETS = 1 << 16  # are listed in a fraction of a second
 
 
-def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> Solution:
+def solve_auto(
+    problem: Problem,
+    options: SolverOptions,
+    work: DownSetWork = DEFAULT_WORK,
+    path_work: PathWork = DEFAULT_PATH_WORK,
+) -> Solution:
     """The best plan. The solution names the solver that found or proved it. All searches share the options' seconds.
 
     Raises InfeasibleError where there is none, ValueError where constraints are set and the cost's structure is unknown.
     """
     if options.constraints.only_times:
-        return _timed(problem, options, work)
+        return _timed(problem, options, work, path_work)
     if options.constraints:
         return _constrained(problem, options)
     deadline, budget = Deadline.after(options.seconds), cpsat_budget(options)
@@ -89,14 +94,14 @@ def _before(deadline: Deadline, options: SolverOptions) -> SolverOptions:
     return replace(options, seconds=deadline.seconds_left)
 
 
-def _timed(problem: Problem, options: SolverOptions, work: DownSetWork) -> Solution:
+def _timed(problem: Problem, options: SolverOptions, work: DownSetWork, path_work: PathWork) -> Solution:
     """Limits on the rate or the latency alone: shortest paths, and CP-SAT where there are too many down-sets.
 
     Where shortest paths are cut short, the fastest pipeline is looked for without these limits. Its bound holds for all
     pipelines; where it keeps the limits, it is the answer, or a start.
     """
     deadline = Deadline.after(options.seconds)
-    search = search_shortest(problem, options)
+    search = search_shortest(problem, options, path_work)
     if search.complete or search.interrupted:
         return search.solution()
     free = _without_times(problem, _before(deadline, options), work, search)
