@@ -216,8 +216,12 @@ class DownSetSearch(PlanSearch):
         could still improve the plan.
         """
         count = self.counts[0]
-        for devices in range(1, count + 1):
-            self._improve(devices, Fraction((self.objective_ns() - 1) * count, devices))
+        for tenths in _SMALL_SLACK_TENTHS if self.lattice is None else (10,):
+            for devices in range(1, count + 1):
+                longest = Fraction((self.objective_ns() - 1) * count, devices)
+                least = self.bounds.least_ns[:, devices].min()
+                if least < longest:
+                    self._improve(devices, longest - (longest - math.floor(least)) * (10 - tenths) / 10)
         for devices in range(1, count + 1):
             self._improve(devices, min((o.period for o in self.offers if o.devices <= devices), default=None))
         for devices in range(1, count + 1):
