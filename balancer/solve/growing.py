@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from balancer.solve.block_terms import BlockTable, BlockTerms
     from balancer.solve.budget import Budget
 
-_MOST_ROWS = 1 << 18  # rows that may be open at once: about 60 MiB
 _BLOCKS_A_SWEEP = 8  # rows in which nothing is open any more are put aside after so many blocks
 
 
@@ -45,11 +44,14 @@ class GrownStages(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrowthLimits:
-    """Which pipelines stages are grown for. most_ns: of the period. devices: of all stages. most_replicas: of a stage."""
+    """Which pipelines stages are grown for. most_ns: of the period. devices: of all stages. most_replicas: of a stage.
+    most_rows: branches that may be open at once. Where there are more, the starts are taken in parts.
+    """
 
     most_ns: int
     devices: int
     most_replicas: int
+    most_rows: int = 1 << 18  # about 60 MiB
 
 
 class _Rows(NamedTuple):
@@ -123,7 +125,7 @@ class StageGrowth:
             if number % _BLOCKS_A_SWEEP == 0 or block is self.table.blocks[-1]:
                 whole = ((rows.held | rows.left) == self._all_words).all(axis=1)
                 done, rows = _together(done, rows.take(whole)), rows.take(~whole)
-            if len(rows.held) > _MOST_ROWS:
+            if len(rows.held) > self.limits.most_rows:
                 raise _TooManyRows
             budget.spend(len(rows.held))
         holds_some = (done.held != starts[done.start]).any(axis=1)
