@@ -64,10 +64,10 @@ class DocumentKind:
 class CsvTable:
     """A CSV file.
 
-    columns: their names. rows: for each row the number of its last line in the file, and its fields by column.
+    columns: their names, in order. rows: for each row the number of its last line in the file, and its fields by column.
     """
 
-    columns: frozenset[str]
+    columns: tuple[str, ...]
     rows: tuple[tuple[int, dict[str, str]], ...]
 
 
@@ -125,7 +125,7 @@ def read_table(path: str | Path, refusal: Refusal) -> CsvTable:
         lines = [(reader.line_num, fields) for fields in reader if fields]
     except (ValueError, csv.Error) as error:
         raise refusal.error(f"not a CSV file ({error})", where, refusal.remedy) from error
-    columns = lines[0][1] if lines else []
+    columns = [name.strip() for name in lines[0][1]] if lines else []
     if len(set(columns)) < len(columns):
         raise refusal.error("names a column twice", where, refusal.remedy)
     for line, fields in lines[1:]:
@@ -133,7 +133,7 @@ def read_table(path: str | Path, refusal: Refusal) -> CsvTable:
             what = f"has {len(fields)} fields, the first line {len(columns)}"
             raise refusal.error(what, f"{where}, line {line}", "correct the row")
     return CsvTable(
-        frozenset(columns), tuple((line, dict(zip(columns, fields, strict=True))) for line, fields in lines[1:])
+        tuple(columns), tuple((line, dict(zip(columns, fields, strict=True))) for line, fields in lines[1:])
     )
 
 

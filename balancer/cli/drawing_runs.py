@@ -9,8 +9,10 @@ from balancer.runtime.provenance import provenance_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from balancer.loops.tuning import Tuned, TuneRound
+    from balancer.plan import Plan
     from balancer.runtime.devices import Device
     from balancer.runtime.measuring import PipelineMeasurement
     from balancer.solve.bisection import Bisection
@@ -72,8 +74,9 @@ def tuned(result: Tuned) -> None:
     best, first = result.best, result.rounds[0]
     print(
         f"best: round {best.number}, {best.measured_per_s:.1f}/s, {best.measured_per_s / first.measured_per_s:.3f} times the "
-        f"first plan's rate ({result.ended})"
+        "first plan's rate"
     )
+    print(f"ended: {result.ended}")
     limits = result.plan.held_to.limits if result.plan.held_to else None
     if limits and (limits.max_objective_ns or limits.max_latency_ns):
         print(
@@ -82,6 +85,19 @@ def tuned(result: Tuned) -> None:
         )
     if best.broken:
         print(f"      no plan that was measured keeps the limit: {best.broken}")
+
+
+def to_measure(plan: Plan, folder: Path, first: str, recorded: str | None) -> None:
+    """Print where the plan is that should be measured next, and how. folder: its directory. first: the plan that was tuned,
+    as the user named it. recorded: the file of measured times, None if plans were run.
+    """
+    print(f"next to be measured: {folder}, {plan.predicted.throughput_per_s:.1f}/s predicted with what was measured")
+    if recorded is None:
+        print(f"    once that is possible: balancer tune {folder}")
+        return
+    print(f"    1. where the compiler is:       balancer compile {folder}")
+    print(f"    2. where the Edge TPUs are:     balancer bench {folder} --csv {recorded}")
+    print(f"    3. with that file, solve again: balancer tune {first} --recorded {recorded} --force")
 
 
 def bisection(result: Bisection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -29,14 +30,17 @@ from balancer.cli.run_options import (
     simulated_truth,
 )
 from balancer.cli.solver_options import positive
-from balancer.errors import DeviceError, OutputError
+from balancer.errors import DeviceError, OutputError, PlanError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from balancer.ground.opsets import OpSet
+    from balancer.loops.sources import Seen, Source
+    from balancer.loops.tuning import Tuned, TuneRound
     from balancer.opened import OpenedPlan
-    from balancer.plan import Plan
+    from balancer.plan import Plan, SegmentMeasurement
     from balancer.runtime.options import RunOptions
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
@@ -162,6 +166,11 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=positive, default=5.0, metavar="S", help="measure for about S seconds in all; default 5"
     )
+    parser.add_argument(
+        "--csv", metavar="FILE.csv",
+        help="also write the time of each segment to this file, for `tune --recorded` and `calibrate --data`; rows of other "
+        "plans in it stay, those of this plan are replaced",
+    )  # fmt: skip
     add_keep_state(parser)
     add_devices(parser, NONE_FIRST)
     add_interpreter(parser)
@@ -172,24 +181,42 @@ def bench(arguments: argparse.Namespace) -> int:
     from balancer.cli import drawing, drawing_runs
     from balancer.inputs import model_interface, random_items
     from balancer.opened import open_plan
-    from balancer.runtime.measuring import measure
+    from balancer.runtime.measuring import measure, segment_measurements
     from balancer.runtime.pipeline import Pipeline
 
     choose_interpreter(arguments)
     opened = open_plan(arguments.plan)
     devices = chosen_devices(arguments, opened.plan)
+    if arguments.csv:
+        _add_times(arguments, opened.plan, {})  # so that a file that cannot be written is told before measuring
     inputs = random_items(model_interface(opened.graph).inputs, _BENCH_INPUTS)
     with (
         Pipeline(opened, devices, run_options(arguments, opened, inputs)) as pipeline,
         drawing.progress("measuring", quiet=arguments.quiet or arguments.json) as advance,
     ):
         measurement = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
+    if arguments.csv:
+        _add_times(arguments, opened.plan, segment_measurements(measurement))
     if arguments.json:
         print_json({"format": "balancer-benchmark", "version": 1, **measurement.to_json(), "state": pipeline.state})
     else:
         drawing.state(pipeline.state)
         drawing_runs.measurement(measurement)
+        if arguments.csv:
+            print(f"times of the segments: {arguments.csv}")
     return 0
+
+
+def _add_times(arguments: argparse.Namespace, plan: Plan, measured: Mapping[str, SegmentMeasurement]) -> None:
+    """Write the times of segments to the file that --csv names; without any, only see whether that can be done."""
+    from balancer.directory.writing import check_writable, write_file
+    from balancer.learning.recorded import file_with_times
+
+    path = Path(arguments.csv)
+    check_writable(path, force=True)
+    contents = file_with_times(path, plan, measured)
+    if measured:
+        write_file(path, contents, force=True)
 
 
 def tune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +230,10 @@ def tune_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--recorded", metavar="FILE.csv",
-        help="take the times from this file instead of running plans; columns plan,stage,measured_ms",
+        help="take the times from this file, as `bench --csv` writes it, instead of running plans. Columns "
+        "plan,stage,measured_ms, as in the row `plan,0,9.412`: a plan's directory or file, relative to this file's folder; "
+        "the number of a stage or the name of a segment; milliseconds for one input. If the next plan's times are not in it, "
+        "that plan is written to a directory of its own",
     )  # fmt: skip
     parser.add_argument(
         "--pipelines", type=whole_number(1, MOST_TPUS), metavar="K",
@@ -239,12 +269,17 @@ def tune(arguments: argparse.Namespace) -> int:
     check_folder(folder, force=arguments.force)
     source = _source(arguments, opened)
     options = balancer.Options(pipelines=arguments.pipelines, replicas=arguments.replicas)
-    tuned = balancer.tune(opened, source, rounds=arguments.rounds, options=options, on_round=_teller(arguments))
-    saved = balancer.save(tuned.plan, folder, force=arguments.force)
+    with drawing.activity(quiet=arguments.quiet or arguments.json) as show:
+        tell = _teller(arguments, show)
+        tuned = balancer.tune(opened, _shown(source, show), rounds=arguments.rounds, options=options, on_round=tell)
+        saved = balancer.save(tuned.plan, folder, force=arguments.force)
+    following = _save_next(arguments, opened.plan, tuned)
     if not arguments.json:
         drawing_runs.tuned(tuned)
         drawing.state(tuned.plan.state)
         print(f"written to {saved.directory}: {len(saved.segments)} segments and {saved.file_name}")
+        if following is not None and tuned.unmeasured is not None:
+            drawing_runs.to_measure(tuned.unmeasured, following, arguments.plan, arguments.recorded)
     beside = _bisect(arguments, opened, source) if arguments.bisection else None
     if arguments.json:
         rounds = [asdict(r) for r in tuned.rounds]
@@ -256,6 +291,7 @@ def tune(arguments: argparse.Namespace) -> int:
                 "gain": tuned.gain,
                 "ended": tuned.ended,
                 "plan": saved.to_json(),
+                "next": None if following is None else str(following),
                 "bisection": bisection,
             }
         )
@@ -279,15 +315,59 @@ def _bisect(arguments: argparse.Namespace, plan: OpenedPlan, source: Any) -> Bis
         return tuning.bisected(plan, counted)
 
 
-def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
-    """A function that prints each round: on stderr with --json, which has stdout to itself."""
+def _save_next(arguments: argparse.Namespace, first: Plan, tuned: Tuned) -> Path | None:
+    """Write the plan that could not be measured, so that somebody can. Returns its directory; None if there is no such plan.
+
+    The directory is that of the first plan with the number of the round added. It stays as it is if it holds the same plan
+    already, which may have been compiled since.
+    """
+    import balancer
+    from balancer.plan import load_plan
+
+    if tuned.unmeasured is None:
+        return None
+    folder = Path(f"{(first.directory or Path()).resolve()}_round_{len(tuned.rounds) + 1}")
+    folder = Path(os.path.relpath(folder))
+    try:
+        there = load_plan(folder)
+    except PlanError:
+        there = None
+    if there is None or not _same_stages(there, tuned.unmeasured):
+        balancer.save(tuned.unmeasured, folder, force=arguments.force)
+    return folder
+
+
+def _same_stages(one: Plan, other: Plan) -> bool:
+    """Whether both plans have the same segments of the same model on the same TPUs."""
+
+    def stages(plan: Plan) -> list[tuple[OpSet, tuple[int, ...]]]:
+        return [(plan.segment(stage.segment).ops, tuple(stage.tpus)) for p in plan.pipelines for stage in p.stages]
+
+    return one.model.sha256 == other.model.sha256 and stages(one) == stages(other)
+
+
+def _shown(source: Source, show: Callable[[str], None]) -> Source:
+    """The same source, which shows each measurement while it is made. show: as of `drawing.activity`."""
+    count = itertools.count(1)
+
+    def measured(plan: Plan) -> Seen:
+        show(f"round {next(count)}: measuring {len(plan.segments)} segments")
+        return source(plan)
+
+    return measured
+
+
+def _teller(arguments: argparse.Namespace, show: Callable[[str], None]) -> Callable[[TuneRound], None]:
+    """A function that prints each round: on stderr with --json, which has stdout to itself. show: see `_shown`."""
     from balancer.cli import drawing_runs
 
     stream = sys.stderr if arguments.json else sys.stdout
 
-    def tell(tune_round: Any) -> None:
+    def tell(tune_round: TuneRound) -> None:
+        show("")
         if not arguments.quiet:
             print(drawing_runs.round_line(tune_round), file=stream, flush=True)
+        show("solving with what was measured")
 
     return tell
 

@@ -4,8 +4,8 @@ There are three kinds of file:
 
 published       A CSV file with a row for each measured configuration of a synthetic model: family and width, the number
                 of layers in each segment, and how inputs were fed.
-simple          A CSV file with the columns `plan,stage,measured_ms`: a plan file beside the CSV file, the name of one of
-                its segments, and that segment's time in milliseconds (see `recorded`).
+simple          A CSV file with the columns `plan,stage,measured_ms`: a plan, one of its segments, and that segment's time
+                in milliseconds (see `recorded`).
 measured plan   A plan file, or its directory, whose segments have measured times.
 """
 
@@ -101,15 +101,15 @@ def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
     path: a CSV file, a plan file, or a plan's directory. Of a published CSV file, rows count that have `use` = 1, a
     known split and a known way of feeding. Of a plan, the measured segments count.
 
-    Raises MeasurementError if the file cannot be read, has neither format, or has a wrong row; PlanError if a plan in
-    it cannot be opened.
+    Raises MeasurementError if the file cannot be read, has neither format, or has a wrong row; PlanError if the model of a
+    plan in it cannot be opened.
     """
     if names_plan(path):
         return _measured_segments(path)
     table = read_table(path, REFUSAL)
-    if table.columns >= _PUBLISHED:
+    if set(table.columns) >= _PUBLISHED:
         return [_synthetic_row(row, f"{path}, line {line}") for line, row in table.rows if _can_predict(row)]
-    if table.columns >= COLUMNS:
+    if set(table.columns) >= COLUMNS:
         return _stage_rows(stage_times(table, path))
     raise MeasurementError("has neither format's columns", str(path), "give plan,stage,measured_ms")
 
