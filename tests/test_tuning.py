@@ -207,7 +207,8 @@ def test_a_fit_starts_from_the_hardware_of_the_measured_plan(
             for more, start in (([], name), (["--from", "usb-desktop"], "usb-desktop")):
                 assert main(["calibrate", "--data", str(data), "--json", *more]) == 0
                 document = json.loads(capsys.readouterr().out)
-                assert document["name"] == f"{start}-calibrated"
+                simulated = "" if data.suffix == ".csv" else ", fitted to simulated times"
+                assert document["name"] == f"{start}-calibrated{simulated}"
                 kept = [c for c in document["constants"].values() if c["known"] == "kept"]
                 assert {c["source"] for c in kept} == {start}
     (tmp_path / "both.csv").write_text((tmp_path / "usb.csv").read_text() + row)

@@ -25,6 +25,7 @@ from balancer.ground.opsets import OpSet, op_set
 from balancer.learning.recorded import COLUMNS, REFUSAL, StageTime, stage_times, time_ns
 from balancer.opened import open_plan
 from balancer.plan import load_plan, names_plan
+from balancer.runtime.provenance import MeasuredOn
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 
@@ -43,10 +44,13 @@ _MOST_BATCH = 1 << 20
 
 
 class MeasuredTime(Protocol):
-    """One measured time, and its prediction for any hardware. Both in ns."""
+    """One measured time, and its prediction for any hardware. Both in ns. source: on what it was measured, as text."""
 
     @property
     def measured_ns(self) -> float: ...
+
+    @property
+    def source(self) -> str: ...
 
     def predicted_ns(self, hardware: Hardware) -> float: ...
 
@@ -72,6 +76,10 @@ class SyntheticRow:
     feeding: Feeding
     streamed_mib: tuple[float, ...] | None
 
+    @property
+    def source(self) -> str:
+        return MeasuredOn.DEVICE.value
+
     def graph(self) -> Graph:
         """The model. A dense model has a float32 output if it is whole and int8 if it is segmented: so it was measured."""
         return _synthetic_graph(self.family, self.width, self.layers, self.inputs, self.n_tpus == 1)
@@ -85,11 +93,14 @@ class SyntheticRow:
 
 @dataclass(frozen=True)
 class StageRow:
-    """One measured stage of a plan. ops: of its segment. measured_ns: how long it was busy for one input."""
+    """One measured stage of a plan. ops: of its segment. measured_ns: how long it was busy for one input. source: on what it
+    was measured, as text.
+    """
 
     plan: OpenedPlan
     ops: OpSet
     measured_ns: float
+    source: str
 
     def predicted_ns(self, hardware: Hardware) -> float:
         return float(_costs(self.plan.graph, hardware).terms(self.ops).stage_ns)
@@ -135,7 +146,7 @@ def hardware_of(rows: Sequence[SyntheticRow] | Sequence[StageRow]) -> Hardware |
 def _measured_segments(path: Path) -> list[StageRow]:
     """The segments of a plan that `balancer tune` has measured."""
     plan = load_plan(path)
-    times = [StageTime(plan, s.name, s.measured.stage_ns) for s in plan.segments if s.measured]
+    times = [StageTime(plan, s.name, s.measured.stage_ns, s.measured.source) for s in plan.segments if s.measured]
     rows = _stage_rows(times)
     if not rows or any(time.ns < 1 for time in times):
         what = "has no measured segments, or one with a measured time of 0"
@@ -194,7 +205,7 @@ def _stage_rows(times: Sequence[StageTime]) -> list[StageRow]:
         plan = time.plan
         if id(plan) not in opened:
             opened[id(plan)] = open_plan(plan)
-        rows.append(StageRow(opened[id(plan)], plan.segment(time.segment).ops, float(time.ns)))
+        rows.append(StageRow(opened[id(plan)], plan.segment(time.segment).ops, float(time.ns), time.source))
     return rows
 
 

@@ -182,7 +182,8 @@ class _Tuning:
             if measured is None:
                 continue
             self.observed.pop(ops, None)  # the latest ones last
-            self.observed[ops] = Observed(ops, measured.stage_ns, reported.capacity_bytes if reported else None)
+            capacity = reported.capacity_bytes if reported else None
+            self.observed[ops] = Observed(ops, measured.stage_ns, capacity, measured.source)
             if reported:
                 self.evidence[ops] = Evidence(ops, reported)
             worst = max(worst, abs(segment.predicted.stage_ns - measured.stage_ns) / max(1, measured.stage_ns))
