@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-REFUSAL = Refusal(MeasurementError, "mend it")
+REFUSAL = Refusal(MeasurementError, "mend it", "a made-up file")
 DEEP = "[" * 100_000 + "]" * 100_000
 PUBLISHED = (
     "family,width,n_layers,input,n_tpus,batch,partitioner,layers_per_segment,ms_per_inference,timing,off_chip_mib,use\n"
@@ -108,7 +108,7 @@ def test_nested_documents_are_refused_by_each_reader(plan: balancer.Plan, tmp_pa
             reader(tmp_path / "deep.json")
 
 
-KIND = DocumentKind("made-up", (2, 3), "made-up file", REFUSAL, format_remedy="give another", version_remedy="update")
+KIND = DocumentKind("made-up", (2, 3), REFUSAL, version_remedy="update")
 
 
 @pytest.mark.parametrize(

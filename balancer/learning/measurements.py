@@ -21,6 +21,7 @@ from balancer.cost.feeding import Feeding, StageCost, inference_ns, stage_cost
 from balancer.cost.segment import SegmentCosts
 from balancer.documents import read_table
 from balancer.errors import MeasurementError
+from balancer.ground.file_kinds import kind_of_path, refused
 from balancer.ground.opsets import OpSet, op_set
 from balancer.learning.recorded import COLUMNS, REFUSAL, StageTime, stage_times, time_ns
 from balancer.opened import open_plan
@@ -122,7 +123,8 @@ def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
         return [_synthetic_row(row, f"{path}, line {line}") for line, row in table.rows if _can_predict(row)]
     if set(table.columns) >= COLUMNS:
         return _stage_rows(stage_times(table, path))
-    raise MeasurementError("has neither format's columns", str(path), "give plan,stage,measured_ms")
+    what, remedy = refused(REFUSAL.takes, REFUSAL.remedy, kind_of_path(path), "has neither format's columns")
+    raise MeasurementError(what, str(path), remedy)
 
 
 def hardware_of(rows: Sequence[SyntheticRow] | Sequence[StageRow]) -> Hardware | None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from balancer.documents import CsvTable, Refusal, read_table
 from balancer.errors import MeasurementError, PlanError
+from balancer.ground.file_kinds import kind_of_path, refused
 from balancer.ground.units import NS_PER_MS
 from balancer.plan import load_plan
 from balancer.runtime.provenance import MeasuredOn
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 _NEEDED, _FURTHER = ("plan", "stage", "measured_ms"), ("ops", "source")
 COLUMNS = frozenset(_NEEDED)
 REFUSAL = Refusal(
-    MeasurementError,
-    "give a CSV file with the columns plan,stage,measured_ms, as `balancer bench PLAN --csv` writes it",
-)
+    MeasurementError, "give a CSV file with the columns plan,stage,measured_ms, as `balancer bench PLAN --csv` writes it",
+    "a CSV file of measured times",
+)  # fmt: skip
 _CORRECT = "correct the row"
 _LONGEST_MS = 1e9  # eleven days
 _LONGEST_SOURCE = 200
@@ -107,7 +108,10 @@ def _table(path: Path) -> CsvTable:
     table = read_table(path, REFUSAL)
     missing = [name for name in _NEEDED if name not in table.columns]
     if missing:
-        raise MeasurementError(f"names no column {missing[0]}", f"{path}, line 1", REFUSAL.remedy)
+        what, remedy = refused(
+            REFUSAL.takes, REFUSAL.remedy, kind_of_path(path), f"line 1 names no column {missing[0]}"
+        )
+        raise MeasurementError(what, str(path), remedy)
     return table
 
 
