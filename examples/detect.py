@@ -167,17 +167,31 @@ def report(name: str, found: Detections, labels: Sequence[str]) -> None:
         print(f"  {label:14} {score:.3f}  " + "  ".join(f"{edge:7.1f}" for edge in box))
 
 
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return value
+
+
+def frame_count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
 def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, metavar="PLAN")
     parser.add_argument("pictures", type=Path, nargs="*", metavar="PICTURE")
     parser.add_argument("--devices", metavar="D,D", help="as for `balancer run`: cpu, sim, usb, or usb:0,usb:1")
     parser.add_argument(
-        "--frames", type=int, default=8, metavar="K", help="to make where no picture is given; default 8"
+        "--frames", type=frame_count, default=8, metavar="K", help="to make where no picture is given; default 8"
     )
-    parser.add_argument("--score", type=float, default=0.25, metavar="S", help="the least score of a box; default 0.25")
+    parser.add_argument("--score", type=share, default=0.25, metavar="S", help="the least score of a box; default 0.25")
     parser.add_argument(
-        "--overlap", type=float, default=0.7, metavar="S", help="the most of two boxes of one class; default 0.7"
+        "--overlap", type=share, default=0.7, metavar="S", help="the most of two boxes of one class; default 0.7"
     )
     parser.add_argument("--in-pixels", action="store_true", help="float outputs give boxes in pixels, not as fractions")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes, one on each line")

@@ -365,27 +365,6 @@ def progress(what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def activity(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """What is being done, on stderr. It shows nothing if `quiet`, or if stderr is not a terminal.
-
-    Yields a function to call with what begins, in words; with no words it clears the line, so that others can print.
-    """
-    if quiet or not sys.stderr.isatty():
-        yield lambda words: None
-        return
-    status = Console(stderr=True).status("")
-
-    def show(words: str) -> None:
-        status.update(f"{words} …")
-        status.start() if words else status.stop()
-
-    try:
-        yield show
-    finally:
-        status.stop()
-
-
-@contextmanager
 def progress_bar(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr. It shows nothing if `quiet`, or if stderr is not a terminal."""
     if quiet or not sys.stderr.isatty():

@@ -12,10 +12,12 @@ from balancer.cli.arguments import (
     add_keep_state,
     choose_interpreter,
     print_json,
+    say_unused,
 )  # fmt: skip
 from balancer.cli.run_options import (
     LIVE_FIRST,
     NONE_FIRST,
+    RUN_OPTIONS,
     add_devices,
     add_plan,
     chosen_devices,
@@ -144,6 +146,7 @@ def _runner(
     from balancer.runtime.pycoral_runner import PycoralRunner
 
     if arguments.runner == "pycoral":
+        say_unused(arguments, ["--on-error", *RUN_OPTIONS[1:]], "with --runner pycoral")
         return PycoralRunner(plan, devices, keep_state=arguments.keep_state)
     return Pipeline(plan, devices, options)
 

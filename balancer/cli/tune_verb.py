@@ -5,20 +5,29 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from balancer.cli.arguments import MOST_TPUS, add_force, add_interpreter, choose_interpreter, print_json, whole_number
-from balancer.cli.compiler_options import add_compiler, compiler
-from balancer.cli.run_options import NONE_FIRST, add_devices, add_plan, simulated_truth
+from balancer.cli.arguments import (
+    MOST_TPUS,
+    add_force,
+    add_interpreter,
+    choose_interpreter,
+    print_json,
+    say_unused,
+    whole_number,
+)
+from balancer.cli.compiler_options import COMPILER_OPTIONS, add_compiler, compiler
+from balancer.cli.run_options import NONE_FIRST, RUN_OPTIONS, add_devices, add_plan, say_unused_devices, simulated_truth
 from balancer.cli.solver_options import positive
 from balancer.errors import DeviceError, PlanError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from balancer.ground.opsets import OpSet
     from balancer.loops.sources import Seen, Source
@@ -78,7 +87,7 @@ def tune(arguments: argparse.Namespace) -> int:
     check_folder(folder, force=arguments.force)
     source = _source(arguments, opened)
     options = balancer.Options(pipelines=arguments.pipelines, replicas=arguments.replicas)
-    with drawing.activity(quiet=arguments.quiet or arguments.json) as show:
+    with _activity(quiet=arguments.quiet or arguments.json) as show:
         tell = _teller(arguments, show)
         tuned = balancer.tune(opened, _shown(source, show), rounds=arguments.rounds, options=options, on_round=tell)
         saved = balancer.save(tuned.plan, folder, force=arguments.force)
@@ -124,6 +133,29 @@ def _bisect(arguments: argparse.Namespace, plan: OpenedPlan, source: Any) -> Bis
         return tuning.bisected(plan, counted)
 
 
+@contextmanager
+def _activity(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """What is being done, on stderr. It shows nothing if `quiet`, or if stderr is not a terminal.
+
+    Yields a function to call with what begins, in words; with no words it clears the line, so that others can print.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda words: None
+        return
+    from rich.console import Console
+
+    status = Console(stderr=True).status("")
+
+    def show(words: str) -> None:
+        status.update(f"{words} …")
+        status.start() if words else status.stop()
+
+    try:
+        yield show
+    finally:
+        status.stop()
+
+
 def _save_next(arguments: argparse.Namespace, first: Plan, tuned: Tuned) -> Path | None:
     """Write the plan that could not be measured, so that somebody can. Returns its directory; None if there is no such plan.
 
@@ -156,7 +188,7 @@ def _same_stages(one: Plan, other: Plan) -> bool:
 
 
 def _shown(source: Source, show: Callable[[str], None]) -> Source:
-    """The same source, which shows each measurement while it is made. show: as of `drawing.activity`."""
+    """The same source, which shows each measurement while it is made. show: as of `_activity`."""
     count = itertools.count(1)
 
     def measured(plan: Plan) -> Seen:
@@ -192,13 +224,18 @@ def _source(arguments: argparse.Namespace, plan: OpenedPlan) -> Any:
         raise DeviceError(what, "--sim-outputs live", "leave it out, or use --sim-outputs recorded")
     truth = simulated_truth(arguments, plan)
     if arguments.recorded:
+        say_unused(arguments, [*RUN_OPTIONS, *COMPILER_OPTIONS, "--seconds"], "with --recorded")
         return RecordedTimes(Path(arguments.recorded))
     names = {name.strip() for name in (arguments.devices or "").split(",")}
+    say_unused_devices(arguments, plan.plan.n_tpus)
     if truth is None and "sim" in names:
         # The first plan's own costs are the truth in every round. With those of each plan, predictions would always be right.
         truth = TrueCosts(costed_model_of(plan))
+    needs_compiled = not names <= {"sim", "cpu"}
+    if not needs_compiled:
+        say_unused(arguments, COMPILER_OPTIONS, f"on {arguments.devices}, which takes segments that are not compiled")
     options = RunOptions(processes=arguments.processes, seconds=arguments.item_timeout)
     return PipelineTimes(
         devices=arguments.devices, seconds=arguments.seconds, options=options, truth=truth, jitter=arguments.sim_jitter,
-        outputs=arguments.sim_outputs, compiler=None if names <= {"sim", "cpu"} else partial(compiler, arguments),
+        outputs=arguments.sim_outputs, compiler=partial(compiler, arguments) if needs_compiled else None,
     )  # fmt: skip
