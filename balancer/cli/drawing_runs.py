@@ -98,9 +98,9 @@ def to_measure(plan: Plan, folder: Path, first: str, recorded: str | None) -> No
     if recorded is None:
         print(f"    once that is possible: balancer tune {folder}")
         return
-    print(f"    1. where the compiler is:       balancer compile {folder}")
-    print(f"    2. where the Edge TPUs are:     balancer bench {folder} --csv {recorded}")
-    print(f"    3. with that file, solve again: balancer tune {first} --recorded {recorded} --force")
+    print(f"    1. where the compiler is:   balancer compile {folder}")
+    print(f"    2. where the Edge TPUs are: balancer bench {folder} --csv {recorded}")
+    print(f"    3. then here, once more:    balancer tune {first} --recorded {recorded} --force")
 
 
 def bisection(result: Bisection) -> None:

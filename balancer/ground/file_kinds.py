@@ -41,7 +41,6 @@ _OWN = {
     b"profile": FileKind("a profile", "`solve --profile` takes it"),
     b"benchmark": FileKind("the output of a benchmark", "`bench --csv` writes times that other verbs take"),
 }
-_OTHER_JSON = FileKind("a JSON file that is not balancer's", "name another file")
 _BY_START = (
     (b"\x93NUMPY", _ARRAYS),
     (b"\x89PNG", _PICTURE),
@@ -71,7 +70,7 @@ def kind_of(data: bytes) -> FileKind | None:
         return _ARRAYS if is_npz else FileKind("a zip archive, in which PyTorch keeps models", _CONVERT)
     if start.startswith((b"{", b"[")):
         own = _FORMAT.search(start)
-        return _OWN[own.group(1)] if own else _OTHER_JSON
+        return _OWN[own.group(1)] if own else None
     if {b"plan", b"stage", b"measured_ms"} <= {name.strip() for name in start.partition(b"\n")[0].split(b",")}:
         return MEASURED_TIMES
     return next((kind for magic, kind in _BY_START if data.startswith(magic)), None)

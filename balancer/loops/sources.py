@@ -110,7 +110,8 @@ class RecordedTimes:
             time = self.known.get((plan.model.sha256, segment.ops))
             if time is None:
                 what = f"holds no time of the segment with ops {segment.op_ranges}"
-                remedy = f"measure its plan: `balancer bench {plan.directory or 'PLAN'} --csv {self.path}`"
+                measured_by = f": `balancer bench {plan.directory} --csv {self.path}`" if plan.directory else ""
+                remedy = f"measure its plan{measured_by}"
                 raise MeasurementError(what, str(self.path), remedy)
             measured = SegmentMeasurement(stage_ns=time.ns, runs=1, device="file", source=time.source)
             segments.append(replace(segment, measured=measured))
