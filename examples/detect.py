@@ -167,39 +167,35 @@ def report(name: str, found: Detections, labels: Sequence[str]) -> None:
         print(f"  {label:14} {score:.3f}  " + "  ".join(f"{edge:7.1f}" for edge in box))
 
 
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
-    return value
-
-
-def frame_count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return value
-
-
 def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, metavar="PLAN")
     parser.add_argument("pictures", type=Path, nargs="*", metavar="PICTURE")
     parser.add_argument("--devices", metavar="D,D", help="as for `balancer run`: cpu, sim, usb, or usb:0,usb:1")
     parser.add_argument(
-        "--frames", type=frame_count, default=8, metavar="K", help="to make where no picture is given; default 8"
+        "--frames", type=int, default=8, metavar="K", help="to make where no picture is given; default 8"
     )
-    parser.add_argument("--score", type=share, default=0.25, metavar="S", help="the least score of a box; default 0.25")
+    parser.add_argument("--score", type=float, default=0.25, metavar="S", help="the least score of a box; default 0.25")
     parser.add_argument(
-        "--overlap", type=share, default=0.7, metavar="S", help="the most of two boxes of one class; default 0.7"
+        "--overlap", type=float, default=0.7, metavar="S", help="the most of two boxes of one class; default 0.7"
     )
     parser.add_argument("--in-pixels", action="store_true", help="float outputs give boxes in pixels, not as fractions")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes, one on each line")
     return parser.parse_args(argv)
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Raises InputError for numbers that no picture, no score and no overlap can have."""
+    for option, value in (("--score", arguments.score), ("--overlap", arguments.overlap)):
+        if not 0 <= value <= 1:
+            raise balancer.InputError(f"{value:g} is not from 0 to 1", option, "give a share, such as 0.25")
+    if arguments.frames < 1:
+        raise balancer.InputError(f"{arguments.frames} is less than 1", "--frames", "give a number of frames")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Print the objects of every picture, and then the rate. Raises BalancerError."""
+    check(arguments)
     files = picture_files(arguments.pictures)
     frames = map(balancer.load_pixels, files) if files else made_frames(arguments.frames)
     names = [str(file) for file in files] or [f"frame {k}" for k in range(arguments.frames)]

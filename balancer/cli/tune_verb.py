@@ -147,8 +147,11 @@ def _activity(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     status = Console(stderr=True).status("")
 
     def show(words: str) -> None:
-        status.update(f"{words} …")
-        status.start() if words else status.stop()
+        if words:
+            status.update(f"{words} …")
+            status.start()
+        else:
+            status.stop()
 
     try:
         yield show
@@ -192,7 +195,7 @@ def _shown(source: Source, show: Callable[[str], None]) -> Source:
     count = itertools.count(1)
 
     def measured(plan: Plan) -> Seen:
-        show(f"round {next(count)}: measuring {len(plan.segments)} segments")
+        show(f"round {next(count)}: measuring the plan")
         return source(plan)
 
     return measured
