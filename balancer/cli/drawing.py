@@ -110,9 +110,8 @@ def stages(plan: Plan) -> None:
         shown.setdefault(tuple(s.segment for s in pipeline.stages), []).append(pipeline)
     for alike in shown.values():
         _stage_table(plan, alike)
-    print(
-        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {tpus(plan.n_tpus)} ({plan.costs_label});"
-    )
+    rate = f"{p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {tpus(plan.n_tpus)} ({plan.costs_label});"
+    print(filled("predicted: ", rate))
     print(
         f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms"
     )
