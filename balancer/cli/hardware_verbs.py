@@ -22,7 +22,7 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="FILE",
-        help="measured times: a CSV file with the columns plan,stage,measured_ms or those of the published measurements; "
+        help="measured times: a CSV file as `bench --csv` writes it, or with the columns of the published measurements; "
         "or a plan that `balancer tune` has measured (its directory, or its file)",
     )
     parser.add_argument(

@@ -91,13 +91,13 @@ def tune(arguments: argparse.Namespace) -> int:
         tell = _teller(arguments, show)
         tuned = balancer.tune(opened, _shown(source, show), rounds=arguments.rounds, options=options, on_round=tell)
         saved = balancer.save(tuned.plan, folder, force=arguments.force)
-    following = _save_next(arguments, opened.plan, tuned)
     if not arguments.json:
         drawing_runs.tuned(tuned)
         drawing.state(tuned.plan.state)
         print(f"written to {saved.directory}: {len(saved.segments)} segments and {saved.file_name}")
-        if following is not None and tuned.unmeasured is not None:
-            drawing_runs.to_measure(tuned.unmeasured, following, arguments.plan, arguments.recorded)
+    following = _save_next(arguments, opened.plan, tuned)
+    if following is not None and tuned.unmeasured is not None and not arguments.json:
+        drawing_runs.to_measure(tuned.unmeasured, following, arguments.plan, arguments.recorded)
     beside = _bisect(arguments, opened, source) if arguments.bisection else None
     if arguments.json:
         rounds = [asdict(r) for r in tuned.rounds]
