@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from balancer.compiler.report import Report
-    from balancer.learning.calibrating import Calibration
     from balancer.learning.refusals import RefusedSegment
     from balancer.loops.refining import RefineRound
     from balancer.plan import ComparisonRow, Plan, PlanPipeline
@@ -83,6 +83,16 @@ def tpus(count: int) -> str:
     return "1 TPU" if count == 1 else f"{count} TPUs"
 
 
+def filled(head: str, text: str, indent: int | None = None) -> str:
+    """A text in lines of at most 80 columns where its words allow. head: what stands before the text. indent: columns before
+    the further lines; None for those of the head.
+    """
+    further = " " * (len(head) if indent is None else indent)
+    return textwrap.fill(
+        text, _WIDTH, initial_indent=head, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def milliseconds(ns: int) -> str:
     """A time in ms, to the microsecond."""
     return f"{ns / 1e6:.3f}"
@@ -100,9 +110,8 @@ def stages(plan: Plan) -> None:
         shown.setdefault(tuple(s.segment for s in pipeline.stages), []).append(pipeline)
     for alike in shown.values():
         _stage_table(plan, alike)
-    print(
-        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {tpus(plan.n_tpus)} ({plan.costs_label});"
-    )
+    rate = f"{p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {tpus(plan.n_tpus)} ({plan.costs_label});"
+    print(filled("predicted: ", rate))
     print(
         f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms"
     )
@@ -130,9 +139,25 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
         )
     table.print()
     instructions = [plan.segment(stage.segment).predicted.instruction_bytes for stage in pipeline.stages]
-    print(f"instructions, sent with each inference: {', '.join(map(short_size, instructions))}")
+    print(filled("instructions, sent with each inference: ", ", ".join(map(short_size, instructions)), indent=4))
+    _say_streamed(plan, pipeline)
     if count > 1:
         print(f"{'slowest stage' if _host_limits(plan) else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
+
+
+def _say_streamed(plan: Plan, pipeline: PlanPipeline) -> None:
+    """Print why each stage streams parameters: for lack of room, or because they are operands that are never cached."""
+    beyond, never = [], []
+    for k, stage in enumerate(pipeline.stages):
+        cost = plan.segment(stage.segment).predicted
+        if cost.overflow_bytes:
+            beyond.append(f"stage {k} {short_size(cost.overflow_bytes)} (room {short_size(cost.capacity_bytes)})")
+        if cost.streamed_bytes > cost.overflow_bytes:
+            never.append(f"stage {k} {short_size(cost.streamed_bytes - cost.overflow_bytes)}")
+    if beyond:
+        print(filled("streamed, beyond the room for parameters: ", ", ".join(beyond), indent=4))
+    if never:
+        print(filled("streamed, constants of element-wise ops, never cached: ", ", ".join(never), indent=4))
 
 
 def _in_lines(ranges: str) -> str:
@@ -322,16 +347,6 @@ def report(printed: Report) -> None:
             print(f"{row.count:5} {row.type}: {row.status}")
     for failure in printed.failures:
         print(f"failure: {failure.reason}; {failure.remedy}")
-
-
-def calibration(result: Calibration) -> None:
-    """Print the fitted constants with their errors."""
-    table = Listing("fitted to measured times", ("constant", "before", "fitted", "error"))
-    for constant in result.constants:
-        table.row(constant.name, str(constant.before), str(constant.value), f"{100 * constant.error:.1f} %")
-    table.print()
-    before, after = 100 * result.error_before, 100 * result.error_after
-    print(f"{result.rows} rows: mean absolute error {before:.2f} % before, {after:.2f} % after")
 
 
 @contextmanager

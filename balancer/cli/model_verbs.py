@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.cli.arguments import add_force, add_hardware, add_model, print_json, whole_number
+from balancer.cli.arguments import add_force, add_hardware, add_model, print_json, say_unused, whole_number
 from balancer.cli.plan_verbs import draw_plan
 from balancer.errors import ModelError, OutputError
 
@@ -106,6 +106,9 @@ def synth(arguments: argparse.Namespace) -> int:
     from balancer.directory.writing import write_file
     from balancer.tflite.synth import conv, fc
 
+    of_family = {"fc": ("--inputs",), "conv": ("--size", "--channels")}
+    others = [option for family, options in of_family.items() if family != arguments.family for option in options]
+    say_unused(arguments, others, f"for {arguments.family}")
     try:
         if arguments.family == "fc":
             data = fc(arguments.width, layers=arguments.layers, inputs=arguments.inputs)

@@ -19,7 +19,7 @@ from balancer.cli.arguments import (
     print_json,
     whole_number,
 )  # fmt: skip
-from balancer.cli.compiler_options import add_compile, compiler
+from balancer.cli.compiler_options import add_compile, compiler_if_asked
 from balancer.cli.run_options import add_plan
 from balancer.cli.solver_options import add_solver, constraints, positive
 from balancer.errors import InfeasibleError, PlanError
@@ -90,7 +90,7 @@ def solve(arguments: argparse.Namespace) -> int:
         check_free(
             Path(arguments.output), f"{Path(arguments.model).stem}_plan_{arguments.tpus}.json", force=arguments.force
         )
-    chosen = compiler(arguments) if arguments.compile else None
+    chosen = compiler_if_asked(arguments)
     options = balancer.Options(
         pipelines=arguments.pipelines, replicas=arguments.replicas, overflow=arguments.overflow,
         compilable=arguments.compilable, solver=arguments.solver, constraints=constraints(arguments),
@@ -149,7 +149,7 @@ def compare(arguments: argparse.Namespace) -> int:
     import balancer
     from balancer.cli import drawing
 
-    chosen = compiler(arguments) if arguments.compile else None
+    chosen = compiler_if_asked(arguments)
     with drawing.progress("solving", quiet=arguments.quiet or arguments.json):
         plan = balancer.balance(arguments.model, arguments.tpus, hardware=arguments.hardware)
         rows = plan.comparison

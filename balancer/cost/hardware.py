@@ -255,10 +255,10 @@ def _read(source: str) -> tuple[JsonObject, str]:
     """The document of a preset or a file, and what messages call it."""
     presets = preset_names()
     refusal = Refusal(
-        HardwareError, "give a hardware file that balancer wrote", unread="no such preset, nor a readable file",
-        unread_remedy=f"use one of: {', '.join(presets)}, or a file",
+        HardwareError, "give a preset, or a hardware file as `balancer calibrate` writes it", "a hardware file",
+        unread="no such preset, nor a readable file", unread_remedy=f"use one of: {', '.join(presets)}, or a file",
     )  # fmt: skip
-    kind = DocumentKind(FORMAT, (VERSION,), "hardware file", refusal, format_remedy="give a hardware file")
+    kind = DocumentKind(FORMAT, (VERSION,), refusal)
     if source not in presets:
         return read_document(source, kind), source
     entry = resources.files(__package__).joinpath("presets", f"{source}.json")
