@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from importlib import resources
@@ -223,7 +224,8 @@ def preset_names() -> tuple[str, ...]:
 def load_hardware(source: str | Path) -> Hardware:
     """The hardware of a preset, by its name, or of a hardware file, by its path.
 
-    Behind either, `:std` or `:max` names the build of the vendor's runtime, which sets the chip's clock: `usb:std`.
+    Behind either, `:std` or `:max` names the build of the vendor's runtime, which sets the chip's clock: `usb:std`. A file
+    whose own name ends so is read as it is.
 
     Raises HardwareError if there is no such preset or file, if there is no such build, or if the file is not valid.
     """
@@ -235,6 +237,8 @@ def load_hardware(source: str | Path) -> Hardware:
 def _named_clock(source: str) -> tuple[str, str]:
     """The preset or file that a source names, and the build of the runtime, "" if it names none."""
     name, colon, clock = source.rpartition(":")
+    if os.path.isfile(source):  # unlike Path.is_file, it takes names that are too long for any file
+        return source, ""
     if colon and clock in CLOCKS_MHZ:
         return name, clock
     if name in preset_names():
