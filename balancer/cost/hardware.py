@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from importlib import resources
@@ -237,13 +236,20 @@ def load_hardware(source: str | Path) -> Hardware:
 def _named_clock(source: str) -> tuple[str, str]:
     """The preset or file that a source names, and the build of the runtime, "" if it names none."""
     name, colon, clock = source.rpartition(":")
-    if os.path.isfile(source):  # unlike Path.is_file, it takes names that are too long for any file
+    if _is_file(source):
         return source, ""
     if colon and clock in CLOCKS_MHZ:
         return name, clock
     if name in preset_names():
         raise HardwareError(f"there is no build '{clock}' of the runtime", f"preset {name}", "name it std or max")
     return source, ""
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except OSError:
+        return False  # the name is too long for any file
 
 
 def _load(source: str) -> Hardware:
