@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import balancer
-from balancer.cli import drawing, drawing_runs
+from balancer.cli import drawing, drawing_compiling, drawing_runs
 from balancer.cli.main import main
 from balancer.cli.plan_verbs import _say_verified
 from balancer.cli.solver_options import SOLVERS
@@ -271,7 +271,7 @@ def test_a_segment_without_a_report_has_not_failed(small: balancer.Plan, capsys:
         file=None, sha256="", log=None,
     )  # fmt: skip
     first, *others = small.segments
-    drawing.reported(replace(small, segments=(replace(first, reported=report), *others)))
+    drawing_compiling.reported(replace(small, segments=(replace(first, reported=report), *others)))
     said = capsys.readouterr().out
     assert "failed" not in said
     assert "none" in said
@@ -282,9 +282,9 @@ def test_a_round_within_the_tolerance_is_not_called_as_predicted() -> None:
         number=1, segments=2, predicted_streamed_bytes=0, reported_streamed_bytes=9000, cpu_ops=0, predicted_per_s=9.0,
         reported_per_s=8.0, contradicted=(),
     )  # fmt: skip
-    assert "as predicted" not in drawing.round_line(found)
-    assert drawing.round_line(found).endswith("nothing to correct")
-    assert "1 of 2 segments" in drawing.round_line(replace(found, contradicted=("s",)))
+    assert "as predicted" not in drawing_compiling.round_line(found)
+    assert drawing_compiling.round_line(found).endswith("nothing to correct")
+    assert "costs corrected by 1 segment" in drawing_compiling.round_line(replace(found, contradicted=("s",)))
 
 
 def test_the_stand_in_is_not_said_to_be_the_only_thing_that_the_compiler_did(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.cli.drawing import Listing, milliseconds
+from balancer.ground.wording import counted
 from balancer.runtime.provenance import provenance_text
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def devices(listed: Sequence[Device], sound: str) -> None:
 def measurement(result: PipelineMeasurement) -> None:
     """Print the table of stages, rate and latency, each predicted and measured."""
     table = Listing(
-        f"measured ({provenance_text(result.source)}), {result.items} items in {result.seconds:.1f} s",
+        f"measured ({provenance_text(result.source)}), {counted(result.items, 'item')} in {result.seconds:.1f} s",
         ("pipeline", "stage", "devices", "predicted ms", "ms", "queued ms", "share"),
     )
     for stage in result.stages:
@@ -47,7 +48,7 @@ def measurement(result: PipelineMeasurement) -> None:
     )
     spread = result.latency
     print(
-        f"latency:    {milliseconds(result.latency_ns)} ms measured (median of {spread.count} inputs alone; p90 "
+        f"latency:    {milliseconds(result.latency_ns)} ms measured (median of {counted(spread.count, 'input')} alone; p90 "
         f"{milliseconds(spread.p90)}), {milliseconds(result.predicted_latency_ns)} predicted"
     )
     first = "failed" if result.first_inference_ns is None else f"{milliseconds(result.first_inference_ns)} ms"
@@ -61,7 +62,7 @@ def measurement(result: PipelineMeasurement) -> None:
 def round_line(done: TuneRound) -> str:
     """One round of measuring and solving, as text."""
     return (
-        f"round {done.number}: {done.segments} segments; {done.predicted_per_s:.1f}/s predicted, "
+        f"round {done.number}: {counted(done.segments, 'segment')}; {done.predicted_per_s:.1f}/s predicted, "
         f"{done.measured_per_s:.1f}/s measured ({done.source}); stages off by up to {100 * done.worst:.1f} %"
         + (f"; misses a limit: {done.broken}" if done.broken else "")
     )
@@ -87,6 +88,6 @@ def tuned(result: Tuned) -> None:
 def bisection(result: Bisection) -> None:
     """Print the result of Google's profiling bisection with the same times."""
     print(
-        f"profiling bisection: {1e9 / result.slowest_ns:.1f}/s with {len(result.cuts) + 1} single TPUs, after "
-        f"{result.rounds} rounds and {result.measured} measured segments"
+        f"profiling bisection: {1e9 / result.slowest_ns:.1f}/s with {counted(len(result.cuts) + 1, 'single TPU')}, after "
+        f"{counted(result.rounds, 'round')} and {counted(result.measured, 'measured segment')}"
     )

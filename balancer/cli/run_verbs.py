@@ -30,6 +30,7 @@ from balancer.cli.run_options import (
 )
 from balancer.cli.solver_options import positive
 from balancer.errors import DeviceError, OutputError
+from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -244,7 +245,7 @@ def tune(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         drawing_runs.tuned(tuned)
         drawing.state(tuned.plan.state)
-        print(f"written to {saved.directory}: {len(saved.segments)} segments and {saved.file_name}")
+        print(f"written to {saved.directory}: {counted(len(saved.segments), 'segment')} and {saved.file_name}")
     beside = _bisect(arguments, opened, source) if arguments.bisection else None
     if arguments.json:
         rounds = [asdict(r) for r in tuned.rounds]
@@ -272,11 +273,11 @@ def _bisect(arguments: argparse.Namespace, plan: OpenedPlan, source: Any) -> Bis
     with drawing.progress("bisecting, segments measured", quiet=arguments.quiet or arguments.json) as advance:
         count = itertools.count(1)
 
-        def counted(asked: Plan) -> Any:
+        def counting(asked: Plan) -> Any:
             advance(next(count))
             return source(asked)
 
-        return tuning.bisected(plan, counted)
+        return tuning.bisected(plan, counting)
 
 
 def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from balancer.cost.activation_sizes import activation_size, least_alone
 from balancer.errors import CompilerError, InfeasibleError
 from balancer.ground.opsets import members, op_ranges
+from balancer.ground.wording import counted
 from balancer.planning.least_size import least_size
 from balancer.planning.solving import solve_costed_model
 
@@ -93,7 +94,7 @@ def _fastest(costed: CostedModel, n_tpus: int, options: Options, limits: Sequenc
 
 def failure(refused: Sequence[RefusedSegment]) -> CompilerError:
     """The error for a plan that was not compiled, if no other plan helps. refused: its segments."""
-    more = f" ({len(refused)} segments fail)" if len(refused) > 1 else ""
+    more = f" ({counted(len(refused), 'segment')} fail)" if len(refused) > 1 else ""
     first = refused[0]
     return CompilerError(f"cannot be compiled: {first.reason}{more}", _place(first), first.remedy)
 
@@ -119,8 +120,11 @@ def no_other_plan(costed: CostedModel, n_tpus: int, refused: Sequence[RefusedSeg
 
 
 def around(refused: RefusedSegment) -> str:
-    """Where a refused segment has most live activations, in words; empty if that is not judged."""
-    return f", around tensor '{refused.tensor}'" if refused.tensor is not None else ""
+    """Where a refused segment has most live activations, in words; empty if that is not judged or not the reason."""
+    if refused.tensor is None:
+        return ""
+    alone = f", which {refused.alone} needs by itself" if refused.alone else ""
+    return f", around tensor '{refused.tensor}'{alone}"
 
 
 def _place(refused: RefusedSegment) -> str:
@@ -128,4 +132,4 @@ def _place(refused: RefusedSegment) -> str:
 
 
 def _model(costed: CostedModel, n_tpus: int) -> str:
-    return f"{costed.graph.name} on {n_tpus} TPU{'s' if n_tpus > 1 else ''}"
+    return f"{costed.graph.name} on {counted(n_tpus, 'TPU')}"

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from balancer.compiler import find_compiler
 from balancer.directory.compiling import Compilation, compile_plan
 from balancer.errors import InfeasibleError
+from balancer.ground.wording import counted
 from balancer.learning.correcting import contradicts, corrected, evidence_of, overruns
 from balancer.learning.refusals import forbidden_by, refused_segment
 from balancer.loops.aiming import narrowed
@@ -189,7 +190,7 @@ class _Refinement:
             solution = self._next(rounds - len(self.rounds))
         if not self.tried:
             raise all_refused(self.costed, self.n_tpus, [done.refused for done in self.rounds])
-        return f"{rounds} rounds were allowed"
+        return f"{counted(rounds, 'round')} allowed"
 
     def _next(self, rounds_left: int) -> Solution | None:
         """The best solution under the corrected costs; None if no round is left, or if it promises no more than the best
@@ -336,7 +337,7 @@ class _Refinement:
         if self.options.overflow == ERROR and self._overflow_bytes(best):
             bytes_over = self._overflow_bytes(best)
             what = f"every plan that was compiled streams for lack of on-chip memory, the best one {bytes_over} bytes"
-            raise InfeasibleError(what, f"{self.n_tpus} TPUs", "allow more TPUs, or streaming")
+            raise InfeasibleError(what, counted(self.n_tpus, "TPU"), "allow more TPUs, or streaming")
         solution = self._proven(best.solution)
         known = self.known.with_limits({})
         rows = comparison(known, self.n_tpus, solution.pipelines, options=self.options, default=self.default)

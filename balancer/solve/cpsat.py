@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.errors import InfeasibleError
+from balancer.ground.wording import counted
 from balancer.solve.block_folding import folded
 from balancer.solve.bounds import least_total_ns, pipeline_bound_ns
 from balancer.solve.budget import Budget, BudgetSpent
@@ -71,7 +72,7 @@ def solve_cpsat(
         outcome = "no partition was found within the limits" if search.bounds else "there is no partition"
         raise InfeasibleError(
             f"{outcome} that keeps the constraints",
-            f"{problem.n_ops} ops on {search.devices} TPUs",
+            f"{counted(problem.n_ops, 'op')} on {counted(search.devices, 'TPU')}",
             "loosen the constraints or allow more TPUs",
         )
     pipeline, value = search.best

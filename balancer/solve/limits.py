@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.errors import InfeasibleError
+from balancer.ground.wording import counted
 from balancer.solve.periods import MOST_REPLICAS
 
 if TYPE_CHECKING:
@@ -32,10 +33,15 @@ def may_replicate_whole(problem: Problem, options: SolverOptions) -> bool:
 
 
 def infeasible(problem: Problem, options: SolverOptions) -> InfeasibleError:
-    """The error to raise where no partition is allowed."""
-    wanted = f"{options.stages} allowed segments" if options.stages else "allowed segments"
+    """The error to raise where no partition is allowed. Its remedies are those that these options leave."""
+    wanted = f" into {counted(options.stages, 'segment')}" if options.stages else ""
+    remedies = ["allow more TPUs"]
+    if options.stages:
+        remedies.append("another number of segments")
+    if any(structure.limit_bytes is not None for structure in problem.structures.values()):
+        remedies.append("streaming")
     return InfeasibleError(
-        f"there is no partition into {wanted}",
-        f"{problem.n_ops} ops on {problem.n_devices} TPUs",
-        "allow more TPUs, another number of segments, or streaming",
+        f"no partition{wanted} is allowed",
+        f"{counted(problem.n_ops, 'op')} on {counted(problem.n_devices, 'TPU')}",
+        " or ".join(remedies),
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from balancer.errors import ConstraintError, InfeasibleError
 from balancer.ground.downsets import DownSets
 from balancer.ground.opsets import members
+from balancer.ground.wording import counted
 from balancer.solve.blocks import blocks_of
 from balancer.solve.bounds import least_total_ns, pipeline_bound_ns
 from balancer.solve.budget import Budget, BudgetSpent
@@ -263,7 +264,7 @@ class LatencyRateSearch:
             known = "there is no pipeline" if self.complete else "no pipeline was found within the limits"
             raise InfeasibleError(
                 f"{known} with the rate or the latency asked for",
-                f"{self.problem.n_ops} ops on {sum(self.counts)} TPUs",
+                f"{counted(self.problem.n_ops, 'op')} on {counted(sum(self.counts), 'TPU')}",
                 "ask for a lower rate or a higher latency, or allow more TPUs",
             )
         value = self._value(self.best)
