@@ -109,7 +109,7 @@ def test_spilling_and_ops_on_the_cpu_are_reported(
     arguments = ["compile", str(plan), "--edgetpu_compiler_binary", str(program), "--cache", str(tmp_path / "cache")]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert f"op 2 {graph.ops[2].type} of" in out
+    assert f"2 {graph.ops[2].type}: {status}" in " ".join(out.split())
     assert status in out
     reports = [s.reported for s in balancer.load_plan(plan).segments if s.reported]
     assert sum(r.streamed_bytes for r in reports) > 1 << 20

@@ -8,9 +8,13 @@ where activations were too large, plans also get smaller from round to round:
     2               the least size, by the first of these measures
     1               the least size, by the last of them
 
-If the compiler goes by one of the measures, then it takes one of these plans wherever it takes any. With constraints, or
-if nothing is known of the reason, the next plan is the fastest in each round. Once a plan was compiled, the rounds that are
-left are for faster ones (`halfway`).
+Sizes are predicted for the segment within its model. The compiler sees the segment's file, which is never larger by either
+measure, and may be smaller: it does not say what else reads a tensor. So this much holds: if the compiler goes by one of the
+measures, and some plan's predicted sizes are below its limit, then it takes one of the plans above, provided that the search
+for the least size leaves out no partition. A plan whose sizes are below the limit in its files alone may be missed.
+
+With constraints, or if nothing is known of the reason, the next plan is the fastest in each round. Once a plan was compiled,
+the rounds that are left are for faster ones (`halfway`).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.compilable import LEVELS, Compilable
 from balancer.errors import InfeasibleError
+from balancer.ground.units import KIB
 from balancer.plan import KEPT
 from balancer.solve import Ended, Problem, Solution, SolverOptions, check, solve
 
@@ -20,6 +21,9 @@ _OF_SEGMENTS = {
     Compilable.SURELY_NOT: "",
 }
 _TAKEN = {Compilable.SURELY: "surely compiles", Compilable.PERHAPS: "may compile"}
+_IF = {Compilable.SURELY: "if each segment must surely compile", Compilable.PERHAPS: "if none may surely be refused"}
+# What allows segments of this level.
+_ALLOWING = {Compilable.PERHAPS: "--compilable likely", Compilable.SURELY_NOT: "--compilable any"}
 
 
 def solve_costed_model(costed: CostedModel, n_tpus: int, options: Options, overflow: str | None = None) -> Solution:
@@ -33,7 +37,7 @@ def solve_costed_model(costed: CostedModel, n_tpus: int, options: Options, overf
     if options.compilable is not None or fastest.ended is Ended.INTERRUPTED:
         return fastest
     # What no partition can reach is not searched for.
-    for worst in LEVELS[LEVELS.index(costed.costs.best_judgement.level) : LEVELS.index(_worst(costed, fastest))]:
+    for worst in LEVELS[LEVELS.index(costed.best_judgement.level) : LEVELS.index(_worst(costed, fastest))]:
         try:
             surer = _solve_within(costed, n_tpus, options, overflow, worst)
         except InfeasibleError:
@@ -45,7 +49,7 @@ def solve_costed_model(costed: CostedModel, n_tpus: int, options: Options, overf
 def _worst(costed: CostedModel, solution: Solution) -> Compilable:
     """The worst judgement on a segment of the solution."""
     sets = {stage.ops for pipeline in solution.pipelines for stage in pipeline.stages}
-    return max((costed.costs.judgement(ops).level for ops in sets), key=LEVELS.index)
+    return max((costed.level(ops) for ops in sets), key=LEVELS.index)
 
 
 def is_outside_claim(costed: CostedModel, solution: Solution, optimum: Solution, options: Options) -> bool:
@@ -59,11 +63,13 @@ def is_outside_claim(costed: CostedModel, solution: Solution, optimum: Solution,
 
 def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: str, worst: Compilable) -> Solution:
     """The best solution that keeps the options, of segments judged at worst so. Raises InfeasibleError if there is none."""
-    best = costed.costs.best_judgement
+    best = costed.best_judgement
     if LEVELS.index(best.level) > LEVELS.index(worst):
+        need, limit = best.tile_bytes / KIB, costed.costs.compile_rule.sure_bytes / KIB
         raise InfeasibleError(
-            f"no segment with it {_TAKEN[worst]}: what is live there needs {best.tile_bytes} bytes of each tile",
-            f"tensor '{best.tensor}'", "use a smaller input, or allow more with compilable",
+            f"no segment with it {_TAKEN[worst]}: what is live there needs {need:.0f} KiB of each tile, and segments "
+            f"surely compile up to {limit:.0f} KiB",
+            f"tensor '{best.tensor}'", f"use a smaller input, or {_ALLOWING[best.level]}",
         )  # fmt: skip
     try:
         solution = _solve(costed, costed.problem(n_tpus, overflow=overflow, worst=worst), options)
@@ -71,11 +77,13 @@ def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: 
         if worst is LEVELS[-1]:
             raise
         what, where, remedy = error.args
-        raise InfeasibleError(f"{what}{_OF_SEGMENTS[worst]}", where, f"{remedy}, or more with compilable") from error
+        more = _ALLOWING[LEVELS[LEVELS.index(worst) + 1]]
+        raise InfeasibleError(f"{what} {_IF[worst]}", where, f"{remedy}, or {more}") from error
     if solution.bound_ns is None:
         return solution
     refused = ", without what was refused" if costed.forbidden else ""
-    return replace(solution, over=solution.over + _OF_SEGMENTS[worst] + refused)
+    compiled = " or were compiled" if costed.compiled and _OF_SEGMENTS[worst] else ""
+    return replace(solution, over=solution.over + _OF_SEGMENTS[worst] + compiled + refused)
 
 
 def _solve(costed: CostedModel, problem: Problem, options: Options) -> Solution:
