@@ -146,7 +146,7 @@ test_real_compiled_files = pytest.mark.shared(test_real_compiled_files)
         ({"fails": {SEGMENTS[1]: "Encountered unresolved custom op: Atan."}}, "custom op Atan"),
         ({"fails": {SEGMENTS[1]: ""}}, "the compiler fails"),
         ({"crashes": [SEGMENTS[1]]}, "the compiler"),
-        ({"silent": [SEGMENTS[1]]}, "exit code 0 and no file"),
+        ({"silent": [SEGMENTS[1]]}, "exit code 0 and writes no file"),
         ({"garbage": [SEGMENTS[1]]}, "can't be read"),
     ],
     ids=["large", "custom", "no-reason", "crash", "silent", "garbage"],

@@ -77,9 +77,13 @@ def short_size(count: int) -> str:
     return f"{count} B"
 
 
-def in_lines(text: str, indent: str = "    ") -> str:
-    """The text in lines of 80 columns, broken between words; longer words stay whole. indent: of all lines but the first."""
-    return fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+def in_lines(text: str, indent: str = "    ", first: str = "") -> str:
+    """The text in lines of 80 columns, broken between words; longer words stay whole. indent: before all lines but the first,
+    which has `first` before it.
+    """
+    return fill(
+        text, _WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def milliseconds(ns: int) -> str:
@@ -217,9 +221,9 @@ def remarks(plan: Plan) -> None:
     if s.bound_ns is None and s.ended == NOT_SEARCHED:
         print(f"no proof: the cuts are those of {s.name}, which claims nothing")
     elif s.bound_ns is None:
-        print(f"no proof: {s.name} has no bound over {s.over}")
+        print(in_lines(f"no proof: {s.name} has no bound over {s.over}"))
     else:
-        print(f"proof: {_claim(plan, s.bound_ns)} over {s.over};")
+        print(in_lines(f"proof: {_claim(plan, s.bound_ns)} over {s.over};", "       "))
         print(f"       by {s.name}, under the predicted costs{_CUT_SHORT[s.ended]}")
     if _host_limits(plan):
         print(f"limit: the host, which works {milliseconds(plan.predicted.host_ns)} ms for each inference")

@@ -81,7 +81,7 @@ def round_line(done: RefineRound) -> str:
     """One round of compiling and solving, as text of several lines."""
     head = f"round {done.number}: {counted(done.segments, 'segment')}; "
     if done.refused:
-        lines = (f"\n{_UNDER_ROUND}{_not_compiled(refused)}" for refused in done.refused)
+        lines = (f"\n{_not_compiled(refused)}" for refused in done.refused)
         return f"{head}{done.predicted_per_s:.1f}/s predicted{''.join(lines)}"
     differing = len(done.contradicted)
     verdict = f"costs corrected by {counted(differing, 'segment')}" if differing else "nothing to correct"
@@ -94,11 +94,12 @@ def round_line(done: RefineRound) -> str:
 
 def _not_compiled(refused: RefusedSegment) -> str:
     """Why a segment was not compiled, and where it has most live activations, as far as that is judged."""
-    line = in_lines(f"not compiled: {refused.name}: {refused.reason}", f"{_UNDER_ROUND}    ")
+    end = "" if refused.tensor is None else ";"
+    line = in_lines(f"not compiled: {refused.name}: {refused.reason}{end}", f"{_UNDER_ROUND}    ", _UNDER_ROUND)
     if refused.tensor is None:
         return line
     size = short_size(refused.live_bytes)
     alone = f", which {refused.alone} needs by itself" if refused.alone else ""
     return (
-        f"{line};\n{_UNDER_ROUND}most is live around '{refused.tensor}':\n{_UNDER_ROUND}    {size} of each tile{alone}"
+        f"{line}\n{_UNDER_ROUND}most is live around '{refused.tensor}':\n{_UNDER_ROUND}    {size} of each tile{alone}"
     )

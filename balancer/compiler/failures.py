@@ -46,7 +46,7 @@ _KNOWN: tuple[tuple[str, KnownFailure], ...] = (
     # edgetpu#168, 213, 313
     (r"Model not quantized",
      KnownFailure("the compiler finds it not quantised", f"{_RECONVERT}, quantised to full integers", About.MODEL)),
-    (r"Invalid model",
+    (r"Invalid model(?!.*\s+Model not quantized)",  # the line before that one
      KnownFailure("the compiler finds the file invalid", _RECONVERT, About.MODEL)),
     # About the model: each partition has a segment that holds the op.
     (r"Encountered unresolved custom op: *([^\s.]*)",

@@ -99,7 +99,7 @@ def _fastest(costed: CostedModel, n_tpus: int, options: Options, limits: Sequenc
 def failure(refused: Sequence[RefusedSegment]) -> CompilerError:
     """The error for a plan that was not compiled, if no other plan helps. refused: its segments."""
     more = f" ({counted(len(refused), 'segment')} fail)" if len(refused) > 1 else ""
-    first = refused[0]
+    first = _telling(refused)
     return CompilerError(f"cannot be compiled: {first.reason}{more}", _place(first), first.remedy)
 
 
@@ -107,23 +107,28 @@ def all_refused(costed: CostedModel, n_tpus: int, rounds: Sequence[Sequence[Refu
     """The error for rounds that all ended in refusals. rounds: the refused segments of each, in order."""
     if len(rounds) == 1:
         return failure(rounds[0])
-    last = rounds[-1][0]
+    last = _telling(rounds[-1])
     what = (
         f"cannot be compiled in any of the {len(rounds)} ways that were tried; of the last one, "
-        f"{_place(last)} is refused: {last.reason}{around(last)}"
+        f"{_place(last)} is refused: {last.reason}{_around(last)}"
     )
     return CompilerError(what, _model(costed, n_tpus), last.remedy)
 
 
 def no_other_plan(costed: CostedModel, n_tpus: int, refused: Sequence[RefusedSegment]) -> InfeasibleError:
     """The error where each plan has a segment that the compiler refused, or surely would. refused: of the last plan."""
-    first = refused[0]
-    why = f"{first.reason}{around(first)}"
+    first = _telling(refused)
+    why = f"{first.reason}{_around(first)}"
     what = f"cannot be compiled: each plan has a segment that is refused, such as {_place(first)}: {why}"
     return InfeasibleError(what, _model(costed, n_tpus), first.remedy)
 
 
-def around(refused: RefusedSegment) -> str:
+def _telling(refused: Sequence[RefusedSegment]) -> RefusedSegment:
+    """The refused segment that tells most: the first one with an op that is too large by itself, if there is one."""
+    return next((each for each in refused if each.alone), refused[0])
+
+
+def _around(refused: RefusedSegment) -> str:
     """Where a refused segment has most live activations, in words; empty if that is not judged or not the reason."""
     if refused.tensor is None:
         return ""
