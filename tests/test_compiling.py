@@ -353,6 +353,30 @@ def test_a_name_that_looks_like_an_option(tmp_path: Path) -> None:
     assert not balancer.compile_plan(saved, _compiler(tmp_path)).refused
 
 
+def test_a_compilation_that_fails_shows_no_earlier_report_as_its_own(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files of the earlier one are kept, and that is said."""
+    refusing = edgetpu_compiler.install(tmp_path / "refusing", fails={SEGMENTS[0]: "Model not quantized"})
+    working = edgetpu_compiler.install(tmp_path / "working")
+    where = ["compile", str(plan), "--cache", str(tmp_path / "cache"), "--edgetpu_compiler_binary"]
+    assert main([*where, str(working)]) == 0
+    before = {path.name: path.read_bytes() for path in plan.parent.iterdir()}
+    capsys.readouterr()
+    assert main([*where, str(refusing)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0_of_3 none" in said
+    assert "1_of_3 none" not in said
+    assert f"made of {SEGMENTS[0]} before" in said
+    assert "compiled: 2 of 3 segments" in said
+    assert main([*where, str(refusing), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["compiled"] == 2
+    assert [s["reported"] is None for s in document["segments"]] == [True, False, False]
+    assert [s["kept"] is None for s in document["segments"]] == [False, True, True]
+    assert {path.name: path.read_bytes() for path in plan.parent.iterdir()} == before
+
+
 def test_another_plan_in_the_directory_keeps_its_compiled_segments(tmp_path: Path) -> None:
     """Two plans that share a segment share its compiled file."""
     (tmp_path / "net.tflite").write_bytes(synth.fc(100, output_type="int8"))

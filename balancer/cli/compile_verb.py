@@ -90,7 +90,7 @@ def _say_troubles(compilation: Compilation) -> None:
         print(in_lines(f"not compiled: {refused.name}: {refused.reason}; {refused.remedy}"))
         if refused.name in compilation.kept:
             version = compilation.kept[refused.name].compiler_version
-            print(f"    what edgetpu_compiler {version} made of it before is kept")
+            print(in_lines(f"kept: what edgetpu_compiler {version} made of {refused.name} before"))
 
 
 def teller(arguments: argparse.Namespace, output: str | None = None) -> Callable[[RefineRound], None]:
