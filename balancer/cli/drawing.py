@@ -258,17 +258,18 @@ def _percent(part: int, whole: int) -> str:
 
 def package(package: Package) -> None:
     """Print what a compiled file holds."""
-    print(
+    said = (
         f"{package.name}: compiled; reported by its package: {size(package.cached_bytes)} of parameters cached, "
-        f"{size(package.streamed_bytes)} streamed,\n{size(package.instruction_bytes)} of instructions, "
+        f"{size(package.streamed_bytes)} streamed, {size(package.instruction_bytes)} of instructions, "
         f"{size(package.narrow_bytes_per_tile)} of narrow memory a tile; needs runtime {package.min_runtime_version}"
     )
+    print(in_lines(said))
     table = Listing("", ("", "tensor", "type", "shape", "bytes"))
     for side, layers in (("in", package.inputs), ("out", package.outputs)):
         for layer in layers:
             table.row(side, layer.name, layer.dtype, "x".join(map(str, layer.shape)), str(layer.size_bytes))
     table.print()
-    print(f"on the CPU: {', '.join(package.cpu_ops) or 'nothing'}")
+    print(in_lines(f"on the CPU: {', '.join(package.cpu_ops) or 'nothing'}"))
 
 
 def report(printed: Report) -> None:

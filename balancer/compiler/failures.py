@@ -18,12 +18,15 @@ class About(Enum):
 
 @dataclass(frozen=True, slots=True)
 class KnownFailure:
-    """A failure and what helps. reason: in one line. passing: whether the same command may succeed the next time."""
+    """A failure and what helps. reason: in one line. passing: whether the same command may succeed the next time. general:
+    whether another failure of the same output says more.
+    """
 
     reason: str
     remedy: str
     about: About
     passing: bool = False
+    general: bool = False
 
 
 _LARGE = "cut this part further (more TPUs, or --keep-from), let it end earlier with --search_delegate, or use smaller inputs"
@@ -46,8 +49,8 @@ _KNOWN: tuple[tuple[str, KnownFailure], ...] = (
     # edgetpu#168, 213, 313
     (r"Model not quantized",
      KnownFailure("the compiler finds it not quantised", f"{_RECONVERT}, quantised to full integers", About.MODEL)),
-    (r"Invalid model(?!.*\s+Model not quantized)",  # the line before that one
-     KnownFailure("the compiler finds the file invalid", _RECONVERT, About.MODEL)),
+    (r"Invalid model",
+     KnownFailure("the compiler finds the file invalid", _RECONVERT, About.MODEL, general=True)),
     # About the model: each partition has a segment that holds the op.
     (r"Encountered unresolved custom op: *([^\s.]*)",
      KnownFailure("it does not know the custom op {0}", "keep that op in a segment of its own, or out of the model",

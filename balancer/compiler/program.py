@@ -224,13 +224,16 @@ def _missing(binary: str | Path | None) -> tuple[str, str, str]:
 
 
 def _failure(finished: FinishedRun, *, made: bool) -> KnownFailure:
-    """The first failure that the output names; else what the exit code tells. made: whether a file was written."""
+    """The first failure that the output names, a general one only if there is no other; else what the exit code tells.
+
+    made: whether a file was written.
+    """
     report = parse_report(finished.output)
     if finished.ended:
         remedy = "raise --timeout_sec, or use --search_delegate"
         return KnownFailure(f"it was ended {finished.ended}", remedy, About.COMPILER)
     if report.failures:
-        return report.failures[0]
+        return next((failure for failure in report.failures if not failure.general), report.failures[0])
     killed_by = -finished.exit_code if finished.exit_code < 0 else finished.exit_code - _SHELL_SIGNAL
     if killed_by > 0:
         what = f"the compiler was ended by signal {killed_by}"
