@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -340,3 +341,17 @@ def test_a_shared_stage_is_nothing_for_pycoral(small: balancer.Plan) -> None:
     first = replace(pipeline.stages[0], replicas=2, tpus=(0, 2))
     shared = replace(small, n_tpus=3, pipelines=(replace(pipeline, stages=(first, *pipeline.stages[1:])),))
     assert "2 TPUs share a stage" in pycoral_obstacle(shared)
+
+
+def test_one_thing_has_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, plan = tmp_path / "one.tflite", tmp_path / "plan"
+    b = handmade.Builder()
+    source = b.tensor("picture", (1, 8, 8, 8))
+    model.write_bytes(b.file([source], [b.conv(source, "only", shape=(1, 8, 8, 8))]))
+    assert main(["inspect", str(model)]) == 0
+    assert main(["solve", str(model), "-n", "1", "-o", str(plan)]) == 0
+    assert main(["verify", str(plan), "--random", "1"]) == 0
+    assert main(["solve", str(model), "-n", "1", "--min-fps", "1e9"]) == 3
+    said = "".join(capsys.readouterr())
+    assert re.findall(r"(?<![\d.])1 [A-Za-z]+s\b", said) == []
+    assert "1 op on 1 TPU" in said
