@@ -82,7 +82,8 @@ def _solve_within(costed: CostedModel, n_tpus: int, options: Options, overflow: 
     if solution.bound_ns is None:
         return solution
     refused = ", without what was refused" if costed.forbidden else ""
-    compiled = " or were compiled" if costed.compiled and _OF_SEGMENTS[worst] else ""
+    taken = any(LEVELS.index(costed.costs.judgement(ops).level) > LEVELS.index(worst) for ops in costed.compiled)
+    compiled = " or were compiled" if taken else ""
     return replace(solution, over=solution.over + _OF_SEGMENTS[worst] + compiled + refused)
 
 
