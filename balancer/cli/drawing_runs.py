@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.cli.drawing import Listing, filled, milliseconds
+from balancer.cli.drawing import Listing, in_lines, milliseconds
+from balancer.ground.wording import counted
 from balancer.runtime.provenance import provenance_text
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def devices(listed: Sequence[Device], sound: str) -> None:
 def measurement(result: PipelineMeasurement) -> None:
     """Print the table of stages, rate and latency, each predicted and measured."""
     table = Listing(
-        f"measured ({provenance_text(result.source)}), {result.items} items in {result.seconds:.1f} s",
+        f"measured ({provenance_text(result.source)}), {counted(result.items, 'item')} in {result.seconds:.1f} s",
         ("pipeline", "stage", "devices", "predicted ms", "ms", "queued ms", "share"),
     )
     for stage in result.stages:
@@ -54,19 +55,19 @@ def measurement(result: PipelineMeasurement) -> None:
     print(
         f"latency:    {milliseconds(result.latency_ns)} ms measured, {milliseconds(result.predicted_latency_ns)} predicted"
     )
-    print(f"            measured: median of {spread.count} inputs alone; p90 {milliseconds(spread.p90)} ms")
+    print(f"            measured: median of {counted(spread.count, 'input')} alone; p90 {milliseconds(spread.p90)} ms")
     first = "failed" if result.first_inference_ns is None else f"{milliseconds(result.first_inference_ns)} ms"
     print(f"first inference: {first}")
     if result.failures or result.failures_alone:
         alone = spread.count + result.failures_alone
         print(f"failed: {result.failures} of {result.items} in steady state, {result.failures_alone} of {alone} alone")
-    print(*(f"{filled('note: ', note)}\n" for note in result.notes), sep="", end="")
+    print(*(in_lines(note, " " * 6, first="note: ") + "\n" for note in result.notes), sep="", end="")
 
 
 def round_line(done: TuneRound) -> str:
     """One round of measuring and solving, as text."""
     return (
-        f"round {done.number}: {done.segments} segments; {done.predicted_per_s:.1f}/s predicted, "
+        f"round {done.number}: {counted(done.segments, 'segment')}; {done.predicted_per_s:.1f}/s predicted, "
         f"{done.measured_per_s:.1f}/s measured ({done.source});\n         stages off by up to {100 * done.worst:.1f} %"
         + (f"; misses a limit: {done.broken}" if done.broken else "")
     )
@@ -79,7 +80,7 @@ def tuned(result: Tuned) -> None:
         f"best: round {best.number}, {best.measured_per_s:.1f}/s measured ({best.source}), "
         f"{best.measured_per_s / first.measured_per_s:.3f} times the first"
     )
-    print(filled("ended: ", result.ended))
+    print(in_lines(result.ended, " " * 7, first="ended: "))
     limits = result.plan.held_to.limits if result.plan.held_to else None
     if limits and (limits.max_objective_ns or limits.max_latency_ns):
         print(
@@ -106,8 +107,8 @@ def to_measure(plan: Plan, folder: Path, first: str, recorded: str | None) -> No
 def bisection(result: Bisection) -> None:
     """Print the result of Google's profiling bisection with the same times."""
     print(
-        f"profiling bisection: {1e9 / result.slowest_ns:.1f}/s with {len(result.cuts) + 1} single TPUs, after "
-        f"{result.rounds} rounds and {result.measured} measured segments"
+        f"profiling bisection: {1e9 / result.slowest_ns:.1f}/s with {counted(len(result.cuts) + 1, 'single TPU')}, after "
+        f"{counted(result.rounds, 'round')} and {counted(result.measured, 'measured segment')}"
     )
 
 
@@ -119,6 +120,6 @@ def calibration(result: Calibration) -> None:
         table.row(constant.name, str(constant.before), str(constant.value), f"{100 * constant.error:.1f} %")
     table.print()
     before, after = 100 * result.error_before, 100 * result.error_after
-    print(f"rows: {result.rows}, mean absolute error {before:.2f} % before, {after:.2f} % after")
+    print(f"{counted(result.rows, 'row')}: mean absolute error {before:.2f} % before, {after:.2f} % after")
     print("error: one standard deviation of the fit, as a share of the value; it says nothing")
     print("       of constants that have hardly moved, since hardly a row depends on them")

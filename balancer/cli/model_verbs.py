@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from balancer.cli.arguments import add_force, add_hardware, add_model, print_json, say_unused, whole_number
 from balancer.cli.plan_verbs import draw_plan
 from balancer.errors import ModelError, OutputError
+from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -121,7 +122,7 @@ def synth(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"file": str(path), "bytes": len(data)})
     else:
-        print(f"{path}: {len(data)} bytes")
+        print(f"{path}: {counted(len(data), 'byte')}")
     return 0
 
 
@@ -143,5 +144,7 @@ def profile(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"file": str(path), "ops": len(document["ops"])})
     else:
-        print(f"{path}: {len(document['ops'])} ops; fill in measured_ns and give it to `balancer solve --profile`")
+        print(
+            f"{path}: {counted(len(document['ops']), 'op')}; fill in measured_ns and give it to `balancer solve --profile`"
+        )
     return 0

@@ -24,6 +24,7 @@ from balancer.cli.run_options import add_plan
 from balancer.cli.solver_options import add_solver, constraints, positive
 from balancer.errors import InfeasibleError, PlanError
 from balancer.ground.units import NS_PER_MS
+from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -112,7 +113,7 @@ def solve(arguments: argparse.Namespace) -> int:
         return 0
     draw_plan(plan)
     if plan.directory:
-        print(f"written to {plan.directory}: {len(plan.segments)} segments and {plan.file_name}")
+        print(f"written to {plan.directory}: {counted(len(plan.segments), 'segment')} and {plan.file_name}")
     return 0
 
 
@@ -315,11 +316,12 @@ def _say_verified(result: Verification) -> None:
     from balancer.cli import drawing
 
     drawing.state(result.state)
-    print(f"{result.items} inputs, {result.compared_tensors} boundary tensors equal ({result.runtime})")
+    items, tensors = counted(result.items, "input"), counted(result.compared_tensors, "boundary tensor")
+    print(f"{items}, {tensors} equal ({result.runtime})")
     if result.mismatch:
         m = result.mismatch
-        print(f"first difference: {m.segment}, tensor '{m.tensor}', input {m.item}: {m.elements} elements differ, "
-              f"by up to {m.largest_difference:g}")  # fmt: skip
+        print(f"first difference: {m.segment}, tensor '{m.tensor}', input {m.item}:")
+        print(f"    {counted(m.elements, 'element')} off, by up to {m.largest_difference:g}")
     verified = ", ".join(result.verified_segments) or "nothing"
     for op in result.stopped_by:
         print(f"not run: {op}: no kernel in this interpreter; verified: {verified}")

@@ -223,7 +223,8 @@ def preset_names() -> tuple[str, ...]:
 def load_hardware(source: str | Path) -> Hardware:
     """The hardware of a preset, by its name, or of a hardware file, by its path.
 
-    Behind either, `:std` or `:max` names the build of the vendor's runtime, which sets the chip's clock: `usb:std`.
+    Behind either, `:std` or `:max` names the build of the vendor's runtime, which sets the chip's clock: `usb:std`. A file
+    whose own name ends so is read as it is.
 
     Raises HardwareError if there is no such preset or file, if there is no such build, or if the file is not valid.
     """
@@ -235,11 +236,20 @@ def load_hardware(source: str | Path) -> Hardware:
 def _named_clock(source: str) -> tuple[str, str]:
     """The preset or file that a source names, and the build of the runtime, "" if it names none."""
     name, colon, clock = source.rpartition(":")
+    if _is_file(source):
+        return source, ""
     if colon and clock in CLOCKS_MHZ:
         return name, clock
     if name in preset_names():
         raise HardwareError(f"there is no build '{clock}' of the runtime", f"preset {name}", "name it std or max")
     return source, ""
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except OSError:
+        return False  # the name is too long for any file
 
 
 def _load(source: str) -> Hardware:

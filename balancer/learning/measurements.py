@@ -192,7 +192,7 @@ def _synthetic_row(row: Mapping[str, str], where: str) -> SyntheticRow:
 def _check_synthetic(row: SyntheticRow) -> None:
     """Raises ValueError if the row's model, number of TPUs, batch or split is impossible."""
     if not (1 <= row.n_tpus <= _MOST_BATCH and 1 <= row.batch <= _MOST_BATCH):
-        raise ValueError(f"{row.n_tpus} TPUs, a batch of {row.batch}")
+        raise ValueError(f"n_tpus {row.n_tpus} and batch {row.batch} must be from 1 to {_MOST_BATCH}")
     if sum(row.split) != row.layers:
         raise ValueError(f"{sum(row.split)} layers in the split, {row.layers} in the model")
     if not all(0 <= mib < math.inf for mib in row.streamed_mib or ()):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from balancer.directory.saving import compiled_files
 from balancer.errors import BalancerError, InfeasibleError
 from balancer.ground.rates import latency_ns, pipeline_rate, plan_rate
+from balancer.ground.wording import counted
 from balancer.learning.correcting import Evidence, corrected
 from balancer.learning.fitting import Observed, fitted
 from balancer.loops.aiming import Achieved, Aim, narrowed
@@ -169,7 +170,7 @@ class _Tuning:
                 # here, or that a device is gone.
                 self.unmeasured = following
                 return f"round {len(self.rounds) + 1} cannot be measured: {error}"
-        return f"{rounds} rounds were allowed"
+        return f"{counted(rounds, 'round')} allowed"
 
     def _solve(self, known: CostedModel) -> Solution:
         return solve_costed_model(known, self.n_tpus, self.aim.options)

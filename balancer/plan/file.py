@@ -16,6 +16,7 @@ from balancer.documents import DocumentKind, Refusal, read_document
 from balancer.errors import PlanError
 from balancer.ground.file_kinds import PLAN_NAME, kind_of_path
 from balancer.ground.opsets import interval_set
+from balancer.ground.wording import counted
 from balancer.plan.document import MOST_OPS, from_json
 from balancer.plan.records import COMPILE_LEVELS, FORMAT, VERSION, Plan, PlanPipeline, Segment
 from balancer.plan.remembered import check_refusals, check_remembered
@@ -35,6 +36,7 @@ _KIND = DocumentKind(
 # The values of `SolverReport.ended` other than "complete". Plans of version 0.1.0 have them as keys of the statistics.
 _CUT_SHORT = ("interrupted", "limit_reached", "down_sets_left_out")
 _ENDED = ("complete", "not_searched", *_CUT_SHORT)
+REFUSED_LOG = "{}_refused.log"  # in a plan's directory: what the compiler printed of a segment that it refused
 
 
 def plan_text(plan: Plan) -> str:
@@ -88,6 +90,9 @@ def _plan_file(path: Path) -> Path:
         )
     except OSError as error:
         raise PlanError(f"cannot be read ({error.strerror})", str(path), "check the path") from error
+    if not plan_files and any(path.glob(REFUSED_LOG.format("*"))):
+        what = f"holds no plan, only what the compiler printed of segments that it refused ({REFUSED_LOG.format('*')})"
+        raise PlanError(what, str(path), "read that with `balancer inspect FILE.log`, and solve with -o again")
     if not plan_files:
         kind = kind_of_path(path)
         remedy = "name the plan file, or solve with -o first"
@@ -122,7 +127,7 @@ def file_bytes(plan: Plan, name: str, sha256: str | None, *, remedy: str = "solv
 def check_op_count(plan: Plan, n_ops: int) -> None:
     """Raise PlanError if the plan was made for another number of ops than its model has."""
     if plan.model.ops != n_ops:
-        raise PlanError(f"is for {plan.model.ops} ops, its model has {n_ops}", plan.file_name, "solve again")
+        raise PlanError(f"is for {counted(plan.model.ops, 'op')}, its model has {n_ops}", plan.file_name, "solve again")
 
 
 def _check(plan: Plan, where: str) -> None:
