@@ -1,4 +1,4 @@
-"""Rates and latencies of pipelines from the times of their stages, for one pipeline and for several under one host.
+"""Rates and latencies of pipelines from the times of their stages, for one pipeline and for several that share a host, a bus or cores.
 
 Each formula stands here once. Solvers, predictions, measurements and simulated TPUs all call it. Rates are exact
 fractions, so that equal plans compare as equal.
@@ -27,34 +27,89 @@ def pipeline_rate(stage_ns: Sequence[int], replicas: Sequence[int]) -> Fraction:
 
 
 def shared_rates(
-    rates: Sequence[Fraction], host_ns: Sequence[int], host_ns_per_s: Fraction = Fraction(NS_PER_S)
+    rates: Sequence[Fraction], work: Sequence[Sequence[int]], capacities: Sequence[int] = (1,)
 ) -> list[Fraction]:
-    """Inferences per second of each pipeline when several share one host.
+    """Inferences per second of each pipeline where several share resources, such that their sum is highest.
 
-    The host serves the pipelines with the least host work per inference first. Where it has more to do than there is
-    time, the pipelines with the most work wait. So a faster pipeline never makes a plan slower.
+    It is the optimum of a linear program: each pipeline has at most its own rate, and each resource does at most
+    capacity * 10^9 ns of work in a second. So a faster pipeline never makes a plan slower. With one resource, the pipelines
+    that take the least of it are served first, and those that take the most wait.
 
-    rates: of each pipeline alone. host_ns: its host work per inference. host_ns_per_s: the host's time in each second.
+    rates: of each pipeline alone. work: for each pipeline the ns of work that one inference takes of each resource.
+    capacities: ns of work that each resource does in 1 ns: 1 for the host or a bus, the number of cores for cores.
 
-    >>> [int(rate) for rate in shared_rates([Fraction(400), Fraction(300)], host_ns=[1_000_000, 4_000_000])]
+    >>> [int(rate) for rate in shared_rates([Fraction(400), Fraction(300)], [[1_000_000], [4_000_000]])]
     [400, 150]
+    >>> [int(rate) for rate in shared_rates([Fraction(400), Fraction(300)], [[1_000_000, 0], [0, 5_000_000]], (1, 1))]
+    [400, 200]
     """
-    left, shared = host_ns_per_s, [Fraction(0)] * len(rates)
-    for k in sorted(range(len(rates)), key=lambda k: host_ns[k]):
-        shared[k] = min(rates[k], left / host_ns[k]) if host_ns[k] else rates[k]
-        left -= shared[k] * host_ns[k]
-    return shared
+    limits = [capacity * NS_PER_S for capacity in capacities]
+    over = [k for k in range(len(limits)) if _taken(rates, work, k) > limits[k]]
+    if not over:
+        return list(rates)
+    # Where one resource alone leaves the others enough, the optimum under it is that of the whole program.
+    for k in over:
+        served = _least_work_first(rates, [takes[k] for takes in work], limits[k])
+        if all(_taken(served, work, other) <= limits[other] for other in over):
+            return served
+    return _highest_sum(rates, [[takes[k] for takes in work] for k in over], [limits[k] for k in over])
 
 
 def plan_rate(
-    rates: Sequence[Fraction], host_ns: Sequence[int], host_ns_per_s: Fraction = Fraction(NS_PER_S)
+    rates: Sequence[Fraction], work: Sequence[Sequence[int]], capacities: Sequence[int] = (1,)
 ) -> Fraction:
     """Inferences per second of all pipelines together. See `shared_rates`.
 
-    >>> plan_rate([Fraction(400), Fraction(300)], host_ns=[1_000_000, 4_000_000])
+    >>> plan_rate([Fraction(400), Fraction(300)], [[1_000_000], [4_000_000]])
     Fraction(550, 1)
     """
-    return sum(shared_rates(rates, host_ns, host_ns_per_s), Fraction(0))
+    return sum(shared_rates(rates, work, capacities), Fraction(0))
+
+
+def _taken(rates: Sequence[Fraction], work: Sequence[Sequence[int]], resource: int) -> Fraction:
+    """ns of a resource's work in a second."""
+    return sum((rate * takes[resource] for rate, takes in zip(rates, work, strict=True)), Fraction(0))
+
+
+def _least_work_first(rates: Sequence[Fraction], work_ns: Sequence[int], limit: int) -> list[Fraction]:
+    """The optimum under one resource. work_ns: of each pipeline for one inference. limit: ns of work in a second."""
+    left, served = Fraction(limit), [Fraction(0)] * len(rates)
+    for k in sorted(range(len(rates)), key=lambda k: work_ns[k]):
+        served[k] = min(rates[k], left / work_ns[k]) if work_ns[k] else rates[k]
+        left -= served[k] * work_ns[k]
+    return served
+
+
+def _highest_sum(rates: Sequence[Fraction], work: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Fraction]:
+    """The rates, each at most its own, with the highest sum under several resources: the simplex method on fractions.
+
+    work: for each resource the ns of each pipeline. Of the variables that could enter or leave the basis, the first one
+    does (Bland's rule), so that it ends.
+    """
+    n, rows = len(rates), len(work) + len(rates)
+    columns = n + rows  # the rates, then a slack for each limit; the last column of a row is its right-hand side
+    table = [[Fraction(ns) for ns in own] for own in work]
+    table += [[Fraction(k == j) for j in range(n)] for k in range(n)]
+    for row, limit in enumerate([*limits, *rates]):
+        table[row] += [*(Fraction(row == slack) for slack in range(rows)), Fraction(limit)]
+    gain = [Fraction(1)] * n + [Fraction(0)] * (rows + 1)
+    basis = list(range(n, columns))
+    while True:
+        enters = next((j for j in range(columns) if gain[j] > 0), None)
+        if enters is None:
+            break
+        _, _, leaves = min(
+            (table[row][-1] / table[row][enters], basis[row], row) for row in range(rows) if table[row][enters] > 0
+        )
+        pivot = table[leaves][enters]
+        table[leaves] = [value / pivot for value in table[leaves]]
+        for row in [*(table[k] for k in range(rows) if k != leaves), gain]:
+            factor = row[enters]
+            if factor:
+                row[:] = [value - factor * own for value, own in zip(row, table[leaves], strict=True)]
+        basis[leaves] = enters
+    value = {variable: table[row][-1] for row, variable in enumerate(basis)}
+    return [value.get(k, Fraction(0)) for k in range(n)]
 
 
 def objective_ns(rate: Fraction) -> int:

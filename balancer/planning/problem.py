@@ -61,8 +61,8 @@ def problem_of(
         together=graph.together + _with_neighbours(graph),
         structures={kind: structure(costs, may_overflow=may_overflow, worst=worst) for kind, _ in devices},
         op_bytes=tuple(op.parameter_bytes for op in graph.ops),
-        host_ns=hardware.host.host_ns_per_stage,
-        handover_ns=hardware.host.handover_ns,
+        host_ns={kind: hardware.host.host_ns_per_stage for kind, _ in devices},
+        handover_ns={kind: hardware.host.handover_ns for kind, _ in devices},
     )
 
 
