@@ -1,4 +1,4 @@
-"""Rates and latencies of pipelines from the times of their stages, for one pipeline and for several that share a host, a bus or cores.
+"""Rates and latencies of pipelines from the times of their stages, for one pipeline and for several that share resources.
 
 Each formula stands here once. Solvers, predictions, measurements and simulated TPUs all call it. Rates are exact
 fractions, so that equal plans compare as equal.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from balancer.ground.programs import highest_gain
 from balancer.ground.units import MIB, NS_PER_S, ceil_div
 
 if TYPE_CHECKING:
@@ -52,12 +53,13 @@ def shared_rates(
         served = _least_work_first(rates, [takes[k] for takes in work], limits[k])
         if all(_taken(served, work, other) <= limits[other] for other in over):
             return served
-    return _highest_sum(rates, [[takes[k] for takes in work] for k in over], [limits[k] for k in over])
+    n = len(rates)
+    rows = [[Fraction(takes[k]) for takes in work] for k in over]
+    rows += [[Fraction(i == j) for j in range(n)] for i in range(n)]
+    return highest_gain([Fraction(1)] * n, rows, [*(Fraction(limits[k]) for k in over), *rates]).values
 
 
-def plan_rate(
-    rates: Sequence[Fraction], work: Sequence[Sequence[int]], capacities: Sequence[int] = (1,)
-) -> Fraction:
+def plan_rate(rates: Sequence[Fraction], work: Sequence[Sequence[int]], capacities: Sequence[int] = (1,)) -> Fraction:
     """Inferences per second of all pipelines together. See `shared_rates`.
 
     >>> plan_rate([Fraction(400), Fraction(300)], [[1_000_000], [4_000_000]])
@@ -78,38 +80,6 @@ def _least_work_first(rates: Sequence[Fraction], work_ns: Sequence[int], limit: 
         served[k] = min(rates[k], left / work_ns[k]) if work_ns[k] else rates[k]
         left -= served[k] * work_ns[k]
     return served
-
-
-def _highest_sum(rates: Sequence[Fraction], work: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Fraction]:
-    """The rates, each at most its own, with the highest sum under several resources: the simplex method on fractions.
-
-    work: for each resource the ns of each pipeline. Of the variables that could enter or leave the basis, the first one
-    does (Bland's rule), so that it ends.
-    """
-    n, rows = len(rates), len(work) + len(rates)
-    columns = n + rows  # the rates, then a slack for each limit; the last column of a row is its right-hand side
-    table = [[Fraction(ns) for ns in own] for own in work]
-    table += [[Fraction(k == j) for j in range(n)] for k in range(n)]
-    for row, limit in enumerate([*limits, *rates]):
-        table[row] += [*(Fraction(row == slack) for slack in range(rows)), Fraction(limit)]
-    gain = [Fraction(1)] * n + [Fraction(0)] * (rows + 1)
-    basis = list(range(n, columns))
-    while True:
-        enters = next((j for j in range(columns) if gain[j] > 0), None)
-        if enters is None:
-            break
-        _, _, leaves = min(
-            (table[row][-1] / table[row][enters], basis[row], row) for row in range(rows) if table[row][enters] > 0
-        )
-        pivot = table[leaves][enters]
-        table[leaves] = [value / pivot for value in table[leaves]]
-        for row in [*(table[k] for k in range(rows) if k != leaves), gain]:
-            factor = row[enters]
-            if factor:
-                row[:] = [value - factor * own for value, own in zip(row, table[leaves], strict=True)]
-        basis[leaves] = enters
-    value = {variable: table[row][-1] for row, variable in enumerate(basis)}
-    return [value.get(k, Fraction(0)) for k in range(n)]
 
 
 def objective_ns(rate: Fraction) -> int:

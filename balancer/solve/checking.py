@@ -131,7 +131,9 @@ def _best_rate(rates: Sequence[Fraction], takes: Sequence[Sequence[int]], limits
     these sums over all prices is the optimum (strong duality), and it is convex: at some price at which as many rates as there
     are prices have no surplus. So it is enough to look at those.
     """
-    binding = [k for k, limit in enumerate(limits) if sum(r * own[k] for r, own in zip(rates, takes, strict=True)) > limit]
+    binding = [
+        k for k, limit in enumerate(limits) if sum(r * own[k] for r, own in zip(rates, takes, strict=True)) > limit
+    ]
     planes = sorted({tuple(own[k] for k in binding) for own in takes})
     worth = []
     for prices in _corner_prices(planes, len(binding)):
