@@ -274,7 +274,7 @@ def score_grid(path: Path, model: Path) -> list[Sample]:
     for r in unpruned(path, {"partition", "fps_total"}):
         pipelines = [stages_of(int(p)) for p in r["partition"].split("+")]
         pipeline_rates = [pipeline_rate([s.stage_ns for s in p], [1] * len(p)) for p in pipelines]
-        fps = float(plan_rate(pipeline_rates, [host_ns_per_stage * len(p) for p in pipelines]))
+        fps = float(plan_rate(pipeline_rates, [[host_ns_per_stage * len(p)] for p in pipelines]))
         measured = float(r["fps_total"])
         rates.append((fps, measured, r["partition"]))
         print(

@@ -172,8 +172,8 @@ def dag_problems(
         batch=looped_batch(exact),
         together=tuple(groups),
         structures=known,
-        host_ns=draw(st.sampled_from([0, 0, 1, 3, 9])),
-        handover_ns=draw(st.sampled_from([0, 2])),
+        host_ns={name: draw(st.sampled_from([0, 0, 1, 3, 9])) for name in names},
+        handover_ns={name: draw(st.sampled_from([0, 2])) for name in names},
     )
 
 

@@ -50,7 +50,7 @@ def interval_problem(before: tuple[OpSet, ...], costs: dict[OpSet, Cost], device
         exact=exact,
         lower=lambda ops, kind: min((c.time_ns for s, c in costs.items() if ops & ~s == 0), default=0),
         batch=looped_batch(exact),
-        host_ns=host_ns,
+        host_ns={KIND: host_ns},
     )
 
 

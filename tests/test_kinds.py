@@ -36,7 +36,9 @@ def mixed_problems(draw: Callable[[Any], Any], most_ops: int = 5, most_devices: 
     if draw(st.integers(0, 4)) == 0:
         known = dict.fromkeys(known, known["kind0"])
     groups = draw(st.lists(st.integers(1, (1 << len(before)) - 1), max_size=1)) if draw(st.booleans()) else []
-    return structured_problem(before, devices, known, together=groups, host_ns=draw(st.sampled_from([0, 0, 3])))
+    return structured_problem(
+        before, devices, known, together=groups, host_ns={name: draw(st.sampled_from([0, 0, 3])) for name in known}
+    )
 
 
 def solved(problem: Problem, solver: str, **options: Any) -> Solution | None:

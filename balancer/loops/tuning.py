@@ -304,7 +304,7 @@ def measured_rate(seen: Seen, host_ns: int) -> float:
     rates = [
         pipeline_rate([times[s.segment] for s in p.stages], [s.replicas for s in p.stages]) for p in plan.pipelines
     ]
-    return float(plan_rate(rates, [host_ns * len(p.stages) for p in plan.pipelines]))
+    return float(plan_rate(rates, [[host_ns * len(p.stages)] for p in plan.pipelines]))
 
 
 def bisected(plan: AnyPlan | OpenedPlan, source: Source, segments: int | None = None) -> Bisection:

@@ -45,7 +45,7 @@ def plan_prediction(pipelines: Sequence[Sequence[CostedStage]]) -> PlanPredictio
     latency and first inference, and the host's work for one inference, averaged over the pipelines by their rates.
     """
     hosts = [_host_ns(stages) for stages in pipelines]
-    shared = shared_rates([_rate(stages) for stages in pipelines], hosts)
+    shared = shared_rates([_rate(stages) for stages in pipelines], [[host_ns] for host_ns in hosts])
     mean_host = sum((r * h for r, h in zip(shared, hosts, strict=True)), Fraction(0)) / sum(shared, Fraction(0))
     latencies = [_latency_ns(stages) for stages in pipelines]
     loads = [_load_ns(stages) for stages in pipelines]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.batch import SegmentBatch
 from balancer.cost.compilable import LEVELS, Compilable
+from balancer.cost.cpu_hardware import CpuHardware
 from balancer.ground.opsets import members
 from balancer.solve import Between, Cost, CostColumns, Handoff, Kept, Kind, Problem, Structure, Transfer
 
@@ -33,7 +34,7 @@ def problem_of(
     compiles.
     """
     rules = {kind: _Rules(costs[kind], may_overflow=may_overflow, worst=worst) for kind, _ in counts}
-    graph, hosts = costs[counts[0][0]].graph, [costs[kind].hardware.host for kind, _ in counts]
+    graph, hosts = costs[counts[0][0]].graph, {kind: costs[kind].hardware.host for kind, _ in counts}
     return Problem(
         before=graph.before,
         devices=counts,
@@ -43,8 +44,9 @@ def problem_of(
         together=graph.together + _with_neighbours(graph),
         structures={kind: structure(costs[kind], may_overflow=may_overflow, worst=worst) for kind, _ in counts},
         op_bytes=tuple(op.parameter_bytes for op in graph.ops),
-        host_ns=hosts[0].host_ns_per_stage,
-        handover_ns=hosts[0].handover_ns,
+        host_ns={kind: host.host_ns_per_stage for kind, host in hosts.items()},
+        handover_ns={kind: host.handover_ns for kind, host in hosts.items()},
+        reluctant=frozenset(kind for kind, _ in counts if isinstance(costs[kind].hardware, CpuHardware)),
     )
 
 

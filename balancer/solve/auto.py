@@ -152,7 +152,7 @@ class LargeSearch(PlanSearch):
 
     def _improve(self, devices: int) -> bool:
         """Look for pipelines on so many devices that could improve the best plan; whether the search was complete."""
-        within = self.bounds.limits_to_improve(devices, self.objective_ns())
+        within = self.bounds.limits_to_improve([devices], self.objective_ns())
         if within is None:
             return True
         one = replace(self.options, max_pipelines=1)

@@ -23,7 +23,7 @@ from balancer.solve.downset_dp import PipelineLimits, cut_lattice
 from balancer.solve.downset_sampling import sampled_downsets
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.limits import max_replicas, may_replicate_whole
-from balancer.solve.offers import alone_ns, lattice_offer
+from balancer.solve.offers import alone_ns, device_shares, lattice_offer
 from balancer.solve.orders import file_order, prefixes, thinned
 from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
@@ -31,14 +31,16 @@ from balancer.solve.plan_bounds import beyond_ns
 from balancer.solve.plan_search import PlanSearch
 from balancer.solve.problem import Ended
 from balancer.solve.reaching import CutFinder
+from balancer.solve.sizes import stage_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from balancer.solve.downset_dp import CutLattice, Devices
+    from balancer.solve.downset_dp import CutLattice
     from balancer.solve.offers import Offer
     from balancer.solve.period_dp import PeriodResult, ShortestPeriod
     from balancer.solve.problem import Problem, Solution, SolverOptions
+    from balancer.solve.sizes import Counts
 
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 _SLACK_TENTHS = (1, 4, 10)
@@ -76,7 +78,7 @@ class DownSetSearch(PlanSearch):
         super().__init__(problem, options, offers)
         self.sets, self.budget = sets, budget
         self._last: PeriodResult | None = None
-        self._last_found: tuple[tuple[Devices, int], CutLattice] | None = None
+        self._last_found: tuple[tuple[Counts, int], CutLattice] | None = None
         self.bounds_sufficed = sets is None
 
     @cached_property
@@ -96,6 +98,7 @@ class DownSetSearch(PlanSearch):
             most_replicas=most,
             may_replicate_whole=may_replicate_whole(self.problem, self.options),
             longest_ns=min(known) * min(most, max(self.counts)) if known else None,
+            prices=self.priced.prices if self.priced else (),
         )
 
     def run(self) -> None:
@@ -124,7 +127,7 @@ class DownSetSearch(PlanSearch):
         # Plans tie where they round to the same whole ns, or where the host is the bottleneck. So slower pipelines may
         # tie, which may take fewer devices or stream less. A second search finds all that are fast enough.
         result = self._searched(self.counts if len(self.counts) > 1 else (enough,), fastest, exact_stages=True)
-        ties = [p for p in result.front if forced in (None, p.stages) and self._alone_ns(p) <= fastest]
+        ties = [p for p in result.front if forced in (None, p.stage_count) and self._alone_ns(p) <= fastest]
         fewest = min(point.device_count for point in ties)
         self.offers = [
             lattice_offer(result, replace(point, period=Fraction(fastest)))
@@ -174,11 +177,11 @@ class DownSetSearch(PlanSearch):
         result = self._searched(counts, most_ns, exact_stages=forced is not None or len(counts) > 1)
         if not result.front and len(counts) == 1:
             self.bounds.raise_all(result.limits)
-        return [point for point in result.front if forced in (None, point.stages)]
+        return [point for point in result.front if forced in (None, point.stage_count)]
 
     def _searched(self, counts: tuple[int, ...], most_ns: int, *, exact_stages: bool) -> PeriodResult:
         """The result of a search within these limits. The last one is kept, since ties often ask for it again."""
-        host = self.problem.host_ns
+        host = min(stage_classes(self.problem).host_ns)
         stages = self.options.stages or min(sum(counts), most_ns // host if host else sum(counts))
         limits = PipelineLimits(counts, most_ns, stages, exact_stages=exact_stages)
         if self._last is None or self._last.limits != limits:
@@ -210,39 +213,70 @@ class DownSetSearch(PlanSearch):
     def _several(self) -> None:
         """For each number of devices, the pipelines that could make the incumbent plan better.
 
-        By the pigeonhole principle, a better plan has a pipeline whose rate per device is above the incumbent's. Such
-        pipelines are fast, so few cuts are open in a search for them: they come first, and where there are none, the
-        incumbent is optimal. Next come those at least as fast as the fastest known on as many devices; then all that
-        could still improve the plan.
+        By the pigeonhole principle, a better plan has a pipeline that brings more than its devices' share of the incumbent's
+        rate, however the shares are set. Such pipelines are fast, so few cuts are open in a search for them: they come first,
+        and where there are none, the incumbent is optimal. Next come those at least as fast as the fastest known on as many
+        devices; then all that could still improve the plan.
         """
-        count = self.counts[0]
-        for devices in range(1, count + 1):
-            self._improve(devices, Fraction((self.objective_ns() - 1) * count, devices))
-        for devices in range(1, count + 1):
-            self._improve(devices, min((o.period for o in self.offers if o.devices <= devices), default=None))
-        for devices in range(1, count + 1):
-            self._improve(devices, None)
+        for longest in (self._of_share, self._as_known, None):
+            for sizes in self._sizes_at_once():
+                self._improve(sizes, longest)
 
-    def _improve(self, devices: int, longest: Fraction | None) -> None:
-        """Look for pipelines on exactly this number of devices that could make the best plan better.
+    def _sizes_at_once(self) -> list[list[int]]:
+        """Numbers of devices that are searched together: with several kinds all, which share most of the work."""
+        every = list(range(1, len(self.bounds.devices.vectors)))
+        return [every] if len(self.counts) > 1 else [[number] for number in every]
 
-        longest: the longest period of interest, in ns; None for any.
+    def _of_share(self) -> list[Fraction | None]:
+        """By the number of the devices, the longest period of a pipeline that brings more than their share of the rate."""
+        shares = device_shares(self.offers, self.counts)
+        best = self.objective_ns() - 1
+        worth = (sum(n * own for n, own in zip(counts, shares, strict=True)) for counts in self.bounds.devices.vectors)
+        return [Fraction(best) / own if own else None for own in worth]
+
+    def _as_known(self) -> list[Fraction | None]:
+        """By the number of the devices, the shortest period known on them or on fewer."""
+        return [
+            min(
+                (o.period for o in self.offers if all(a <= b for a, b in zip(o.devices, counts, strict=True))),
+                default=None,
+            )
+            for counts in self.bounds.devices.vectors
+        ]
+
+    def _improve(self, sizes: list[int], longest: Callable[[], list[Fraction | None]] | None) -> None:
+        """Look for pipelines on exactly these numbers of devices that could make the best plan better.
+
+        longest: the longest periods of interest, in ns, by the number of the devices; None for any.
         """
-        limits = self.bounds.limits_to_improve(devices, self.objective_ns())
+        limits = self.bounds.limits_to_improve(sizes, self.objective_ns())
         if limits is None:
             return
         if longest is not None:
-            limits = replace(limits, most_ns=min(limits.most_ns, math.ceil(longest)))
+            limits = _shortened(limits, sizes, longest())
         result = self._shortest_periods(limits)
         # Where cuts have to be found, one more search for plans that tie would take as long as the proof.
         self.bounds.note_search(result, None if self.lattice else beyond_ns(limits))
-        self.offers += [lattice_offer(result, point) for point in result.front if point.device_count == devices]
+        wanted = {self.bounds.devices.vectors[number] for number in sizes}
+        self.offers += [lattice_offer(result, point) for point in result.front if point.devices in wanted]
+
+
+def _shortened(limits: PipelineLimits, sizes: Sequence[int], longest: Sequence[Fraction | None]) -> PipelineLimits:
+    """The limits with shorter periods. longest: by the number of the devices; None for any."""
+    if not limits.longest_ns:
+        period = longest[sizes[0]]
+        return limits if period is None else replace(limits, most_ns=min(limits.most_ns, math.ceil(period)))
+    shorter = tuple(
+        most_ns if period is None else min(most_ns, math.ceil(period))
+        for most_ns, period in zip(limits.longest_ns, longest, strict=True)
+    )
+    return replace(limits, most_ns=max(shorter), longest_ns=shorter)
 
 
 def solve_downset(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> Solution:
     """Optimal over all down-sets, as far as the limits of work and memory go; else the best found, with a bound.
 
-    Devices of several kinds make one pipeline. Raises InfeasibleError where no pipeline was found.
+    Raises InfeasibleError where no pipeline was found.
     """
     problem = folded(problem, options)
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
@@ -263,7 +297,6 @@ def search_among(
     if len(problem.devices) == 1:
         offers = chain_offers(problem, options, cuts if sets is None else thinned(problem, cuts, _MOST_STARTING_CUTS))
     else:
-        options = replace(options, max_pipelines=1)
         chain = DownSetSearch(problem, options, [], order, budget)
         chain.run()
         if chain.ended is Ended.INTERRUPTED:

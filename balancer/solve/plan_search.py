@@ -10,6 +10,7 @@ from balancer.solve.limits import infeasible, max_pipelines, max_replicas, may_r
 from balancer.solve.offers import best_plan, good_objective_ns
 from balancer.solve.periods import longest_ns
 from balancer.solve.plan_bounds import plan_bounds
+from balancer.solve.priced_bounds import priced_bounds
 from balancer.solve.problem import Ended, Solution, evaluate
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from balancer.solve.offers import BestPlan, Offer
     from balancer.solve.plan_bounds import PlanBounds
+    from balancer.solve.priced_bounds import PricedBounds
     from balancer.solve.problem import Problem, SolverOptions
 
 OVER = "all down-sets"
@@ -68,18 +70,25 @@ class PlanSearch:
     def bounds(self) -> PlanBounds:
         """Bounds on the pipelines that are not known yet."""
         replicas, whole = max_replicas(self.options), may_replicate_whole(self.problem, self.options)
-        return self._bounds or plan_bounds(self.problem, self.most_pipelines, replicas, may_replicate_whole=whole)
+        return self._bounds or plan_bounds(
+            self.problem, self.most_pipelines, replicas, may_replicate_whole=whole, priced=self.priced
+        )
+
+    @cached_property
+    def priced(self) -> PricedBounds | None:
+        """Bounds on pipelines on devices of several kinds, from the costs' structures."""
+        return priced_bounds(self.problem)
 
     def plan(self) -> BestPlan:
         """The best plan of the pipelines known."""
-        return best_plan(self.problem, self.offers, sum(self.counts), self.most_pipelines)
+        return best_plan(self.problem, self.offers, self.counts, self.most_pipelines)
 
     def objective_ns(self) -> int:
         """ns per inference of a good plan of the pipelines known; a very long time where none are known."""
         if not self.offers:
             return longest_ns(max_replicas(self.options))
         if self._valued[0] != len(self.offers):  # valuing takes long, and offers are only ever added
-            value_ns = good_objective_ns(self.problem, self.offers, sum(self.counts), self.most_pipelines)
+            value_ns = good_objective_ns(self.problem, self.offers, self.counts, self.most_pipelines)
             self._valued = len(self.offers), value_ns
         return self._valued[1]
 
