@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from balancer.cli import drawing_energy
 from balancer.compiler.failures import About
 from balancer.ground.opsets import op_ranges
 from balancer.plan import EDGE_TPU, STATE_WORDS, pycoral_obstacle
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from balancer.learning.refusals import RefusedSegment
     from balancer.loops.refining import RefineRound
     from balancer.plan import ComparisonRow, Plan, PlanPipeline, PlanStage
-    from balancer.planning.sizing import Sizing
     from balancer.tflite.package import Package
 
 _WIDTH = 80
@@ -106,6 +106,8 @@ def stages(plan: Plan) -> None:
     print(
         f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms"
     )
+    drawing_energy.shared(plan)
+    drawing_energy.plan_energy(plan)
 
 
 def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
@@ -132,7 +134,8 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     instructions = [plan.segment(stage.segment).predicted.instruction_bytes for stage in pipeline.stages]
     print(f"instructions, sent with each inference: {', '.join(map(short_size, instructions))}")
     if count > 1:
-        print(f"{'slowest stage' if _host_limits(plan) else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
+        limited = _host_limits(plan) or drawing_energy.limits(plan)
+        print(f"{'slowest stage' if limited else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
 
 
 def _numbers(plan: Plan, alike: Sequence[PlanStage]) -> str:
@@ -239,32 +242,6 @@ def _around(refused: RefusedSegment) -> str:
     return f";\n         most is live around tensor '{refused.tensor}': {short_size(refused.live_bytes)} in each tile"
 
 
-def sizing(result: Sizing, asked: Sequence[str]) -> None:
-    """Print the rates on 1, 2, 3 ... TPUs, and how many TPUs are worth having. asked: the targets in words."""
-    table = Listing("the fastest plans found, predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
-    for row in result.rows:
-        if row.throughput_per_s is None or row.latency_ns is None or row.overflow_bytes is None:
-            table.row(str(row.n_tpus), "", "none found", "", "")
-            continue
-        rate, latency = f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns)
-        table.row(str(row.n_tpus), str(row.tpus_used), rate, latency, size(row.overflow_bytes))
-    table.print()
-    most = result.rows[-1].n_tpus
-    print(f"a plan without overflow exists: {_from(result.fits_at_n, most)}")
-    fits = result.fits_at_n or most + 1
-    streaming = op_ranges(row.n_tpus for row in result.rows if row.n_tpus >= fits and row.overflow_bytes)
-    if streaming:
-        print(f"but the fastest one has some:   on {streaming} TPUs")
-    knee = f"from {tpus(result.knee_n)} on, up to {most}" if result.knee_n else _from(None, most)
-    print(f"another TPU adds less than 5 %: {knee}")
-    if asked:
-        print(f"{' at '.join(asked)}: {_from(result.target_n, most)}")
-
-
-def _from(n: int | None, most: int) -> str:
-    return f"from {tpus(n)} on" if n else f"nowhere up to {tpus(most)}"
-
-
 def remarks(plan: Plan) -> None:
     """Print what is proved of the plan, what limits its rate, and whether pycoral can run it."""
     s = plan.solver
@@ -277,6 +254,8 @@ def remarks(plan: Plan) -> None:
         print(f"       by {s.name}, under the predicted costs{_CUT_SHORT[s.ended]}")
     if _host_limits(plan):
         print(f"limit: the host, which works {milliseconds(plan.predicted.host_ns)} ms for each inference")
+    for limit in drawing_energy.limits(plan):
+        print(f"limit: {limit}")
     state(plan.state)
     obstacle = pycoral_obstacle(plan)
     if obstacle:

@@ -186,7 +186,7 @@ def size_arguments(parser: argparse.ArgumentParser) -> None:
 def size(arguments: argparse.Namespace) -> int:
     """Print the rates on 1, 2, 3 ... TPUs. Exit code 3 if no number of TPUs meets the targets."""
     import balancer
-    from balancer.cli import drawing
+    from balancer.cli import drawing, drawing_sizing
 
     targets = ((arguments.target_fps, "{:g} inferences/s"), (arguments.max_latency, "a latency of {:g} ms"))
     asked = [words.format(value) for value, words in targets if value is not None]
@@ -198,7 +198,7 @@ def size(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(asdict(sizing))
     else:
-        drawing.sizing(sizing, asked)
+        drawing_sizing.sizing(sizing, asked)
     return InfeasibleError.exit_code if asked and sizing.target_n is None else 0
 
 

@@ -17,6 +17,7 @@ from balancer.plan import KEPT, state_of
 from balancer.planning.asked_devices import devices_asked
 from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden, forbidden_of, without
 from balancer.planning.problem import problem_of
+from balancer.planning.shared_work import SharedWork
 from balancer.tflite.opened import OpenedModel, open_model
 
 if TYPE_CHECKING:
@@ -76,6 +77,17 @@ class CostedModel:
         kinds = [kind for kind, _ in self.devices.kinds]
         return self.costs_by_kind[next((k for k in kinds if isinstance(k, Hardware)), kinds[0]).name]
 
+    @property
+    def compiled_costs(self) -> dict[str, SegmentCosts]:
+        """The costs on the kinds whose segments the vendor's compiler compiles, by name."""
+        kinds = (kind for kind, _ in self.devices.kinds if isinstance(kind, Hardware))
+        return {kind.name: self.costs_by_kind[kind.name] for kind in kinds}
+
+    @cached_property
+    def shared_work(self) -> SharedWork:
+        """What segments take of what the devices share."""
+        return SharedWork(self.costs_by_kind, self.devices.counts)
+
     def on(self, devices: Devices | int) -> CostedModel:
         """The same on other devices, or on this number of the first kind."""
         if not isinstance(devices, Devices):
@@ -94,10 +106,10 @@ class CostedModel:
         overflow: "error" forbids segments that stream for lack of on-chip memory. worst: the worst that a segment may be
         judged on whether it compiles.
         """
-        costs = self.costs_by_kind
-        problem = problem_of(costs, self.devices.counts, may_overflow=overflow == STREAM, worst=worst)
-        compiled = {kind.name: costs[kind.name] for kind, _ in self.devices.kinds if isinstance(kind, Hardware)}
-        return without(problem, self.forbidden, compiled)
+        problem = problem_of(
+            self.costs_by_kind, self.devices.counts, self.shared_work, may_overflow=overflow == STREAM, worst=worst
+        )
+        return without(problem, self.forbidden, self.compiled_costs)
 
     @cached_property
     def without_forbidden(self) -> CostedModel:
