@@ -54,7 +54,7 @@ def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEF
         sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
         among = search_among(problem, options, sets, work)
     stopped = among.ended is Ended.INTERRUPTED or budget.seconds_left == 0
-    if among.complete or not structured or stopped:
+    if among.complete or not structured or stopped or problem.shared:
         return among.solution("chain" if among.bounds_sufficed else among.solver)
     if several_kinds:
         return _on_several_kinds(problem, options, among, budget)

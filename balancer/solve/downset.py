@@ -22,8 +22,9 @@ from balancer.solve.chain import chain_offers
 from balancer.solve.downset_dp import PipelineLimits, cut_lattice
 from balancer.solve.downset_sampling import sampled_downsets
 from balancer.solve.enumeration import all_downsets
+from balancer.solve.label_dp import non_dominated_pipelines
 from balancer.solve.limits import max_replicas, may_replicate_whole
-from balancer.solve.offers import alone_ns, device_shares, lattice_offer
+from balancer.solve.offers import alone_ns, device_shares, labelled_offer, lattice_offer
 from balancer.solve.orders import file_order, prefixes, thinned
 from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
     from balancer.solve.downset_dp import CutLattice
     from balancer.solve.offers import Offer
     from balancer.solve.period_dp import PeriodResult, ShortestPeriod
-    from balancer.solve.problem import Problem, Solution, SolverOptions
+    from balancer.solve.problem import Problem, Solution, SolverOptions, Value
     from balancer.solve.sizes import Counts
 
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 _SLACK_TENTHS = (1, 4, 10)
+_LABEL_WORK = 1 << 25  # labels extended by a segment, and compared
+_MOST_LABELLED = 1 << 10  # pipelines that are weighed against each other
 _AT_ONCE = 1 << 20  # work to find all pipelines as fast as the best known in one search; else they are found by steps
 _SMALL_SLACK_TENTHS = (1, 2, 4, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
 
@@ -222,6 +225,49 @@ class DownSetSearch(PlanSearch):
             for sizes in self._sizes_at_once():
                 self._improve(sizes, longest)
 
+    def settle(self) -> None:
+        """After a run, weigh the pipelines that may belong to a plan as good as the best known against each other: by what they
+        take of shared resources, and by all that decides between plans of equal rate.
+
+        Without this, a search is not complete where resources are shared and limit the plan. Elsewhere it is about ties alone,
+        and ends within limits of work. With one pipeline, or devices of one kind, ties are settled among the fastest pipelines
+        of each size, which is enough for one pipeline.
+        """
+        several = self.most_pipelines > 1 and len(self.counts) > 1
+        if not self.complete or not self.offers or not (self.problem.shared or several):
+            return
+        with self.keeping_offers():
+            self.relaxed_ns, known = self.free_bound_ns(), self.plan_value()
+            try:
+                self._take_if_better(self._labelled(known), known)
+            except BudgetSpent:
+                if known.objective_ns > self.relaxed_ns:
+                    self.note_end(Ended.LIMIT_REACHED)
+        self.statistics["pairs"] = self.budget.spent
+
+    def _labelled(self, known: Value) -> list[Offer]:
+        """The pipelines that may belong to a plan at least as good as the one known, and that no other beats."""
+        if self.lattice is None:
+            raise BudgetSpent
+        budget = Budget(_LABEL_WORK, self.budget.seconds_left)
+        found = non_dominated_pipelines(self.lattice, self._limits_to_tie(known.objective_ns), budget)
+        self.statistics["labels"] = len(found)
+        if len(found) > _MOST_LABELLED:
+            raise BudgetSpent
+        return [labelled_offer(p) for p in found if self.options.stages in (None, sum(p.stages))]
+
+    def _take_if_better(self, offers: list[Offer], known: Value) -> None:
+        """Take these offers in place of those known, unless limits of work let them make a worse plan."""
+        before, self.offers = self.offers, offers
+        if not offers or self.plan_value() > known:
+            self.offers = before
+
+    def _limits_to_tie(self, best_ns: int) -> PipelineLimits:
+        """The pipelines that may belong to a plan with at most this objective."""
+        every = list(range(1, len(self.bounds.devices.vectors)))
+        limits = None if self.most_pipelines == 1 else self.bounds.limits_to_improve(every, best_ns + 1)
+        return limits or PipelineLimits(self.counts, best_ns, self.options.stages or sum(self.counts))
+
     def _sizes_at_once(self) -> list[list[int]]:
         """Numbers of devices that are searched together: with several kinds all, which share most of the work."""
         every = list(range(1, len(self.bounds.devices.vectors)))
@@ -306,6 +352,7 @@ def search_among(
         return _search_sampled(problem, options, offers, work, budget)
     search = DownSetSearch(problem, options, offers, sets, budget)
     search.run()
+    search.settle()
     return search
 
 
@@ -317,6 +364,7 @@ def _search_sampled(
     with sampling.keeping_offers():
         sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
         sampled.run()
+        sampled.settle()
         return _without_claims(sampled)
     return sampling  # interrupted before it had begun
 
@@ -329,6 +377,7 @@ def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork =
     offers = chain_offers(problem, options, prefixes(file_order(problem)))
     search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
     search.run()
+    search.settle()
     return search
 
 
