@@ -13,6 +13,7 @@ from balancer.planning.comparing import comparison
 from balancer.planning.costed_model import open_costed_model, with_profile
 from balancer.planning.options import Options
 from balancer.planning.solving import solve_costed_model
+from balancer.solve import Deadline, Ended
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,15 +53,22 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
         raise ValueError(f"{options.stages} stages need as many TPUs, there are {n_tpus}")
     costed = _open(model, hardware, profile, keep_state=keep_state)
     check_constraints(options.constraints, len(costed.graph.ops), n_tpus)
+    deadline = Deadline.after(options.seconds)
     solution = solve_costed_model(costed, n_tpus, options)
-    rows = _compared(costed, n_tpus, solution, options)
+    rows = _compared(costed, n_tpus, solution, options, deadline)
     return assemble(costed, solution, n_tpus, rows, options.held_to)
 
 
-def _compared(costed: CostedModel, n_tpus: int, solution: Solution, options: Options) -> tuple[ComparisonRow, ...]:
-    """The rows of the plan's comparison. Empty if Ctrl-C is pressed meanwhile: the plan itself is not lost."""
+def _compared(
+    costed: CostedModel, n_tpus: int, solution: Solution, options: Options, deadline: Deadline
+) -> tuple[ComparisonRow, ...]:
+    """The rows of the plan's comparison. Empty if Ctrl-C is pressed meanwhile: the plan itself is not lost.
+
+    After Ctrl-C, or where the time is up, nobody is to wait for the one row that takes a search of its own.
+    """
+    unsolved = "interrupted" if solution.ended is Ended.INTERRUPTED else "out of time" if deadline.is_over else None
     try:
-        return comparison(costed, n_tpus, solution.pipelines, options=options)
+        return comparison(costed, n_tpus, solution.pipelines, options=options.until(deadline), unsolved=unsolved)
     except KeyboardInterrupt:
         _LOG.warning("interrupted: the plan is kept, and stands without a comparison")
         return ()

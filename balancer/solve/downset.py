@@ -9,6 +9,7 @@ bounds follow from the cost's structure alone; each search tightens them.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -35,7 +36,7 @@ from balancer.solve.reaching import CutFinder
 from balancer.solve.sizes import stage_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from balancer.solve.downset_dp import CutLattice
     from balancer.solve.offers import Offer
@@ -48,7 +49,8 @@ _SLACK_TENTHS = (1, 4, 10)
 _LABEL_WORK = 1 << 25  # labels extended by a segment, and compared
 _MOST_LABELLED = 1 << 10  # pipelines that are weighed against each other
 _AT_ONCE = 1 << 20  # work to find all pipelines as fast as the best known in one search; else they are found by steps
-_SMALL_SLACK_TENTHS = (1, 2, 4, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
+_FEW_AT_ONCE = 1 << 14  # the same for one number of devices of several
+_SMALL_SLACK_TENTHS = (1, 2, 3, 4, 5, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class DownSetWork:
     """
 
     down_sets: int = 1 << 19
-    reached: int = 1 << 23
+    reached: int = 1 << 24
     sampled_down_sets: int = 1 << 12
     pairs: int = 1 << 26
 
@@ -165,11 +167,18 @@ class DownSetSearch(PlanSearch):
 
     def _at_once(self, most_ns: int) -> list[ShortestPeriod] | None:
         """The non-dominated pipelines with a period of at most most_ns; None where finding them takes much work."""
-        whole, self.budget = self.budget, Budget(min(_AT_ONCE, self.budget.left), self.budget.seconds_left)
         try:
-            return self._pipelines(self.counts, most_ns)
+            with self._at_most(_AT_ONCE):
+                return self._pipelines(self.counts, most_ns)
         except BudgetSpent:
             return None
+
+    @contextmanager
+    def _at_most(self, work: int) -> Iterator[None]:
+        """So much of the budget may be spent in here. Raises BudgetSpent."""
+        whole, self.budget = self.budget, Budget(min(work, self.budget.left), self.budget.seconds_left)
+        try:
+            yield
         finally:
             part, self.budget = self.budget, whole
             whole.spend(part.spent)
@@ -221,9 +230,38 @@ class DownSetSearch(PlanSearch):
         and where there are none, the incumbent is optimal. Next come those at least as fast as the fastest known on as many
         devices; then all that could still improve the plan.
         """
-        for longest in (self._of_share, self._as_known, None):
+        steps = (10,) if self.lattice else (0, *_SMALL_SLACK_TENTHS)
+        for tenths in steps:
             for sizes in self._sizes_at_once():
+                self._improve_beyond_share(sizes, tenths)
+        for sizes in self._sizes_at_once():
+            self._improve(sizes, self._as_known())
+        for sizes in self._sizes_at_once():
+            self._improve(sizes, None)
+
+    def _improve_beyond_share(self, sizes: list[int], tenths: int) -> None:
+        """Look for pipelines on exactly these numbers of devices that bring more than their devices' share of the best rate.
+
+        tenths: of the slack between the bound on their period and the longest such period. 0: all of it, if that is little
+        work.
+        """
+        least, longest = self.bounds.least_ns.min(axis=0).tolist(), self._of_share()
+        sizes = [number for number in sizes if least[number] < _or_never(longest[number])]
+        if not sizes:
+            return
+        if tenths:
+            for number in sizes:
+                whole = longest[number]
+                if whole is not None:
+                    longest[number] = whole - (whole - math.floor(least[number])) * (10 - tenths) / 10
+            self._improve(sizes, longest)
+            return
+        try:
+            with self._at_most(_FEW_AT_ONCE):
                 self._improve(sizes, longest)
+        except BudgetSpent:
+            if not self.budget.left:
+                raise
 
     def settle(self) -> None:
         """After a run, weigh the pipelines that may belong to a plan as good as the best known against each other: by what they
@@ -290,7 +328,7 @@ class DownSetSearch(PlanSearch):
             for counts in self.bounds.devices.vectors
         ]
 
-    def _improve(self, sizes: list[int], longest: Callable[[], list[Fraction | None]] | None) -> None:
+    def _improve(self, sizes: list[int], longest: Sequence[Fraction | None] | None) -> None:
         """Look for pipelines on exactly these numbers of devices that could make the best plan better.
 
         longest: the longest periods of interest, in ns, by the number of the devices; None for any.
@@ -299,12 +337,16 @@ class DownSetSearch(PlanSearch):
         if limits is None:
             return
         if longest is not None:
-            limits = _shortened(limits, sizes, longest())
+            limits = _shortened(limits, sizes, longest)
         result = self._shortest_periods(limits)
         # Where cuts have to be found, one more search for plans that tie would take as long as the proof.
         self.bounds.note_search(result, None if self.lattice else beyond_ns(limits))
         wanted = {self.bounds.devices.vectors[number] for number in sizes}
         self.offers += [lattice_offer(result, point) for point in result.front if point.devices in wanted]
+
+
+def _or_never(period: Fraction | None) -> float:
+    return math.inf if period is None else float(period)
 
 
 def _shortened(limits: PipelineLimits, sizes: Sequence[int], longest: Sequence[Fraction | None]) -> PipelineLimits:
