@@ -176,8 +176,9 @@ def _structured(problem: Problem) -> bool:
 
 
 def _on_several_kinds(problem: Problem, options: SolverOptions, among: PlanSearch, budget: Budget) -> Solution:
-    """The best pipeline that CP-SAT finds, starting from those that are known; with the better of two bounds. Where there may be
-    several pipelines, the best plan of those that are known.
+    """The best pipeline that CP-SAT finds, starting from those that are known; with the better of two bounds.
+
+    Where a plan may have several pipelines, the best one of those that are known.
     """
     if among.most_pipelines > 1:
         return among.solution("downset")
