@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,16 +15,25 @@ import pytest
 
 import balancer
 from balancer.cli.main import main
+from balancer.cli.plan_verbs import draw_plan
 from balancer.cost.compilable import LEVELS, Compilable
 from balancer.errors import ConstraintError, PlanError
 from balancer.loops.aiming import narrowed
+from balancer.loops.tuning import truth_of
 from balancer.plan import load_plan
 from balancer.plan.records import COMPILE_LEVELS
+from balancer.planning.comparing import OURS_ONE
 from balancer.planning.costed_model import COMPILABLE as LEVEL_OF
+from balancer.planning.costed_model import open_costed_model
 from balancer.planning.options import options_of
+from balancer.planning.predicting import cut_segments, predict
+from balancer.planning.solving import bounded_by, solve_costed_model
+from balancer.solve import PipelineSpec, StageSpec, evaluate
 from tests.handmade import Builder
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from balancer.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,7 +162,72 @@ def test_what_no_plan_reaches_is_refused_in_one_line(tmp_path: Path, capsys: pyt
     assert said.count("\n") == 1
     assert "tensor 'picture'" in said
     assert main(["solve", str(model), "-n", "2"]) == 0
-    assert "given up" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "given up" not in out
+    assert "no plan on 2 TPUs surely compiles; this one may\n" in out
+
+
+def cut_in_two(before: int) -> tuple[PipelineSpec, ...]:
+    """The small network with these many ops in the first of two stages."""
+    first, count = (1 << before) - 1, len(open_costed_model(nested_skips(), "pcie").graph.ops)
+    return (PipelineSpec((StageSpec(first, "pcie"), StageSpec((1 << count) - 1 - first, "pcie"))),)
+
+
+def test_nothing_is_claimed_over_plans_that_the_plan_is_not_among() -> None:
+    costed, options = open_costed_model(nested_skips(), "pcie"), balancer.Options()
+    optimum, problem = solve_costed_model(costed.on(2), options), costed.on(2).problem()
+    assert "surely" in optimum.over
+    claims = set()
+    for before in range(1, len(costed.graph.ops)):
+        pipelines = cut_in_two(before)
+        value = evaluate(problem, pipelines)
+        assert value is not None
+        given = replace(optimum, pipelines=pipelines, value=value)
+        bounded = bounded_by(costed, given, optimum, options)
+        surely = all(costed.costs.judgement(s.ops).level is Compilable.SURELY for s in pipelines[0].stages)
+        assert (bounded.bound_ns is not None) == surely
+        claims.add(surely)
+    assert claims == {True, False}
+
+
+def test_tuning_claims_nothing_for_a_plan_that_compiles_less_surely_than_the_best() -> None:
+    plan = predict(nested_skips(), cut_segments([16], 17))
+    assert levels(plan) == {"surely", "perhaps"}
+    tuned = balancer.tune(plan, truth_of(plan, 1), rounds=1).plan
+    assert "perhaps" in levels(tuned)
+    assert "surely" in tuned.solver.over
+    assert tuned.solver.bound_ns is None
+
+
+def solved_with_ctrl_c(k: int) -> Plan:
+    """Solved with Ctrl-C at the k-th search of a solver."""
+    calls = itertools.count(1)
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name == "shortest_periods" and next(calls) == k:
+            raise KeyboardInterrupt
+
+    sys.setprofile(watch)
+    try:
+        return balancer.balance(nested_skips(), 2)
+    finally:
+        sys.setprofile(None)
+
+
+def test_ctrl_c_ends_the_whole_solve_with_the_fastest_plan_so_far(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = solved_with_ctrl_c(1)
+    assert plan.solver.ended == "interrupted"
+    row = next(row for row in plan.comparison if row.name == OURS_ONE)
+    assert (row.throughput_per_s, row.note) == (None, "not solved: interrupted")
+    draw_plan(plan)
+    assert "ours, one pipeline: not solved: interrupted" in capsys.readouterr().out
+
+
+def test_out_of_time_the_comparison_has_no_search_of_its_own() -> None:
+    plan = balancer.balance(nested_skips(), 2, options=balancer.Options(seconds=1e-6))
+    row = next(row for row in plan.comparison if row.name == OURS_ONE)
+    assert row.note == "not solved: out of time"
+    assert next(row for row in plan.comparison if row.name == "one TPU").throughput_per_s
 
 
 def test_published_outcomes_of_small_networks_contradict_no_judgement() -> None:

@@ -37,6 +37,7 @@ from balancer.solve.cpsat import solve_cpsat
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.periods import MOST_REPLICAS, longest_ns
 from balancer.solve.plan_bounds import PlanBounds, plan_bounds
+from balancer.solve.priced_bounds import priced_bounds
 from balancer.solve.sizes import CountNumbers
 from balancer.tflite import synth
 from balancer.tflite.constant_folding import folded
@@ -183,7 +184,9 @@ def test_no_bound_rules_out_a_part_of_a_pipeline(problem: Problem) -> None:
     sets = all_downsets(blocks_of(problem.before, ()), problem.n_ops, 1000)
     assert sets is not None
     row = {sets.set_of(k): k for k in range(len(sets))}
-    reachability = cut_reachability([problem.structures[kind] for kind in kinds], sets)
+    priced = priced_bounds(problem)
+    assert priced is not None
+    reachability = cut_reachability([problem.structures[kind] for kind in kinds], sets, priced.prices)
 
     def fits(fits_all: Fits, part: Sequence[StageSpec], cut: OpSet) -> bool:
         devices = tuple(sum(stage.replicas for stage in part if stage.kind == kind) for kind in kinds)

@@ -30,7 +30,7 @@ _WIDTH = 80
 _OPS_WIDTH = 11
 _KIB, _MIB = 1 << 10, 1 << 20
 _LEFT = {"", "on", "devices", "ops", "type", "mapped", "tensor", "constant"}
-NOT_SEARCHED = "not_searched"
+COMPLETE, NOT_SEARCHED = "complete", "not_searched"
 _CUT_SHORT = {
     "complete": "",
     NOT_SEARCHED: "",

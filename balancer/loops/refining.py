@@ -39,7 +39,7 @@ from balancer.planning.comparing import OURS_ONE, comparison
 from balancer.planning.costed_model import ERROR, costed_model_of
 from balancer.planning.reported import reported_problem
 from balancer.planning.solved import solution_of
-from balancer.planning.solving import is_outside_claim, solve_costed_model
+from balancer.planning.solving import bounded_by, solve_costed_model
 from balancer.solve import Ended, Solution, Value, evaluate, steady_rate
 
 if TYPE_CHECKING:
@@ -374,14 +374,9 @@ class _Refinement:
         except InfeasibleError:
             # The corrected costs forbid even this plan, which its own reports allow. So nothing is known of the optimum.
             return replace(solution, value=value, bound_ns=None, statistics=counts)
-        least, latency = self._largest_bound_ns(optimum), optimum.latency_bound_ns
-        if is_outside_claim(self.known, solution, optimum, self.options):
-            least = latency = None
-        return replace(
-            solution, value=value, over=optimum.over, ended=optimum.ended, statistics=counts,
-            bound_ns=None if least is None else min(least, value.objective_ns),
-            latency_bound_ns=None if latency is None else min(latency, value.latency_ns),
-        )  # fmt: skip
+        solution = replace(solution, value=value, statistics=counts)
+        optimum = replace(optimum, bound_ns=self._largest_bound_ns(optimum))
+        return bounded_by(self.known, solution, optimum, self.options)
 
     def _largest_bound_ns(self, optimum: Solution) -> int | None:
         """The bound of a solution without forbidden segments, or that of all plans where it is larger."""

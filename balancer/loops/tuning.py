@@ -33,7 +33,7 @@ from balancer.planning.comparing import comparison, default_cuts
 from balancer.planning.costed_model import costed_model_of
 from balancer.planning.predicting import partition_plan
 from balancer.planning.solved import pipelines_of
-from balancer.planning.solving import solve_costed_model
+from balancer.planning.solving import bounded_by, solve_costed_model
 from balancer.runtime.provenance import joined, parse_provenance, provenance_text
 from balancer.solve import Ended, PipelineSpec, Solution, evaluate
 from balancer.solve.bisection import Bisection, bisect_cuts
@@ -245,17 +245,12 @@ class _Tuning:
         """The solution with a bound on the optimum under the corrected costs, and the rows of the comparison."""
         rows = comparison(known, measured.pipelines, options=self.aim.options)
         try:
-            bound = self._solve(known)
+            optimum = self._solve(known)
         except InfeasibleError:
             return measured, rows  # under the corrected costs no plan keeps the limits: there is no optimum to bound
-        least, latency = bound.bound_ns, bound.latency_bound_ns
-        if least is not None:
-            least = min(least, measured.value.objective_ns)
-        proven = replace(
-            bound, pipelines=measured.pipelines, value=measured.value, bound_ns=least, statistics=measured.statistics,
-            latency_bound_ns=None if latency is None else min(latency, measured.value.latency_ns),
-        )  # fmt: skip
-        return proven, rows
+        # It keeps the name of the solver that proved the bound, and what was passed over.
+        named = replace(measured, solver=optimum.solver, passed_over_ns=optimum.passed_over_ns)
+        return bounded_by(known, named, optimum, self.aim.options), rows
 
     def _no_proof(self, known: CostedModel, measured: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
         """The solution without a bound or a comparison: after Ctrl-C the user is not to wait for solvers."""

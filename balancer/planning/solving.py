@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.cost.compilable import LEVELS, Compilable
-from balancer.errors import InfeasibleError
+from balancer.errors import InfeasibleError, NotFoundError
 from balancer.plan import KEPT
-from balancer.solve import Ended, Problem, Solution, SolverOptions, check, solve
+from balancer.solve import Deadline, Ended, Problem, Solution, SolverOptions, check, solve
 
 if TYPE_CHECKING:
     from balancer.planning.costed_model import CostedModel
@@ -26,20 +26,41 @@ def solve_costed_model(costed: CostedModel, options: Options, overflow: str | No
     """The best solution under the costed model's costs that keeps the options. overflow: replaces the options' own rule.
 
     Where the options leave open how surely the segments are to compile, the fastest plan is taken only if no plan compiles
-    more surely; the solution then says what was passed over. Raises InfeasibleError if no plan keeps the options.
+    more surely; the solution then says what was passed over. The options' seconds are shared: where plans may differ in how
+    surely they compile, half of what is left goes to each search, and all of it to the last.
+
+    Raises InfeasibleError if no plan keeps the options, NotFoundError if none was found before a limit.
     """
-    overflow = overflow or options.overflow_now
-    fastest = _solve_within(costed, options, overflow, options.worst)
-    if options.compilable is not None or fastest.ended is Ended.INTERRUPTED:
+    overflow, deadline = overflow or options.overflow_now, Deadline.after(options.seconds)
+    best = LEVELS.index(costed.costs.best_judgement.level)
+    open_levels = options.compilable is None and best < LEVELS.index(options.worst)
+    fastest = _solve_within(costed, _half(options) if open_levels else options, overflow, options.worst)
+    if not open_levels or fastest.ended is Ended.INTERRUPTED:
         return fastest
     # What no partition can reach is not searched for.
-    for worst in LEVELS[LEVELS.index(costed.costs.best_judgement.level) : LEVELS.index(_worst(costed, fastest))]:
+    levels = LEVELS[best : LEVELS.index(_worst(costed, fastest))]
+    for worst in levels:
+        left = options.until(deadline)
         try:
-            surer = _solve_within(costed, options, overflow, worst)
+            surer = _solve_within(costed, left if worst is levels[-1] else _half(left), overflow, worst)
+        except NotFoundError:
+            fastest = _cut_short(fastest, Ended.LIMIT_REACHED)
         except InfeasibleError:
             continue
-        return replace(surer, passed_over_ns=fastest.optimised_ns)
+        except KeyboardInterrupt:
+            return _cut_short(fastest, Ended.INTERRUPTED)
+        else:
+            return replace(surer, passed_over_ns=fastest.optimised_ns)
     return fastest
+
+
+def _half(options: Options) -> Options:
+    return options if options.seconds is None else replace(options, seconds=options.seconds / 2)
+
+
+def _cut_short(fastest: Solution, ended: Ended) -> Solution:
+    """The fastest plan where a search for one that compiles more surely ended so. What is claimed of it stays true."""
+    return replace(fastest, ended=ended, statistics=fastest.statistics | {ended.value: 1})
 
 
 def _worst(costed: CostedModel, solution: Solution) -> Compilable:
@@ -48,11 +69,23 @@ def _worst(costed: CostedModel, solution: Solution) -> Compilable:
     return max((costed.costs.judgement(ops).level for ops in sets), key=LEVELS.index)
 
 
-def is_outside_claim(costed: CostedModel, solution: Solution, optimum: Solution, options: Options) -> bool:
-    """Whether a solution is not among the plans that an optimum was proved over, since it compiles less surely.
+def bounded_by(costed: CostedModel, solution: Solution, optimum: Solution, options: Options) -> Solution:
+    """The solution with what was proved of an optimum: of the same costed model, with these options.
 
-    optimum: of the same costed model, with these options.
+    Nothing is claimed if the solution is not among the plans that the optimum was proved over.
     """
+    least, latency = optimum.bound_ns, optimum.latency_bound_ns
+    if _is_outside_claim(costed, solution, optimum, options):
+        least = latency = None
+    return replace(
+        solution, over=optimum.over, ended=optimum.ended,
+        bound_ns=None if least is None else min(least, solution.value.objective_ns),
+        latency_bound_ns=None if latency is None else min(latency, solution.value.latency_ns),
+    )  # fmt: skip
+
+
+def _is_outside_claim(costed: CostedModel, solution: Solution, optimum: Solution, options: Options) -> bool:
+    """Whether a solution compiles less surely than the plans that the optimum was proved over."""
     scope = options.worst if optimum.passed_over_ns is None else _worst(costed, optimum)
     return LEVELS.index(_worst(costed, solution)) > LEVELS.index(scope)
 
@@ -71,7 +104,7 @@ def _solve_within(costed: CostedModel, options: Options, overflow: str, worst: C
         if worst is LEVELS[-1]:
             raise
         what, where, remedy = error.args
-        raise InfeasibleError(f"{what}{_OF_SEGMENTS[worst]}", where, f"{remedy}, or more with compilable") from error
+        raise type(error)(f"{what}{_OF_SEGMENTS[worst]}", where, f"{remedy}, or more with compilable") from error
     if solution.bound_ns is None:
         return solution
     refused = ", without what was refused" if costed.forbidden else ""

@@ -44,7 +44,7 @@ class BlockTerms:
     fixed_ns: of its ops where nothing is handed to the host, and the sending of outputs of the whole, which take leaving_ns.
     handed_ns: for each op that may be handed over, what it then takes more (or less). late: the ops that are handed
     over where the block stands in the last stage. entering: tensors that enter it. kept_bytes, streams,
-    usually_streaming, host_only: of its ops, as in `Structure`.
+    usually_streaming, host_only: of its ops, as in `Structure`. apart: ops that may not share a stage with the block.
     """
 
     ops: Words
@@ -58,6 +58,7 @@ class BlockTerms:
     streams: bool
     usually_streaming: Words
     host_only: Words
+    apart: Words
 
 
 class BlockTable:
@@ -92,6 +93,7 @@ class BlockTable:
             streams=any(i in self.structure.streaming for i in single),
             usually_streaming=words_of(_union(0, (1 << i for i in self.structure.usually_streaming)) & ops),
             host_only=words_of(_union(0, (1 << i for i in self.structure.host_only)) & ops),
+            apart=words_of(_union(0, (after for op, after in self.structure.apart if ops >> op & 1))),
         )
 
     def late_ns(self, least_ns: Sequence[int]) -> list[int]:

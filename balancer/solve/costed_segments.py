@@ -25,10 +25,12 @@ class SegmentColumns(NamedTuple):
     end: IndexArray
     time_ns: IntArray
     streamed_bytes: IntArray
+    shared_ns: IntArray | None = None  # [resource, segment], as in `CostColumns`
 
     def take(self, chosen: IndexArray | BoolArray) -> SegmentColumns:
         """Some of the segments, by their numbers or by a mask."""
-        return SegmentColumns(self.end[chosen], self.time_ns[chosen], self.streamed_bytes[chosen])
+        shared_ns = None if self.shared_ns is None else self.shared_ns[:, chosen]
+        return SegmentColumns(self.end[chosen], self.time_ns[chosen], self.streamed_bytes[chosen], shared_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ class CostedSegments:
             for cut, end in zip(cuts, here, strict=False):
                 part = slice(first, first + len(end))
                 first += len(end)
-                columns = SegmentColumns(end, costs.time_ns[part], costs.streamed_bytes[part])
+                shared_ns = None if costs.shared_ns is None else costs.shared_ns[:, part]
+                columns = SegmentColumns(end, costs.time_ns[part], costs.streamed_bytes[part], shared_ns)
                 self._known[cut].append(columns.take(costs.allowed[part]))
 
     def _supersets(self, cut: int) -> IndexArray:

@@ -9,6 +9,7 @@ bounds follow from the cost's structure alone; each search tightens them.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -22,8 +23,9 @@ from balancer.solve.chain import chain_offers
 from balancer.solve.downset_dp import PipelineLimits, cut_lattice
 from balancer.solve.downset_sampling import sampled_downsets
 from balancer.solve.enumeration import all_downsets
+from balancer.solve.label_dp import non_dominated_pipelines
 from balancer.solve.limits import max_replicas, may_replicate_whole
-from balancer.solve.offers import alone_ns, device_shares, lattice_offer
+from balancer.solve.offers import alone_ns, device_shares, labelled_offer, lattice_offer
 from balancer.solve.orders import file_order, prefixes, thinned
 from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
@@ -34,18 +36,21 @@ from balancer.solve.reaching import CutFinder
 from balancer.solve.sizes import stage_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from balancer.solve.downset_dp import CutLattice
     from balancer.solve.offers import Offer
     from balancer.solve.period_dp import PeriodResult, ShortestPeriod
-    from balancer.solve.problem import Problem, Solution, SolverOptions
+    from balancer.solve.problem import Problem, Solution, SolverOptions, Value
     from balancer.solve.sizes import Counts
 
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 _SLACK_TENTHS = (1, 4, 10)
+_LABEL_WORK = 1 << 25  # labels extended by a segment, and compared
+_MOST_LABELLED = 1 << 10  # pipelines that are weighed against each other
 _AT_ONCE = 1 << 20  # work to find all pipelines as fast as the best known in one search; else they are found by steps
-_SMALL_SLACK_TENTHS = (1, 2, 4, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
+_FEW_AT_ONCE = 1 << 14  # the same for one number of devices of several
+_SMALL_SLACK_TENTHS = (1, 2, 3, 4, 5, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ class DownSetWork:
     """
 
     down_sets: int = 1 << 19
-    reached: int = 1 << 23
+    reached: int = 1 << 24
     sampled_down_sets: int = 1 << 12
     pairs: int = 1 << 26
 
@@ -162,11 +167,18 @@ class DownSetSearch(PlanSearch):
 
     def _at_once(self, most_ns: int) -> list[ShortestPeriod] | None:
         """The non-dominated pipelines with a period of at most most_ns; None where finding them takes much work."""
-        whole, self.budget = self.budget, Budget(min(_AT_ONCE, self.budget.left), self.budget.seconds_left)
         try:
-            return self._pipelines(self.counts, most_ns)
+            with self._at_most(_AT_ONCE):
+                return self._pipelines(self.counts, most_ns)
         except BudgetSpent:
             return None
+
+    @contextmanager
+    def _at_most(self, work: int) -> Iterator[None]:
+        """So much of the budget may be spent in here. Raises BudgetSpent."""
+        whole, self.budget = self.budget, Budget(min(work, self.budget.left), self.budget.seconds_left)
+        try:
+            yield
         finally:
             part, self.budget = self.budget, whole
             whole.spend(part.spent)
@@ -218,9 +230,81 @@ class DownSetSearch(PlanSearch):
         and where there are none, the incumbent is optimal. Next come those at least as fast as the fastest known on as many
         devices; then all that could still improve the plan.
         """
-        for longest in (self._of_share, self._as_known, None):
+        steps = (10,) if self.lattice else (0, *_SMALL_SLACK_TENTHS)
+        for tenths in steps:
             for sizes in self._sizes_at_once():
+                self._improve_beyond_share(sizes, tenths)
+        for sizes in self._sizes_at_once():
+            self._improve(sizes, self._as_known())
+        for sizes in self._sizes_at_once():
+            self._improve(sizes, None)
+
+    def _improve_beyond_share(self, sizes: list[int], tenths: int) -> None:
+        """Look for pipelines on exactly these numbers of devices that bring more than their devices' share of the best rate.
+
+        tenths: of the slack between the bound on their period and the longest such period. 0: all of it, if that is little
+        work.
+        """
+        least, longest = self.bounds.least_ns.min(axis=0).tolist(), self._of_share()
+        sizes = [number for number in sizes if least[number] < _or_never(longest[number])]
+        if not sizes:
+            return
+        if tenths:
+            for number in sizes:
+                whole = longest[number]
+                if whole is not None:
+                    longest[number] = whole - (whole - math.floor(least[number])) * (10 - tenths) / 10
+            self._improve(sizes, longest)
+            return
+        try:
+            with self._at_most(_FEW_AT_ONCE):
                 self._improve(sizes, longest)
+        except BudgetSpent:
+            if not self.budget.left:
+                raise
+
+    def settle(self) -> None:
+        """After a run, weigh the pipelines that may belong to a plan as good as the best known against each other: by what they
+        take of shared resources, and by all that decides between plans of equal rate.
+
+        Without this, a search is not complete where resources are shared and limit the plan. Elsewhere it is about ties alone,
+        and ends within limits of work. With one pipeline, or devices of one kind, ties are settled among the fastest pipelines
+        of each size, which is enough for one pipeline.
+        """
+        several = self.most_pipelines > 1 and len(self.counts) > 1
+        if not self.complete or not self.offers or not (self.problem.shared or several):
+            return
+        with self.keeping_offers():
+            self.relaxed_ns, known = self.free_bound_ns(), self.plan_value()
+            try:
+                self._take_if_better(self._labelled(known), known)
+            except BudgetSpent:
+                if known.objective_ns > self.relaxed_ns:
+                    self.note_end(Ended.LIMIT_REACHED)
+        self.statistics["pairs"] = self.budget.spent
+
+    def _labelled(self, known: Value) -> list[Offer]:
+        """The pipelines that may belong to a plan at least as good as the one known, and that no other beats."""
+        if self.lattice is None:
+            raise BudgetSpent
+        budget = Budget(_LABEL_WORK, self.budget.seconds_left)
+        found = non_dominated_pipelines(self.lattice, self._limits_to_tie(known.objective_ns), budget)
+        self.statistics["labels"] = len(found)
+        if len(found) > _MOST_LABELLED:
+            raise BudgetSpent
+        return [labelled_offer(p) for p in found if self.options.stages in (None, sum(p.stages))]
+
+    def _take_if_better(self, offers: list[Offer], known: Value) -> None:
+        """Take these offers in place of those known, unless limits of work let them make a worse plan."""
+        before, self.offers = self.offers, offers
+        if not offers or self.plan_value() > known:
+            self.offers = before
+
+    def _limits_to_tie(self, best_ns: int) -> PipelineLimits:
+        """The pipelines that may belong to a plan with at most this objective."""
+        every = list(range(1, len(self.bounds.devices.vectors)))
+        limits = None if self.most_pipelines == 1 else self.bounds.limits_to_improve(every, best_ns + 1)
+        return limits or PipelineLimits(self.counts, best_ns, self.options.stages or sum(self.counts))
 
     def _sizes_at_once(self) -> list[list[int]]:
         """Numbers of devices that are searched together: with several kinds all, which share most of the work."""
@@ -244,7 +328,7 @@ class DownSetSearch(PlanSearch):
             for counts in self.bounds.devices.vectors
         ]
 
-    def _improve(self, sizes: list[int], longest: Callable[[], list[Fraction | None]] | None) -> None:
+    def _improve(self, sizes: list[int], longest: Sequence[Fraction | None] | None) -> None:
         """Look for pipelines on exactly these numbers of devices that could make the best plan better.
 
         longest: the longest periods of interest, in ns, by the number of the devices; None for any.
@@ -253,12 +337,16 @@ class DownSetSearch(PlanSearch):
         if limits is None:
             return
         if longest is not None:
-            limits = _shortened(limits, sizes, longest())
+            limits = _shortened(limits, sizes, longest)
         result = self._shortest_periods(limits)
         # Where cuts have to be found, one more search for plans that tie would take as long as the proof.
         self.bounds.note_search(result, None if self.lattice else beyond_ns(limits))
         wanted = {self.bounds.devices.vectors[number] for number in sizes}
         self.offers += [lattice_offer(result, point) for point in result.front if point.devices in wanted]
+
+
+def _or_never(period: Fraction | None) -> float:
+    return math.inf if period is None else float(period)
 
 
 def _shortened(limits: PipelineLimits, sizes: Sequence[int], longest: Sequence[Fraction | None]) -> PipelineLimits:
@@ -306,6 +394,7 @@ def search_among(
         return _search_sampled(problem, options, offers, work, budget)
     search = DownSetSearch(problem, options, offers, sets, budget)
     search.run()
+    search.settle()
     return search
 
 
@@ -317,6 +406,7 @@ def _search_sampled(
     with sampling.keeping_offers():
         sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
         sampled.run()
+        sampled.settle()
         return _without_claims(sampled)
     return sampling  # interrupted before it had begun
 
@@ -329,6 +419,7 @@ def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork =
     offers = chain_offers(problem, options, prefixes(file_order(problem)))
     search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
     search.run()
+    search.settle()
     return search
 
 

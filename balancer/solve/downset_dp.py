@@ -255,7 +255,7 @@ class DpPaths:
         if not self.used[kind]:
             return
         start = np.concatenate([np.full(len(segments.end), cut) for cut, segments in self.used[kind]])
-        columns = zip(*(segments for _, segments in self.used[kind]), strict=True)
+        columns = zip(*(segments[:3] for _, segments in self.used[kind]), strict=True)
         end, time, streamed = (np.concatenate(column) for column in columns)
         handover_ns = self.problem.handover_ns.get(self.problem.devices[kind][0], 0)
         placed = np.zeros(len(time), bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.errors import InfeasibleError
+from balancer.errors import InfeasibleError, NotFoundError
 from balancer.solve.periods import MOST_REPLICAS
 
 if TYPE_CHECKING:
@@ -33,9 +33,19 @@ def may_replicate_whole(problem: Problem, options: SolverOptions) -> bool:
 
 def infeasible(problem: Problem, options: SolverOptions) -> InfeasibleError:
     """The error to raise where no partition is allowed."""
-    wanted = f"{options.stages} allowed segments" if options.stages else "allowed segments"
-    return InfeasibleError(
-        f"there is no partition into {wanted}",
-        f"{problem.n_ops} ops on {problem.n_devices} TPUs",
-        "allow more TPUs, another number of segments, or streaming",
-    )
+    remedy = "allow more TPUs, another number of segments, or streaming"
+    return InfeasibleError(f"there is no partition into {_wanted(options)}", _where(problem), remedy)
+
+
+def not_found(problem: Problem, options: SolverOptions) -> NotFoundError:
+    """The error to raise where no partition was found, and the search was not complete."""
+    what = f"no partition into {_wanted(options)} was found within the limits of work and time"
+    return NotFoundError(what, _where(problem), "allow more time, more TPUs, or streaming")
+
+
+def _wanted(options: SolverOptions) -> str:
+    return f"{options.stages} allowed segments" if options.stages else "allowed segments"
+
+
+def _where(problem: Problem) -> str:
+    return f"{problem.n_ops} ops on {problem.n_devices} TPUs"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from balancer.ground.opsets import OpSet
     from balancer.solve.interval_dp import IntervalGoal, IntervalTable
+    from balancer.solve.label_dp import Labelled
     from balancer.solve.period_dp import PeriodResult, ShortestPeriod
     from balancer.solve.problem import Problem
     from balancer.solve.sizes import Counts
@@ -143,6 +144,12 @@ def lattice_offer(result: PeriodResult, goal: ShortestPeriod) -> Offer:
         return CostedPipeline(pipeline, path.streamed_bytes, path.latency_ns)
 
     return Offer(goal.stages, goal.devices, goal.period, trace)
+
+
+def labelled_offer(labelled: Labelled) -> Offer:
+    """A pipeline that a search for all that no other beats has found."""
+    costed = CostedPipeline(labelled.pipeline, labelled.streamed_bytes, labelled.latency_ns)
+    return Offer(labelled.stages, labelled.devices, labelled.period, lambda: costed)
 
 
 def pipeline_offer(problem: Problem, pipeline: PipelineSpec) -> Offer | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from balancer.solve.limits import infeasible, max_pipelines, max_replicas, may_replicate_whole
+from balancer.solve.limits import infeasible, max_pipelines, max_replicas, may_replicate_whole, not_found
 from balancer.solve.offers import best_plan, good_objective_ns
 from balancer.solve.periods import longest_ns
 from balancer.solve.plan_bounds import plan_bounds
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from balancer.solve.offers import BestPlan, Offer
     from balancer.solve.plan_bounds import PlanBounds
     from balancer.solve.priced_bounds import PricedBounds
-    from balancer.solve.problem import Problem, SolverOptions
+    from balancer.solve.problem import Problem, SolverOptions, Value
 
 OVER = "all down-sets"
 
@@ -41,6 +42,8 @@ class PlanSearch:
         self.counts = tuple(count for _, count in problem.devices)
         self.most_pipelines = max_pipelines(problem, options)
         self.offers = list(offers)
+        self._free = replace(problem, shared=())
+        self.relaxed_ns = 0  # a lower bound on the objective: its optimum if nothing but the host is shared
         self._valued = (0, 0)  # how many offers there were when they were valued last, and the objective then
         self.ended, self.bounds_sufficed = Ended.LIMIT_REACHED, False
         self.statistics: dict[str, int] = {}
@@ -84,28 +87,44 @@ class PlanSearch:
         return best_plan(self.problem, self.offers, self.counts, self.most_pipelines)
 
     def objective_ns(self) -> int:
-        """ns per inference of a good plan of the pipelines known; a very long time where none are known."""
+        """ns per inference of a good plan of the pipelines known, if nothing but the host is shared; a very long time where
+        none are known.
+        """
         if not self.offers:
             return longest_ns(max_replicas(self.options))
         if self._valued[0] != len(self.offers):  # valuing takes long, and offers are only ever added
-            value_ns = good_objective_ns(self.problem, self.offers, self.counts, self.most_pipelines)
+            value_ns = good_objective_ns(self._free, self.offers, self.counts, self.most_pipelines)
             self._valued = len(self.offers), value_ns
         return self._valued[1]
+
+    def plan_value(self) -> Value:
+        """What the best plan of the pipelines known is worth."""
+        return self._value(self.plan())
+
+    def free_bound_ns(self) -> int:
+        """A lower bound on the objective of all plans of the pipelines known, as if nothing but the host were shared."""
+        plan = best_plan(self._free, self.offers, self.counts, self.most_pipelines)
+        value = evaluate(self._free, plan.pipelines)
+        return plan.bound_ns if value is None or not plan.complete else value.objective_ns
+
+    def _value(self, plan: BestPlan) -> Value:
+        value = evaluate(self.problem, plan.pipelines)
+        if value is None:
+            raise ValueError("the batch form of the cost allows a segment that `exact` does not")
+        return value
 
     def solution(self, solver: str) -> Solution:
         """The best plan, with the best bound. solver: its name in the solution.
 
-        Raises InfeasibleError where no pipeline is known.
+        Raises InfeasibleError where there is no pipeline, NotFoundError where none is known.
         """
         if not self.offers:
-            raise infeasible(self.problem, self.options)
+            raise (infeasible if self.complete else not_found)(self.problem, self.options)
         plan = self.plan()
-        value = evaluate(self.problem, plan.pipelines)
-        if value is None:
-            raise ValueError("the batch form of the cost allows a segment that `exact` does not")
-        bound = value.objective_ns if plan.complete else plan.bound_ns
+        value = self._value(plan)
+        bound = value.objective_ns if plan.complete else min(value.objective_ns, max(plan.bound_ns, self.relaxed_ns))
         if not self.complete:
-            bound = min(value.objective_ns, self.bounds.objective_ns())
+            bound = min(value.objective_ns, max(self.bounds.objective_ns(), self.relaxed_ns))
         return Solution(
             solver=solver,
             pipelines=plan.pipelines,
