@@ -137,7 +137,7 @@ def test_more_pipelines_than_allowed_are_refused() -> None:
         check(PROBLEM, two, SolverOptions(max_pipelines=1))
 
 
-@settings(max_examples=max(25, settings().max_examples // 4))
+@settings(max_examples=max(15, settings().max_examples // 4))
 @given(mixed_problems(), st.sampled_from(["auto", "downset", "cpsat"]), st.data())
 def test_solutions_for_several_kinds_of_devices_pass(problem: Problem, solver: str, data: st.DataObject) -> None:
     held = Constraints()

@@ -139,7 +139,7 @@ def test_a_cut_short_search_within_a_latency_states_an_honest_bound(
     assert solution.bound_ns <= best.objective_ns <= solution.value.objective_ns
 
 
-@settings(max_examples=max(25, settings().max_examples // 4))
+@settings(max_examples=max(15, settings().max_examples // 4))
 @given(structured(most_ops=5), st.data())
 def test_cpsat_agrees_with_the_shortest_path(problem: Problem, data: st.DataObject) -> None:
     values = worths(problem)
@@ -159,7 +159,7 @@ def test_other_constraints_go_to_another_solver() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("n_tpus", [4, 8])
+@pytest.mark.parametrize("n_tpus", [4, pytest.param(8, marks=pytest.mark.wide)])
 def test_the_lowest_latency_at_a_camera_rate_is_proven_for_real_models(n_tpus: int) -> None:
     for name in ("ResNet50_int8", "ResNet101_int8", "MobileNetV2_int8"):
         lowest = balance(

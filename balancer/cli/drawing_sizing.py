@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.cli.drawing import Listing, milliseconds, size, tpus
+from balancer.cli.drawing import Listing, milliseconds, size
 from balancer.ground.opsets import op_ranges
+from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,11 +30,11 @@ def sizing(result: Sizing, asked: Sequence[str]) -> None:
     streaming = op_ranges(row.n_tpus for row in result.rows if row.n_tpus >= fits and row.overflow_bytes)
     if streaming:
         print(f"but the fastest one has some:   on {streaming} TPUs")
-    knee = f"from {tpus(result.knee_n)} on, up to {most}" if result.knee_n else _from(None, most)
+    knee = f"from {counted(result.knee_n, 'TPU')} on, up to {most}" if result.knee_n else _from(None, most)
     print(f"another TPU adds less than 5 %: {knee}")
     if asked:
         print(f"{' at '.join(asked)}: {_from(result.target_n, most)}")
 
 
 def _from(n: int | None, most: int) -> str:
-    return f"from {tpus(n)} on" if n else f"nowhere up to {tpus(most)}"
+    return f"from {counted(n, 'TPU')} on" if n else f"nowhere up to {counted(most, 'TPU')}"

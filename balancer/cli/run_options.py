@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.cli.arguments import whole_number
+from balancer.cli.arguments import say_unused, whole_number
 from balancer.cli.solver_options import positive
 from balancer.errors import DeviceError
 
@@ -28,6 +29,11 @@ _OUTPUTS = {
     "live": "live: computed on the CPU during the run, which is slower than a TPU",
     "recorded": "recorded: computed on the CPU before the run and replayed",
 }  # fmt: skip
+
+
+RUN_OPTIONS = (
+    "--devices", "--processes", "--item-timeout", "--sim-outputs", "--sim-errors", "--sim-times", "--sim-jitter"
+)  # fmt: skip
 
 
 def _share(text: str) -> float:
@@ -91,7 +97,17 @@ def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> list[str]:
     from balancer.runtime.devices import device_names
 
     count = sum(plan.used_counts.values())
+    say_unused_devices(arguments, count)
+    if "sim" not in (arguments.devices or ""):
+        say_unused(arguments, ["--sim-outputs"], "without simulated TPUs (--devices sim)")
     return device_names(arguments.devices, count)
+
+
+def say_unused_devices(arguments: argparse.Namespace, count: int) -> None:
+    """Print on stderr which of --devices are not used. count: how many the plan takes."""
+    further = [name.strip() for name in (arguments.devices or "").split(",")][count:]
+    if further:
+        print(f"balancer: --devices: the plan takes {count}; not used: {', '.join(further)}", file=sys.stderr)
 
 
 def run_options(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.compilable import LEVELS, Compilable
 from balancer.errors import InfeasibleError, NotFoundError
+from balancer.ground.units import KIB
 from balancer.plan import KEPT
 from balancer.solve import Deadline, Ended, Problem, Solution, SolverOptions, check, solve
 
@@ -20,6 +21,9 @@ _OF_SEGMENTS = {
     Compilable.SURELY_NOT: "",
 }
 _TAKEN = {Compilable.SURELY: "surely compiles", Compilable.PERHAPS: "may compile"}
+_IF = {Compilable.SURELY: "if each segment must surely compile", Compilable.PERHAPS: "if none may surely be refused"}
+# What allows segments of this level.
+_ALLOWING = {Compilable.PERHAPS: "--compilable likely", Compilable.SURELY_NOT: "--compilable any"}
 
 
 def solve_costed_model(costed: CostedModel, options: Options, overflow: str | None = None) -> Solution:
@@ -32,7 +36,7 @@ def solve_costed_model(costed: CostedModel, options: Options, overflow: str | No
     Raises InfeasibleError if no plan keeps the options, NotFoundError if none was found before a limit.
     """
     overflow, deadline = overflow or options.overflow_now, Deadline.after(options.seconds)
-    best = LEVELS.index(costed.costs.best_judgement.level)
+    best = LEVELS.index(costed.best_judgement.level)
     open_levels = options.compilable is None and best < LEVELS.index(options.worst)
     fastest = _solve_within(costed, _half(options) if open_levels else options, overflow, options.worst)
     if not open_levels or fastest.ended is Ended.INTERRUPTED:
@@ -66,7 +70,7 @@ def _cut_short(fastest: Solution, ended: Ended) -> Solution:
 def _worst(costed: CostedModel, solution: Solution) -> Compilable:
     """The worst judgement on a segment of the solution."""
     sets = {stage.ops for pipeline in solution.pipelines for stage in pipeline.stages}
-    return max((costed.costs.judgement(ops).level for ops in sets), key=LEVELS.index)
+    return max((costed.level(ops) for ops in sets), key=LEVELS.index)
 
 
 def bounded_by(costed: CostedModel, solution: Solution, optimum: Solution, options: Options) -> Solution:
@@ -75,7 +79,7 @@ def bounded_by(costed: CostedModel, solution: Solution, optimum: Solution, optio
     Nothing is claimed if the solution is not among the plans that the optimum was proved over.
     """
     least, latency = optimum.bound_ns, optimum.latency_bound_ns
-    if _is_outside_claim(costed, solution, optimum, options):
+    if is_outside_claim(costed, solution, optimum, options):
         least = latency = None
     return replace(
         solution, over=optimum.over, ended=optimum.ended,
@@ -84,7 +88,7 @@ def bounded_by(costed: CostedModel, solution: Solution, optimum: Solution, optio
     )  # fmt: skip
 
 
-def _is_outside_claim(costed: CostedModel, solution: Solution, optimum: Solution, options: Options) -> bool:
+def is_outside_claim(costed: CostedModel, solution: Solution, optimum: Solution, options: Options) -> bool:
     """Whether a solution compiles less surely than the plans that the optimum was proved over."""
     scope = options.worst if optimum.passed_over_ns is None else _worst(costed, optimum)
     return LEVELS.index(_worst(costed, solution)) > LEVELS.index(scope)
@@ -92,11 +96,13 @@ def _is_outside_claim(costed: CostedModel, solution: Solution, optimum: Solution
 
 def _solve_within(costed: CostedModel, options: Options, overflow: str, worst: Compilable) -> Solution:
     """The best solution that keeps the options, of segments judged at worst so. Raises InfeasibleError if there is none."""
-    best = costed.costs.best_judgement
+    best = costed.best_judgement
     if LEVELS.index(best.level) > LEVELS.index(worst):
+        need, limit = best.tile_bytes / KIB, costed.costs.compile_rule.sure_bytes / KIB
         raise InfeasibleError(
-            f"no segment with it {_TAKEN[worst]}: what is live there needs {best.tile_bytes} bytes of each tile",
-            f"tensor '{best.tensor}'", "use a smaller input, or allow more with compilable",
+            f"no segment with it {_TAKEN[worst]}: what is live there needs {need:.0f} KiB of each tile, and segments "
+            f"surely compile up to {limit:.0f} KiB",
+            f"tensor '{best.tensor}'", f"use a smaller input, or {_ALLOWING[best.level]}",
         )  # fmt: skip
     try:
         solution = _solve(costed, costed.problem(overflow=overflow, worst=worst), options)
@@ -104,11 +110,14 @@ def _solve_within(costed: CostedModel, options: Options, overflow: str, worst: C
         if worst is LEVELS[-1]:
             raise
         what, where, remedy = error.args
-        raise type(error)(f"{what}{_OF_SEGMENTS[worst]}", where, f"{remedy}, or more with compilable") from error
+        more = _ALLOWING[LEVELS[LEVELS.index(worst) + 1]]
+        raise type(error)(f"{what} {_IF[worst]}", where, f"{remedy}, or {more}") from error
     if solution.bound_ns is None:
         return solution
     refused = ", without what was refused" if costed.forbidden else ""
-    return replace(solution, over=solution.over + _OF_SEGMENTS[worst] + refused)
+    taken = any(LEVELS.index(costed.costs.judgement(ops).level) > LEVELS.index(worst) for ops in costed.compiled)
+    compiled = " or were compiled" if taken else ""
+    return replace(solution, over=solution.over + _OF_SEGMENTS[worst] + compiled + refused)
 
 
 def _solve(costed: CostedModel, problem: Problem, options: Options) -> Solution:

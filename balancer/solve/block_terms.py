@@ -73,14 +73,14 @@ class BlockTable:
         for kept in structure.kept:
             self.kept_bytes[kept.op] = kept.size_bytes
         blocks = blocks_of(problem.before, problem.together)
-        tensors = _Tensors(structure, {i: b for b, block in enumerate(blocks) for i in members(block.ops)})
-        self.blocks = [self._terms(blocks, b, tensors) for b in range(len(blocks))]
+        transfers = _TransfersByOp(structure, {i: b for b, block in enumerate(blocks) for i in members(block.ops)})
+        self.blocks = [self._terms(blocks, b, transfers) for b in range(len(blocks))]
 
-    def _terms(self, blocks: Sequence[Block], number: int, tensors: _Tensors) -> BlockTerms:
+    def _terms(self, blocks: Sequence[Block], number: int, transfers: _TransfersByOp) -> BlockTerms:
         ops = blocks[number].ops
         single = list(members(ops))
         extra = [(words_of(1 << i), self._handed_ns[i] - self._usual_ns[i]) for i in single]
-        leaving_ns = sum(tensors.leaving_ns.get(i, 0) for i in single)
+        leaving_ns = sum(transfers.leaving_ns.get(i, 0) for i in single)
         return BlockTerms(
             ops=words_of(ops),
             dependents=words_of(_union(ops, (later.ops for later in blocks[number + 1 :] if later.before & ops))),
@@ -88,7 +88,7 @@ class BlockTable:
             leaving_ns=leaving_ns,
             late=_union(0, (handoff.followers for handoff in self.structure.handoffs if handoff.after & ops)),
             handed_ns=tuple((op, more_ns) for op, more_ns in extra if more_ns),
-            entering=tensors.entering(number, single),
+            entering=transfers.entering(number, single),
             kept_bytes=sum(self.kept_bytes[i] for i in single),
             streams=any(i in self.structure.streaming for i in single),
             usually_streaming=words_of(_union(0, (1 << i for i in self.structure.usually_streaming)) & ops),
@@ -139,7 +139,7 @@ def _ancestors(before: Sequence[OpSet]) -> FloatArray:
     return matrix
 
 
-class _Tensors:
+class _TransfersByOp:
     """The transfers of a structure by the ops that read and make them. number: of each op's block."""
 
     def __init__(self, structure: Structure, number: Mapping[int, int]) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from balancer.errors import ConstraintError, InfeasibleError, NotFoundError
 from balancer.ground.downsets import DownSets
 from balancer.ground.opsets import members
+from balancer.ground.wording import counted
 from balancer.solve.blocks import blocks_of
 from balancer.solve.bounds import least_total_ns, pipeline_bound_ns
 from balancer.solve.budget import Budget, BudgetSpent
@@ -280,7 +281,7 @@ class LatencyRateSearch:
     def solution(self) -> Solution:
         """The best pipeline, with bounds. Raises InfeasibleError where none is known."""
         if self.best is None:
-            where = f"{self.problem.n_ops} ops on {sum(self.counts)} TPUs"
+            where = f"{counted(self.problem.n_ops, 'op')} on {counted(sum(self.counts), 'TPU')}"
             remedy = "ask for a lower rate or a higher latency, or allow more TPUs"
             if not self.complete:
                 what = "no pipeline was found within the limits with the rate or the latency asked for"
