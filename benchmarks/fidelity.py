@@ -38,8 +38,8 @@ from balancer.ground.opsets import op_set
 from balancer.ground.rates import latency_ns, pipeline_rate, plan_rate
 from balancer.ground.units import MIB
 from balancer.learning.measurements import SyntheticRow, read_measurements
-from balancer.planning.comparing import default_cuts
 from balancer.planning.costed_model import CostedModel, open_costed_model
+from balancer.planning.ways import default_cuts
 from balancer.tflite.package import load_package
 from balancer.tflite.read import load_graph
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from balancer.tflite.package import Package
 
 _WIDTH = 80
-_OPS_WIDTH = 10  # leaves room for the widest of the other columns
+_OPS_WIDTH, _OPS_WIDTH_BESIDE_KINDS = 10, 7  # leave room for the widest of the other columns
 _KIB, _MIB = 1 << 10, 1 << 20
 _LEFT = {"", "on", "devices", "ops", "type", "mapped", "tensor", "constant"}
 COMPLETE, NOT_SEARCHED = "complete", "not_searched"
@@ -123,7 +123,7 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
         segment = plan.segment(stage.segment)
         table.row(
             str(k),
-            _ranges_in_lines(segment.op_ranges),
+            _ranges_in_lines(segment.op_ranges, _OPS_WIDTH if len(plan.devices) == 1 else _OPS_WIDTH_BESIDE_KINDS),
             _numbers(plan, [a.stages[k] for a in alike]),
             short_size(segment.predicted.cached_bytes),
             short_size(segment.predicted.streamed_bytes),
@@ -161,15 +161,15 @@ def _say_streamed(plan: Plan, pipeline: PlanPipeline) -> None:
         print(in_lines(", ".join(never), first="streamed, constants of element-wise ops, never cached: "))
 
 
-def _ranges_in_lines(ranges: str) -> str:
+def _ranges_in_lines(ranges: str, width: int) -> str:
     """Ranges of ops in lines that end behind a comma: a table would break numbers.
 
-    >>> _ranges_in_lines("0-146,220-222,244-246")
+    >>> _ranges_in_lines("0-146,220-222,244-246", width=10)
     '0-146,\\n220-222,\\n244-246'
     """
     lines = [""]
     for part in ranges.replace(",", ",\0").split("\0"):
-        if lines[-1] and len(lines[-1]) + len(part) > _OPS_WIDTH:
+        if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
@@ -188,20 +188,28 @@ def devices_in_words(plan: Plan) -> str:
     return ",".join(f"{devices.kind}={devices.count}" for devices in plan.devices)
 
 
-def comparison(devices: str, rows: Sequence[ComparisonRow]) -> None:
-    """Print the ways to use the devices, with their speed-ups. devices: in words.
+def comparison(devices: str, rows: Sequence[ComparisonRow], *, kinds: int = 1) -> None:
+    """Print the ways to use the devices, with their speed-ups. devices: in words. kinds: how many kinds of them there are.
 
-    The stand-in for the compiler is marked, and so are ways that break the limits of the plan.
+    The stand-in for the compiler is marked, and so are ways that break the limits of the plan. Where there are several kinds,
+    and all of them have power data, the last column is energy.
     """
-    table = Listing(f"{devices}, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
+    energy = kinds > 1 and any(row.energy for row in rows)
+    ratios = "x one TPU" if any(row.name == "one TPU" for row in rows) else "x one", "mJ" if energy else "x default"
+    table = Listing(f"{devices}, predicted", ("", "per s", "latency ms", "streamed", *ratios))
     for row in rows:
-        table.row(row.name + _mark(row), *_figures(row))
+        figures = _figures(row)
+        if energy:
+            figures[-1] = drawing_energy.millijoules(row.energy.mj) if row.energy else ""
+        table.row(row.name + _mark(row), *figures)
     table.print()
     notes = [f"{row.name}: {row.note}" for row in rows if row.note]
     if any(row.stand_in for row in rows):
         print("*   a stand-in: the compiler's parameter-count rule, not a run of the compiler")
     if any(row.breaks_limits for row in rows):
         print("+   breaks the limits or constraints that were asked for")
+    if energy:
+        print("mJ: an estimate for one inference, with all devices powered")
     print(*notes, sep="\n")
 
 

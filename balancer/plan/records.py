@@ -301,11 +301,12 @@ class SolverReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonRow:
-    """One way to use the TPUs, to compare the plan with.
+    """One way to use the devices, to compare the plan with.
 
     stand_in: whether it follows the compiler's known rule instead of a run of the compiler. The numbers are null if this
-    way is impossible; note then says why. streamed_bytes: for one inference, over all segments. breaks_limits: whether it
-    breaks a limit that the compared plan was solved with.
+    way is impossible; note then says why. streamed_bytes: for one inference, over all segments. speedup_over_one_tpu: where
+    there are several kinds of devices, over the single device that is fastest. breaks_limits: whether it breaks a limit that
+    the compared plan was solved with. energy: of one inference, with all devices powered; null where a kind has no power data.
     """
 
     name: str
@@ -317,6 +318,7 @@ class ComparisonRow:
     speedup_over_default: float | None
     note: str | None = None
     breaks_limits: bool = False
+    energy: EnergyPrediction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
