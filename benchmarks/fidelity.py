@@ -38,8 +38,8 @@ from balancer.ground.opsets import op_set
 from balancer.ground.rates import latency_ns, pipeline_rate, plan_rate
 from balancer.ground.units import MIB
 from balancer.learning.measurements import SyntheticRow, read_measurements
-from balancer.planning.comparing import default_cuts
 from balancer.planning.costed_model import CostedModel, open_costed_model
+from balancer.planning.ways import default_cuts
 from balancer.tflite.package import load_package
 from balancer.tflite.read import load_graph
 
@@ -274,7 +274,7 @@ def score_grid(path: Path, model: Path) -> list[Sample]:
     for r in unpruned(path, {"partition", "fps_total"}):
         pipelines = [stages_of(int(p)) for p in r["partition"].split("+")]
         pipeline_rates = [pipeline_rate([s.stage_ns for s in p], [1] * len(p)) for p in pipelines]
-        fps = float(plan_rate(pipeline_rates, [host_ns_per_stage * len(p) for p in pipelines]))
+        fps = float(plan_rate(pipeline_rates, [[host_ns_per_stage * len(p)] for p in pipelines]))
         measured = float(r["fps_total"])
         rates.append((fps, measured, r["partition"]))
         print(

@@ -20,8 +20,8 @@ from balancer.cost.hardware import load_hardware
 from balancer.cost.instructions import BASE_BYTES, instruction_bytes
 from balancer.errors import MeasurementError
 from balancer.ground.opsets import OpSet, members, op_set
-from balancer.planning.comparing import default_cuts
 from balancer.planning.costed_model import CostedModel, open_costed_model
+from balancer.planning.ways import default_cuts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

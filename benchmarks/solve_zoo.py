@@ -25,8 +25,9 @@ from sampling import measuring_parser, recorded, timed
 
 from balancer.errors import InfeasibleError
 from balancer.loops.simulating import perturbed
-from balancer.planning.comparing import COPIES, DEFAULT, comparison
+from balancer.planning.comparing import COPIES, comparison
 from balancer.planning.costed_model import CostedModel, open_costed_model
+from balancer.planning.ways import DEFAULT
 from balancer.solve import PipelineSpec, SolverOptions, check, solve, steady_rate
 
 if TYPE_CHECKING:

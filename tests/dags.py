@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from functools import cache, reduce
-from itertools import combinations_with_replacement
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from balancer.solve import (
     Kind,
     PipelineSpec,
     Problem,
+    SharedResource,
     StageSpec,
     Structure,
     Transfer,
@@ -142,9 +142,18 @@ def structures(draw: Callable[[Any], Any], before: tuple[OpSet, ...], *, relaxed
 
 @st.composite
 def dag_problems(
-    draw: Callable[[Any], Any], most_ops: int = 7, most_devices: int = 3, kinds: int = 1, *, structured: bool = False
+    draw: Callable[[Any], Any],
+    most_ops: int = 7,
+    most_devices: int = 3,
+    kinds: int = 1,
+    *,
+    structured: bool = False,
+    sharing: int = 0,
 ) -> Problem:
-    """Random costs; in half of them, or in all, above a structure, which then serves for bounds. The whole may always stand."""
+    """Random costs; in half of them, or in all, above a structure, which then serves for bounds. The whole may always stand.
+
+    sharing: at most so many resources are shared. Where there are several kinds, some may be reluctant.
+    """
     before = draw(graphs(most_ops))
     seed = draw(st.integers(0, 1 << 16))
     times = draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
@@ -155,6 +164,7 @@ def dag_problems(
     )
     groups = draw(st.lists(st.integers(0, (1 << len(before)) - 1), max_size=1)) if draw(st.booleans()) else []
     whole = (1 << len(before)) - 1
+    resources = [SharedResource(f"bus{k}", draw(st.integers(1, 2))) for k in range(draw(st.integers(0, sharing)))]
 
     @cache
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
@@ -162,7 +172,8 @@ def dag_problems(
         if ops != whole and (chance.random() < refusing or any(0 < (ops & g) < g for g in groups)):
             return None
         base = cheapest_ns(known[kind], ops) if known else 1
-        return Cost(max(1, base or 0) + chance.choice(times) // (2 if known else 1), chance.randint(0, 2))
+        time_ns, streamed = max(1, base or 0) + chance.choice(times) // (2 if known else 1), chance.randint(0, 2)
+        return Cost(time_ns, streamed, tuple(chance.choice((0, 1, time_ns)) for _ in resources))
 
     return Problem(
         before=before,
@@ -172,8 +183,10 @@ def dag_problems(
         batch=looped_batch(exact),
         together=tuple(groups),
         structures=known,
-        host_ns=draw(st.sampled_from([0, 0, 1, 3, 9])),
-        handover_ns=draw(st.sampled_from([0, 2])),
+        host_ns={name: draw(st.sampled_from([0, 0, 1, 3, 9])) for name in names},
+        handover_ns={name: draw(st.sampled_from([0, 2])) for name in names},
+        reluctant=frozenset(name for name in names[1:] if draw(st.booleans())),
+        shared=tuple(resources),
     )
 
 
@@ -235,13 +248,19 @@ def all_pipelines(problem: Problem, most_replicas: int = 1) -> list[PipelineSpec
 
 def best_value(problem: Problem, most_pipelines: int, most_replicas: int) -> Value | None:
     """What the best of all plans is worth."""
-    devices = sum(count for _, count in problem.devices)
-    pipelines = all_pipelines(problem, most_replicas)
-    best = None
-    for count in range(1, most_pipelines + 1):
-        for plan in combinations_with_replacement(pipelines, count):
-            if sum(p.devices for p in plan) <= devices:
-                value = evaluate(problem, plan)
-                if value is not None and (best is None or value < best):
-                    best = value
-    return best
+    pipelines, kinds = all_pipelines(problem, most_replicas), [kind for kind, _ in problem.devices]
+    counts = [tuple(sum(s.replicas for s in p.stages if s.kind == kind) for kind in kinds) for p in pipelines]
+    plans = _plans(counts, tuple(count for _, count in problem.devices), most_pipelines)
+    values = (evaluate(problem, [pipelines[k] for k in plan]) for plan in plans)
+    return min((value for value in values if value is not None), default=None)
+
+
+def _plans(
+    counts: list[tuple[int, ...]], free: tuple[int, ...], most: int, first: int = 0
+) -> Iterator[tuple[int, ...]]:
+    """Every multiset of pipelines that the devices suffice for, none empty. counts: the devices of each, by kind."""
+    for k in range(first, len(counts)) if most else ():
+        left = tuple(a - b for a, b in zip(free, counts[k], strict=True))
+        if min(left) >= 0:
+            yield (k,)
+            yield from ((k, *rest) for rest in _plans(counts, left, most - 1, k))

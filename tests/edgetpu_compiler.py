@@ -161,8 +161,8 @@ def run(behaviour: Behaviour, arguments: Sequence[str], folder: Path) -> int:
 
 def segment(behaviour: Behaviour, options: Namespace, source: Path) -> int:
     """`--num_segments`, by the parameter-count rule."""
-    from balancer.planning.comparing import default_cuts
     from balancer.planning.costed_model import open_costed_model
+    from balancer.planning.ways import default_cuts
 
     costed = open_costed_model(source, "pcie")
     cutter, n = Cutter(costed.model.data), len(costed.graph.ops)

@@ -31,7 +31,12 @@ def looped_batch(exact: Callable[[OpSet, Kind], Cost | None]) -> Callable[[DownS
             found = [exact(ops[outer] & ~ops[inner], kind) for inner, outer in pairs]
             known = [cost or Cost(0, 0) for cost in found]
             time, streamed = (np.array([c[k] for c in known], np.int64) for k in (0, 1))
-            return CostColumns(time, streamed, np.array([cost is not None for cost in found], bool))
+            allowed = np.array([cost is not None for cost in found], bool)
+            shared = max((len(cost.shared_ns) for cost in known), default=0)
+            takes = (
+                np.array([cost.shared_ns or (0,) * shared for cost in known], np.int64).reshape(len(known), shared).T
+            )
+            return CostColumns(time, streamed, allowed, takes if shared else None)
 
         return between
 
@@ -50,7 +55,7 @@ def interval_problem(before: tuple[OpSet, ...], costs: dict[OpSet, Cost], device
         exact=exact,
         lower=lambda ops, kind: min((c.time_ns for s, c in costs.items() if ops & ~s == 0), default=0),
         batch=looped_batch(exact),
-        host_ns=host_ns,
+        host_ns={KIND: host_ns},
     )
 
 

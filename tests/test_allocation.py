@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from balancer.ground.rates import objective_ns, plan_rate
 from balancer.ground.units import NS_PER_S
-from balancer.solve.allocation import Candidate, TieValues, allocate
+from balancer.solve.allocation import Candidate, Supply, TieValues, allocate
 from balancer.solve.baselines import equal_op_counts, parameter_count
 from balancer.solve.problem import Value
 
 CANDIDATES = st.lists(
     st.builds(
         Candidate,
-        devices=st.integers(1, 4),
+        devices=st.tuples(st.integers(1, 4)),
         # Long against the host's work and equal now and then, so that neither rounding nor the host hides what is chosen.
         rate=st.sampled_from([7, 40, 40, 97, 130, 400]).map(lambda t: Fraction(NS_PER_S, t)),
-        host_ns=st.sampled_from([0, 0, 5, 20, 60]),
+        work=st.tuples(st.sampled_from([0, 0, 5, 20, 60])),
         find_ties=st.builds(TieValues, st.integers(0, 3), st.integers(1, 20)).map(lambda ties: lambda: ties),
     ),
     min_size=1,
@@ -30,14 +30,14 @@ CANDIDATES = st.lists(
 
 
 def _value(chosen: tuple[Candidate, ...]) -> Value:
-    rate = plan_rate([c.rate for c in chosen], [c.host_ns for c in chosen])
+    rate = plan_rate([c.rate for c in chosen], [c.work for c in chosen])
     streamed, latency = sum(c.ties.streamed_bytes for c in chosen), max(c.ties.latency_ns for c in chosen)
-    return Value(objective_ns(rate), sum(c.devices for c in chosen), streamed, latency)
+    return Value(objective_ns(rate), sum(sum(c.devices) for c in chosen), 0, streamed, latency)
 
 
 def _brute_force(candidates: list[Candidate], devices: int, most: int) -> Value:
     plans = (p for count in range(1, most + 1) for p in combinations_with_replacement(candidates, count))
-    return min(_value(p) for p in plans if sum(c.devices for c in p) <= devices)
+    return min(_value(p) for p in plans if sum(sum(c.devices) for c in p) <= devices)
 
 
 @settings(max_examples=5 * settings().max_examples)
@@ -45,11 +45,11 @@ def _brute_force(candidates: list[Candidate], devices: int, most: int) -> Value:
 def test_the_choice_is_the_best_of_all_multisets_in_every_tie(
     candidates: list[Candidate], devices: int, most: int | None
 ) -> None:
-    if all(c.devices > devices for c in candidates):
+    if all(sum(c.devices) > devices for c in candidates):
         with pytest.raises(ValueError, match="no candidate"):
-            allocate(candidates, devices, most)
+            allocate(candidates, Supply((devices,)), most)
         return
-    allocated = allocate(candidates, devices, most)
+    allocated = allocate(candidates, Supply((devices,)), most)
     best = _brute_force(candidates, devices, min(devices, most or devices))
     assert _value(tuple(candidates[k] for k in allocated.chosen)) == best
     assert allocated.bound_ns <= best.objective_ns

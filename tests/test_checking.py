@@ -39,9 +39,9 @@ STRUCTURE = Structure(
 PROBLEM = replace(
     structured_problem(
         (0b0000, 0b0001, 0b0010, 0b0100), [("fast", 3), ("slow", 1)],
-        {"fast": STRUCTURE, "slow": replace(STRUCTURE, op_ns=(80, 60, 40, 20))}, host_ns=7,
+        {"fast": STRUCTURE, "slow": replace(STRUCTURE, op_ns=(80, 60, 40, 20))}, host_ns={"fast": 7, "slow": 7},
     ),
-    op_bytes=(8, 1, 1, 1), handover_ns=2, together=(0b0110,),
+    op_bytes=(8, 1, 1, 1), handover_ns={"fast": 2, "slow": 2}, together=(0b0110,),
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def _solution(*pipelines: PipelineSpec, **changes: Any) -> Solution:
     """One of two stages, by default, with a value worked out by hand: ops 0 to 2 take 5 + 90 + 1 + 4 ns."""
     fields: dict[str, Any] = {
         "solver": "given", "pipelines": pipelines or (_pipeline((0b0111, "fast", 2), (0b1000, "slow", 1)),),
-        "value": Value(50, 3, 16, 100 + 26 + 2 * 2), "bound_ns": 40, "over": "nothing",
+        "value": Value(50, 3, 0, 16, 100 + 26 + 2 * 2), "bound_ns": 40, "over": "nothing",
     }  # fmt: skip
     return Solution(**{**fields, **changes})
 
@@ -91,8 +91,10 @@ def test_a_segment_that_may_not_stand_and_a_bound_above_its_cost_are_refused() -
         check(replace(PROBLEM, lower=lambda ops, kind: 101), _solution())
 
 
-@pytest.mark.parametrize("wrong", [(49, 3, 16, 130), (50, 2, 16, 130), (50, 3, 8, 130), (50, 3, 16, 126)])
-def test_a_wrong_value_is_refused(wrong: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [(49, 3, 0, 16, 130), (50, 2, 0, 16, 130), (50, 3, 1, 16, 130), (50, 3, 0, 8, 130), (50, 3, 0, 16, 126)]
+)
+def test_a_wrong_value_is_refused(wrong: tuple[int, int, int, int, int]) -> None:
     with pytest.raises(InvalidSolutionError, match="stated value"):
         check(PROBLEM, _solution(value=Value(*wrong)))
 
@@ -130,7 +132,7 @@ def test_limits_and_constraints_that_are_broken_are_named(asked: dict[str, Any],
 
 def test_more_pipelines_than_allowed_are_refused() -> None:
     whole = _pipeline((0b1111, "fast", 1))
-    two = _solution(whole, whole, value=Value(55, 2, 16, 111))
+    two = _solution(whole, whole, value=Value(55, 2, 0, 16, 111))
     with pytest.raises(InvalidSolutionError, match="2 pipelines, more than 1"):
         check(PROBLEM, two, SolverOptions(max_pipelines=1))
 

@@ -89,7 +89,7 @@ def test_one_pipeline_of_a_model_that_fits_is_its_copies() -> None:
 
 @given(dag_problems(most_ops=4, most_devices=4), st.integers(1, 3), st.integers(1, 30))
 def test_forced_stages_under_a_slow_host_are_the_best_of_them(problem: Problem, stages: int, host_ns: int) -> None:
-    slow = replace(problem, host_ns=host_ns)
+    slow = replace(problem, host_ns={kind: host_ns for kind, _ in problem.devices})
     values = [v for p in all_pipelines(slow, 4) if len(p.stages) == stages and (v := evaluate(slow, [p])) is not None]
     solution = _solved(slow, stages=stages)
     assert (solution is None) == (not values)

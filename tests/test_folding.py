@@ -61,9 +61,13 @@ def cheap_problems(draw: Callable[[Any], Any], most_ops: int = 6, most_devices: 
     devices = [(name, draw(st.integers(1, most_devices))) for name in names]
     structures = {name: draw(cheap_structures(before)) for name in names}
     problem = structured_problem(
-        before, devices, structures, together=groups, host_ns=draw(st.sampled_from([0, 0, 1, 2]))
+        before,
+        devices,
+        structures,
+        together=groups,
+        host_ns={name: draw(st.sampled_from([0, 0, 1, 2])) for name in names},
     )
-    return replace(problem, handover_ns=draw(st.sampled_from([0, 1])))
+    return replace(problem, handover_ns={name: draw(st.sampled_from([0, 1])) for name in names})
 
 
 def downset_count(problem: Problem) -> int:
@@ -141,7 +145,7 @@ def best_of(problem: Problem, together: Sequence[OpSet]) -> Value | None:
                 if None not in costs:
                     known = [cost for cost in costs if cost is not None]
                     value = Value(
-                        max(1, *(cost.time_ns for cost in known)), len(known),
+                        max(1, *(cost.time_ns for cost in known)), len(known), 0,
                         sum(cost.streamed_bytes for cost in known), sum(cost.time_ns for cost in known),
                     )  # fmt: skip
                     best = value if best is None else min(best, value)

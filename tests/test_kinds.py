@@ -1,17 +1,37 @@
-"""CP-SAT on devices of several kinds against brute force and the search over down-sets; bounds; graphs too large."""
+"""Devices of several kinds: plans of several pipelines, shared resources, and CP-SAT against brute force; bounds."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.errors import InfeasibleError
-from balancer.solve import Constraints, Problem, Solution, SolverOptions, Value, evaluate, solve, structured_problem
+from balancer.ground.programs import highest_gain
+from balancer.ground.rates import shared_rates
+from balancer.ground.units import NS_PER_S
+from balancer.solve import (
+    Constraints,
+    Problem,
+    Solution,
+    SolverOptions,
+    Value,
+    check,
+    evaluate,
+    solve,
+    structured_problem,
+)
 from balancer.solve.bounds import pipeline_bound_ns
-from tests.dags import all_pipelines, dag_problems, graphs, structures
+from balancer.solve.downset import DownSetWork, solve_downset
+from balancer.solve.plan_bounds import plan_bounds
+from balancer.solve.priced_bounds import priced_bounds
+from balancer.solve.sizes import stage_classes
+from tests.dags import all_pipelines, best_value, dag_problems, graphs, structures
 from tests.test_folding import cheap_structures
 
 if TYPE_CHECKING:
@@ -36,7 +56,9 @@ def mixed_problems(draw: Callable[[Any], Any], most_ops: int = 5, most_devices: 
     if draw(st.integers(0, 4)) == 0:
         known = dict.fromkeys(known, known["kind0"])
     groups = draw(st.lists(st.integers(1, (1 << len(before)) - 1), max_size=1)) if draw(st.booleans()) else []
-    return structured_problem(before, devices, known, together=groups, host_ns=draw(st.sampled_from([0, 0, 3])))
+    return structured_problem(
+        before, devices, known, together=groups, host_ns={name: draw(st.sampled_from([0, 0, 3])) for name in known}
+    )
 
 
 def solved(problem: Problem, solver: str, **options: Any) -> Solution | None:
@@ -121,3 +143,102 @@ def test_no_pipeline_is_faster_than_the_bound_for_its_stages_and_devices(problem
             assert value is not None
             bound = pipeline_bound_ns(problem, len(pipeline.stages), pipeline.devices, replicas)
             assert bound <= value.objective_ns
+
+
+@st.composite
+def fleets(draw: Callable[[Any], Any]) -> tuple[Problem, SolverOptions]:
+    """Problems on two or three kinds with host work, hand-overs and reluctant kinds of their own, in half of them with shared
+    resources; with how many pipelines and replicas a plan may have.
+    """
+    ops, most, kinds = draw(st.sampled_from([(4, 2, 2), (3, 4, 2), (3, 2, 3), (2, 3, 3)]))
+    problem = draw(dag_problems(most_ops=ops, most_devices=most, kinds=kinds, sharing=draw(st.sampled_from([0, 2]))))
+    pipelines, replicas = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    return problem, SolverOptions(max_pipelines=pipelines, max_replicas=replicas)
+
+
+def meets_brute_force(problem: Problem, options: SolverOptions) -> None:
+    best = best_value(problem, options.max_pipelines or 1, options.max_replicas or 1)
+    try:
+        solution = solve(problem, options)
+    except InfeasibleError:
+        assert best is None
+        return
+    assert best is not None
+    check(problem, solution, options)
+    assert (solution.value, solution.bound_ns) == (best, best.objective_ns)
+
+
+@settings(max_examples=max(60, settings().max_examples))
+@given(fleets())
+def test_plans_on_several_kinds_meet_brute_force_in_every_tie(drawn: tuple[Problem, SolverOptions]) -> None:
+    meets_brute_force(*drawn)
+
+
+@pytest.mark.wide
+@settings(max_examples=1000)
+@given(fleets())
+def test_a_thousand_plans_on_several_kinds_meet_brute_force(drawn: tuple[Problem, SolverOptions]) -> None:
+    meets_brute_force(*drawn)
+
+
+@FEWER
+@given(dag_problems(most_ops=4, most_devices=3, sharing=2), st.integers(1, 3))
+def test_what_devices_of_one_kind_share_limits_them_as_brute_force_says(problem: Problem, pipelines: int) -> None:
+    if problem.shared:
+        meets_brute_force(problem, SolverOptions(max_pipelines=pipelines, max_replicas=2))
+
+
+@FEWER
+@given(fleets(), st.sampled_from([0, 4, 40, 400]))
+def test_a_spent_budget_leaves_a_valid_plan_on_several_kinds_and_an_honest_bound(
+    drawn: tuple[Problem, SolverOptions], pairs: int
+) -> None:
+    problem, options = drawn
+    best = best_value(problem, options.max_pipelines or 1, options.max_replicas or 1)
+    try:
+        solution = solve_downset(problem, options, DownSetWork(pairs=pairs))
+    except InfeasibleError:
+        return
+    assert best is not None
+    check(problem, solution, options)
+    assert (solution.bound_ns or 0) <= best.objective_ns <= solution.value.objective_ns
+
+
+@FEWER
+@given(mixed_problems(most_ops=4, most_devices=3), st.integers(1, 3))
+def test_no_pipeline_has_a_shorter_period_than_the_bound_for_its_devices(problem: Problem, replicas: int) -> None:
+    bounds = plan_bounds(problem, 2, replicas, may_replicate_whole=True, priced=priced_bounds(problem))
+    classes = stage_classes(problem)
+    for pipeline in all_pipelines(problem, replicas):
+        costs = [(problem.exact(stage.ops, stage.kind), stage.replicas) for stage in pipeline.stages]
+        period_ns = max(cost.time_ns / r for cost, r in costs if cost is not None)
+        kinds = [kind for kind, _ in problem.devices]
+        stages = classes.counts(tuple(sum(s.kind == kind for s in pipeline.stages) for kind in kinds))
+        devices = tuple(sum(s.replicas for s in pipeline.stages if s.kind == kind) for kind in kinds)
+        # The host's work counts as if it were part of the period, in whole ns.
+        period_ns = max(math.ceil(period_ns), classes.work_ns(stages))
+        assert bounds.least_ns[bounds.stages.number(stages), bounds.devices.number(devices)] <= period_ns
+
+
+RATES = st.lists(st.integers(1, 40).map(lambda ns: Fraction(NS_PER_S, ns)), min_size=1, max_size=5)
+
+
+@given(RATES, st.lists(st.integers(1, 3), min_size=1, max_size=3), st.data())
+def test_shared_resources_are_used_in_full_before_the_rate_is_lowered(
+    rates: list[Fraction], capacities: list[int], data: st.DataObject
+) -> None:
+    """Strong duality: prices of the resources prove that no rates with a higher sum keep the limits."""
+    takes = st.lists(st.sampled_from([0, 1, 5, 9, 20]), min_size=len(capacities), max_size=len(capacities))
+    work = [data.draw(takes) for _ in rates]
+    served = shared_rates(rates, work, capacities)
+    assert all(0 <= own <= most for own, most in zip(served, rates, strict=True))
+    limits = [Fraction(capacity * NS_PER_S) for capacity in capacities]
+    for k, limit in enumerate(limits):
+        assert sum(rate * own[k] for rate, own in zip(served, work, strict=True)) <= limit
+    n = len(rates)
+    rows = [[Fraction(own[k]) for own in work] for k in range(len(capacities))]
+    rows += [[Fraction(i == j) for j in range(n)] for i in range(n)]
+    prices = highest_gain([Fraction(1)] * n, rows, [*limits, *rates]).prices
+    assert all(price >= 0 for price in prices)
+    assert all(sum(p * row[j] for p, row in zip(prices, rows, strict=True)) >= 1 for j in range(n))
+    assert sum(served) == sum(p * limit for p, limit in zip(prices, [*limits, *rates], strict=True))

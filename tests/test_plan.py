@@ -289,7 +289,7 @@ def test_pipelines_that_cut_differently_into_as_many_segments_have_names_of_thei
         PipelineSpec((StageSpec(interval_set(0, cut), "pcie"), StageSpec(interval_set(cut, 3), "pcie")))
         for cut in (1, 2, 1)
     )
-    solution = Solution(solver="given", pipelines=pipelines, value=Value(1, 6, 0, 1), bound_ns=None, over="nothing")
+    solution = Solution(solver="given", pipelines=pipelines, value=Value(1, 6, 0, 0, 1), bound_ns=None, over="nothing")
     found = assemble(costed.on(6), solution, ())
     assert [s.name for s in found.segments] == [f"model{b}_segment_{k}_of_2" for b in ("", "-b") for k in (0, 1)]
     assert [p.stages[0].segment for p in found.pipelines] == [

@@ -18,7 +18,7 @@ from balancer.cost.segment import SegmentCosts
 from balancer.errors import InfeasibleError
 from balancer.planning.costed_model import CostedModel, open_costed_model
 from balancer.planning.problem import problem_of, structure
-from balancer.solve import Ended, Problem, Solution, SolverOptions, check, solve
+from balancer.solve import Cost, Ended, Problem, Solution, SolverOptions, check, solve
 from balancer.solve.block_terms import BlockTable
 from balancer.solve.blocks import blocks_of
 from balancer.solve.budget import Budget, BudgetSpent
@@ -65,7 +65,7 @@ def test_all_segments_of_pipelines_within_the_limits_are_found(problem: Problem,
         for (start, end), (cost, _) in zip(pairwise(cuts(pipeline)), costs, strict=True):
             (segments,) = lattice.segments.after(row[start], (), Budget(0))
             (at,) = (segments.end == row[end]).nonzero()[0]
-            assert (segments.time_ns[at], segments.streamed_bytes[at]) == cost
+            assert Cost(segments.time_ns[at], segments.streamed_bytes[at]) == cost
 
 
 @given(

@@ -14,7 +14,7 @@ from balancer.cost.hardware import load_hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.ground.downsets import DownSets, NestedSets, OpGroups
 from balancer.ground.opsets import members
-from balancer.solve.allocation import RateCurve
+from balancer.solve.shared_rate import RateCurve
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 from tests import handmade

@@ -29,7 +29,7 @@ from balancer.solve import (
     solve,
     structured_problem,
 )
-from balancer.solve.allocation import MOST_PARTIAL, Candidate, TieValues, allocate
+from balancer.solve.allocation import MOST_PARTIAL, Candidate, Supply, TieValues, allocate
 from balancer.solve.blocks import blocks_of
 from balancer.solve.bounds import cut_reachability
 from balancer.solve.budget import Budget
@@ -37,6 +37,8 @@ from balancer.solve.cpsat import solve_cpsat
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.periods import MOST_REPLICAS, longest_ns
 from balancer.solve.plan_bounds import PlanBounds, plan_bounds
+from balancer.solve.priced_bounds import priced_bounds
+from balancer.solve.sizes import CountNumbers
 from balancer.tflite import synth
 from balancer.tflite.constant_folding import folded
 from balancer.tflite.cut import Cutter
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from balancer.ground.arrays import BoolArray
     from balancer.ground.opsets import OpSet
 
-    Fits = Callable[[Sequence[int], float, int], BoolArray]
+    Fits = Callable[[tuple[int, ...], float, int], BoolArray]
 
 
 # An interval that misses the period even with the most replicas must not take part in the settling of ties.
@@ -88,8 +90,8 @@ def test_fewer_than_one_stage_is_refused(stages: int) -> None:
 def test_plans_that_cannot_become_the_fastest_take_no_place_from_others() -> None:
     """Each pipeline streams less than all that are faster, so that none dominates another."""
     count = 2 * MOST_PARTIAL
-    candidates = [Candidate(1, Fraction(100 - k), 0, partial(TieValues, count - k, 1)) for k in range(count)]
-    allocated = allocate(candidates, 1, None)
+    candidates = [Candidate((1,), Fraction(100 - k), (0,), partial(TieValues, count - k, 1)) for k in range(count)]
+    allocated = allocate(candidates, Supply((1,)), None)
     assert allocated.complete
     assert allocated.chosen == (0,)
 
@@ -101,9 +103,10 @@ def test_where_nothing_is_missing_but_exactly_enough_any_period_may_do() -> None
     least_ns = np.full((3, 3), np.inf)
     least_ns[1, 1] = NS_PER_S / rate
     bounds = PlanBounds(
-        devices=2, most_pipelines=2, longest_ns=10**9, host_ns=np.zeros(3, np.int64), prices=np.zeros(1), least_ns=least_ns
+        stages=CountNumbers((2,)), devices=CountNumbers((2,)), most_pipelines=2, longest_ns=10**9,
+        host_ns=np.zeros(3, np.int64), prices=np.zeros(1), least_ns=least_ns,
     )  # fmt: skip
-    limits = bounds.limits_to_improve(1, objective_ns)
+    limits = bounds.limits_to_improve([1], objective_ns)
     assert limits is not None
     assert (limits.most_ns, limits.most_stages) == (10**9, 1)
 
@@ -139,7 +142,7 @@ def test_ties_are_broken_where_the_rate_meets_its_lower_bound_exactly() -> None:
     """The host is the bottleneck of all partitions. Ops 0 and 2 fit one device, 1 and 3 the other: no intervals do."""
     kept = tuple(Kept(i, size, 1) for i, size in enumerate((6, 6, 4, 4)))
     structure = Structure(stage_ns=1, op_ns=(1,) * 4, kept=kept, capacity_bytes=10)
-    problem = structured_problem((0,) * 4, [("tpu", 2)], {"tpu": structure}, host_ns=1000)
+    problem = structured_problem((0,) * 4, [("tpu", 2)], {"tpu": structure}, host_ns={"tpu": 1000})
     solution = solve(problem, SolverOptions(solver="cpsat", stages=2))
     assert solution.value.objective_ns == solution.bound_ns == 2000
     assert solution.value.streamed_bytes == 0
@@ -149,9 +152,9 @@ def test_the_last_tie_is_broken_where_nothing_streams() -> None:
     """The host is the bottleneck again. Op 0 feeds 2 and op 1 feeds 3: only {0, 2} and {1, 3} hand nothing over."""
     transfers = tuple(Transfer(i, (i + 2,), leaves=False, receive_ns=5, send_ns=5) for i in range(2))
     structure = Structure(stage_ns=1, op_ns=(1,) * 4, transfers=transfers)
-    problem = structured_problem((0, 0, 0b01, 0b10), [("tpu", 2)], {"tpu": structure}, host_ns=1000)
+    problem = structured_problem((0, 0, 0b01, 0b10), [("tpu", 2)], {"tpu": structure}, host_ns={"tpu": 1000})
     solution = solve(problem, SolverOptions(solver="cpsat", stages=2))
-    assert solution.value == Value(objective_ns=2000, devices=2, streamed_bytes=0, latency_ns=6)
+    assert solution.value == Value(objective_ns=2000, devices=2, reluctant=0, streamed_bytes=0, latency_ns=6)
 
 
 @given(structured(most_ops=4, most_devices=4), st.integers(1, 3))
@@ -161,7 +164,8 @@ def test_no_pipeline_has_a_shorter_period_than_the_bound_for_its_size(problem: P
         costs = [(problem.exact(stage.ops, stage.kind), stage.replicas) for stage in pipeline.stages]
         period_ns = max(cost.time_ns / r for cost, r in costs if cost is not None)
         # The bound is in whole ns, and the host's work counts as if it were part of the period.
-        period_ns = max(math.ceil(period_ns), problem.host_ns * len(costs))
+        host_ns = sum(problem.host_ns.get(stage.kind, 0) for stage in pipeline.stages)
+        period_ns = max(math.ceil(period_ns), host_ns)
         assert bounds.least_ns[len(costs), pipeline.devices] <= period_ns
 
 
@@ -180,10 +184,12 @@ def test_no_bound_rules_out_a_part_of_a_pipeline(problem: Problem) -> None:
     sets = all_downsets(blocks_of(problem.before, ()), problem.n_ops, 1000)
     assert sets is not None
     row = {sets.set_of(k): k for k in range(len(sets))}
-    reachability = cut_reachability([problem.structures[kind] for kind in kinds], sets)
+    priced = priced_bounds(problem)
+    assert priced is not None
+    reachability = cut_reachability([problem.structures[kind] for kind in kinds], sets, priced.prices)
 
     def fits(fits_all: Fits, part: Sequence[StageSpec], cut: OpSet) -> bool:
-        devices = [sum(stage.replicas for stage in part if stage.kind == kind) for kind in kinds]
+        devices = tuple(sum(stage.replicas for stage in part if stage.kind == kind) for kind in kinds)
         costs = [(problem.exact(stage.ops, stage.kind), stage.replicas) for stage in part]
         period_ns = max(cost.time_ns / replicas for cost, replicas in costs if cost is not None)
         return bool(fits_all(devices, period_ns, len(part))[row[cut]])

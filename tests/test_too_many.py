@@ -72,7 +72,7 @@ def test_no_segments_cost_nothing() -> None:
     problem = structured_problem((0, 1), [("tpu", 1)], {"tpu": Structure(stage_ns=0, op_ns=(1, 1))})
     none = np.zeros(0, np.int64)
     costs = problem.batch(DownSets.of([0, 1, 3], 2), "tpu")(none, none)
-    assert [len(column) for column in costs] == [0, 0, 0]
+    assert [len(column) for column in costs if column is not None] == [0, 0, 0]
 
 
 def decoder(steps: int) -> Problem:

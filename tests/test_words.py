@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import balancer
-from balancer.cli import drawing, drawing_compiling, drawing_runs
+from balancer.cli import drawing, drawing_compiling, drawing_runs, drawing_sizing
 from balancer.cli.main import main
 from balancer.cli.plan_verbs import _say_verified
 from balancer.cli.solver_options import SOLVERS
@@ -129,20 +129,20 @@ def _sizing(*overflow: int, rates: tuple[float, ...] = (), **found: int | None) 
 
 
 def test_sizing_tells_a_plan_without_overflow_from_the_fastest_one(capsys: pytest.CaptureFixture[str]) -> None:
-    drawing.sizing(_sizing(9, 7, 0, 5, 0, 5, fits_at_n=3), ())
+    drawing_sizing.sizing(_sizing(9, 7, 0, 5, 0, 5, fits_at_n=3), ())
     said = capsys.readouterr().out
     assert "a plan without overflow exists: from 3 TPUs on" in said
     assert "the fastest one has some:   on 4,6 TPUs" in said
-    drawing.sizing(_sizing(9, 7, 0, 0, fits_at_n=3), ())
+    drawing_sizing.sizing(_sizing(9, 7, 0, 0, fits_at_n=3), ())
     assert "the fastest one has some" not in capsys.readouterr().out
-    drawing.sizing(_sizing(9, 7), ())
+    drawing_sizing.sizing(_sizing(9, 7), ())
     said = capsys.readouterr().out
     assert "exists: nowhere up to 2 TPUs" in said
     assert "the fastest one has some" not in said
 
 
 def test_a_knee_is_known_only_as_far_as_was_looked(capsys: pytest.CaptureFixture[str]) -> None:
-    drawing.sizing(_sizing(0, 0, 0, fits_at_n=1, knee_n=2), ())
+    drawing_sizing.sizing(_sizing(0, 0, 0, fits_at_n=1, knee_n=2), ())
     said = capsys.readouterr().out
     assert "adds less than 5 %: from 2 TPUs on, up to 3" in said
     assert "exists: from 1 TPU on" in said

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from balancer.cli import drawing_energy
 from balancer.ground.opsets import op_ranges
 from balancer.ground.wording import counted
 from balancer.plan import EDGE_TPU, STATE_WORDS, pycoral_obstacle
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
 
     from balancer.compiler.report import Report
     from balancer.plan import ComparisonRow, Plan, PlanPipeline, PlanStage
-    from balancer.planning.sizing import Sizing
     from balancer.tflite.package import Package
 
 _WIDTH = 80
-_OPS_WIDTH = 10  # leaves room for the widest of the other columns
+_OPS_WIDTH, _OPS_WIDTH_BESIDE_KINDS = 10, 7  # leave room for the widest of the other columns
 _KIB, _MIB = 1 << 10, 1 << 20
 _LEFT = {"", "on", "devices", "ops", "type", "mapped", "tensor", "constant"}
 COMPLETE, NOT_SEARCHED = "complete", "not_searched"
@@ -107,6 +107,8 @@ def stages(plan: Plan) -> None:
     print(
         f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms"
     )
+    drawing_energy.shared(plan)
+    drawing_energy.plan_energy(plan)
 
 
 def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
@@ -121,7 +123,7 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
         segment = plan.segment(stage.segment)
         table.row(
             str(k),
-            _ranges_in_lines(segment.op_ranges),
+            _ranges_in_lines(segment.op_ranges, _OPS_WIDTH if len(plan.devices) == 1 else _OPS_WIDTH_BESIDE_KINDS),
             _numbers(plan, [a.stages[k] for a in alike]),
             short_size(segment.predicted.cached_bytes),
             short_size(segment.predicted.streamed_bytes),
@@ -134,7 +136,8 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     print(in_lines(", ".join(map(short_size, instructions)), first="instructions, sent with each inference: "))
     _say_streamed(plan, pipeline)
     if count > 1:
-        print(f"{'slowest stage' if _host_limits(plan) else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
+        limited = _host_limits(plan) or drawing_energy.limits(plan)
+        print(f"{'slowest stage' if limited else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
 
 
 def _numbers(plan: Plan, alike: Sequence[PlanStage]) -> str:
@@ -158,15 +161,15 @@ def _say_streamed(plan: Plan, pipeline: PlanPipeline) -> None:
         print(in_lines(", ".join(never), first="streamed, constants of element-wise ops, never cached: "))
 
 
-def _ranges_in_lines(ranges: str) -> str:
+def _ranges_in_lines(ranges: str, width: int) -> str:
     """Ranges of ops in lines that end behind a comma: a table would break numbers.
 
-    >>> _ranges_in_lines("0-146,220-222,244-246")
+    >>> _ranges_in_lines("0-146,220-222,244-246", width=10)
     '0-146,\\n220-222,\\n244-246'
     """
     lines = [""]
     for part in ranges.replace(",", ",\0").split("\0"):
-        if lines[-1] and len(lines[-1]) + len(part) > _OPS_WIDTH:
+        if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
@@ -185,20 +188,28 @@ def devices_in_words(plan: Plan) -> str:
     return ",".join(f"{devices.kind}={devices.count}" for devices in plan.devices)
 
 
-def comparison(devices: str, rows: Sequence[ComparisonRow]) -> None:
-    """Print the ways to use the devices, with their speed-ups. devices: in words.
+def comparison(devices: str, rows: Sequence[ComparisonRow], *, kinds: int = 1) -> None:
+    """Print the ways to use the devices, with their speed-ups. devices: in words. kinds: how many kinds of them there are.
 
-    The stand-in for the compiler is marked, and so are ways that break the limits of the plan.
+    The stand-in for the compiler is marked, and so are ways that break the limits of the plan. Where there are several kinds,
+    and all of them have power data, the last column is energy.
     """
-    table = Listing(f"{devices}, predicted", ("", "per s", "latency ms", "streamed", "x one TPU", "x default"))
+    energy = kinds > 1 and any(row.energy for row in rows)
+    ratios = "x one TPU" if any(row.name == "one TPU" for row in rows) else "x one", "mJ" if energy else "x default"
+    table = Listing(f"{devices}, predicted", ("", "per s", "latency ms", "streamed", *ratios))
     for row in rows:
-        table.row(row.name + _mark(row), *_figures(row))
+        figures = _figures(row)
+        if energy:
+            figures[-1] = drawing_energy.millijoules(row.energy.mj) if row.energy else ""
+        table.row(row.name + _mark(row), *figures)
     table.print()
     notes = [f"{row.name}: {row.note}" for row in rows if row.note]
     if any(row.stand_in for row in rows):
         print("*   a stand-in: the compiler's parameter-count rule, not a run of the compiler")
     if any(row.breaks_limits for row in rows):
         print("+   breaks the limits or constraints that were asked for")
+    if energy:
+        print("mJ: an estimate for one inference, with all devices powered")
     print(*notes, sep="\n")
 
 
@@ -216,32 +227,6 @@ def _figures(row: ComparisonRow) -> list[str]:
     return [f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns), short_size(row.streamed_bytes), *ratios]
 
 
-def sizing(result: Sizing, asked: Sequence[str]) -> None:
-    """Print the rates on 1, 2, 3 ... TPUs, and how many TPUs are worth having. asked: the targets in words."""
-    table = Listing("the fastest plans found, predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
-    for row in result.rows:
-        if row.throughput_per_s is None or row.latency_ns is None or row.overflow_bytes is None:
-            table.row(str(row.n_tpus), "", "none found", "", "")
-            continue
-        rate, latency = f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns)
-        table.row(str(row.n_tpus), str(row.tpus_used), rate, latency, size(row.overflow_bytes))
-    table.print()
-    most = result.rows[-1].n_tpus
-    print(f"a plan without overflow exists: {_from(result.fits_at_n, most)}")
-    fits = result.fits_at_n or most + 1
-    streaming = op_ranges(row.n_tpus for row in result.rows if row.n_tpus >= fits and row.overflow_bytes)
-    if streaming:
-        print(f"but the fastest one has some:   on {streaming} TPUs")
-    knee = f"from {counted(result.knee_n, 'TPU')} on, up to {most}" if result.knee_n else _from(None, most)
-    print(f"another TPU adds less than 5 %: {knee}")
-    if asked:
-        print(f"{' at '.join(asked)}: {_from(result.target_n, most)}")
-
-
-def _from(n: int | None, most: int) -> str:
-    return f"from {counted(n, 'TPU')} on" if n else f"nowhere up to {counted(most, 'TPU')}"
-
-
 def remarks(plan: Plan) -> None:
     """Print what is proved of the plan, what limits its rate, and whether pycoral can run it."""
     s = plan.solver
@@ -254,6 +239,8 @@ def remarks(plan: Plan) -> None:
         print(f"       by {s.name}, under the predicted costs{_CUT_SHORT[s.ended]}")
     if _host_limits(plan):
         print(f"limit: the host, which works {milliseconds(plan.predicted.host_ns)} ms for each inference")
+    for limit in drawing_energy.limits(plan):
+        print(f"limit: {limit}")
     state(plan.state)
     obstacle = pycoral_obstacle(plan)
     if obstacle:

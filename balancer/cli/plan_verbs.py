@@ -127,7 +127,7 @@ def draw_plan(plan: Plan) -> None:
 
     drawing.stages(plan)
     if plan.comparison:
-        drawing.comparison(drawing.devices_in_words(plan), plan.comparison)
+        drawing.comparison(drawing.devices_in_words(plan), plan.comparison, kinds=len(plan.devices))
     drawing.remarks(plan)
     cpu_parts(plan)
     idle_stages(plan)
@@ -149,7 +149,7 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
 def compare(arguments: argparse.Namespace) -> int:
     """Solve, and print the comparison without the plan."""
     import balancer
-    from balancer.cli import drawing
+    from balancer.cli import drawing, drawing_energy
 
     chosen = compiler_if_asked(arguments)
     with drawing.progress("solving", quiet=arguments.quiet or arguments.json):
@@ -160,7 +160,8 @@ def compare(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"comparison": [asdict(row) for row in rows]})
     else:
-        drawing.comparison(drawing.devices_in_words(plan), rows)
+        drawing.comparison(drawing.devices_in_words(plan), rows, kinds=len(plan.devices))
+        drawing_energy.plan_energy(plan)
     return 0
 
 
@@ -191,7 +192,7 @@ def size_arguments(parser: argparse.ArgumentParser) -> None:
 def size(arguments: argparse.Namespace) -> int:
     """Print the rates on 1, 2, 3 ... TPUs. Exit code 3 if no number of TPUs meets the targets."""
     import balancer
-    from balancer.cli import drawing
+    from balancer.cli import drawing, drawing_sizing
 
     targets = ((arguments.target_fps, "{:g} inferences/s"), (arguments.max_latency, "a latency of {:g} ms"))
     asked = [words.format(value) for value, words in targets if value is not None]
@@ -203,7 +204,7 @@ def size(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(asdict(sizing))
     else:
-        drawing.sizing(sizing, asked)
+        drawing_sizing.sizing(sizing, asked)
     return InfeasibleError.exit_code if asked and sizing.target_n is None else 0
 
 

@@ -65,7 +65,7 @@ class Link:
     large_input_ns_per_mib    ns on top of input_ns_per_mib, for each MiB beyond
     large_output_ns_per_mib   ns on top of output_ns_per_mib, for each MiB beyond
     bus_ns_per_mib            ns that the bus which all devices of the kind share is busy for each MiB in either direction; 0
-                              where they share none
+                              where they share none, or where it never limits them
     """
 
     stream_ns_per_mib: int
@@ -128,11 +128,18 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """What one device of the kind draws. 0 where there is no data. Files of older versions have neither.
+    """What one device of the kind draws, in milliwatts, as whole numbers; each with its error to either side.
 
-    idle_mw   milliwatts while it waits
-    busy_mw   milliwatts while it computes, or is sent anything
+    idle_mw         while it waits; 0 where there is no data: `busy_mw` is then what it draws more than while it waits
+    idle_error_mw   how far that may be off
+    busy_mw         while it computes, or is sent anything; 0 where there is no data
+    busy_error_mw   how far that may be off
+
+    The CPU's `idle_mw` is that of the whole machine, however many stages it runs; its `busy_mw` with one stage at work.
+    Files of older versions have none of them. A meter's readings can be entered in a hardware file.
     """
 
     idle_mw: int = 0
+    idle_error_mw: int = 0
     busy_mw: int = 0
+    busy_error_mw: int = 0

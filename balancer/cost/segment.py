@@ -53,7 +53,7 @@ class SegmentCosts:
     """Costs of the segments of one graph on one kind of hardware. `terms` is exact, `lower` a bound for pruning.
 
     hardware: Edge TPUs, or the host's CPU, on which all ops of a segment are "on the CPU"; with the constants that the profile
-    corrects. op_terms: of each op, by its index; transfers: of each tensor,
+    corrects. profile: as given. op_terms: of each op, by its index; transfers: of each tensor,
     likewise. capacity_rule, caching: what fits on the chip. mapped: the ops that the Edge TPU takes; unmapped: the others.
     Folded ops are in neither.
     """
@@ -61,7 +61,7 @@ class SegmentCosts:
     def __init__(self, graph: Graph, hardware: AnyHardware, profile: Profile | None = None) -> None:
         """profile: costs of ops, and constants, that replace the predicted ones."""
         known = profile.ops if profile else {}
-        self.graph = graph
+        self.graph, self.profile = graph, profile
         self.hardware = profile.hardware(hardware) if profile else hardware
         self.op_terms = [op_terms(graph, op, self.hardware, known.get(op.index, _AS_PREDICTED)) for op in graph.ops]
         self.transfers = [transfer_terms(tensor, self.hardware) for tensor in graph.tensors]

@@ -29,11 +29,12 @@ from balancer.loops.sources import TrueCosts
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.planning.assembling import assemble
 from balancer.planning.checks import check_count
-from balancer.planning.comparing import comparison, default_cuts
+from balancer.planning.comparing import comparison
 from balancer.planning.costed_model import costed_model_of
 from balancer.planning.predicting import partition_plan
 from balancer.planning.solved import pipelines_of
 from balancer.planning.solving import bounded_by, solve_costed_model
+from balancer.planning.ways import default_cuts
 from balancer.runtime.provenance import joined, parse_provenance, provenance_text
 from balancer.solve import Ended, PipelineSpec, Solution, evaluate
 from balancer.solve.bisection import Bisection, bisect_cuts
@@ -304,7 +305,7 @@ def measured_rate(seen: Seen, host_ns: int) -> float:
     rates = [
         pipeline_rate([times[s.segment] for s in p.stages], [s.replicas for s in p.stages]) for p in plan.pipelines
     ]
-    return float(plan_rate(rates, [host_ns * len(p.stages) for p in plan.pipelines]))
+    return float(plan_rate(rates, [[host_ns * len(p.stages)] for p in plan.pipelines]))
 
 
 def bisected(plan: AnyPlan | OpenedPlan, source: Source, segments: int | None = None) -> Bisection:

@@ -8,6 +8,7 @@ from balancer.plan.records import (
     BoundaryTensor,
     ComparisonRow,
     CompileJudgement,
+    EnergyPrediction,
     HardwareInfo,
     ModelInfo,
     OpOnCpu,
@@ -21,6 +22,7 @@ from balancer.plan.records import (
     SegmentInput,
     SegmentMeasurement,
     SegmentReport,
+    SharedUse,
     SolverReport,
 )
 from balancer.plan.remembered import HeldTo, KnownCosts, KnownOp, KnownRefusals, Limits, OpAtStage, RefusedPart
@@ -35,6 +37,7 @@ __all__ = [
     "BoundaryTensor",
     "ComparisonRow",
     "CompileJudgement",
+    "EnergyPrediction",
     "HardwareInfo",
     "HeldTo",
     "KnownCosts",
@@ -55,6 +58,7 @@ __all__ = [
     "SegmentInput",
     "SegmentMeasurement",
     "SegmentReport",
+    "SharedUse",
     "SolverReport",
     "check_op_count",
     "file_bytes",

@@ -230,12 +230,39 @@ class PlanPipeline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SharedUse:
+    """How busy something is that devices share, such as a bus or the host's cores.
+
+    name: of the resource. share: of what it can do in a second; 1 where it sets the rate of the plan.
+    """
+
+    name: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyPrediction:
+    """An estimate of the energy that one inference takes, in millijoules.
+
+    mj, least_mj, most_mj: the estimate, and its range. without_idle: the kinds of which no power is known while they wait:
+    what they draw then is not in it.
+    """
+
+    mj: float
+    least_mj: float
+    most_mj: float
+    without_idle: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanPrediction:
     """Predicted performance of the whole plan.
 
     throughput_per_s: inferences per second of all pipelines under one host. latency_ns: of one input alone in the slowest
     pipeline. host_ns: the host's work for one inference, averaged over the pipelines by their rates. first_inference_ns:
     latency of the first input, which also waits for cached parameters to be loaded. tpus_used: at most the plan's n_tpus.
+    shared: of what else the devices share, as far as it can limit plans. energy: null where a kind has no power data.
+    Plans of older versions have neither.
     """
 
     throughput_per_s: float
@@ -243,6 +270,8 @@ class PlanPrediction:
     host_ns: int
     first_inference_ns: int
     tpus_used: int
+    shared: tuple[SharedUse, ...] = ()
+    energy: EnergyPrediction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,11 +301,12 @@ class SolverReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonRow:
-    """One way to use the TPUs, to compare the plan with.
+    """One way to use the devices, to compare the plan with.
 
     stand_in: whether it follows the compiler's known rule instead of a run of the compiler. The numbers are null if this
-    way is impossible; note then says why. streamed_bytes: for one inference, over all segments. breaks_limits: whether it
-    breaks a limit that the compared plan was solved with.
+    way is impossible; note then says why. streamed_bytes: for one inference, over all segments. speedup_over_one_tpu: where
+    there are several kinds of devices, over the single device that is fastest. breaks_limits: whether it breaks a limit that
+    the compared plan was solved with. energy: of one inference, with all devices powered; null where a kind has no power data.
     """
 
     name: str
@@ -288,6 +318,7 @@ class ComparisonRow:
     speedup_over_default: float | None
     note: str | None = None
     breaks_limits: bool = False
+    energy: EnergyPrediction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,10 +54,10 @@ def assemble(
     """
     partitions = list(dict.fromkeys(_partition(p) for p in solution.pipelines))
     named = dict(zip(partitions, _segments(costed, partitions), strict=True))
-    kinds = {kind.name: kind for kind, _ in costed.devices.kinds}
+    kinds, shared = {kind.name: kind for kind, _ in costed.devices.kinds}, costed.shared_work
     pipelines = [
         [
-            CostedStage(segment, stage.replicas, kinds[stage.kind])
+            CostedStage(segment, stage.replicas, kinds[stage.kind], shared.exact(stage.ops, stage.kind))
             for segment, stage in zip(named[_partition(p)], p.stages, strict=True)
         ]
         for p in solution.pipelines
@@ -79,7 +79,7 @@ def assemble(
         held_to=held,
         segments=tuple(segment for segments in named.values() for segment in segments),
         pipelines=_pipelines(pipelines),
-        predicted=plan_prediction(pipelines),
+        predicted=plan_prediction(pipelines, costed.devices, shared.resources),
         solver=_solver_report(solution),
         comparison=tuple(comparison),
         versions={"balancer": VERSION},

@@ -1,32 +1,35 @@
-"""The comparison: other ways to use the same TPUs, all predicted with the same cost model."""
+"""The comparison: other ways to use the same devices, all predicted with the same cost model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from balancer.cost.hardware import Hardware
 from balancer.errors import BalancerError, InfeasibleError, InvalidSolutionError
 from balancer.ground.opsets import interval_set
 from balancer.plan import KEPT, ComparisonRow
+from balancer.planning.estimating import energy_of, loads_of
 from balancer.planning.options import Options
 from balancer.planning.prediction import DECIMALS
 from balancer.planning.reported import reported_problem
 from balancer.planning.solving import solve_checked, solver_of
+from balancer.planning.ways import DEFAULT, cut_on, default_cuts, on_cpu_alone, one_of, ways_on_kinds
 from balancer.solve import PipelineSpec, Problem, SolverOptions, StageSpec, evaluate, steady_rate
-from balancer.solve.baselines import equal_op_counts, parameter_count
+from balancer.solve.baselines import equal_op_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from fractions import Fraction
 
+    from balancer.cost.devices import Devices
     from balancer.ground.opsets import OpSet
     from balancer.plan import SegmentReport
     from balancer.planning.costed_model import CostedModel
 
 Pipelines = Sequence[PipelineSpec]
-ONE_TPU, COPIES, DEFAULT, EQUAL = "one TPU", "copies", "compiler default", "equal op counts"
+ONE_TPU, COPIES, EQUAL = "one TPU", "copies", "equal op counts"
 REAL_DEFAULT = "edgetpu_compiler -n"
 EXHAUSTIVE = "exhaustive"
 BASELINES = {
@@ -71,34 +74,74 @@ def comparison(
     the best single pipeline is not searched for, in words; its row then has this note and no numbers. None to search.
     """
     # Rows are valued as if every segment could be compiled. Those with a forbidden one are marked below.
-    n_tpus = costed.devices.total
     problem = reported_problem(costed.without_forbidden, default.reports if default else {})
-    plans: dict[str, Pipelines | None] = {
-        ONE_TPU: _copies(problem, 1),
-        COPIES: _copies(problem, n_tpus),
-        DEFAULT: _cut(problem, default_cuts(costed, n_tpus)),
-        **({REAL_DEFAULT: default.pipelines} if default else {}),
-        EQUAL: _cut(problem, equal_op_counts(problem.n_ops, min(n_tpus, problem.n_ops))),
-        **{row: _baseline(problem, solver) for row, solver in BASELINES.items()},
-        **({EXHAUSTIVE: _baseline(problem, EXHAUSTIVE)} if problem.n_ops**n_tpus <= MOST_TRIED else {}),
-        OURS_ONE: None if unsolved else _one_pipeline(costed, problem, options),
-    }
+    if len(costed.devices.kinds) > 1:
+        plans = ways_on_kinds(costed, problem, options)
+    else:
+        plans = _ways_on_one_kind(costed, problem, options, default, unsolved)
+    ones = [one_of(kind, count) for kind, count in costed.devices.kinds] if ONE_TPU not in plans else [ONE_TPU]
     own = row_of(options.solver)
     plans.pop(own, None)  # the row of the same baseline, if the plan was made by one
     plans[own] = plan  # the last row
     rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
+    bases = _Bases(max(ones, key=lambda name: rates[name] or 0), REAL_DEFAULT if rates.get(REAL_DEFAULT) else DEFAULT)
     notes = {REAL_DEFAULT: default.note if default else None}
     if unsolved:
         notes[OURS_ONE] = f"not solved: {unsolved}"
+    if len(ones) > 1:
+        notes |= _notes_on_kinds(costed.devices, plans, rates, bases, own)
     if costed.state == KEPT:
         notes |= {name: "does not keep state" for name, made in plans.items() if made and not _keeps_order(made)}
-    rows = (_row(problem, name, made, rates, notes.get(name)) for name, made in plans.items())
+    rows = (_row(costed, problem, name, made, rates, bases, notes.get(name)) for name, made in plans.items())
     breaking = {
         name
         for name, made in plans.items()
         if made and rates[name] and name != own and not options.kept_by(costed, made)
     }
     return tuple(replace(row, breaks_limits=row.name in breaking) for row in rows)
+
+
+class _Bases(NamedTuple):
+    """The names of the rows from which speed-ups count: of the best single device, and of the compiler's split."""
+
+    one: str
+    default: str
+
+
+def _ways_on_one_kind(
+    costed: CostedModel, problem: Problem, options: Options, default: DefaultSplit | None, unsolved: str | None
+) -> dict[str, Pipelines | None]:
+    """Other ways to use devices of one kind, by name, in the order of the table. None for a way that is not possible."""
+    (hardware, n_tpus), n_ops = costed.devices.kinds[0], problem.n_ops
+    kind, one = hardware.name, ONE_TPU if isinstance(hardware, Hardware) else one_of(hardware, n_tpus)
+    whole = PipelineSpec((StageSpec(interval_set(0, n_ops), kind),))
+    return {
+        one: [whole],
+        COPIES: [whole] * n_tpus,
+        DEFAULT: cut_on(kind, default_cuts(costed, n_tpus), n_ops),
+        **({REAL_DEFAULT: default.pipelines} if default else {}),
+        EQUAL: cut_on(kind, equal_op_counts(n_ops, min(n_tpus, n_ops)), n_ops),
+        **{row: _baseline(problem, solver) for row, solver in BASELINES.items()},
+        **({EXHAUSTIVE: _baseline(problem, EXHAUSTIVE)} if n_ops**n_tpus <= MOST_TRIED else {}),
+        OURS_ONE: None if unsolved else _one_pipeline(costed, problem, options),
+    }
+
+
+def _notes_on_kinds(
+    devices: Devices,
+    plans: Mapping[str, Pipelines | None],
+    rates: Mapping[str, Fraction | None],
+    bases: _Bases,
+    own: str,
+) -> dict[str, str]:
+    """What is to be said of rows where there are several kinds."""
+    default, notes = plans[bases.default], {bases.one: "the fastest single device, from which `x one` counts"}
+    if default:
+        notes[bases.default] = f"on {default[0].stages[0].kind} alone"
+    on_cpu = [rates[name] or 0 for name, made in plans.items() if made and on_cpu_alone(devices, made)]
+    if on_cpu and max(on_cpu) >= (rates[own] or 0):
+        notes[own] = "nothing is faster than the CPU alone"
+    return notes
 
 
 def row_of(solver: str) -> str:
@@ -109,24 +152,6 @@ def row_of(solver: str) -> str:
 def _keeps_order(pipelines: Pipelines) -> bool:
     """Whether all items pass the same devices in order, as kept state needs."""
     return len(pipelines) == 1 and all(stage.replicas == 1 for stage in pipelines[0].stages)
-
-
-def default_cuts(costed: CostedModel, segments: int) -> tuple[int, ...]:
-    """Where the compiler's `--num_segments` cuts, by its rule as far as it is known: the first op of each later segment."""
-    return parameter_count([op.parameter_bytes for op in costed.graph.ops], min(segments, len(costed.graph.ops)))
-
-
-def _copies(problem: Problem, count: int) -> Pipelines:
-    """The whole model on each of `count` TPUs."""
-    kind = problem.devices[0][0]
-    return [PipelineSpec((StageSpec(interval_set(0, problem.n_ops), kind),))] * count
-
-
-def _cut(problem: Problem, cuts: Sequence[int]) -> Pipelines:
-    """One pipeline with one TPU for each stage, cut in the model's order."""
-    kind = problem.devices[0][0]
-    stages = (StageSpec(interval_set(a, b), kind) for a, b in pairwise([0, *cuts, problem.n_ops]))
-    return [PipelineSpec(tuple(stages))]
 
 
 def _baseline(problem: Problem, solver: str) -> Pipelines | None:
@@ -150,10 +175,15 @@ def _one_pipeline(costed: CostedModel, problem: Problem, options: Options) -> Pi
         return None
 
 
-def _row(
-    problem: Problem, name: str, plan: Pipelines | None, rates: Mapping[str, Fraction | None], note: str | None
+def _row(  # noqa: PLR0913 - all that a row is made from
+    costed: CostedModel,
+    problem: Problem,
+    name: str,
+    plan: Pipelines | None,
+    rates: Mapping[str, Fraction | None],
+    bases: _Bases,
+    note: str | None,
 ) -> ComparisonRow:
-    default = rates.get(REAL_DEFAULT) or rates[DEFAULT]
     rate, value = rates[name], evaluate(problem, plan) if plan else None
     return ComparisonRow(
         name=name,
@@ -161,9 +191,10 @@ def _row(
         throughput_per_s=round(float(rate), DECIMALS) if rate else None,
         latency_ns=value.latency_ns if value else None,
         streamed_bytes=value.streamed_bytes if value else None,
-        speedup_over_one_tpu=_speedup(rate, rates[ONE_TPU]),
-        speedup_over_default=_speedup(rate, default),
+        speedup_over_one_tpu=_speedup(rate, rates[bases.one]),
+        speedup_over_default=_speedup(rate, rates[bases.default]),
         note=note,
+        energy=energy_of(costed.devices, loads_of(problem, plan or ())),
     )
 
 

@@ -17,6 +17,7 @@ from balancer.plan import KEPT, state_of
 from balancer.planning.asked_devices import devices_asked
 from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden, forbidden_of, without
 from balancer.planning.problem import problem_of
+from balancer.planning.shared_work import SharedWork
 from balancer.planning.taken import with_taken
 from balancer.tflite.opened import OpenedModel, open_model
 
@@ -81,6 +82,17 @@ class CostedModel:
         kinds = [kind for kind, _ in self.devices.kinds]
         return self.costs_by_kind[next((k for k in kinds if isinstance(k, Hardware)), kinds[0]).name]
 
+    @property
+    def compiled_costs(self) -> dict[str, SegmentCosts]:
+        """The costs on the kinds whose segments the vendor's compiler compiles, by name."""
+        kinds = (kind for kind, _ in self.devices.kinds if isinstance(kind, Hardware))
+        return {kind.name: self.costs_by_kind[kind.name] for kind in kinds}
+
+    @cached_property
+    def shared_work(self) -> SharedWork:
+        """What segments take of what the devices share."""
+        return SharedWork(self.costs_by_kind, self.devices.counts)
+
     def on(self, devices: Devices | int) -> CostedModel:
         """The same on other devices, or on this number of the first kind."""
         if not isinstance(devices, Devices):
@@ -99,13 +111,12 @@ class CostedModel:
         overflow: "error" forbids segments that stream for lack of on-chip memory. worst: the worst that a segment may be
         judged on whether it compiles.
         """
-        costs, may_overflow = self.costs_by_kind, overflow == STREAM
-        compiled = {kind.name: costs[kind.name] for kind, _ in self.devices.kinds if isinstance(kind, Hardware)}
-        problem = problem_of(costs, self.devices.counts, may_overflow=may_overflow, worst=worst)
+        costs, counts, may_overflow = self.costs_by_kind, self.devices.counts, overflow == STREAM
+        problem = problem_of(costs, counts, self.shared_work, may_overflow=may_overflow, worst=worst)
         if self.compiled and worst is not LEVELS[-1]:
-            anything = problem_of(costs, self.devices.counts, may_overflow=may_overflow)
-            problem = with_taken(problem, anything, self.compiled, compiled)
-        return without(problem, self.forbidden, compiled)
+            anything = problem_of(costs, counts, self.shared_work, may_overflow=may_overflow)
+            problem = with_taken(problem, anything, self.compiled, self.compiled_costs)
+        return without(problem, self.forbidden, self.compiled_costs)
 
     def level(self, ops: OpSet) -> Compilable:
         """How surely the segment with these ops compiles."""

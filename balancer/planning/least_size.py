@@ -53,4 +53,4 @@ def _by_size(costs: SegmentCosts, problem: Problem, measure: Measure) -> Problem
 
         return between
 
-    return replace(problem, exact=exact, lower=lower, batch=batch, structures={}, host_ns=0, handover_ns=0)
+    return replace(problem, exact=exact, lower=lower, batch=batch, structures={}, host_ns={}, handover_ns={}, shared=())

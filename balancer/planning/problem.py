@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.batch import SegmentBatch
 from balancer.cost.compilable import LEVELS, Compilable
+from balancer.cost.cpu_hardware import CpuHardware
 from balancer.ground.opsets import members
+from balancer.planning.shared_work import SharedWork
 from balancer.solve import Between, Cost, CostColumns, Handoff, Kept, Kind, Problem, Structure, Transfer
 
 if TYPE_CHECKING:
@@ -22,18 +24,20 @@ if TYPE_CHECKING:
 def problem_of(
     costs: Mapping[Kind, SegmentCosts],
     counts: tuple[tuple[Kind, int], ...],
+    shared: SharedWork | None = None,
     *,
     may_overflow: bool,
     worst: Compilable = Compilable.SURELY_NOT,
 ) -> Problem:
     """The problem of splitting the ops of a graph over devices.
 
-    costs: of the graph's segments on each kind of devices. counts: how many devices of each kind. may_overflow: whether a
-    segment may stream parameters for lack of on-chip memory. worst: the worst that a segment may be judged on whether it
-    compiles.
+    costs: of the graph's segments on each kind of devices. counts: how many devices of each kind. shared: what segments take of
+    what the devices share, where that is known already. may_overflow: whether a segment may stream parameters for lack of
+    on-chip memory. worst: the worst that a segment may be judged on whether it compiles.
     """
-    rules = {kind: _Rules(costs[kind], may_overflow=may_overflow, worst=worst) for kind, _ in counts}
-    graph, hosts = costs[counts[0][0]].graph, [costs[kind].hardware.host for kind, _ in counts]
+    shared = shared or SharedWork(costs, counts)
+    rules = {kind: _Rules(kind, costs[kind], shared, may_overflow=may_overflow, worst=worst) for kind, _ in counts}
+    graph, hosts = costs[counts[0][0]].graph, {kind: costs[kind].hardware.host for kind, _ in counts}
     return Problem(
         before=graph.before,
         devices=counts,
@@ -43,16 +47,24 @@ def problem_of(
         together=graph.together + _with_neighbours(graph),
         structures={kind: structure(costs[kind], may_overflow=may_overflow, worst=worst) for kind, _ in counts},
         op_bytes=tuple(op.parameter_bytes for op in graph.ops),
-        host_ns=hosts[0].host_ns_per_stage,
-        handover_ns=hosts[0].handover_ns,
+        host_ns={kind: host.host_ns_per_stage for kind, host in hosts.items()},
+        handover_ns={kind: host.handover_ns for kind, host in hosts.items()},
+        reluctant=frozenset(kind for kind, _ in counts if isinstance(costs[kind].hardware, CpuHardware)),
+        shared=shared.resources,
     )
 
 
 class _Rules:
-    """Which segments may stand on one kind of devices, and what they cost there. may_overflow, worst: as in `problem_of`."""
+    """Which segments may stand on one kind of devices, and what they cost there.
 
-    def __init__(self, costs: SegmentCosts, *, may_overflow: bool, worst: Compilable) -> None:
-        self.costs, self.may_overflow, self.most = costs, may_overflow, LEVELS.index(worst)
+    shared: what they take of what the devices share. may_overflow, worst: as in `problem_of`.
+    """
+
+    def __init__(
+        self, kind: Kind, costs: SegmentCosts, shared: SharedWork, *, may_overflow: bool, worst: Compilable
+    ) -> None:
+        self.kind, self.costs, self.shared = kind, costs, shared
+        self.may_overflow, self.most = may_overflow, LEVELS.index(worst)
         self.judged = worst is not LEVELS[-1]
 
     def exact(self, ops: OpSet) -> Cost | None:
@@ -61,17 +73,19 @@ class _Rules:
         if self.judged and LEVELS.index(self.costs.judgement(ops).level) > self.most:
             return None
         terms = self.costs.terms(ops)
-        return Cost(terms.stage_ns, terms.streamed_bytes) if self.may_overflow or not terms.overflow_bytes else None
+        if terms.overflow_bytes and not self.may_overflow:
+            return None
+        return Cost(terms.stage_ns, terms.streamed_bytes, self.shared.exact(ops, self.kind))
 
     def between(self, sets: DownSets) -> Between:
-        segments = SegmentBatch(self.costs, sets)
+        segments, taken = SegmentBatch(self.costs, sets), self.shared.batch(sets, self.kind)
 
         def between(inners: IndexArray, outers: IndexArray) -> CostColumns:
             table = segments(inners, outers)
             allowed = table.allowed if self.may_overflow else table.allowed & (table.overflow_bytes == 0)
             if self.judged:
                 allowed = allowed & (segments.levels(inners, outers) <= self.most)
-            return CostColumns(table.time_ns, table.streamed_bytes, allowed)
+            return CostColumns(table.time_ns, table.streamed_bytes, allowed, taken(inners, outers))
 
         return between
 

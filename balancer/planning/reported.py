@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from balancer.solve import Kind, Problem
 
 
-def reported_cost(costs: SegmentCosts, ops: OpSet, reported: SegmentReport) -> Cost:
-    """The cost of a compiled segment: as predicted, except that the reported bytes are streamed, no more and no fewer."""
+def reported_ns(costs: SegmentCosts, ops: OpSet, reported: SegmentReport) -> int:
+    """The time of a compiled segment: as predicted, except that the reported bytes are streamed, no more and no fewer."""
     # Streaming that hides behind computing is in the predicted time, so that time is scaled rather than computed anew.
     terms, streamed = costs.terms(ops, reported.capacity_bytes), reported.streamed_bytes
     if not streamed:
@@ -29,18 +29,22 @@ def reported_cost(costs: SegmentCosts, ops: OpSet, reported: SegmentReport) -> C
     else:
         hardware = costs.hardware
         streaming_ns = hardware.link.stream_start_ns + ceil_div(streamed * hardware.link.stream_ns_per_mib, MIB)
-    return Cost(terms.stage_ns - terms.streaming_ns + streaming_ns, streamed)
+    return terms.stage_ns - terms.streaming_ns + streaming_ns
 
 
 def reported_problem(costed: CostedModel, reports: Mapping[OpSet, SegmentReport]) -> Problem:
     """The costed model's problem, in which segments with a report have the reported memory. reports: by the segment's ops.
 
-    It is for valuing plans with `evaluate`, not for solving: only `exact` uses the reports; the bounds do not.
+    It is for valuing plans with `evaluate`, not for solving: only `exact` uses the reports; the bounds do not. Segments on
+    the CPU are not compiled: a report is not about them.
     """
-    problem = costed.problem()
+    problem, compiled = costed.problem(), costed.compiled_costs
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
-        predicted = problem.exact(ops, kind)
-        return reported_cost(costed.costs, ops, reports[ops]) if predicted and ops in reports else predicted
+        predicted, reported = problem.exact(ops, kind), reports.get(ops)
+        if predicted is None or reported is None or kind not in compiled:
+            return predicted
+        shared_ns = costed.shared_work.of(kind, lambda costs: reported_ns(costs, ops, reported))
+        return Cost(reported_ns(compiled[kind], ops, reported), reported.streamed_bytes, shared_ns)
 
     return replace(problem, exact=exact)

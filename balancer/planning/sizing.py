@@ -145,7 +145,7 @@ class _Best:
             offer = pipeline_offer(problem, solution.pipelines[0])
             self.offers += [offer] if offer else []
         self.offered = n
-        return best_plan(problem, self.offers, n, n).pipelines if self.offers else ()
+        return best_plan(problem, self.offers, (n,), n).pipelines if self.offers else ()
 
 
 def _no_worse(row: SizeRow, before: Sequence[SizeRow]) -> SizeRow:

@@ -1,20 +1,11 @@
 """Divides devices among pipelines: the best plan that a list of candidate pipelines makes.
 
-Without a host in common this is a knapsack, F(N) = max over k of f(k) + F(N - k). With one, a pipeline can take the
-host's time from the others, so that a set of pipelines is worth more than one number. Its rate depends on how much of
-the host's time it gets. The host serves the pipelines with the least work per inference first, which makes the rate a
-concave function of that time:
+Devices are counted by kind. Without anything else in common this is a knapsack, F(N) = max over k of f(k) + F(N - k), where N
+and k are such counts. With a host in common, or other resources, a set of pipelines is worth more than one number: its rate
+depends on how much of them it gets (`shared_rate`).
 
-    rate
-     |                .C-----------   C: both pipelines are fed in full
-     |            . '
-     |        B '                     slope of B to C: 1 / host_ns of the second pipeline
-     |       /
-     |      /                         slope of A to B: 1 / host_ns of the first
-     |     /
-     A----+---+--------+-----------   ns of the host in each second
-
-The search extends partial plans by one candidate after the other, in a table by the devices that they use:
+The search extends partial plans by one candidate after the other, in a table by the devices that they use, here of one
+kind:
 
     devices used    partial plans kept, as the candidates chosen
     0               ()
@@ -23,33 +14,38 @@ The search extends partial plans by one candidate after the other, in a table by
     3               (0, 0, 0)   (0, 1)   (2)
 
 A partial plan is kept while it can still reach the best objective known (`_PriceBound`) and no other in its cell dominates
-it: P dominates Q if the curve of P is nowhere below that of Q, and P neither streams more nor has a higher latency. Then
-P with any further pipelines is at least as good as Q with the same.
+it: P dominates Q if the rate of P is nowhere below that of Q, whatever is left of the resources, and P neither streams more
+nor has a higher latency. Then P with any further pipelines is at least as good as Q with the same.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from fractions import Fraction
-from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from balancer.ground.rates import objective_ns, plan_rate
 from balancer.ground.units import NS_PER_S
 from balancer.solve.problem import Value
+from balancer.solve.shared_rate import RateCurve, RatesInParts
+from balancer.solve.sizes import CountNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from fractions import Fraction
 
     from numpy.typing import NDArray
 
+    from balancer.solve.shared_rate import SharedRate
+    from balancer.solve.sizes import Counts
+
 
 MOST_PARTIAL = 12  # partial plans in one cell of the table
+_MOST_PRICES = 64  # of one resource
 _ROUNDING = 1e-9  # far above the rounding errors of sums of a few hundred floats
-_Number = TypeVar("_Number", float, Fraction)
 
 
 class TieValues(NamedTuple):
@@ -63,13 +59,13 @@ class TieValues(NamedTuple):
 class Candidate:
     """A pipeline that a plan may hold any number of times.
 
-    rate: inferences per second, alone. host_ns: its host work per inference. find_ties: called only where the pipeline may
-    be part of a best plan, since it takes longest.
+    devices: by kind. rate: inferences per second, alone. work: its ns of work per inference for the host and for each other
+    resource. find_ties: called only where the pipeline may be part of a best plan, since it takes longest.
     """
 
-    devices: int
+    devices: Counts
     rate: Fraction
-    host_ns: int
+    work: tuple[int, ...]
     find_ties: Callable[[], TieValues] = field(compare=False)
 
     @cached_property
@@ -77,78 +73,22 @@ class Candidate:
         return self.find_ties()
 
 
-@dataclass(frozen=True)
-class RateCurve:
-    """The rate of a set of pipelines as a function of the host's time, as drawn above.
-
-    rates: (host_ns, sum of the rates of all pipelines with that host work), ascending in host_ns.
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What a plan may use. devices: by kind. reluctant: the kinds, by number, of which fewer devices are preferred.
+    capacities: of the host and the other resources, in ns of work for each ns.
     """
 
-    rates: tuple[tuple[int, Fraction], ...] = ()
-
-    def plus(self, rate: Fraction, host_ns: int) -> RateCurve:
-        merged = dict(self.rates)
-        merged[host_ns] = merged.get(host_ns, Fraction(0)) + rate
-        return RateCurve(tuple(sorted(merged.items())))
-
-    @cached_property
-    def corners(self) -> list[tuple[Fraction, Fraction]]:
-        """(ns of the host in each second, rate) at the corners: with none, one, two ... of `rates` fed in full."""
-        corners = [(Fraction(0), Fraction(0))]
-        for host_ns, rate in self.rates:
-            time, total = corners[-1]
-            corners.append((time + rate * host_ns, total + rate))
-        return corners
-
-    @cached_property
-    def rounded_corners(self) -> list[tuple[float, float]]:
-        return [(float(time), float(rate)) for time, rate in self.corners]
-
-    def at(self, host_ns_per_s: Fraction) -> Fraction:
-        """The rate with so much of the host's time in each second."""
-        return _interpolated(self.corners, [host_ns for host_ns, _ in self.rates], host_ns_per_s)
-
-    def is_nowhere_below(self, other: RateCurve) -> bool:
-        """Whether the rate is at least the other's at every share of the host's time.
-
-        It then stays so with any pipelines added to both. Between two of its corners the other curve is a line, and this
-        one is concave: it is enough to compare at the other's corners. Floats decide where the curves are clearly apart,
-        fractions elsewhere.
-        """
-        hosts = [host_ns for host_ns, _ in self.rates]
-        same = 0  # equal leading entries have equal corners
-        while same < min(len(self.rates), len(other.rates)) and self.rates[same] == other.rates[same]:
-            same += 1
-        close = []
-        for k in range(same + 1, len(other.corners)):
-            time, rate = other.rounded_corners[k]
-            own = _interpolated(self.rounded_corners, hosts, time)
-            if own < rate * (1 - _ROUNDING):
-                return False
-            if own < rate * (1 + _ROUNDING):
-                close.append(other.corners[k])
-        return all(_interpolated(self.corners, hosts, time) >= rate for time, rate in close)
-
-    @cached_property
-    def rate(self) -> Fraction:
-        """With the whole of the host's time."""
-        return self.at(Fraction(NS_PER_S))
-
-
-def _interpolated(corners: Sequence[tuple[_Number, _Number]], hosts: Sequence[int], host_ns_per_s: _Number) -> _Number:
-    """The rate on the line between two corners, at so much of the host's time. Exact for fractions."""
-    last = len(hosts)
-    while corners[last][0] > host_ns_per_s:
-        last -= 1
-    time, rate = corners[last]
-    return rate if last == len(hosts) else rate + (host_ns_per_s - time) / hosts[last]
+    devices: Counts
+    reluctant: tuple[int, ...] = ()
+    capacities: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True, slots=True)
 class _PartialPlan:
     """Pipelines chosen so far. chosen: indices of candidates, ascending. worth: of them, at each price of the bound."""
 
-    curve: RateCurve
+    curve: SharedRate
     streamed_bytes: int
     latency_ns: int
     chosen: tuple[int, ...]
@@ -164,7 +104,7 @@ class _PartialPlan:
     def extended(self, index: int, candidate: Candidate, worth: NDArray[np.float64]) -> _PartialPlan:
         """With one more pipeline. worth: of all of them."""
         return _PartialPlan(
-            self.curve.plus(candidate.rate, candidate.host_ns),
+            self.curve.plus(candidate.rate, candidate.work),
             self.streamed_bytes + candidate.ties.streamed_bytes,
             max(self.latency_ns, candidate.ties.latency_ns),
             (*self.chosen, index),
@@ -185,33 +125,39 @@ class Allocation:
     bound_ns: int
 
 
-def allocate(candidates: Sequence[Candidate], devices: int, max_pipelines: int | None) -> Allocation:
-    """The best plan on at most so many devices. Of plans with equal values, the one with smaller indices is taken.
+def allocate(candidates: Sequence[Candidate], supply: Supply, max_pipelines: int | None) -> Allocation:
+    """The best plan within the supply. Of plans with equal values, the one with smaller indices is taken.
 
     Where more than MOST_PARTIAL partial plans compete in one cell of the table (many devices, all of them more than the
     host can feed), the slower ones are dropped, and the result is not complete. Raises ValueError where no candidate
     fits the devices.
     """
-    if not any(c.devices <= devices for c in candidates):
+    if not any(_fits(c, supply) for c in candidates):
         raise ValueError("no candidate fits the devices")
-    most = devices if max_pipelines is None else min(devices, max_pipelines)
-    bound = _price_bound(candidates, devices, most)
+    candidates, supply = _without_ample(candidates, supply)
+    numbers, total = CountNumbers(supply.devices), sum(supply.devices)
+    most = total if max_pipelines is None else min(total, max_pipelines)
+    bound = _price_bound(candidates, supply, most)
     # A cell is (devices used, pipelines left). The latter counts only where pipelines are scarcer than devices; else it
     # stays the same throughout.
-    scarce, complete = most < devices, True
-    nothing = _PartialPlan(RateCurve(), 0, 0, (), np.zeros(len(bound.prices)))
+    scarce, complete = most < total, True
+    rate = RateCurve() if len(supply.capacities) == 1 else RatesInParts(supply.capacities)
+    nothing = _PartialPlan(rate, 0, 0, (), np.zeros(len(bound.prices)))
     cells: dict[tuple[int, int], list[_PartialPlan]] = {(0, most): [nothing]}
     for index, candidate in enumerate(candidates):
+        step = numbers.number(candidate.devices)
         # Ascending in `used`, so that a candidate can extend plans that hold it already: it may be taken repeatedly.
-        for used in range(candidate.devices, devices + 1):
+        for used in np.nonzero((numbers.counts >= candidate.devices).all(axis=1))[0].tolist():
             for left in range(most) if scarce else (most,):
-                for partial in cells.get((used - candidate.devices, left + scarce), ()):
-                    worth = partial.worth + bound.worth[index]
+                for known in cells.get((used - step, left + scarce), ()):
+                    worth = known.worth + bound.worth[index]
                     if bound.can_win(worth, used):
                         kept = cells.setdefault((used, left), [])
-                        complete &= _keep(kept, partial.extended(index, candidate, worth))
+                        complete &= _keep(kept, known.extended(index, candidate, worth))
+    reluctant = numbers.counts[:, list(supply.reluctant)].sum(axis=1).tolist()
+    devices = numbers.totals.tolist()
     plans = (
-        (Value(objective_ns(p.curve.rate), used, p.streamed_bytes, p.latency_ns), p.chosen)
+        (Value(objective_ns(p.curve.rate), devices[used], reluctant[used], p.streamed_bytes, p.latency_ns), p.chosen)
         for (used, _), kept in cells.items()
         for p in kept
         if p.chosen
@@ -219,10 +165,33 @@ def allocate(candidates: Sequence[Candidate], devices: int, max_pipelines: int |
     return Allocation(min(plans)[1], complete, bound.objective_ns)
 
 
-def good_objective_ns(candidates: Sequence[Candidate], devices: int, max_pipelines: int | None) -> int:
+def _fits(candidate: Candidate, supply: Supply) -> bool:
+    return all(count <= most for count, most in zip(candidate.devices, supply.devices, strict=True))
+
+
+def _without_ample(candidates: Sequence[Candidate], supply: Supply) -> tuple[Sequence[Candidate], Supply]:
+    """The same without the resources, other than the host, that no plan of these candidates can use up."""
+    total = sum(supply.devices)
+    scarce = [0]
+    for k, capacity in enumerate(supply.capacities[1:], start=1):
+        most = max(c.rate * c.work[k] / sum(c.devices) for c in candidates)  # for each device that a pipeline has
+        if most * total > capacity * NS_PER_S:
+            scarce.append(k)
+    if len(scarce) == len(supply.capacities):
+        return candidates, supply
+    kept = [replace(c, work=tuple(c.work[k] for k in scarce), find_ties=partial(_ties, c)) for c in candidates]
+    return kept, replace(supply, capacities=tuple(supply.capacities[k] for k in scarce))
+
+
+def _ties(candidate: Candidate) -> TieValues:
+    return candidate.ties
+
+
+def good_objective_ns(candidates: Sequence[Candidate], supply: Supply, max_pipelines: int | None) -> int:
     """The objective of a good plan, often the best, in a fraction of the time that `allocate` takes."""
-    most = devices if max_pipelines is None else min(devices, max_pipelines)
-    return _price_bound(candidates, devices, most).known_ns
+    total = sum(supply.devices)
+    most = total if max_pipelines is None else min(total, max_pipelines)
+    return _price_bound(*_without_ample(candidates, supply), most).known_ns
 
 
 def _keep(kept: list[_PartialPlan], new: _PartialPlan) -> bool:
@@ -244,22 +213,24 @@ def _keep(kept: list[_PartialPlan], new: _PartialPlan) -> bool:
 class _PriceBound:
     """Upper bounds on what a partial plan can still reach, against the best plan known.
 
-    This is a Lagrangian relaxation of the host's limit. With a price p on each ns of the host's time, the rate of a plan is
-    at most
+    This is a Lagrangian relaxation of the limits of the host and the other resources. With a price p on each ns of a
+    resource's work, the rate of a plan is at most
 
-        p * 10^9 + the sum over its pipelines of max(0, rate * (1 - p * host_ns)).
+        the sum over resources of p * capacity * 10^9 + the sum over its pipelines of max(0, rate * (1 - sum of p * work)).
 
-    The sum treats every pipeline by itself, so a knapsack fills the devices that are left. Among the
-    prices 0 and 1 / host_ns of each candidate is one at which the bound equals the plan's rate. Values
+    The second sum treats every pipeline by itself, so a knapsack fills the devices that are left. Where the host alone
+    limits, there is one among the prices 0 and 1 / work of each candidate at which the bound equals the plan's rate. Values
     are floats with a margin for rounding: they only decide what need not be looked at.
 
-    prices: shape (n_prices,). worth: for each candidate its term of the sum, at each price. filled: the largest worth
-    of any pipelines on so many devices, shape (devices + 1, n_prices). known_ns: the objective of the best plan that
-    the knapsacks give. needed: the worth that a partial plan on so many devices needs to reach known_ns, when the
-    other devices do their utmost; shape as `filled`.
+    prices: shape (n_prices, n_resources). supplied: for each price, what the resources are worth. worth: for each
+    candidate its term of the second sum, at each price. filled: the largest worth of any pipelines on devices of each
+    number, shape (n_numbers, n_prices). known_ns: the objective of the best plan that the knapsacks give. needed: the
+    worth that a partial plan on such devices needs to reach known_ns, when the other devices do their utmost; shape as
+    `filled`.
     """
 
     prices: NDArray[np.float64]
+    supplied: NDArray[np.float64]
     worth: list[NDArray[np.float64]]
     filled: NDArray[np.float64]
     known_ns: int
@@ -268,7 +239,7 @@ class _PriceBound:
     @property
     def objective_ns(self) -> int:
         """A lower bound on the objective of every plan."""
-        worth = float((self.filled[-1] + self.prices * NS_PER_S).min())
+        worth = float((self.filled[-1] + self.supplied).min())
         return math.floor(NS_PER_S / worth * (1 - _ROUNDING))
 
     def can_win(self, worth: NDArray[np.float64], used: int) -> bool:
@@ -276,36 +247,50 @@ class _PriceBound:
         return bool((worth >= self.needed[used]).all())
 
 
-def _price_bound(candidates: Sequence[Candidate], devices: int, most_pipelines: int) -> _PriceBound:
-    hosts = sorted({c.host_ns for c in candidates if c.host_ns})
-    prices = np.array([0.0, *(1 / host for host in hosts)])
-    worth = [float(c.rate) * np.maximum(0, 1 - prices * c.host_ns) for c in candidates]
-    filled, plans = _knapsacks(candidates, worth, devices, most_pipelines)
-    known_ns = min(_plan_objective_ns(candidates, plan) for plan in plans if plan)
+def _price_bound(candidates: Sequence[Candidate], supply: Supply, most_pipelines: int) -> _PriceBound:
+    prices = _prices(candidates, len(supply.capacities))
+    supplied = (prices * (np.array(supply.capacities) * NS_PER_S)).sum(axis=1)
+    worth = [float(c.rate) * np.maximum(0, 1 - (prices * c.work).sum(axis=1)) for c in candidates]
+    filled, plans = _knapsacks(candidates, worth, supply, most_pipelines)
+    known_ns = min(_plan_objective_ns(candidates, supply, plan) for plan in plans if plan)
     required = NS_PER_S / known_ns * (1 - _ROUNDING)
-    return _PriceBound(prices, worth, filled, known_ns, required - filled[::-1] - prices * NS_PER_S)
+    # The devices that one number leaves have the number that stands as far from the other end.
+    return _PriceBound(prices, supplied, worth, filled, known_ns, required - filled[::-1] - supplied)
+
+
+def _prices(candidates: Sequence[Candidate], resources: int) -> NDArray[np.float64]:
+    """[price, resource]: 0 for all, then one resource at a time at which some candidate's work is worth its rate."""
+    rows = [np.zeros(resources)]
+    for k in range(resources):
+        works = sorted({c.work[k] for c in candidates if c.work[k]})
+        for work in works[:: -(-len(works) // _MOST_PRICES) or 1]:
+            rows.append(np.zeros(resources))
+            rows[-1][k] = 1 / work
+    return np.array(rows)
 
 
 def _knapsacks(
-    candidates: Sequence[Candidate], worth: Sequence[NDArray[np.float64]], devices: int, most_pipelines: int
+    candidates: Sequence[Candidate], worth: Sequence[NDArray[np.float64]], supply: Supply, most_pipelines: int
 ) -> tuple[NDArray[np.float64], set[tuple[int, ...]]]:
-    """For each number of devices and each price the largest worth of pipelines on them; and the plans that have it."""
-    sizes, worths = np.array([c.devices for c in candidates]), np.array(worth)
+    """For the devices of each number and each price the largest worth of pipelines on them; and the plans that have it."""
+    numbers, worths = CountNumbers(supply.devices), np.array(worth)
+    sizes = np.array([c.devices for c in candidates])
+    steps = sizes @ np.array(numbers.strides)
+    fitting = [np.nonzero((sizes <= counts).all(axis=1))[0] for counts in numbers.counts]
     prices = np.arange(worths.shape[1])
-    filled = np.zeros((devices + 1, len(prices)))
-    chosen: list[list[tuple[int, ...]]] = [[()] * len(prices) for _ in range(devices + 1)]
+    filled = np.zeros((len(fitting), len(prices)))
+    chosen: list[list[tuple[int, ...]]] = [[()] * len(prices) for _ in fitting]
     for _ in range(most_pipelines):  # each round allows one pipeline more
         grown, changed = filled.copy(), [list(row) for row in chosen]
-        for used in range(1, devices + 1):
-            fitting = np.nonzero(sizes <= used)[0]
-            if not len(fitting):
+        for used, here in enumerate(fitting):
+            if not len(here):
                 continue
-            better = filled[used - sizes[fitting]] + worths[fitting]
+            better = filled[used - steps[here]] + worths[here]
             first = better.argmax(axis=0)  # of equals the one with the smallest index
             most_worth = better[first, prices]
             for price in np.nonzero(most_worth > grown[used])[0].tolist():
-                k = int(fitting[first[price]])
-                changed[used][price] = (*chosen[used - candidates[k].devices][price], k)
+                k = int(here[first[price]])
+                changed[used][price] = (*chosen[used - int(steps[k])][price], k)
             np.maximum(grown[used], most_worth, out=grown[used])
         if np.array_equal(grown, filled):
             break
@@ -313,6 +298,6 @@ def _knapsacks(
     return filled, {plan for row in chosen for plan in row}
 
 
-def _plan_objective_ns(candidates: Sequence[Candidate], plan: tuple[int, ...]) -> int:
-    rates, hosts = [candidates[k].rate for k in plan], [candidates[k].host_ns for k in plan]
-    return objective_ns(plan_rate(rates, hosts))
+def _plan_objective_ns(candidates: Sequence[Candidate], supply: Supply, plan: tuple[int, ...]) -> int:
+    rates, work = [candidates[k].rate for k in plan], [candidates[k].work for k in plan]
+    return objective_ns(plan_rate(rates, work, supply.capacities))

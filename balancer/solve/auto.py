@@ -60,10 +60,11 @@ def solve_auto(
     if structured and not several_kinds:
         among = _on_one_kind(problem, options, work)
     else:
-        sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
+        most = min(_FEW_DOWN_SETS, work.down_sets) if several_kinds else work.down_sets
+        sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, most)
         among = search_among(problem, options, sets, work)
     stopped = among.ended is Ended.INTERRUPTED or deadline.is_over
-    if among.complete or not structured or stopped:
+    if among.complete or not structured or stopped or problem.shared:
         return among.solution("chain" if among.bounds_sufficed else among.solver)
     if several_kinds:
         return _on_several_kinds(problem, options, among, budget)
@@ -175,7 +176,12 @@ def _structured(problem: Problem) -> bool:
 
 
 def _on_several_kinds(problem: Problem, options: SolverOptions, among: PlanSearch, budget: Budget) -> Solution:
-    """The best pipeline that CP-SAT finds, starting from those that are known; with the better of two bounds."""
+    """The best pipeline that CP-SAT finds, starting from those that are known; with the better of two bounds.
+
+    Where a plan may have several pipelines, the best one of those that are known.
+    """
+    if among.most_pipelines > 1:
+        return among.solution("downset")
     known = [offer.costed.pipeline for offer in among.offers]
     with among.keeping_offers():
         solution = solve_cpsat(problem, replace(options, max_pipelines=1), known, budget)
@@ -205,7 +211,7 @@ class LargeSearch(PlanSearch):
 
     def _improve(self, devices: int) -> bool:
         """Look for pipelines on so many devices that could improve the best plan; whether the search was complete."""
-        within = self.bounds.limits_to_improve(devices, self.objective_ns())
+        within = self.bounds.limits_to_improve([devices], self.objective_ns())
         if within is None:
             return True
         one = replace(self.options, max_pipelines=1)

@@ -138,15 +138,16 @@ def _exhaustive(problem: Problem) -> PipelineSpec:
             "use the solver chain, which need not try them",
         )
     table = order_table(problem, cuts, kind)
-    time, streamed, allowed = (column.tolist() for column in table)
+    time, streamed, allowed = table.time_ns.tolist(), table.streamed_bytes.tolist(), table.allowed.tolist()
+    host_ns, handover_ns = problem.host_ns.get(kind, 0), problem.handover_ns.get(kind, 0)
     best: tuple[tuple[int, ...], list[tuple[int, int]]] | None = None
     for s in range(1, most + 1):
         for inner in combinations(range(1, len(cuts) - 1), s - 1):
             edges = list(pairwise([0, *inner, len(cuts) - 1]))
             if all(allowed[a][b] for a, b in edges):
                 times = [time[a][b] for a, b in edges]
-                objective = max(1, problem.host_ns * s, *times)
-                rank = (objective, s, sum(streamed[a][b] for a, b in edges), sum(times) + problem.handover_ns * s)
+                objective = max(1, host_ns * s, *times)
+                rank = (objective, s, sum(streamed[a][b] for a, b in edges), sum(times) + handover_ns * s)
                 if best is None or rank < best[0]:
                     best = rank, edges
     if best is None:

@@ -63,7 +63,8 @@ Folding goes on with the merged blocks. The argument holds for them as for any b
 plans that are as good.
 
 The claim is about plans with any number of pipelines and replicas. It does not hold where the number of stages is given
-(one may vanish), nor under other constraints, and it needs an `exact` that is the structures' formula.
+(one may vanish), where segments take of shared resources, nor under other constraints, and it needs an `exact` that is the
+structures' formula.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def folded(problem: Problem, options: SolverOptions) -> Problem:
     """
     structures = [problem.structures.get(kind) for kind, _ in problem.devices]
     known = [structure for structure in structures if structure is not None and not structure.relaxed]
-    if options.stages is not None or options.constraints or len(known) < len(structures):
+    if options.stages is not None or options.constraints or problem.shared or len(known) < len(structures):
         return problem
     return replace(problem, together=tuple(folded_blocks(problem.before, known, problem.together)))
 

@@ -19,13 +19,16 @@ import numpy as np
 
 from balancer.solve.costed_segments import WorkWindow
 from balancer.solve.kinds_bound import mixed_bound_ns
+from balancer.solve.priced_bounds import KindTerms, priced_cuts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from balancer.ground.arrays import BoolArray, IntArray
     from balancer.ground.downsets import DownSets
-    from balancer.solve.problem import Problem
+    from balancer.solve.priced_bounds import PricedCuts, Prices
+    from balancer.solve.problem import Kind, Problem
+    from balancer.solve.sizes import Counts
     from balancer.solve.structure import Structure, Transfer
 
 # Sums and quotients of a few hundred float64 err by far less: bounds are weakened by this share to stay bounds.
@@ -123,10 +126,15 @@ def pipeline_bound_ns(problem: Problem, stages: int, devices: int, most_replicas
     At best the devices share the work evenly. The op that takes longest alone stands in one stage, which has at most
     most_replicas devices, and leaves one for each other stage. The host works on every stage of every inference.
     """
-    host = problem.host_ns * stages
-    kind = problem.devices[0][0]
     if len(problem.devices) > 1:
+        host = min(problem.host_ns.get(kind, 0) for kind, _ in problem.devices) * stages
         return max(1, host, mixed_bound_ns(problem, stages, devices, most_replicas))
+    return one_kind_bound_ns(problem, problem.devices[0][0], stages, devices, most_replicas)
+
+
+def one_kind_bound_ns(problem: Problem, kind: Kind, stages: int, devices: int, most_replicas: int) -> int:
+    """The same for pipelines on devices of one kind."""
+    host = problem.host_ns.get(kind, 0) * stages
     # Every other stage needs a device, so the slowest one has at most this number.
     replicas = min(most_replicas, devices - stages + 1)
     structure = problem.structures.get(kind)
@@ -152,68 +160,65 @@ def least_total_ns(structure: Structure, stages: int) -> int:
 class CutReachability:
     """Which cuts a number of devices can get to, and get on from, without a stage that takes longer than a period.
 
-    bounds: for the first kind of device; None where the structure of some kind's cost is not known: nothing is ruled
-    out then. speedups: for each kind the most ns of work on the first kind that one ns on this kind does. With several
-    kinds, work is counted in the first kind's ns, and transfers are left out.
+    bounds: for each kind of device; empty where the structure of some kind's cost is not known: nothing is ruled out then.
+    priced: where there are several kinds.
     """
 
     n_cuts: int
-    bounds: CutBounds | None
-    speedups: tuple[float, ...]
+    bounds: tuple[CutBounds, ...]
+    priced: PricedCuts | None = None
 
-    def window(self, longest_ns: int | None) -> WorkWindow | None:
-        """A window that rules out segments which take longer than longest_ns on every kind; None where nothing can."""
-        if self.bounds is None or longest_ns is None:
+    def window(self, longest_ns: int | None) -> list[WorkWindow] | None:
+        """For each kind a window that rules out segments which take longer than longest_ns; None where nothing can."""
+        if not self.bounds or longest_ns is None:
             return None
-        return WorkWindow(self.bounds.work_ns, longest_ns * max(self.speedups) * (1 + _ROUNDING))
+        return [WorkWindow(bounds.work_ns, longest_ns * (1 + _ROUNDING)) for bounds in self.bounds]
 
-    def prefix_fits(self, devices: Sequence[int], period_ns: float, most_stages: int) -> BoolArray:
+    def prefix_fits(self, devices: Counts, period_ns: float, most_stages: int) -> BoolArray:
         """For each cut, whether this number of devices of each kind may be enough for the ops before it."""
-        if self.bounds is None:
+        if not self.bounds:
             return np.ones(self.n_cuts, bool)
-        return self._fits(self.bounds.prefix_ns, self.bounds.work_ns, devices, (period_ns, most_stages))
+        own = _only_kind(devices)
+        if own is None:
+            return self._priced_cuts.before_fits(devices, period_ns)
+        return self._fits(self.bounds[own].prefix_ns, devices[own], period_ns, most_stages)
 
-    def suffix_fits(self, devices: Sequence[int], period_ns: float, most_stages: int) -> BoolArray:
+    def suffix_fits(self, devices: Counts, period_ns: float, most_stages: int) -> BoolArray:
         """For each cut, whether this number of devices of each kind may be enough for the ops after it."""
-        if self.bounds is None:
+        if not self.bounds:
             return np.ones(self.n_cuts, bool)
-        work_ns = self.bounds.work_ns[-1] - self.bounds.work_ns
-        return self._fits(self.bounds.suffix_ns, work_ns, devices, (period_ns, most_stages))
+        own = _only_kind(devices)
+        if own is None:
+            return self._priced_cuts.after_fits(devices, period_ns)
+        return self._fits(self.bounds[own].suffix_ns, devices[own], period_ns, most_stages)
 
-    def _fits(
-        self,
-        least_ns: Callable[[int], IntArray],
-        work_ns: IntArray,
-        devices: Sequence[int],
-        most: tuple[float, int],
-    ) -> BoolArray:
-        """least_ns: of the ops in question, by stages. most: the period in ns, and the number of stages."""
-        period_ns, most_stages = most
-        # Each device works for one period: together they do at most the period times the sum of their speed-ups.
-        if any(devices[1:]):
-            speed = sum(count * speedup for count, speedup in zip(devices, self.speedups, strict=True) if count)
-            fits: BoolArray = work_ns <= period_ns * speed * (1 + _ROUNDING)
-            return fits
+    @property
+    def _priced_cuts(self) -> PricedCuts:
+        if self.priced is None:
+            raise ValueError("devices of several kinds need bounds at prices")
+        return self.priced
+
+    def _fits(self, least_ns: Callable[[int], IntArray], devices: int, period_ns: float, most_stages: int) -> BoolArray:
+        """On devices of one kind. least_ns: of the ops in question, by stages."""
         fits = np.zeros(self.n_cuts, bool)
-        # More stages spill less and start more often: any number of them may be the one that fits.
-        for stages in range(1, min(devices[0], most_stages) + 1):
-            fits |= least_ns(stages) <= period_ns * devices[0]
+        # Each device works for one period. More stages spill less and start more often: any number of them may fit.
+        for stages in range(1, min(devices, most_stages) + 1):
+            fits |= least_ns(stages) <= period_ns * devices
         return fits
 
 
-def cut_reachability(structures: Sequence[Structure | None], sets: DownSets) -> CutReachability:
-    """structures: of each kind of device, None where it is not known."""
-    known = [structure for structure in structures if structure is not None]
+def _only_kind(devices: Counts) -> int | None:
+    """The kind of the devices, where they are all of one."""
+    own = [k for k, count in enumerate(devices) if count]
+    return own[0] if len(own) == 1 else None
+
+
+def cut_reachability(
+    structures: Sequence[Structure | None], sets: DownSets, prices: Sequence[Prices] = ()
+) -> CutReachability:
+    """structures: of each kind of device, None where it is not known. prices: for bounds on several kinds together."""
+    known = tuple(structure for structure in structures if structure is not None)
     if not known or len(known) < len(structures):
-        return CutReachability(len(sets), None, (1.0,))
-    first, *others = known
-    return CutReachability(len(sets), cut_bounds(first, sets), (1.0, *(_speedup(first, other) for other in others)))
-
-
-def _speedup(first: Structure, other: Structure) -> float:
-    """The most ns of work on the first kind that one ns on the other does: that of the op which gains most."""
-    most = 0.0
-    for a, b in zip(first.op_ns, other.op_ns, strict=True):
-        if a and b is not None:
-            most = max(most, a / b if b else float("inf"))
-    return most
+        return CutReachability(len(sets), ())
+    priced = priced_cuts(KindTerms(known), prices, sets) if len(known) > 1 else None
+    return CutReachability(len(sets), tuple(cut_bounds(structure, sets) for structure in known), priced)

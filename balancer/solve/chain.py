@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.solve.interval_dp import interval_table
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from balancer.ground.opsets import OpSet
     from balancer.solve.interval_dp import IntervalGoal, IntervalTable
-    from balancer.solve.offers import Offer
+    from balancer.solve.offers import BestPlan, Offer
     from balancer.solve.problem import Problem, SolverOptions
 
 OVER = "intervals of the execution order"
@@ -31,7 +32,7 @@ def solve_chain(problem: Problem, options: SolverOptions) -> Solution:
     offers = chain_offers(problem, options, prefixes(file_order(problem)))
     if not offers:
         raise infeasible(problem, options)
-    plan = best_plan(problem, offers, problem.n_devices, max_pipelines(problem, options))
+    plan = best_plan(problem, offers, (problem.n_devices,), max_pipelines(problem, options))
     value = evaluate(problem, plan.pipelines)
     if value is None:
         raise ValueError("the batch form of the cost allows a segment that `exact` does not")
@@ -39,11 +40,23 @@ def solve_chain(problem: Problem, options: SolverOptions) -> Solution:
         solver="chain",
         pipelines=plan.pipelines,
         value=value,
-        bound_ns=value.objective_ns if plan.complete else plan.bound_ns,
+        bound_ns=_bound_ns(problem, options, offers, plan),
         over=f"{OVER}, {options.scope}",
         ended=Ended.COMPLETE if plan.complete else Ended.LIMIT_REACHED,
         statistics={"intervals": problem.n_ops * (problem.n_ops + 1) // 2, "pipelines": len(offers)},
     )
+
+
+def _bound_ns(problem: Problem, options: SolverOptions, offers: Sequence[Offer], plan: BestPlan) -> int:
+    """ns per inference: a lower bound for all plans of intervals. The offers are the best as far as nothing but the host is
+    shared: without other resources, no plan is better than theirs.
+    """
+    if problem.shared:
+        free = replace(problem, shared=())
+        plan = best_plan(free, offers, (problem.n_devices,), max_pipelines(problem, options))
+        problem = free
+    value = evaluate(problem, plan.pipelines)
+    return plan.bound_ns if value is None or not plan.complete else value.objective_ns
 
 
 def chain_offers(problem: Problem, options: SolverOptions, cuts: Sequence[OpSet]) -> list[Offer]:
@@ -69,7 +82,8 @@ def _tied(
     Plans are compared by whole ns, and the host may be slower than the pipeline. Both leave slack for partitions with a
     longer period, which may stream less.
     """
-    best = min(alone_ns(problem, goal.stages, goal.period) for goal in goals)
-    ties = [g for g in table.within(best) if problem.host_ns * g.stages <= best and stages in (None, g.stages)]
+    best = min(alone_ns(problem, (goal.stages,), goal.period) for goal in goals)
+    host_ns = problem.host_ns.get(problem.devices[0][0], 0)
+    ties = [g for g in table.within(best) if host_ns * g.stages <= best and stages in (None, g.stages)]
     fewest = min(goal.devices for goal in ties)
     return [goal for goal in ties if goal.devices == fewest]

@@ -6,6 +6,7 @@ Every quantity that a solution states is computed again from `Problem.exact`, an
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from balancer.errors import InvalidSolutionError
@@ -15,7 +16,7 @@ from balancer.ground.wording import counted
 from balancer.solve.problem import SolverOptions, Value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from balancer.ground.opsets import OpSet
     from balancer.solve.problem import Constraints, Cost, PipelineSpec, Problem, Solution
@@ -110,19 +111,65 @@ def _check_devices(problem: Problem, pipelines: Sequence[PipelineSpec]) -> None:
 
 
 def _value(problem: Problem, costed: Sequence[tuple[PipelineSpec, Sequence[Cost]]]) -> Value:
-    alone, devices, streamed, latency = [], 0, 0, 0
+    rates, takes, devices, reluctant, streamed, latency = [], [], 0, 0, 0, 0
     for pipeline, own in costed:
-        slowest = max(Fraction(max(c.time_ns, 1), s.replicas) for c, s in zip(own, pipeline.stages, strict=True))
-        alone.append((problem.host_ns * len(own), NS_PER_S / slowest))
-        devices += sum(stage.replicas for stage in pipeline.stages)
-        streamed += sum(c.streamed_bytes * s.replicas for c, s in zip(own, pipeline.stages, strict=True))
-        latency = max(latency, sum(c.time_ns + problem.handover_ns for c in own))
-    # One host: pipelines with less work for it are served first, the others in the time that is left.
-    time, rate = Fraction(NS_PER_S), Fraction(0)
-    for host_ns, most in sorted(alone):
-        served = most if host_ns * most <= time else time / host_ns
-        time, rate = time - served * host_ns, rate + served
-    return Value(ceil_div(NS_PER_S * rate.denominator, rate.numerator), devices, streamed, latency)
+        staged = list(zip(own, pipeline.stages, strict=True))
+        rates.append(NS_PER_S / max(Fraction(max(c.time_ns, 1), s.replicas) for c, s in staged))
+        shared = [sum(c.shared_ns[k] for c in own if c.shared_ns) for k in range(len(problem.shared))]
+        takes.append([sum(problem.host_ns.get(s.kind, 0) for s in pipeline.stages), *shared])
+        devices += sum(s.replicas for s in pipeline.stages)
+        reluctant += sum(s.replicas for s in pipeline.stages if s.kind in problem.reluctant)
+        streamed += sum(c.streamed_bytes * s.replicas for c, s in staged)
+        latency = max(latency, sum(c.time_ns + problem.handover_ns.get(s.kind, 0) for c, s in staged))
+    rate = _best_rate(rates, takes, [NS_PER_S, *(resource.capacity * NS_PER_S for resource in problem.shared)])
+    return Value(ceil_div(NS_PER_S * rate.denominator, rate.numerator), devices, reluctant, streamed, latency)
+
+
+def _best_rate(rates: Sequence[Fraction], takes: Sequence[Sequence[int]], limits: Sequence[int]) -> Fraction:
+    """The highest sum of rates under limits on what they take, by duality.
+
+    At prices on what is limited, the sum is at most that of the limits' worth and of the rates' own surplus. The least of
+    these sums over all prices is the optimum (strong duality), and it is convex: at some price at which as many rates as there
+    are prices have no surplus. So it is enough to look at those.
+    """
+    binding = [
+        k for k, limit in enumerate(limits) if sum(r * own[k] for r, own in zip(rates, takes, strict=True)) > limit
+    ]
+    planes = sorted({tuple(own[k] for k in binding) for own in takes})
+    worth = []
+    for prices in _corner_prices(planes, len(binding)):
+        surplus = (
+            r * max(Fraction(0), 1 - sum(p * own[k] for p, k in zip(prices, binding, strict=True)))
+            for r, own in zip(rates, takes, strict=True)
+        )
+        worth.append(sum(p * limits[k] for p, k in zip(prices, binding, strict=True)) + sum(surplus, Fraction(0)))
+    return min(worth)
+
+
+def _corner_prices(planes: Sequence[Sequence[int]], n: int) -> Iterator[list[Fraction]]:
+    """All prices, none negative, that solve n of the equations sum(price * own) = 1 and price = 0."""
+    equations = [([Fraction(ns) for ns in own], Fraction(1)) for own in planes]
+    equations += [([Fraction(k == j) for j in range(n)], Fraction(0)) for k in range(n)]
+    for chosen in combinations(equations, n):
+        solved = _solved([[*own, right] for own, right in chosen])
+        if solved is not None and all(price >= 0 for price in solved):
+            yield solved
+
+
+def _solved(rows: list[list[Fraction]]) -> list[Fraction] | None:
+    """The solution of linear equations, by elimination; None where there is not exactly one."""
+    n = len(rows)
+    for column in range(n):
+        pivot = next((k for k in range(column, n) if rows[k][column]), None)
+        if pivot is None:
+            return None
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        rows[column] = [value / rows[column][column] for value in rows[column]]
+        for k in range(n):
+            if k != column and rows[k][column]:
+                factor = rows[k][column]
+                rows[k] = [a - factor * b for a, b in zip(rows[k], rows[column], strict=True)]
+    return [row[-1] for row in rows]
 
 
 def _check_claims(solution: Solution) -> None:

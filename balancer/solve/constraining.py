@@ -62,8 +62,8 @@ def starts(problem: Problem, options: SolverOptions) -> Iterator[PipelineSpec]:
     held = options.constraints
     together = replace(problem, together=(*problem.together, *held.together))
     if held.max_latency_ns is None and held.max_objective_ns is None:
-        cuts = prefixes(file_order(together))
-        offers = chain_offers(together, replace(options, max_pipelines=1, constraints=Constraints()), cuts)
+        cuts, first_kind = prefixes(file_order(together)), replace(together, devices=together.devices[:1])
+        offers = chain_offers(first_kind, replace(options, max_pipelines=1, constraints=Constraints()), cuts)
         offers.sort(key=lambda offer: offer.period)
         pipelines = iter([offer.costed.pipeline for offer in offers[:_MOST_STARTS]])
     else:

@@ -25,10 +25,12 @@ class SegmentColumns(NamedTuple):
     end: IndexArray
     time_ns: IntArray
     streamed_bytes: IntArray
+    shared_ns: IntArray | None = None  # [resource, segment], as in `CostColumns`
 
     def take(self, chosen: IndexArray | BoolArray) -> SegmentColumns:
         """Some of the segments, by their numbers or by a mask."""
-        return SegmentColumns(self.end[chosen], self.time_ns[chosen], self.streamed_bytes[chosen])
+        shared_ns = None if self.shared_ns is None else self.shared_ns[:, chosen]
+        return SegmentColumns(self.end[chosen], self.time_ns[chosen], self.streamed_bytes[chosen], shared_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class WorkWindow:
 
     work_ns: IntArray
     window_ns: float
+
+    def holds(self, cut: int, ends: IndexArray) -> BoolArray:
+        """Which of the segments from a cut to these ends are worth costing."""
+        within: BoolArray = self.work_ns[ends] <= self.work_ns[cut] + self.window_ns
+        return within
 
     def take(self, rows: IndexArray) -> WorkWindow:
         """The window for some of the down-sets."""
@@ -72,8 +79,9 @@ class KnownSegments:
 class CostedSegments:
     """A cache of segment costs, filled in batches. `keep`: everything stays known; else the last batch alone does."""
 
-    def __init__(self, problem: Problem, sets: DownSets, window: WorkWindow | None, *, keep: bool) -> None:
-        self.sets, self.window, self.keep = sets, window, keep
+    def __init__(self, problem: Problem, sets: DownSets, windows: Sequence[WorkWindow] | None, *, keep: bool) -> None:
+        """windows: for each kind, None where all segments are worth costing."""
+        self.sets, self.windows, self.keep = sets, windows, keep
         self._batches = [problem.batch(sets, kind) for kind, _ in problem.devices]
         self._known: dict[int, list[SegmentColumns]] = {}
 
@@ -93,22 +101,29 @@ class CostedSegments:
             count += len(ends[-1])
             if count > _BATCH_SEGMENTS:
                 break
-        budget.spend(count * len(self._batches))
-        starts = np.concatenate([np.full(len(end), cut) for cut, end in zip(cuts, ends, strict=False)])
-        tables = [between(starts, np.concatenate(ends)) for between in self._batches]
-        first = 0
-        for cut, end in zip(cuts, ends, strict=False):
-            here = slice(first, first + len(end))
-            first += len(end)
-            self._known[cut] = [
-                SegmentColumns(end, time[here], streamed[here]).take(allowed[here])
-                for time, streamed, allowed in tables
-            ]
+        self._known.update((cut, []) for cut, _ in zip(cuts, ends, strict=False))
+        for kind, between in enumerate(self._batches):
+            here = [self._within(kind, cut, end) for cut, end in zip(cuts, ends, strict=False)]
+            sizes = [len(end) for end in here]
+            budget.spend(sum(sizes))
+            costs = between(np.repeat(cuts[: len(here)], sizes), np.concatenate(here))
+            first = 0
+            for cut, end in zip(cuts, here, strict=False):
+                part = slice(first, first + len(end))
+                first += len(end)
+                shared_ns = None if costs.shared_ns is None else costs.shared_ns[:, part]
+                columns = SegmentColumns(end, costs.time_ns[part], costs.streamed_bytes[part], shared_ns)
+                self._known[cut].append(columns.take(costs.allowed[part]))
 
     def _supersets(self, cut: int) -> IndexArray:
         """The cuts at which a segment from this one may end. They stand behind it: supersets come later."""
         rows = np.arange(cut + 1, len(self.sets))
-        if self.window is not None:
-            work_ns = self.window.work_ns
-            rows = rows[work_ns[cut + 1 :] <= work_ns[cut] + self.window.window_ns]
+        if self.windows is not None:
+            rows = rows[np.logical_or.reduce([window.holds(cut, rows) for window in self.windows])]
         return self.sets.containing(self.sets.set_of(cut), rows)
+
+    def _within(self, kind: int, cut: int, ends: IndexArray) -> IndexArray:
+        """Those of the ends whose segments are worth costing on a kind."""
+        if self.windows is None or len(self.windows) == 1:
+            return ends
+        return ends[self.windows[kind].holds(cut, ends)]

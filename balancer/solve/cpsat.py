@@ -122,9 +122,17 @@ class PipelineSearch:
         self.most_replicas = max_replicas(options)
         self.may_replicate_whole = may_replicate_whole
         self.minimises_latency = self.constraints.max_objective_ns is not None
-        self.criteria = (Criterion.RATE, Criterion.DEVICES, Criterion.STREAMED, Criterion.LATENCY)
+        self.criteria: tuple[Criterion, ...] = (
+            Criterion.RATE,
+            Criterion.DEVICES,
+            Criterion.RELUCTANT,
+            Criterion.STREAMED,
+            Criterion.LATENCY,
+        )
         if self.minimises_latency:
-            self.criteria = (Criterion.LATENCY, Criterion.RATE, Criterion.DEVICES, Criterion.STREAMED)
+            self.criteria = (Criterion.LATENCY, *self.criteria[:-1])
+        if not problem.reluctant.intersection(self.kinds):
+            self.criteria = tuple(c for c in self.criteria if c is not Criterion.RELUCTANT)
         self.fastest_ns = min(
             pipeline_bound_ns(problem, stages, self.devices, self.most_replicas) for stages in self.stages()
         )
@@ -246,7 +254,7 @@ class PipelineSearch:
     def _least_latency_ns(self, stages: int) -> int:
         """A lower bound on the latency of a pipeline of so many stages."""
         least = least_total_ns(self.structures[0], stages) if len(self.kinds) == 1 else 0
-        return least + stages * self.problem.handover_ns
+        return least + stages * min(self.problem.handover_ns.get(kind, 0) for kind in self.kinds)
 
     def _round(self, model: StageModel) -> tuple[bool, int | None]:
         """Solve the model once, and let it learn.
@@ -270,7 +278,9 @@ class PipelineSearch:
             self.consider(PipelineSpec(tuple(StageSpec(ops, self.kinds[k], r) for ops, k, r in stages)))
             surprised = self._learn(model, stages, solver)
         # Only the optimum of a model whose times are true is an optimum of the problem.
-        still_open = None if status == cp_model.OPTIMAL and not surprised else bound
+        # The model knows nothing of shared resources.
+        complete = status == cp_model.OPTIMAL and not surprised and not self.problem.shared
+        still_open = None if complete else bound
         try:
             self.budget.spend(int(spent * WORK_UNIT))
         except BudgetSpent:

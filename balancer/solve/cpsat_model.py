@@ -62,6 +62,7 @@ class Criterion(Enum):
 
     RATE = "objective_ns"
     DEVICES = "devices"
+    RELUCTANT = "reluctant"
     STREAMED = "streamed_bytes"
     LATENCY = "latency_ns"
 
@@ -97,6 +98,9 @@ class StageModel:
             return self.latency
         if criterion is Criterion.DEVICES:
             return sum(r * literal for here in self.choices.options for _, r, literal in here)
+        if criterion is Criterion.RELUCTANT:
+            kinds = [kind in self.problem.reluctant for kind, _ in self.problem.devices]
+            return sum(r * literal for here in self.choices.options for k, r, literal in here if kinds[k])
         return self._streamed_bytes()
 
     def _streamed_bytes(self) -> Expression:
@@ -181,16 +185,23 @@ def stage_model(  # noqa: PLR0913 - one model's data
 
     model = cp_model.CpModel()
     places = block_places(model, problem, constraints.together, stages)
-    choices = device_choices(places, structures, devices, most_replicas)
+    choices = device_choices(places, problem, structures, devices, most_replicas)
     times = time_expressions(places, choices, structures, problem.before)
-    period = model.new_int_var(problem.host_ns * stages, most_ns, "period")
+    of_kind = [(problem.host_ns.get(kind, 0), problem.handover_ns.get(kind, 0)) for kind, _ in problem.devices]
+    period = model.new_int_var(min(host_ns for host_ns, _ in of_kind) * stages, most_ns, "period")
+    if len(of_kind) > 1:
+        host_ns: Expression = sum(of_kind[k][0] * literal for here in choices.options for k, _, literal in here)
+        model.add(host_ns <= period)
     for j, here in enumerate(choices.options):
         for k, r, literal in here:
             bound = model.add(times.on_kind[k][j] <= r * period)
             if len(here) > 1:
                 bound.only_enforce_if(literal)
     model.add(sum(times.anywhere) <= sum(devices) * period)
-    latency = sum(times.anywhere) + problem.handover_ns * stages
+    handover_ns: Expression = of_kind[0][1] * stages
+    if len(of_kind) > 1:
+        handover_ns = sum(of_kind[k][1] * literal for here in choices.options for k, _, literal in here)
+    latency = sum(times.anywhere) + handover_ns
     built = StageModel(model, problem, structures, places, choices, times, period, latency)
     _constrain(built, constraints)
     return built

@@ -79,7 +79,7 @@ class DeviceChoices:
 
 
 def device_choices(
-    places: BlockPlaces, structures: Sequence[Structure], devices: Sequence[int], most_replicas: int
+    places: BlockPlaces, problem: Problem, structures: Sequence[Structure], devices: Sequence[int], most_replicas: int
 ) -> DeviceChoices:
     """Add the choice of devices. structures, devices: of each kind."""
     model, stages = places.model, places.stages
@@ -99,12 +99,18 @@ def device_choices(
     # Symmetry: of kinds that differ in nothing, the first is used first. Kinds whose structure is not all of the cost may
     # differ in the rest.
     for k in range(1, len(devices)):
-        alike = structures[k] == structures[k - 1] and devices[k] == devices[k - 1]
+        alike = structures[k] == structures[k - 1] and _beyond_costs(problem, k) == _beyond_costs(problem, k - 1)
         if alike and not structures[k].relaxed:
             for j in range(stages):
                 earlier = [on[i][k - 1] for i in range(j)]
                 model.add_bool_or([on[j][k].negated(), *earlier])
     return DeviceChoices(options, on)
+
+
+def _beyond_costs(problem: Problem, kind: int) -> tuple[int, int, int, bool]:
+    """What else tells a kind from another: its number of devices, host work, hand-overs, and whether it is reluctant."""
+    name, count = problem.devices[kind]
+    return count, problem.host_ns.get(name, 0), problem.handover_ns.get(name, 0), name in problem.reluctant
 
 
 def _either(model: CpModel, literals: Sequence[IntVar]) -> IntVar:

@@ -23,8 +23,9 @@ from balancer.solve.chain import chain_offers
 from balancer.solve.downset_dp import PipelineLimits, cut_lattice
 from balancer.solve.downset_sampling import sampled_downsets
 from balancer.solve.enumeration import all_downsets
+from balancer.solve.label_dp import non_dominated_pipelines
 from balancer.solve.limits import max_replicas, may_replicate_whole
-from balancer.solve.offers import alone_ns, lattice_offer
+from balancer.solve.offers import alone_ns, device_shares, labelled_offer, lattice_offer
 from balancer.solve.orders import file_order, prefixes, thinned
 from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
@@ -32,17 +33,21 @@ from balancer.solve.plan_bounds import beyond_ns
 from balancer.solve.plan_search import PlanSearch
 from balancer.solve.problem import Ended
 from balancer.solve.reaching import CutFinder
+from balancer.solve.sizes import stage_classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from balancer.solve.downset_dp import CutLattice, Devices
+    from balancer.solve.downset_dp import CutLattice
     from balancer.solve.offers import Offer
     from balancer.solve.period_dp import PeriodResult, ShortestPeriod
-    from balancer.solve.problem import Problem, Solution, SolverOptions
+    from balancer.solve.problem import Problem, Solution, SolverOptions, Value
+    from balancer.solve.sizes import Counts
 
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 _SLACK_TENTHS = (1, 4, 10)
+_LABEL_WORK = 1 << 25  # labels extended by a segment, and compared
+_MOST_LABELLED = 1 << 10  # pipelines that are weighed against each other
 _AT_ONCE = 1 << 20  # work to find all pipelines as fast as the best known in one search; else they are found by steps
 _FEW_AT_ONCE = 1 << 14  # the same for one number of devices of several
 _SMALL_SLACK_TENTHS = (1, 2, 3, 4, 5, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
@@ -78,7 +83,7 @@ class DownSetSearch(PlanSearch):
         super().__init__(problem, options, offers)
         self.sets, self.budget = sets, budget
         self._last: PeriodResult | None = None
-        self._last_found: tuple[tuple[Devices, int], CutLattice] | None = None
+        self._last_found: tuple[tuple[Counts, int], CutLattice] | None = None
         self.bounds_sufficed = sets is None
 
     @cached_property
@@ -98,6 +103,7 @@ class DownSetSearch(PlanSearch):
             most_replicas=most,
             may_replicate_whole=may_replicate_whole(self.problem, self.options),
             longest_ns=min(known) * min(most, max(self.counts)) if known else None,
+            prices=self.priced.prices if self.priced else (),
         )
 
     def run(self) -> None:
@@ -126,7 +132,7 @@ class DownSetSearch(PlanSearch):
         # Plans tie where they round to the same whole ns, or where the host is the bottleneck. So slower pipelines may
         # tie, which may take fewer devices or stream less. A second search finds all that are fast enough.
         result = self._searched(self.counts if len(self.counts) > 1 else (enough,), fastest, exact_stages=True)
-        ties = [p for p in result.front if forced in (None, p.stages) and self._alone_ns(p) <= fastest]
+        ties = [p for p in result.front if forced in (None, p.stage_count) and self._alone_ns(p) <= fastest]
         fewest = min(point.device_count for point in ties)
         self.offers = [
             lattice_offer(result, replace(point, period=Fraction(fastest)))
@@ -183,11 +189,11 @@ class DownSetSearch(PlanSearch):
         result = self._searched(counts, most_ns, exact_stages=forced is not None or len(counts) > 1)
         if not result.front and len(counts) == 1:
             self.bounds.raise_all(result.limits)
-        return [point for point in result.front if forced in (None, point.stages)]
+        return [point for point in result.front if forced in (None, point.stage_count)]
 
     def _searched(self, counts: tuple[int, ...], most_ns: int, *, exact_stages: bool) -> PeriodResult:
         """The result of a search within these limits. The last one is kept, since ties often ask for it again."""
-        host = self.problem.host_ns
+        host = min(stage_classes(self.problem).host_ns)
         stages = self.options.stages or min(sum(counts), most_ns // host if host else sum(counts))
         limits = PipelineLimits(counts, most_ns, stages, exact_stages=exact_stages)
         if self._last is None or self._last.limits != limits:
@@ -219,61 +225,146 @@ class DownSetSearch(PlanSearch):
     def _several(self) -> None:
         """For each number of devices, the pipelines that could make the incumbent plan better.
 
-        By the pigeonhole principle, a better plan has a pipeline whose rate per device is above the incumbent's. Such
-        pipelines are fast, so few cuts are open in a search for them: they come first, and where there are none, the
-        incumbent is optimal. Next come those at least as fast as the fastest known on as many devices; then all that
-        could still improve the plan.
+        By the pigeonhole principle, a better plan has a pipeline that brings more than its devices' share of the incumbent's
+        rate, however the shares are set. Such pipelines are fast, so few cuts are open in a search for them: they come first,
+        and where there are none, the incumbent is optimal. Next come those at least as fast as the fastest known on as many
+        devices; then all that could still improve the plan.
         """
-        count = self.counts[0]
         steps = (10,) if self.lattice else (0, *_SMALL_SLACK_TENTHS)
         for tenths in steps:
-            for devices in range(1, count + 1):
-                self._improve_per_device(devices, tenths)
-        for devices in range(1, count + 1):
-            self._improve(devices, min((o.period for o in self.offers if o.devices <= devices), default=None))
-        for devices in range(1, count + 1):
-            self._improve(devices, None)
+            for sizes in self._sizes_at_once():
+                self._improve_beyond_share(sizes, tenths)
+        for sizes in self._sizes_at_once():
+            self._improve(sizes, self._as_known())
+        for sizes in self._sizes_at_once():
+            self._improve(sizes, None)
 
-    def _improve_per_device(self, devices: int, tenths: int) -> None:
-        """Look for pipelines on exactly this number of devices whose rate per device is above that of the best plan.
+    def _improve_beyond_share(self, sizes: list[int], tenths: int) -> None:
+        """Look for pipelines on exactly these numbers of devices that bring more than their devices' share of the best rate.
 
         tenths: of the slack between the bound on their period and the longest such period. 0: all of it, if that is little
         work.
         """
-        longest = Fraction((self.objective_ns() - 1) * self.counts[0], devices)
-        least = self.bounds.least_ns[:, devices].min()
-        if least >= longest:
+        least, longest = self.bounds.least_ns.min(axis=0).tolist(), self._of_share()
+        sizes = [number for number in sizes if least[number] < _or_never(longest[number])]
+        if not sizes:
             return
         if tenths:
-            self._improve(devices, longest - (longest - math.floor(least)) * (10 - tenths) / 10)
+            for number in sizes:
+                whole = longest[number]
+                if whole is not None:
+                    longest[number] = whole - (whole - math.floor(least[number])) * (10 - tenths) / 10
+            self._improve(sizes, longest)
             return
         try:
             with self._at_most(_FEW_AT_ONCE):
-                self._improve(devices, longest)
+                self._improve(sizes, longest)
         except BudgetSpent:
             if not self.budget.left:
                 raise
 
-    def _improve(self, devices: int, longest: Fraction | None) -> None:
-        """Look for pipelines on exactly this number of devices that could make the best plan better.
+    def settle(self) -> None:
+        """After a run, weigh the pipelines that may belong to a plan as good as the best known against each other: by what they
+        take of shared resources, and by all that decides between plans of equal rate.
 
-        longest: the longest period of interest, in ns; None for any.
+        Without this, a search is not complete where resources are shared and limit the plan. Elsewhere it is about ties alone,
+        and ends within limits of work. With one pipeline, or devices of one kind, ties are settled among the fastest pipelines
+        of each size, which is enough for one pipeline.
         """
-        limits = self.bounds.limits_to_improve(devices, self.objective_ns())
+        several = self.most_pipelines > 1 and len(self.counts) > 1
+        if not self.complete or not self.offers or not (self.problem.shared or several):
+            return
+        with self.keeping_offers():
+            self.relaxed_ns, known = self.free_bound_ns(), self.plan_value()
+            try:
+                self._take_if_better(self._labelled(known), known)
+            except BudgetSpent:
+                if known.objective_ns > self.relaxed_ns:
+                    self.note_end(Ended.LIMIT_REACHED)
+        self.statistics["pairs"] = self.budget.spent
+
+    def _labelled(self, known: Value) -> list[Offer]:
+        """The pipelines that may belong to a plan at least as good as the one known, and that no other beats."""
+        if self.lattice is None:
+            raise BudgetSpent
+        budget = Budget(_LABEL_WORK, self.budget.seconds_left)
+        found = non_dominated_pipelines(self.lattice, self._limits_to_tie(known.objective_ns), budget)
+        self.statistics["labels"] = len(found)
+        if len(found) > _MOST_LABELLED:
+            raise BudgetSpent
+        return [labelled_offer(p) for p in found if self.options.stages in (None, sum(p.stages))]
+
+    def _take_if_better(self, offers: list[Offer], known: Value) -> None:
+        """Take these offers in place of those known, unless limits of work let them make a worse plan."""
+        before, self.offers = self.offers, offers
+        if not offers or self.plan_value() > known:
+            self.offers = before
+
+    def _limits_to_tie(self, best_ns: int) -> PipelineLimits:
+        """The pipelines that may belong to a plan with at most this objective."""
+        every = list(range(1, len(self.bounds.devices.vectors)))
+        limits = None if self.most_pipelines == 1 else self.bounds.limits_to_improve(every, best_ns + 1)
+        return limits or PipelineLimits(self.counts, best_ns, self.options.stages or sum(self.counts))
+
+    def _sizes_at_once(self) -> list[list[int]]:
+        """Numbers of devices that are searched together: with several kinds all, which share most of the work."""
+        every = list(range(1, len(self.bounds.devices.vectors)))
+        return [every] if len(self.counts) > 1 else [[number] for number in every]
+
+    def _of_share(self) -> list[Fraction | None]:
+        """By the number of the devices, the longest period of a pipeline that brings more than their share of the rate."""
+        shares = device_shares(self.offers, self.counts)
+        best = self.objective_ns() - 1
+        worth = (sum(n * own for n, own in zip(counts, shares, strict=True)) for counts in self.bounds.devices.vectors)
+        return [Fraction(best) / own if own else None for own in worth]
+
+    def _as_known(self) -> list[Fraction | None]:
+        """By the number of the devices, the shortest period known on them or on fewer."""
+        return [
+            min(
+                (o.period for o in self.offers if all(a <= b for a, b in zip(o.devices, counts, strict=True))),
+                default=None,
+            )
+            for counts in self.bounds.devices.vectors
+        ]
+
+    def _improve(self, sizes: list[int], longest: Sequence[Fraction | None] | None) -> None:
+        """Look for pipelines on exactly these numbers of devices that could make the best plan better.
+
+        longest: the longest periods of interest, in ns, by the number of the devices; None for any.
+        """
+        limits = self.bounds.limits_to_improve(sizes, self.objective_ns())
         if limits is None:
             return
         if longest is not None:
-            limits = replace(limits, most_ns=min(limits.most_ns, math.ceil(longest)))
+            limits = _shortened(limits, sizes, longest)
         result = self._shortest_periods(limits)
         # Where cuts have to be found, one more search for plans that tie would take as long as the proof.
         self.bounds.note_search(result, None if self.lattice else beyond_ns(limits))
-        self.offers += [lattice_offer(result, point) for point in result.front if point.device_count == devices]
+        wanted = {self.bounds.devices.vectors[number] for number in sizes}
+        self.offers += [lattice_offer(result, point) for point in result.front if point.devices in wanted]
+
+
+def _or_never(period: Fraction | None) -> float:
+    return math.inf if period is None else float(period)
+
+
+def _shortened(limits: PipelineLimits, sizes: Sequence[int], longest: Sequence[Fraction | None]) -> PipelineLimits:
+    """The limits with shorter periods. longest: by the number of the devices; None for any."""
+    if not limits.longest_ns:
+        period = longest[sizes[0]]
+        return limits if period is None else replace(limits, most_ns=min(limits.most_ns, math.ceil(period)))
+    shorter = tuple(
+        most_ns if period is None else min(most_ns, math.ceil(period))
+        for most_ns, period in zip(limits.longest_ns, longest, strict=True)
+    )
+    return replace(limits, most_ns=max(shorter), longest_ns=shorter)
 
 
 def solve_downset(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> Solution:
     """Optimal over all down-sets, as far as the limits of work and memory go; else the best found, with a bound.
 
-    Devices of several kinds make one pipeline. Raises InfeasibleError where no pipeline was found.
+    Raises InfeasibleError where no pipeline was found.
     """
     problem = folded(problem, options)
     sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
@@ -294,7 +385,6 @@ def search_among(
     if len(problem.devices) == 1:
         offers = chain_offers(problem, options, cuts if sets is None else thinned(problem, cuts, _MOST_STARTING_CUTS))
     else:
-        options = replace(options, max_pipelines=1)
         chain = DownSetSearch(problem, options, [], order, budget)
         chain.run()
         if chain.ended is Ended.INTERRUPTED:
@@ -304,6 +394,7 @@ def search_among(
         return _search_sampled(problem, options, offers, work, budget)
     search = DownSetSearch(problem, options, offers, sets, budget)
     search.run()
+    search.settle()
     return search
 
 
@@ -315,6 +406,7 @@ def _search_sampled(
     with sampling.keeping_offers():
         sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
         sampled.run()
+        sampled.settle()
         return _without_claims(sampled)
     return sampling  # interrupted before it had begun
 
@@ -327,6 +419,7 @@ def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork =
     offers = chain_offers(problem, options, prefixes(file_order(problem)))
     search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
     search.run()
+    search.settle()
     return search
 
 

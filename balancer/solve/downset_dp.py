@@ -38,8 +38,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -50,38 +49,50 @@ from balancer.solve.budget import BudgetSpent
 from balancer.solve.costed_segments import FEW_SETS, CostedSegments, SegmentColumns
 from balancer.solve.periods import MOST_REPLICAS
 from balancer.solve.problem import PipelineSpec, StageSpec
-from balancer.solve.tie_rules import StageOptions
+from balancer.solve.sizes import CountNumbers, stage_classes
+from balancer.solve.tie_rules import PathSize, StageOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from balancer.ground.arrays import BoolArray, FloatArray, IndexArray, IntArray
     from balancer.ground.downsets import DownSets
     from balancer.solve.bounds import CutReachability
     from balancer.solve.budget import Budget
     from balancer.solve.costed_segments import SegmentSource
+    from balancer.solve.priced_bounds import Prices
     from balancer.solve.problem import Problem
+    from balancer.solve.sizes import Counts, StageClasses
     from balancer.solve.tie_rules import CutPath
 
-Devices = tuple[int, ...]  # a count for each kind
 UsedSegments = list[list[tuple[int, SegmentColumns]]]  # for each kind: cuts, with the segments that start there
 MOST_STATES = 1 << 26  # of the table `best`: half a GiB
 _UPDATES_A_PAIR = 4  # extending a pipeline by a segment takes about this fraction of the time of costing the segment
 _CUTS_AHEAD = 256  # cuts whose segments are costed together
 
 
+class SizeNumbers(NamedTuple):
+    """Numbers for the stages of pipelines, counted by class, and for their devices, counted by kind."""
+
+    classes: StageClasses
+    stages: CountNumbers
+    devices: CountNumbers
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineLimits:
     """Which pipelines a search looks for.
 
-    devices: at most these. most_ns: of the period. exact_stages: whether a pipeline of more stages counts even where one
-    of fewer stages is as good.
+    devices: at most these, by kind. most_ns: of the period. most_stages: of all classes. exact_stages: whether a pipeline
+    of more stages counts even where one of fewer stages is as good. longest_ns: the longest period by the number of the
+    devices that a pipeline has in all, 0 where none of that size is wanted; empty where it is most_ns for all.
     """
 
-    devices: Devices
+    devices: Counts
     most_ns: int
     most_stages: int
     exact_stages: bool = False
+    longest_ns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,46 +113,26 @@ class CutLattice:
     segments: SegmentSource | None
 
 
-def cut_lattice(
+def cut_lattice(  # noqa: PLR0913 - one lattice's data
     problem: Problem,
     sets: DownSets,
     *,
     most_replicas: int = 1,
     may_replicate_whole: bool = False,
     longest_ns: int | None = None,
+    prices: Sequence[Prices] = (),
 ) -> CutLattice:
     """The lattice of these sets.
 
-    longest_ns: no search will want a segment that takes longer; None where no such limit is known.
+    longest_ns: no search will want a segment that takes longer; None where no such limit is known. prices: see
+    `cut_reachability`.
     """
-    reachability = cut_reachability([problem.structures.get(kind) for kind, _ in problem.devices], sets)
+    reachability = cut_reachability([problem.structures.get(kind) for kind, _ in problem.devices], sets, prices)
     segments: SegmentSource | None = None
     if len(sets) <= FEW_SETS:
         # Costing is most of the work: with few sets, each segment is costed once for all searches.
         segments = CostedSegments(problem, sets, reachability.window(longest_ns), keep=True)
     return CutLattice(problem, sets, min(most_replicas, MOST_REPLICAS), may_replicate_whole, reachability, segments)
-
-
-@dataclass(frozen=True)
-class DeviceNumbers:
-    """Numbers for the devices in use, a mixed-radix code of the counts of each kind: 0 is none, the last is all."""
-
-    devices: Devices
-
-    @cached_property
-    def vectors(self) -> list[Devices]:
-        """The counts that each number stands for."""
-        return list(product(*(range(count + 1) for count in self.devices)))
-
-    @cached_property
-    def counts(self) -> IntArray:
-        """[number, kind]: the same as an array."""
-        return np.array(self.vectors)
-
-    @cached_property
-    def strides(self) -> list[int]:
-        """For each kind, what one more device of it adds to the number: states advance by an addition, not a look-up."""
-        return [math.prod(count + 1 for count in self.devices[k + 1 :]) for k in range(len(self.devices))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,18 +141,20 @@ class OpenCuts:
 
     rows: the number of each among the lattice's sets.
     is_open[cut, used]: whether a pipeline can get to the cut with these devices in use, and on from it with the rest.
+    longest_ns[cut, used]: the longest period with which it can; None where it is the same for all.
     highest[kind][cut]: the most devices of a kind that may be in use at the cut; -1 where the cut is not open at all.
     """
 
     rows: IndexArray
     sets: DownSets
     is_open: BoolArray
+    longest_ns: FloatArray | None
     highest: list[IntArray]
     segments: SegmentSource
 
 
 class StateColumns(NamedTuple):
-    """Ways to get to a cut, as columns: stages so far, number of the devices in use, and what is minimised."""
+    """Ways to get to a cut, as columns: numbers of the stages so far and of the devices in use, and what is minimised."""
 
     stages: IndexArray
     used: IndexArray
@@ -182,14 +175,15 @@ class DpTable:
     best: FloatArray
     cuts: OpenCuts
     limits: PipelineLimits
-    numbers: DeviceNumbers
+    numbers: SizeNumbers
     most_replicas: list[int]
     limit: float
 
-    @property
-    def stages(self) -> int:
-        """The most stages that a pipeline may have."""
-        return int(self.best.shape[1]) - 1
+    def may_follow(self, states: StateColumns, kind: int) -> BoolArray:
+        """Which of these states leave room for one more stage on this kind."""
+        of = self.numbers.classes.of_kind[kind]
+        room: BoolArray = self.numbers.stages.counts[states.stages, of] < self.numbers.stages.most[of]
+        return room
 
     def non_dominated(self, cut: int) -> StateColumns:
         """The ways to get to a cut that no other way beats or equals with no more devices (and, unless exact_stages, no
@@ -197,10 +191,11 @@ class DpTable:
 
         A dominated way can be left out: whatever follows it can follow the other.
         """
-        # One axis for the stages, one for the devices of each kind.
-        values = self.best[cut].reshape(-1, *(count + 1 for count in self.limits.devices))
+        # One axis for the stages of each class, one for the devices of each kind.
+        stage_counts, device_counts = self.numbers.stages.most, self.limits.devices
+        values = self.best[cut].reshape([count + 1 for count in (*stage_counts, *device_counts)])
         kept, least = values <= self.limit, values
-        axes = range(int(self.limits.exact_stages), values.ndim)
+        axes = range(len(stage_counts) if self.limits.exact_stages else 0, values.ndim)
         # After this, least[s, u] is the best value with at most s stages and at most u devices of each kind.
         for axis in axes:
             least = np.minimum.accumulate(least, axis)
@@ -243,7 +238,7 @@ class DpPaths:
     problem: Problem
     sets: DownSets
     arrivals: StateColumns
-    numbers: DeviceNumbers
+    numbers: SizeNumbers
     most_replicas: list[int]
     used: UsedSegments
 
@@ -260,16 +255,21 @@ class DpPaths:
         if not self.used[kind]:
             return
         start = np.concatenate([np.full(len(segments.end), cut) for cut, segments in self.used[kind]])
-        columns = zip(*(segments for _, segments in self.used[kind]), strict=True)
+        columns = zip(*(segments[:3] for _, segments in self.used[kind]), strict=True)
         end, time, streamed = (np.concatenate(column) for column in columns)
+        handover_ns = self.problem.handover_ns.get(self.problem.devices[kind][0], 0)
         placed = np.zeros(len(time), bool)
         # The same division and comparison as in the search, so that exactly the segments that it used come back.
         for r in range(1, self.most_replicas[kind] + 1):
             fast = np.maximum(time, 1) / r <= most_ns
             here = np.nonzero(fast & ~placed)[0]
             if len(here):
-                yield StageOptions(kind, r, start[here], end[here], streamed[here] * r, time[here])
+                yield StageOptions(kind, r, start[here], end[here], streamed[here] * r, time[here] + handover_ns)
             placed |= fast
+
+    def size(self, stages: Counts, devices: Counts) -> PathSize:
+        """The size of a path with these numbers of stages and devices."""
+        return PathSize(stages, devices, self.numbers.classes.of_kind)
 
     def pipeline(self, path: CutPath) -> PipelineSpec:
         """The pipeline that a path through the cuts stands for."""
@@ -281,44 +281,73 @@ class DpPaths:
         )
 
 
-def open_mask(lattice: CutLattice, limits: PipelineLimits, numbers: DeviceNumbers) -> BoolArray:
-    """[set, devices in use]: whether bounds allow a pipeline to get to a set with these, and on from it with the rest."""
-    reachability, stages = lattice.reachability, _most_stages(limits)
-    mask = np.zeros((len(lattice.sets), len(numbers.vectors)), bool)
-    for number, used in enumerate(numbers.vectors):
-        # Both bounds are relaxations of the same pipeline, cut in two: each may assume its best number of stages.
-        rest = tuple(total - count for total, count in zip(limits.devices, used, strict=True))
-        if any(used):
-            mask[:, number] = reachability.prefix_fits(used, limits.most_ns, stages)
+def size_numbers(problem: Problem, limits: PipelineLimits) -> SizeNumbers:
+    """Numbers for the sizes of pipelines within the limits."""
+    classes = stage_classes(problem)
+    most_stages = min(limits.most_stages, sum(limits.devices))
+    stages = (min(most_stages, count) for count in classes.counts(limits.devices))
+    return SizeNumbers(classes, CountNumbers(tuple(stages)), CountNumbers(limits.devices))
+
+
+def open_periods(lattice: CutLattice, limits: PipelineLimits) -> FloatArray:
+    """[set, devices in use]: the longest period, in ns, that a pipeline may have which gets to a set with these devices, and on
+    from it with others, within the limits and as far as bounds tell; negative where there is none.
+    """
+    numbers, reachability = CountNumbers(limits.devices), lattice.reachability
+    stages = min(limits.most_stages, sum(limits.devices))
+    longest = np.full((len(lattice.sets), len(numbers.vectors)), -1.0)
+    for total, period in _sought(limits, numbers):
+        for used in np.nonzero((numbers.counts <= numbers.counts[total]).all(axis=1))[0].tolist():
+            before = numbers.vectors[used]
+            rest = tuple((numbers.counts[total] - numbers.counts[used]).tolist())
+            if not any(before):
+                continue
+            # Both bounds are relaxations of the same pipeline, cut in two: each may assume its best number of stages.
+            opens = reachability.prefix_fits(before, period, stages)
             # Without devices left, only the last cut can be reached: nothing may come after it.
-            mask[:-1, number] &= reachability.suffix_fits(rest, limits.most_ns, stages)[:-1] if any(rest) else False
-    mask[0] = False  # nothing comes before the empty set; the DP starts there by itself
-    return mask
+            opens[:-1] &= reachability.suffix_fits(rest, period, stages)[:-1] if any(rest) else False
+            here = longest[:, used]
+            here[opens] = np.maximum(here[opens], period)
+    longest[0] = -1  # nothing comes before the empty set; the DP starts there by itself
+    return longest
 
 
-def open_cuts(lattice: CutLattice, mask: BoolArray, numbers: DeviceNumbers, longest_ns: int) -> OpenCuts:
-    """The sets that can be cuts. mask: see `open_mask`. longest_ns: segments that take longer are of no use.
+def _sought(limits: PipelineLimits, numbers: CountNumbers) -> Iterator[tuple[int, int]]:
+    """Numbers of the devices that pipelines may have in all, with the longest periods of interest."""
+    if not limits.longest_ns:
+        # A pipeline on fewer devices leaves the others idle.
+        yield len(numbers.vectors) - 1, limits.most_ns
+    for total, period in enumerate(limits.longest_ns):
+        if period:
+            yield total, period
+
+
+def open_cuts(lattice: CutLattice, limits: PipelineLimits, periods: FloatArray, longest_ns: int) -> OpenCuts:
+    """The sets that can be cuts. periods: see `open_periods`. longest_ns: segments that take longer are of no use.
 
     Where there are few sets, all of them stay, so that the segments between them are costed once for all searches.
     """
+    mask = periods >= 0
     if lattice.segments is not None:
         rows, sets, segments = np.arange(len(lattice.sets)), lattice.sets, lattice.segments
     else:
         rows = np.union1d(np.nonzero(mask.any(axis=1))[0], [0, len(lattice.sets) - 1])
-        sets, mask = lattice.sets.take(rows), mask[rows]
-        window = lattice.reachability.window(longest_ns)
-        segments = CostedSegments(lattice.problem, sets, window and window.take(rows), keep=False)
+        sets, mask, periods = lattice.sets.take(rows), mask[rows], periods[rows]
+        windows = lattice.reachability.window(longest_ns)
+        taken = None if windows is None else [window.take(rows) for window in windows]
+        segments = CostedSegments(lattice.problem, sets, taken, keep=False)
+    numbers = CountNumbers(limits.devices)
     highest = [np.where(mask, counts, -1).max(axis=1, initial=-1) for counts in numbers.counts.T]
-    return OpenCuts(rows, sets, mask, highest, segments)
+    return OpenCuts(rows, sets, mask, periods if limits.longest_ns else None, highest, segments)
 
 
 def best_paths(
     lattice: CutLattice, limits: PipelineLimits, cuts: OpenCuts, rule: ExtensionRule, budget: Budget
 ) -> DpPaths:
     """Run the dynamic program. Raises BudgetSpent, also where the table would be too large."""
-    numbers = DeviceNumbers(limits.devices)
+    numbers = size_numbers(lattice.problem, limits)
     # The table is dense: most entries stay infinite, but numpy then visits all states of a cut at once.
-    shape = (len(cuts.sets), _most_stages(limits) + 1, len(numbers.vectors))
+    shape = (len(cuts.sets), len(numbers.stages.vectors), len(numbers.devices.vectors))
     if math.prod(shape) > MOST_STATES:
         raise BudgetSpent
     table = DpTable(np.full(shape, np.inf), cuts, limits, numbers, replicas_by_kind(lattice, limits), rule.limit)
@@ -334,10 +363,6 @@ def best_paths(
 def replicas_by_kind(lattice: CutLattice, limits: PipelineLimits) -> list[int]:
     """The most replicas of a stage, by kind."""
     return [min(count, lattice.most_replicas) for count in limits.devices]
-
-
-def _most_stages(limits: PipelineLimits) -> int:
-    return min(limits.most_stages, sum(limits.devices))
 
 
 def _fill(table: DpTable, rule: ExtensionRule, budget: Budget, used: UsedSegments) -> None:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from balancer.solve.periods import MOST_REPLICAS, exact_period
-from balancer.solve.tie_rules import StageOptions, best_path
+from balancer.solve.tie_rules import PathSize, StageOptions, best_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -143,9 +143,8 @@ def interval_table(
 
 def best_partition(table: IntervalTable, goal: IntervalGoal) -> CutPath:
     """Of all partitions that meet the goal with exactly its stages and devices, the one that the tie rules name."""
-    return best_path(
-        table.periods.n + 1, goal.stages, (goal.devices,), _choices(table.periods, goal), key=lambda start, end: end
-    )
+    size = PathSize((goal.stages,), (goal.devices,))
+    return best_path(table.periods.n + 1, size, _choices(table.periods, goal), key=lambda start, end: end)
 
 
 def _choices(periods: IntervalPeriods, goal: IntervalGoal) -> list[StageOptions]:

@@ -70,7 +70,8 @@ def order_table(problem: Problem, cuts: Sequence[OpSet], kind: Kind) -> CostColu
         rows = np.arange(first, min(first + at_once, n - 1))
         inners = np.repeat(rows, n - 1 - rows)
         outers = np.concatenate([np.arange(row + 1, n) for row in rows.tolist()])
-        for table, values in zip(tables, between(inners, outers), strict=True):
+        costs = between(inners, outers)
+        for table, values in zip(tables, (costs.time_ns, costs.streamed_bytes, costs.allowed), strict=True):
             table[inners, outers] = values
     return CostColumns(*tables)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from balancer.solve.downset_dp import DeviceNumbers, DpPaths, best_paths, open_cuts, open_mask, replicas_by_kind
+from balancer.solve.downset_dp import DpPaths, best_paths, open_cuts, open_periods, replicas_by_kind
 from balancer.solve.periods import exact_period
 from balancer.solve.tie_rules import best_path
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from balancer.ground.arrays import IntArray
     from balancer.solve.budget import Budget
     from balancer.solve.costed_segments import SegmentColumns
-    from balancer.solve.downset_dp import CutLattice, Devices, DpTable, PipelineLimits, StateColumns
+    from balancer.solve.downset_dp import CutLattice, DpTable, PipelineLimits, StateColumns
     from balancer.solve.problem import PipelineSpec
+    from balancer.solve.sizes import Counts
     from balancer.solve.tie_rules import CutPath
 
 _UPDATES_AT_ONCE = 1 << 18
@@ -31,11 +32,15 @@ _UPDATES_AT_ONCE = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class ShortestPeriod:
-    """The shortest period, in ns, of any pipeline of exactly these numbers of stages and of devices of each kind."""
+    """The shortest period, in ns, of any pipeline of exactly these stages, by class, and devices, by kind."""
 
-    stages: int
-    devices: Devices
+    stages: Counts
+    devices: Counts
     period: Fraction
+
+    @property
+    def stage_count(self) -> int:
+        return sum(self.stages)
 
     @property
     def device_count(self) -> int:
@@ -53,19 +58,20 @@ class PeriodResult:
     def settle(self, goal: ShortestPeriod) -> tuple[PipelineSpec, CutPath]:
         """Of all pipelines with the goal's stages and devices, and at most its period, the one that the tie rules name."""
         options = self.paths.stage_options(float(goal.period))
-        path = best_path(len(self.paths.sets), goal.stages, goal.devices, options, self.paths.ops_between)
+        size = self.paths.size(goal.stages, goal.devices)
+        path = best_path(len(self.paths.sets), size, options, self.paths.ops_between)
         return self.paths.pipeline(path), path
 
 
 def shortest_periods(lattice: CutLattice, limits: PipelineLimits, budget: Budget) -> PeriodResult:
     """All non-dominated pipelines within the limits. Raises BudgetSpent."""
-    numbers = DeviceNumbers(limits.devices)
     longest_ns = limits.most_ns * max(replicas_by_kind(lattice, limits))
-    cuts = open_cuts(lattice, open_mask(lattice, limits, numbers), numbers, longest_ns)
+    cuts = open_cuts(lattice, limits, open_periods(lattice, limits), longest_ns)
     paths = best_paths(lattice, limits, cuts, _PeriodRule(limits.most_ns, lattice.may_replicate_whole), budget)
     columns = (column.tolist() for column in paths.arrivals)
+    stages_of, devices_of = paths.numbers.stages.vectors, paths.numbers.devices.vectors
     front = (
-        ShortestPeriod(stages, numbers.vectors[used], exact_period(period, lattice.most_replicas))
+        ShortestPeriod(stages_of[stages], devices_of[used], exact_period(period, lattice.most_replicas))
         for stages, used, period in zip(*columns, strict=True)
     )
     return PeriodResult(limits, tuple(front), paths)
@@ -95,7 +101,7 @@ class _PeriodRule:
         # A segment from the first cut to the last one is the whole model.
         if cut == 0 and not self.may_replicate_whole:
             most = np.where(segments.end == len(table.cuts.sets) - 1, 1, most)
-        extendable = states.stages < table.stages
+        extendable = table.may_follow(states, kind)
         if extendable.any():
             _relax(table, kind, segments, (fewest, most), states.take(extendable))
         return segments
@@ -110,11 +116,13 @@ def _relax(
     counts = np.maximum(0, most - fewest + 1)
     which = np.repeat(np.arange(len(counts)), counts)
     r = fewest[which] + np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-    end, step = segments.end[which], r * table.numbers.strides[kind]
+    end, step = segments.end[which], r * table.numbers.devices.strides[kind]
+    one_stage = table.numbers.stages.strides[table.numbers.classes.of_kind[kind]]
     periods = np.maximum(segments.time_ns[which], 1) / r
     most_in_use = table.cuts.highest[kind][end] - r
-    in_use = table.numbers.counts[states.used, kind]
-    best, shape, is_open = table.best.reshape(-1), table.best.shape, table.cuts.is_open
+    in_use = table.numbers.devices.counts[states.used, kind]
+    best, shape = table.best.reshape(-1), table.best.shape
+    is_open, longest_ns = table.cuts.is_open, table.cuts.longest_ns
     # The array of all pairs of a state and an entry could be too large: states are taken in batches.
     at_once = max(1, _UPDATES_AT_ONCE // max(1, len(which)))
     for first in range(0, len(in_use), at_once):
@@ -124,6 +132,10 @@ def _relax(
         # `highest` looked at one kind alone; `is_open` is about the devices of all kinds together.
         opens = is_open[end[entry], used]
         state, entry, used = state[opens], entry[opens], used[opens]
+        period = np.maximum(states.value[state], periods[entry])
+        if longest_ns is not None:
+            soon = period <= longest_ns[end[entry], used]
+            state, entry, used, period = state[soon], entry[soon], used[soon], period[soon]
         # Several pairs may reach the same cell: `minimum.at` takes them all, plain indexing would keep one.
-        cell = (end[entry] * shape[1] + states.stages[state] + 1) * shape[2] + used
-        np.minimum.at(best, cell, np.maximum(states.value[state], periods[entry]))
+        cell = (end[entry] * shape[1] + states.stages[state] + one_stage) * shape[2] + used
+        np.minimum.at(best, cell, period)

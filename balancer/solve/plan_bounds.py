@@ -21,27 +21,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from balancer.ground.units import NS_PER_S
-from balancer.solve.bounds import pipeline_bound_ns
+from balancer.solve.bounds import one_kind_bound_ns
 from balancer.solve.downset_dp import PipelineLimits
 from balancer.solve.periods import MOST_REPLICAS, longest_ns
+from balancer.solve.sizes import CountNumbers, stage_classes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from balancer.ground.arrays import FloatArray, IntArray
     from balancer.solve.period_dp import PeriodResult
+    from balancer.solve.priced_bounds import PricedBounds
     from balancer.solve.problem import Problem
+    from balancer.solve.sizes import Counts
 
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class PlanBounds:
-    """For pipelines on one kind of device, of 1 to `devices` stages on 1 to `devices` devices; made by `plan_bounds`.
+    """For pipelines of all sizes, numbered by stages and by devices (see `sizes`); made by `plan_bounds`.
 
     least_ns[stages, devices]: no pipeline that is not known has a shorter period; infinite where there can be none. A
     search that has run raises it. host_ns: the host's work per inference, by stages. prices: those that are tried.
     """
 
-    devices: int
+    stages: CountNumbers
+    devices: CountNumbers
     most_pipelines: int
     longest_ns: int
     host_ns: IntArray
@@ -50,20 +56,34 @@ class PlanBounds:
 
     def objective_ns(self) -> int:
         """ns per inference: a lower bound for all plans."""
-        rate = float((self._most_worth(self.most_pipelines)[self.devices] + self.prices * NS_PER_S).min())
+        rate = float((self._most_worth(self.most_pipelines)[-1] + self.prices * NS_PER_S).min())
         return math.floor(NS_PER_S / rate * (1 - _ROUNDING)) if rate else 0
 
-    def limits_to_improve(self, devices: int, objective_ns: int) -> PipelineLimits | None:
-        """Which pipelines on exactly this number of devices might lead to a plan below an objective; None where none can.
+    def limits_to_improve(self, sizes: Sequence[int], objective_ns: int) -> PipelineLimits | None:
+        """Which pipelines on exactly these numbers of devices might lead to a plan below an objective; None where none can.
 
-        objective_ns: of the incumbent. Plans compare by whole ns per inference: a better one has at least 1 ns less.
+        sizes: numbers of devices. objective_ns: of the incumbent. Plans compare by whole ns per inference: a better one has
+        at least 1 ns less.
         """
         if objective_ns < 2:
             return None
-        others = self._most_worth(self.most_pipelines - 1)[self.devices - devices] + self.prices * NS_PER_S
+        # The devices that one number leaves have the number that stands as far from the other end.
+        others = self._most_worth(self.most_pipelines - 1)[::-1] + self.prices * NS_PER_S
         missing = NS_PER_S / (objective_ns - 1) * (1 - _ROUNDING) - others
+        found = {number: self._to_improve(number, missing[number]) for number in sizes}
+        wanted = {number: within for number, within in found.items() if within is not None}
+        if not wanted:
+            return None
+        most_ns, most_stages = (max(column) for column in zip(*wanted.values(), strict=True))
+        if len(sizes) == 1:
+            return PipelineLimits(self.devices.vectors[sizes[0]], most_ns, most_stages)
+        longest_ns = tuple(wanted[k][0] if k in wanted else 0 for k in range(len(self.devices.vectors)))
+        return PipelineLimits(self.devices.most, most_ns, most_stages, longest_ns=longest_ns)
+
+    def _to_improve(self, number: int, missing: FloatArray) -> tuple[int, int] | None:
+        """The longest period and the most stages of a pipeline on these devices that brings what is missing at each price."""
         most_ns, most_stages = 0.0, 0
-        for stages in range(1, devices + 1):
+        for stages in np.nonzero(self.stages.totals <= self.devices.totals[number])[0][1:].tolist():
             share = 1 - self.prices * self.host_ns[stages]
             # At a price where its host work costs more than the pipeline brings, it cannot make up for anything.
             if (missing[share <= 0] > 0).any():
@@ -71,11 +91,9 @@ class PlanBounds:
             # rate * share must reach what is missing at every price. Nothing missing: any period may do.
             needed = float((missing[share > 0] / share[share > 0]).max())
             period = NS_PER_S / needed if needed > 0 else math.inf
-            if period >= self.least_ns[stages, devices]:
-                most_ns, most_stages = max(most_ns, period), stages
-        if not most_stages:
-            return None
-        return PipelineLimits((devices,), math.ceil(min(most_ns, self.longest_ns)), most_stages)
+            if period >= self.least_ns[stages, number]:
+                most_ns, most_stages = max(most_ns, period), max(most_stages, int(self.stages.totals[stages]))
+        return (math.ceil(min(most_ns, self.longest_ns)), most_stages) if most_stages else None
 
     def raise_least(self, stages: int, devices: int, least_ns: float) -> None:
         """Record that every pipeline of this size with a shorter period is already known, or useless."""
@@ -83,22 +101,29 @@ class PlanBounds:
 
     def raise_all(self, limits: PipelineLimits) -> None:
         """Record that a search found no pipeline within these limits, on these devices or on fewer."""
-        (devices,) = limits.devices
-        here = self.least_ns[: limits.most_stages + 1, : devices + 1]
-        np.maximum(here, beyond_ns(limits), out=here)
+        fewer = (self.devices.counts <= limits.devices).all(axis=1)
+        here = np.ix_(self.stages.totals <= limits.most_stages, fewer)
+        self.least_ns[here] = np.maximum(self.least_ns[here], beyond_ns(limits))
 
     def note_search(self, result: PeriodResult, left_ns: float | None = None) -> None:
         """Record what a search left: what it did not find has a longer period than its limits allow.
 
         left_ns: what such pipelines take at least; None for the limit.
         """
-        (devices,) = result.limits.devices
-        shortest = float(left_ns or result.limits.most_ns)
+        limits, found = result.limits, np.full(self.least_ns.shape, math.inf)
+        for p in result.front:
+            here = self.stages.number(p.stages), self.devices.number(p.devices)
+            found[here] = min(found[here], float(p.period))
         # A pipeline that is dominated by one of fewer stages is not in the front: the minimum includes these.
-        for stages in range(1, result.limits.most_stages + 1):
-            here = (float(p.period) for p in result.front if p.stages == stages and p.device_count == devices)
-            shortest = min([shortest, *here])
-            self.raise_least(stages, devices, shortest)
+        axes = found.reshape([count + 1 for count in self.stages.most] + [-1])
+        for axis in range(len(self.stages.most)):
+            axes = np.minimum.accumulate(axes, axis)
+        found = axes.reshape(found.shape)
+        sought = limits.longest_ns or {self.devices.number(limits.devices): limits.most_ns}
+        for devices in range(len(self.devices.vectors)) if limits.longest_ns else [self.devices.number(limits.devices)]:
+            if sought[devices]:
+                for stages in np.nonzero(self.stages.totals <= limits.most_stages)[0].tolist():
+                    self.raise_least(stages, devices, min(float(left_ns or sought[devices]), found[stages, devices]))
 
     def _most_worth(self, pipelines: int) -> FloatArray:
         """[devices, price]: the most that this number of pipelines are worth together on the devices.
@@ -107,12 +132,15 @@ class PlanBounds:
         """
         # A pipeline that costs the host more than it brings is left out, and is worth nothing.
         shares = np.maximum(0, 1 - self.prices[None, :] * self.host_ns[:, None])
-        worth = (NS_PER_S / self.least_ns[:, :, None] * shares[:, None, :]).max(axis=0)
-        filled = np.zeros((self.devices + 1, len(self.prices)))
+        worth = np.zeros((len(self.devices.vectors), len(self.prices)))
+        for least_ns, share in zip(self.least_ns, shares, strict=True):
+            np.maximum(worth, NS_PER_S / least_ns[:, None] * share, out=worth)
+        parts = [np.nonzero((self.devices.counts <= counts).all(axis=1))[0] for counts in self.devices.counts]
+        filled = np.zeros(worth.shape)
         for _ in range(pipelines):
             grown = filled.copy()
-            for used in range(1, self.devices + 1):
-                grown[used] = np.maximum(grown[used], (filled[used - 1 :: -1] + worth[1 : used + 1]).max(axis=0))
+            for used, here in enumerate(parts):
+                grown[used] = np.maximum(grown[used], (filled[used - here] + worth[here]).max(axis=0))
             if np.array_equal(grown, filled):
                 break  # more pipelines no longer help
             filled = grown
@@ -124,24 +152,64 @@ def beyond_ns(limits: PipelineLimits) -> float:
     return limits.most_ns + 1 / MOST_REPLICAS
 
 
-def plan_bounds(problem: Problem, most_pipelines: int, most_replicas: int, *, may_replicate_whole: bool) -> PlanBounds:
+def plan_bounds(
+    problem: Problem,
+    most_pipelines: int,
+    most_replicas: int,
+    *,
+    may_replicate_whole: bool,
+    priced: PricedBounds | None = None,
+) -> PlanBounds:
     """The bounds that follow from the costs alone. most_replicas: of a stage. may_replicate_whole: whether the only stage of
-    a pipeline may have several.
+    a pipeline may have several. priced: for several kinds of devices, see `priced_bounds`.
     """
-    devices = sum(count for _, count in problem.devices)
-    host_ns = np.arange(devices + 1) * problem.host_ns
-    least_ns = np.full((devices + 1, devices + 1), math.inf)
-    for used in range(1, devices + 1):
-        for stages in range(1, used + 1):
-            # Elsewhere there is no pipeline: the devices are too many for the replicas allowed.
-            if used <= stages * most_replicas and (stages > 1 or used == 1 or may_replicate_whole):
-                least_ns[stages, used] = pipeline_bound_ns(problem, stages, used, most_replicas)
+    classes, devices = stage_classes(problem), CountNumbers(tuple(count for _, count in problem.devices))
+    stages = CountNumbers(classes.counts(devices.most))
+    least_ns = np.full((len(stages.vectors), len(devices.vectors)), math.inf)
+    period_ns = _period_bounds(problem, devices, most_replicas, priced)
+    for used, counts in enumerate(devices.vectors):
+        least = classes.counts(tuple(min(1, count) for count in counts))
+        most, total = classes.counts(counts), sum(counts)
+        for number, own in enumerate(stages.vectors):
+            if any(not a <= n <= b <= n * most_replicas for a, n, b in zip(least, own, most, strict=True)):
+                continue  # each kind in use has a stage; the devices are too many for the replicas allowed
+            if used and (sum(own) > 1 or total == 1 or may_replicate_whole):
+                least_ns[number, used] = max(period_ns(sum(own), used), classes.work_ns(own))
+    host_ns = np.array([classes.work_ns(own) for own in stages.vectors])
     return PlanBounds(
+        stages=stages,
         devices=devices,
         most_pipelines=most_pipelines,
         longest_ns=longest_ns(most_replicas),
         host_ns=host_ns,
         # Any prices give a bound. That of one plan is piecewise linear in the price, with corners at 1 / host_ns.
-        prices=np.array([0.0, *(1 / host for host in host_ns.tolist() if host)]),
+        prices=np.array([0.0, *(1 / host for host in np.unique(host_ns).tolist() if host)]),
         least_ns=least_ns,
     )
+
+
+def _period_bounds(
+    problem: Problem, devices: CountNumbers, most_replicas: int, priced: PricedBounds | None
+) -> Callable[[int, int], float]:
+    """A lower bound on the period of a pipeline, in ns, by its number of stages and the number of its devices by kind."""
+    kinds = [kind for kind, _ in problem.devices]
+    mixed: dict[int, float] = {}
+
+    def period_ns(stages: int, used: int) -> float:
+        counts = devices.vectors[used]
+        own = [k for k, count in enumerate(counts) if count]
+        if len(own) == 1:
+            return one_kind_bound_ns(problem, kinds[own[0]], stages, counts[own[0]], most_replicas)
+        if used not in mixed:
+            mixed[used] = _mixed_ns(problem, counts, most_replicas, priced)
+        return mixed[used]
+
+    return period_ns
+
+
+def _mixed_ns(problem: Problem, counts: Counts, most_replicas: int, priced: PricedBounds | None) -> float:
+    """A lower bound for pipelines on devices of several kinds."""
+    if priced is not None:
+        return max(1, priced.period_ns(counts), priced.alone_ns(counts, most_replicas))
+    here = [(kind, min(most_replicas, n)) for (kind, _), n in zip(problem.devices, counts, strict=True) if n]
+    return max(1, *(min(problem.lower(1 << i, kind) / n for kind, n in here) for i in range(problem.n_ops)))

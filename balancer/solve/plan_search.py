@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from balancer.solve.limits import infeasible, max_pipelines, max_replicas, may_r
 from balancer.solve.offers import best_plan, good_objective_ns
 from balancer.solve.periods import longest_ns
 from balancer.solve.plan_bounds import plan_bounds
+from balancer.solve.priced_bounds import priced_bounds
 from balancer.solve.problem import Ended, Solution, evaluate
 
 if TYPE_CHECKING:
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
     from balancer.solve.offers import BestPlan, Offer
     from balancer.solve.plan_bounds import PlanBounds
-    from balancer.solve.problem import Problem, SolverOptions
+    from balancer.solve.priced_bounds import PricedBounds
+    from balancer.solve.problem import Problem, SolverOptions, Value
 
 OVER = "all down-sets"
 
@@ -39,6 +42,8 @@ class PlanSearch:
         self.counts = tuple(count for _, count in problem.devices)
         self.most_pipelines = max_pipelines(problem, options)
         self.offers = list(offers)
+        self._free = replace(problem, shared=())
+        self.relaxed_ns = 0  # a lower bound on the objective: its optimum if nothing but the host is shared
         self._valued = (0, 0)  # how many offers there were when they were valued last, and the objective then
         self.ended, self.bounds_sufficed = Ended.LIMIT_REACHED, False
         self.statistics: dict[str, int] = {}
@@ -68,20 +73,45 @@ class PlanSearch:
     def bounds(self) -> PlanBounds:
         """Bounds on the pipelines that are not known yet."""
         replicas, whole = max_replicas(self.options), may_replicate_whole(self.problem, self.options)
-        return self._bounds or plan_bounds(self.problem, self.most_pipelines, replicas, may_replicate_whole=whole)
+        return self._bounds or plan_bounds(
+            self.problem, self.most_pipelines, replicas, may_replicate_whole=whole, priced=self.priced
+        )
+
+    @cached_property
+    def priced(self) -> PricedBounds | None:
+        """Bounds on pipelines on devices of several kinds, from the costs' structures."""
+        return priced_bounds(self.problem)
 
     def plan(self) -> BestPlan:
         """The best plan of the pipelines known."""
-        return best_plan(self.problem, self.offers, sum(self.counts), self.most_pipelines)
+        return best_plan(self.problem, self.offers, self.counts, self.most_pipelines)
 
     def objective_ns(self) -> int:
-        """ns per inference of a good plan of the pipelines known; a very long time where none are known."""
+        """ns per inference of a good plan of the pipelines known, if nothing but the host is shared; a very long time where
+        none are known.
+        """
         if not self.offers:
             return longest_ns(max_replicas(self.options))
         if self._valued[0] != len(self.offers):  # valuing takes long, and offers are only ever added
-            value_ns = good_objective_ns(self.problem, self.offers, sum(self.counts), self.most_pipelines)
+            value_ns = good_objective_ns(self._free, self.offers, self.counts, self.most_pipelines)
             self._valued = len(self.offers), value_ns
         return self._valued[1]
+
+    def plan_value(self) -> Value:
+        """What the best plan of the pipelines known is worth."""
+        return self._value(self.plan())
+
+    def free_bound_ns(self) -> int:
+        """A lower bound on the objective of all plans of the pipelines known, as if nothing but the host were shared."""
+        plan = best_plan(self._free, self.offers, self.counts, self.most_pipelines)
+        value = evaluate(self._free, plan.pipelines)
+        return plan.bound_ns if value is None or not plan.complete else value.objective_ns
+
+    def _value(self, plan: BestPlan) -> Value:
+        value = evaluate(self.problem, plan.pipelines)
+        if value is None:
+            raise ValueError("the batch form of the cost allows a segment that `exact` does not")
+        return value
 
     def solution(self, solver: str) -> Solution:
         """The best plan, with the best bound. solver: its name in the solution.
@@ -91,12 +121,10 @@ class PlanSearch:
         if not self.offers:
             raise (infeasible if self.complete else not_found)(self.problem, self.options)
         plan = self.plan()
-        value = evaluate(self.problem, plan.pipelines)
-        if value is None:
-            raise ValueError("the batch form of the cost allows a segment that `exact` does not")
-        bound = value.objective_ns if plan.complete else plan.bound_ns
+        value = self._value(plan)
+        bound = value.objective_ns if plan.complete else min(value.objective_ns, max(plan.bound_ns, self.relaxed_ns))
         if not self.complete:
-            bound = min(value.objective_ns, self.bounds.objective_ns())
+            bound = min(value.objective_ns, max(self.bounds.objective_ns(), self.relaxed_ns))
         return Solution(
             solver=solver,
             pipelines=plan.pipelines,

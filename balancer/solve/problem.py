@@ -28,21 +28,34 @@ Kind = str
 
 
 class Cost(NamedTuple):
-    """What one segment costs on one kind of device, for one input."""
+    """What one segment costs on one kind of device, for one input.
+
+    shared_ns is what one input takes of each of `Problem.shared`, in their order; empty where it takes nothing of any.
+    """
 
     time_ns: int
     streamed_bytes: int
+    shared_ns: tuple[int, ...] = ()
 
 
 class CostColumns(NamedTuple):
     """The costs of many segments, as arrays of one shape.
 
-    The numbers of a segment that is not allowed have no meaning.
+    The numbers of a segment that is not allowed have no meaning. shared_ns: one such array for each of `Problem.shared`;
+    None where no segment takes anything of them.
     """
 
     time_ns: NDArray[np.int64]
     streamed_bytes: NDArray[np.int64]
     allowed: NDArray[np.bool_]
+    shared_ns: NDArray[np.int64] | None = None
+
+
+class SharedResource(NamedTuple):
+    """Something that devices share, such as a bus or the host's cores: it does `capacity` ns of work in each ns."""
+
+    name: str
+    capacity: int
 
 
 class ExactCost(Protocol):
@@ -89,8 +102,10 @@ class Problem:
     together: sets of ops that no cut may separate.
     structures: the terms that make up `exact`, for each kind where they are known.
     op_bytes: parameter bytes of each op as its file holds them, for rules that go by size. Empty where unknown.
-    host_ns: host work for each input and stage. No two stages' host work overlaps.
-    handover_ns: from stage to stage, in the latency of an input alone.
+    host_ns: by kind, host work for each input and stage. No two stages' host work overlaps. 0 for a kind that is left out.
+    handover_ns: by kind, what handing a stage's result on adds to the latency of an input alone. 0 likewise.
+    reluctant: kinds of which fewer devices are preferred, between plans of equal rate on equally many devices.
+    shared: what else devices share; `Cost.shared_ns` says how much a segment takes of it.
     """
 
     before: tuple[OpSet, ...]
@@ -101,8 +116,10 @@ class Problem:
     together: tuple[OpSet, ...] = ()
     structures: Mapping[Kind, Structure] = field(default_factory=dict)
     op_bytes: tuple[int, ...] = ()
-    host_ns: int = 0
-    handover_ns: int = 0
+    host_ns: Mapping[Kind, int] = field(default_factory=dict)
+    handover_ns: Mapping[Kind, int] = field(default_factory=dict)
+    reluctant: frozenset[Kind] = frozenset()
+    shared: tuple[SharedResource, ...] = ()
 
     @property
     def n_ops(self) -> int:
@@ -220,12 +237,13 @@ class PipelineSpec:
 class Value(NamedTuple):
     """What a plan is worth. The smaller tuple is the better plan.
 
-    objective_ns: ns per inference in steady state, rounded up. devices: those in use. streamed_bytes: the sum over all
-    stages and replicas. latency_ns: of the pipeline with the highest latency.
+    objective_ns: ns per inference in steady state, rounded up. devices: those in use. reluctant: those of reluctant kinds.
+    streamed_bytes: the sum over all stages and replicas. latency_ns: of the pipeline with the highest latency.
     """
 
     objective_ns: int
     devices: int
+    reluctant: int
     streamed_bytes: int
     latency_ns: int
 
@@ -284,14 +302,14 @@ class Solution:
 
 def steady_rate(problem: Problem, pipelines: Sequence[PipelineSpec]) -> Fraction | None:
     """Inferences per second of a plan in steady state, from `exact` alone; None where a segment may not stand."""
-    rates, hosts = [], []
+    rates, work = [], []
     for pipeline in pipelines:
         costs = stage_costs(problem, pipeline)
         if costs is None:
             return None
         rates.append(pipeline_rate([c.time_ns for c in costs], [s.replicas for s in pipeline.stages]))
-        hosts.append(problem.host_ns * len(costs))
-    return plan_rate(rates, hosts)
+        work.append(shared_work(problem, pipeline, costs))
+    return plan_rate(rates, work, capacities(problem))
 
 
 def evaluate(problem: Problem, pipelines: Sequence[PipelineSpec]) -> Value | None:
@@ -303,8 +321,26 @@ def evaluate(problem: Problem, pipelines: Sequence[PipelineSpec]) -> Value | Non
     for pipeline in pipelines:
         costs = stage_costs(problem, pipeline) or []
         streamed += sum(c.streamed_bytes * s.replicas for c, s in zip(costs, pipeline.stages, strict=True))
-        latency = max(latency, latency_ns((c.time_ns for c in costs), problem.handover_ns))
-    return Value(objective_ns(rate), sum(pipeline.devices for pipeline in pipelines), streamed, latency)
+        of_stages = (
+            latency_ns([c.time_ns], problem.handover_ns.get(s.kind, 0))
+            for c, s in zip(costs, pipeline.stages, strict=True)
+        )
+        latency = max(latency, sum(of_stages))
+    stages = [stage for pipeline in pipelines for stage in pipeline.stages]
+    reluctant = sum(stage.replicas for stage in stages if stage.kind in problem.reluctant)
+    return Value(objective_ns(rate), sum(stage.replicas for stage in stages), reluctant, streamed, latency)
+
+
+def capacities(problem: Problem) -> tuple[int, ...]:
+    """What the pipelines of a plan share, as ns of work that are done in each ns: the host first, then `Problem.shared`."""
+    return (1, *(resource.capacity for resource in problem.shared))
+
+
+def shared_work(problem: Problem, pipeline: PipelineSpec, costs: Sequence[Cost]) -> tuple[int, ...]:
+    """ns of work that one input takes of what pipelines share, as in `capacities`. costs: of each stage."""
+    host_ns = sum(problem.host_ns.get(stage.kind, 0) for stage in pipeline.stages)
+    takes = [cost.shared_ns for cost in costs if cost.shared_ns]
+    return (host_ns, *(sum(own[k] for own in takes) for k in range(len(problem.shared))))
 
 
 def stage_costs(problem: Problem, pipeline: PipelineSpec) -> list[Cost] | None:

@@ -27,6 +27,7 @@ from balancer.solve.latency_dp import lowest_latencies
 from balancer.solve.orders import file_order, prefixes
 from balancer.solve.periods import MOST_REPLICAS, longest_ns
 from balancer.solve.problem import Ended, PipelineSpec, Solution, evaluate
+from balancer.solve.sizes import stage_classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -236,7 +237,7 @@ class LatencyRateSearch:
         return min(pipelines, key=lambda pipeline: (evaluate(self.problem, [pipeline]), _ops_key(pipeline)))
 
     def _searched(self, lattice: CutLattice, period: int, latency: int) -> LatencyResult:
-        host = self.problem.host_ns
+        host = min(stage_classes(self.problem).host_ns)
         stages = min(
             self.most_stages(), period // host if host else sum(self.counts), self.options.stages or MOST_REPLICAS
         )
@@ -244,8 +245,13 @@ class LatencyRateSearch:
         return lowest_latencies(lattice, limits, latency, self.budget)
 
     def _arrivals(self, result: LatencyResult) -> list[LowestLatency]:
-        """The pipelines found that have as many stages as are asked for."""
-        return [point for point in result.front if self.options.stages in (None, point.stages)]
+        """The pipelines found that have as many stages as are asked for, and that the host can feed."""
+        classes, forced = stage_classes(self.problem), self.options.stages
+        return [
+            point
+            for point in result.front
+            if forced in (None, sum(point.stages)) and classes.work_ns(point.stages) <= result.limits.most_ns
+        ]
 
     def _latency_ns(self, pipeline: PipelineSpec) -> int:
         return self._value(pipeline).latency_ns
@@ -270,7 +276,7 @@ class LatencyRateSearch:
         structure = self.problem.structures.get(self.problem.devices[0][0])
         if structure is None or len(self.counts) > 1:
             return 0
-        return least_total_ns(structure, stages) + stages * self.problem.handover_ns
+        return least_total_ns(structure, stages) + stages * self.problem.handover_ns.get(self.problem.devices[0][0], 0)
 
     def solution(self) -> Solution:
         """The best pipeline, with bounds. Raises InfeasibleError where none is known."""

@@ -28,7 +28,7 @@ def structured_problem(
     structures: Mapping[Kind, Structure],
     *,
     together: Sequence[OpSet] = (),
-    host_ns: int = 0,
+    host_ns: Mapping[Kind, int] | None = None,
 ) -> Problem:
     """A problem whose `exact` is the formula of each kind's structure. Parameters that spill count as streamed bytes.
 
@@ -48,7 +48,7 @@ def structured_problem(
         batch=lambda sets, kind: costs[kind].batch(sets),
         together=tuple(together),
         structures=dict(structures),
-        host_ns=host_ns,
+        host_ns=dict(host_ns or {}),
     )
 
 
