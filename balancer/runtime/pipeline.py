@@ -43,7 +43,7 @@ from balancer.interpreter import PROVEN
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.plan import KEPT, STATE_WORDS, segments_with_state, state_of
 from balancer.queues import Finished, Stopped
-from balancer.runtime.assigning import AnyDevices, assigned_devices
+from balancer.runtime.assigning import AnyDevices, assigned_devices, no_devices
 from balancer.runtime.items import InnerStage, Inputs, LastStage, Result, checked_inputs, new_item
 from balancer.runtime.limits import warn_of_mappings, warn_of_other_kinds
 from balancer.runtime.mapping import Turns, mapped
@@ -87,7 +87,7 @@ class Pipeline:
         self.plan = opened.plan
         self.options = options or RunOptions()
         self.interface = model_interface(opened.graph)
-        assigned = assigned_devices(self.plan, devices)
+        assigned = no_devices(self.plan) if devices == "none" else assigned_devices(self.plan, devices)
         assigned = replace(assigned, proven=assigned.proven or self.options.exact)
         self.devices = list(assigned.names)
         self.simulation = self.options.simulation.beside(self.devices)
