@@ -8,8 +8,9 @@ from balancer.cli.drawing import Listing, milliseconds
 from balancer.runtime.provenance import MeasuredOn, provenance_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from balancer.cost.cpu_hardware import CpuHardware
     from balancer.loops.tuning import Tuned, TuneRound
     from balancer.runtime.devices import Device
     from balancer.runtime.measuring import PipelineMeasurement
@@ -27,9 +28,18 @@ def devices(listed: Sequence[Device], sound: str) -> None:
         return
     for device in listed:
         heat = f", {device.celsius:.1f} C" if device.celsius is not None else ""
-        print(f"{device.name}: {device.path}{heat}: {device.problem or sound}")
+        link = f", {device.mbit_per_s} Mbit/s" if device.mbit_per_s is not None else ""
+        print(f"{device.name}: {device.path}{link}{heat}: {device.problem or sound}")
         if device.remedy:
             print(f"    {device.remedy}")
+
+
+def this_machine(cpu: CpuHardware, counts: Mapping[str, int]) -> None:
+    """Print this machine's CPU, and what to type to plan for all that can be used. counts: by kind."""
+    cores, threads = cpu.running.cores, cpu.running.threads
+    known = f"costed as {cpu.name}, which is rough" if cpu.rough else f"calibrated as {cpu.name}"
+    print(f"cpu: {cores} {'core' if cores == 1 else 'cores'}, {threads} for each stage, one left for the host; {known}")
+    print(f"to plan for these: -n {','.join(f'{kind}={count}' for kind, count in counts.items())}")
 
 
 def measurement(result: PipelineMeasurement) -> None:

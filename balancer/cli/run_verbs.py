@@ -51,18 +51,22 @@ def devices_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def devices(arguments: argparse.Namespace) -> int:
-    """List the Edge TPUs of this machine, each with its problem if it has one."""
+    """List the Edge TPUs of this machine, each with its problem if it has one, its CPU, and how to plan for all of it."""
     from balancer.cli import drawing_runs
+    from balancer.planning.machine import attached_counts, this_cpu
     from balancer.runtime.devices import list_devices
     from balancer.runtime.probe import probed
 
     listed = list_devices()
     if not arguments.no_open:
         listed = [probed(device) if device.usable else device for device in listed]
+    cpu, counts = this_cpu(), attached_counts(listed)
     if arguments.json:
-        print_json({"devices": [asdict(d) for d in listed]})
+        described = [asdict(d) | {"kind": d.kind} for d in listed]
+        print_json({"devices": described, "cores": cpu.running.cores, "cpu": cpu.name, "kinds": counts})
     else:
         drawing_runs.devices(listed, "seen, not opened" if arguments.no_open else "works")
+        drawing_runs.this_machine(cpu, counts)
     return 0
 
 
