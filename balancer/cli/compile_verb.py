@@ -29,28 +29,38 @@ def compile_segments(arguments: argparse.Namespace) -> int:
     """Compile a plan's segments into its directory. Exit code 1 unless all were compiled."""
     import balancer
     from balancer.cli import drawing
+    from balancer.directory.compiling import Compilation, to_compile
     from balancer.plan import load_plan
 
-    plan, chosen = load_plan(arguments.plan), compiler(arguments)
-    quiet = arguments.quiet or arguments.json
-    with drawing.progress_bar("compiling", len(plan.segments), quiet=quiet) as advance:
-        compilation = balancer.compile_plan(plan, chosen, progress=advance)
+    plan = load_plan(arguments.plan)
+    quiet, total = arguments.quiet or arguments.json, len(to_compile(plan))
+    compilation = Compilation(plan, (), ())
+    if total:  # a plan for the CPU alone needs no compiler
+        chosen = compiler(arguments)
+        with drawing.progress_bar("compiling", total, quiet=quiet) as advance:
+            compilation = balancer.compile_plan(plan, chosen, progress=advance)
     if arguments.json:
         print_json(_document(compilation))
     else:
         say_compiled(compilation.plan, [refused.name for refused in compilation.refused])
         _say_troubles(compilation)
-        all_segments = len(compilation.plan.segments)
-        done = all_segments - len(compilation.refused)
-        print(f"compiled: {done} of {counted(all_segments, 'segment')}, in {compilation.plan.directory}")
+        _say_uncompiled(compilation.plan)
+        done = total - len(compilation.refused)
+        print(f"compiled: {done} of {counted(total, 'segment')}, in {compilation.plan.directory}")
     return 1 if compilation.refused else 0
 
 
 def _document(compilation: Compilation) -> dict[str, object]:
-    """The JSON document of `compile`. reported: by this compilation; kept: by an earlier one, whose file still stands."""
-    segments, kept = compilation.plan.to_json()["segments"], compilation.kept
+    """The JSON document of `compile`. reported: by this compilation; kept: by an earlier one, whose file still stands. on_cpu:
+    the segments that no compiler takes, since the CPU runs them.
+    """
+    from balancer.directory.compiling import to_compile
+
+    plan, kept = compilation.plan, compilation.kept
+    segments, compiled = plan.to_json()["segments"], {segment.name for segment in to_compile(plan)}
     return {
-        "compiled": len(segments) - len(compilation.refused),
+        "compiled": len(compiled) - len(compilation.refused),
+        "on_cpu": [segment.name for segment in plan.segments if segment.name not in compiled],
         "segments": [
             {
                 "name": s["name"],
@@ -78,6 +88,14 @@ def say_compiled(plan: Plan, refused: Collection[str] = ()) -> None:
         if left:
             print(f"on the CPU, reported: {counted(len(left), 'op')} of {segment.name}")
             print(drawing_models.by_reason((op.op, op.type, op.reason) for op in left))
+
+
+def _say_uncompiled(plan: Plan) -> None:
+    """Print which segments run on the CPU as they are."""
+    for segment in plan.segments:
+        if not plan.is_compiled(segment.name):
+            kind = plan.devices_under(segment.name).kind
+            print(f"not to be compiled: {segment.name}, which the interpreter runs on {kind}")
 
 
 def _say_troubles(compilation: Compilation) -> None:

@@ -35,7 +35,8 @@ def compiling(plan: Plan) -> None:
         judged = segment.compiles
         if judged is not None and judged.tensor is not None and segment.reported is None:
             print(f"compiles {judged.level}: {segment.name},")
-            print(f"    {_cause(judged, sure_bytes(plan.hardware.constants.get('narrow_bytes', 0) // TILES))}")
+            narrow_bytes = plan.devices_under(segment.name).constants.get("narrow_bytes", 0)
+            print(f"    {_cause(judged, sure_bytes(narrow_bytes // TILES))}")
             print(f"    '{judged.tensor}'")
     given_up = _given_up(plan)
     if given_up:
@@ -94,7 +95,7 @@ def reported(plan: Plan, refused: Collection[str] = ()) -> None:
         said, expected = shown.get(segment.name), segment.predicted
         name = segment.name.removeprefix(plan.stem).removeprefix("_").replace("segment_", "")
         if said is None:
-            table.row(name, "none", *[""] * 6)
+            table.row(name, "none" if plan.is_compiled(segment.name) else "on a CPU", *[""] * 6)
             continue
         pairs = ((said.cached_bytes, expected.cached_bytes), (said.streamed_bytes, expected.streamed_bytes),
                  (said.capacity_bytes, expected.capacity_bytes))  # fmt: skip

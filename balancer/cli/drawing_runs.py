@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING
 
 from balancer.cli.drawing import Listing, in_lines, milliseconds
 from balancer.ground.wording import counted
-from balancer.runtime.provenance import provenance_text
+from balancer.runtime.provenance import MeasuredOn, provenance_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from balancer.cost.cpu_hardware import CpuHardware
     from balancer.learning.calibrating import Calibration
     from balancer.loops.tuning import Tuned, TuneRound
     from balancer.plan import Plan
     from balancer.runtime.devices import Device
     from balancer.runtime.measuring import PipelineMeasurement
     from balancer.solve.bisection import Bisection
+
+
+_ON = {MeasuredOn.CPU.value: "measured on this CPU", MeasuredOn.DEVICE.value: "measured on a device"}
 
 
 def devices(listed: Sequence[Device], sound: str) -> None:
@@ -28,9 +32,18 @@ def devices(listed: Sequence[Device], sound: str) -> None:
         return
     for device in listed:
         heat = f", {device.celsius:.1f} C" if device.celsius is not None else ""
-        print(f"{device.name}: {device.path}{heat}: {device.problem or sound}")
+        link = f", {device.mbit_per_s} Mbit/s" if device.mbit_per_s is not None else ""
+        print(f"{device.name}: {device.path}{link}{heat}: {device.problem or sound}")
         if device.remedy:
             print(f"    {device.remedy}")
+
+
+def this_machine(cpu: CpuHardware, counts: Mapping[str, int]) -> None:
+    """Print this machine's CPU, and what to type to plan for all that can be used. counts: by kind."""
+    cores, threads = cpu.running.cores, cpu.running.threads
+    known = f"costed as {cpu.name}, which is rough" if cpu.rough else f"calibrated as {cpu.name}"
+    print(f"cpu: {cores} {'core' if cores == 1 else 'cores'}, {threads} for each stage, one left for the host; {known}")
+    print(f"to plan for these: -n {','.join(f'{kind}={count}' for kind, count in counts.items())}")
 
 
 def measurement(result: PipelineMeasurement) -> None:
@@ -45,6 +58,7 @@ def measurement(result: PipelineMeasurement) -> None:
             milliseconds(stage.stage_ns), milliseconds(stage.queued_ns), f"{100 * stage.share:.0f} %",
         )  # fmt: skip
     table.print()
+    _say_sources(result)
     print(f"bottleneck: {result.bottleneck}")
     if result.bottleneck != result.predicted_bottleneck:
         print(f"            predicted: {result.predicted_bottleneck}")
@@ -62,6 +76,21 @@ def measurement(result: PipelineMeasurement) -> None:
         alone = spread.count + result.failures_alone
         print(f"failed: {result.failures} of {result.items} in steady state, {result.failures_alone} of {alone} alone")
     print(*(in_lines(note, " " * 6, first="note: ") + "\n" for note in result.notes), sep="", end="")
+
+
+def _say_sources(result: PipelineMeasurement) -> None:
+    """Print which stages were measured on what, where they differ."""
+    if len({stage.source for stage in result.stages}) < 2:
+        return
+    by_source: dict[str, list[str]] = {}
+    for stage in result.stages:
+        place = f"{stage.pipeline}.{stage.stage}" if len({s.pipeline for s in result.stages}) > 1 else str(stage.stage)
+        by_source.setdefault(_ON.get(text := provenance_text(stage.source), text), []).append(place)
+    print("; ".join(f"{_stages(places)}: {words}" for words, places in by_source.items()))
+
+
+def _stages(places: Sequence[str]) -> str:
+    return f"stage {places[0]}" if len(places) == 1 else f"stages {', '.join(places)}"
 
 
 def round_line(done: TuneRound) -> str:

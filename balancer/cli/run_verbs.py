@@ -28,10 +28,11 @@ from balancer.errors import OutputError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from balancer.opened import OpenedPlan
     from balancer.plan import Plan, SegmentMeasurement
+    from balancer.runtime.assigning import Assigned
     from balancer.runtime.options import RunOptions
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
@@ -44,18 +45,22 @@ def devices_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def devices(arguments: argparse.Namespace) -> int:
-    """List the Edge TPUs of this machine, each with its problem if it has one."""
+    """List the Edge TPUs of this machine, each with its problem if it has one, its CPU, and how to plan for all of it."""
     from balancer.cli import drawing_runs
+    from balancer.planning.machine import attached_counts, this_cpu
     from balancer.runtime.devices import list_devices
     from balancer.runtime.probe import probed
 
     listed = list_devices()
     if not arguments.no_open:
         listed = [probed(device) if device.usable else device for device in listed]
+    cpu, counts = this_cpu(), attached_counts(listed)
     if arguments.json:
-        print_json({"devices": [asdict(d) for d in listed]})
+        described = [asdict(d) | {"kind": d.kind} for d in listed]
+        print_json({"devices": described, "cores": cpu.running.cores, "cpu": cpu.name, "kinds": counts})
     else:
         drawing_runs.devices(listed, "seen, not opened" if arguments.no_open else "works")
+        drawing_runs.this_machine(cpu, counts)
     return 0
 
 
@@ -108,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(folder / f"{one.name}.npz", force=arguments.force)
     reading = Reading(given, going_on=arguments.on_error == "continue")
     recorded = reading.at_once() if arguments.sim_outputs == "recorded" else []
-    options = run_options(arguments, opened, recorded, on_error=arguments.on_error)
+    options = run_options(arguments, opened, devices, recorded, on_error=arguments.on_error)
     failures: list[str] = []
     with (
         result_folder(folder),
@@ -122,11 +127,14 @@ def run(arguments: argparse.Namespace) -> int:
                 path = folder / f"{outcome.given.name}.npz"
                 put_file(path, npz_bytes(outcome.result), force=arguments.force)
             advance(k + 1)
-    document = {"outputs": str(folder), "items": total, "failures": failures, "state": runner.state}
+    document = {
+        "outputs": str(folder), "items": total, "failures": failures, "state": runner.state, "notes": runner.notes,
+    }  # fmt: skip
     if arguments.json:
         print_json(document)
     else:
         drawing.state(runner.state)
+        print(*(f"note: {note}\n" for note in runner.notes), sep="", end="")
         print(*(f"failed: {line}" for line in failures), sep="\n", end="\n" if failures else "")
         print(f"{total - len(failures)} of {total} results in {folder}")
     return 1 if failures else 0
@@ -140,7 +148,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _runner(
-    arguments: argparse.Namespace, plan: OpenedPlan, devices: Sequence[str], options: RunOptions
+    arguments: argparse.Namespace, plan: OpenedPlan, devices: Assigned, options: RunOptions
 ) -> Pipeline | PycoralRunner:
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
@@ -182,7 +190,7 @@ def bench(arguments: argparse.Namespace) -> int:
         _add_times(arguments, opened.plan, {})  # so that a file that cannot be written is told before measuring
     inputs = random_items(model_interface(opened.graph).inputs, _BENCH_INPUTS)
     with (
-        Pipeline(opened, devices, run_options(arguments, opened, inputs)) as pipeline,
+        Pipeline(opened, devices, run_options(arguments, opened, devices, inputs)) as pipeline,
         drawing.progress("measuring", quiet=arguments.quiet or arguments.json) as advance,
     ):
         measurement = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)

@@ -237,7 +237,7 @@ def _source(arguments: argparse.Namespace, plan: OpenedPlan) -> Any:
     needs_compiled = not names <= {"sim", "cpu"}
     if not needs_compiled:
         say_unused(arguments, COMPILER_OPTIONS, f"on {arguments.devices}, which takes segments that are not compiled")
-    options = RunOptions(processes=arguments.processes, seconds=arguments.item_timeout)
+    options = RunOptions(processes=arguments.processes, exact=arguments.exact, seconds=arguments.item_timeout)
     return PipelineTimes(
         devices=arguments.devices, seconds=arguments.seconds, options=options, truth=truth, jitter=arguments.sim_jitter,
         outputs=arguments.sim_outputs, compiler=partial(compiler, arguments) if needs_compiled else None,

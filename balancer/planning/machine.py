@@ -6,11 +6,16 @@ import os
 import platform
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from balancer.cost.cpu_hardware import CpuHardware
-from balancer.cost.hardware import AnyHardware, load_kind
-from balancer.errors import DeviceError, HardwareError
-from balancer.runtime.devices import list_devices
+from balancer.cost.hardware import load_kind
+from balancer.errors import HardwareError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balancer.runtime.devices import Device
 
 CPU = "cpu"  # the kind that means this machine's own
 _PRESET_OF = {"x86_64": "cpu-x86", "amd64": "cpu-x86"}
@@ -60,16 +65,12 @@ def _arm_part(cpuinfo: Path) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("CPU part")), "")
 
 
-def attached_kinds() -> tuple[tuple[AnyHardware, int], ...]:
-    """The Edge TPUs that this machine can use, by kind, and its CPU with a stage for each core that the host leaves.
+def attached_counts(listed: Sequence[Device]) -> dict[str, int]:
+    """What this machine has, as `-n` takes it: how many of these Edge TPUs can be used, by kind, and how many stages its CPU
+    can run beside the host's own work, for which one core is left.
 
-    Raises DeviceError if there is no Edge TPU.
+    Raises HardwareError as `this_cpu` does.
     """
-    found = Counter(device.kind for device in list_devices() if device.usable)
-    if not found:
-        raise DeviceError(
-            "there is no Edge TPU that can be used", "this machine", "run `balancer devices`, or name devices"
-        )
-    cpu = this_cpu()
-    edge_tpus = [(load_kind(name), count) for name, count in sorted(found.items())]
-    return (*edge_tpus, (cpu, max(1, cpu.most_devices - 1)))
+    found = Counter(device.kind for device in listed if device.usable)
+    running = this_cpu().running
+    return {kind: found[kind] for kind in sorted(found)} | {CPU: max(1, (running.cores - 1) // running.threads)}

@@ -33,7 +33,8 @@ def reported_ns(costs: SegmentCosts, ops: OpSet, reported: SegmentReport) -> int
 
 
 def reported_problem(costed: CostedModel, reports: Mapping[OpSet, SegmentReport]) -> Problem:
-    """The costed model's problem, in which segments with a report have the reported memory. reports: by the segment's ops.
+    """The costed model's problem, in which segments with a report have the reported memory on Edge TPUs. reports: by the
+    segment's ops.
 
     It is for valuing plans with `evaluate`, not for solving: only `exact` uses the reports; the bounds do not. Segments on
     the CPU are not compiled: a report is not about them.
