@@ -1,7 +1,8 @@
 """Finds the installed TFLite runtime, and opens interpreters: the only place that does so.
 
-On the CPU an interpreter always uses the builtin kernels, without default delegates, on one thread. Sets of kernels round
-differently in places, so two runs can only be compared bit for bit where both use the same set.
+On the CPU there are two sets of kernels. The builtin ones, without default delegates and on one thread, are those that
+bit-exactness is proven on. Those of the default delegates (XNNPACK) are several times as fast. The sets round differently in
+places, so two runs can only be compared bit for bit where both use the same set.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +50,31 @@ def runtime() -> str:
     raise DependencyError("this TFLite interpreter is not installed", wanted, f"pip install {_INSTALL[wanted]}")
 
 
-def runtime_label() -> str:
-    """Name, version and kernels of the runtime, for results to print. Raises DependencyError like `runtime`."""
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What computes a model's ops on the CPU. delegated: the default delegates, as far as they take the ops. threads: that
+    compute one op together.
+    """
+
+    delegated: bool
+    threads: int = 1
+
+    @property
+    def label(self) -> str:
+        """In words, for results to print."""
+        kind = "default delegates (XNNPACK)" if self.delegated else "builtin kernels without delegates"
+        return f"{kind}, {'one thread' if self.threads == 1 else f'{self.threads} threads'}"
+
+
+PROVEN = Kernels(delegated=False)  # the set on which bit-exactness is proven
+
+
+def runtime_label(used: Sequence[Kernels] = (PROVEN,)) -> str:
+    """Name and version of the runtime and the kernels that were used, for results to print. Raises DependencyError like
+    `runtime`.
+    """
     package = runtime()
-    return f"{package} {metadata.version(package)}, builtin kernels without delegates, one thread"
+    return f"{package} {metadata.version(package)}, {'; '.join(kernels.label for kernels in used)}"
 
 
 class Interpreter:
@@ -107,14 +130,14 @@ class Interpreter:
         return value
 
 
-def open_interpreter(model: bytes) -> Interpreter:
+def open_interpreter(model: bytes, kernels: Kernels = PROVEN) -> Interpreter:
     """An interpreter on the CPU, ready to run. Raises InterpreterError where the runtime refuses the model."""
-    return _open(model)
+    return _open(model, kernels)
 
 
 def open_keeping_all(model: bytes) -> Interpreter:
     """Like `open_interpreter`; every tensor of a run stays readable, as no memory is reused."""
-    return _open(model, experimental_preserve_all_tensors=True)
+    return _open(model, PROVEN, experimental_preserve_all_tensors=True)
 
 
 def load_delegate(device: str) -> Any:  # pragma: no cover - called in child processes alone
@@ -159,11 +182,14 @@ def open_on_tpu(model: bytes, device: str) -> Interpreter:  # pragma: no cover -
     return Interpreter(raw, delegate)
 
 
-def _open(model: bytes, **options: bool) -> Interpreter:
+def _open(model: bytes, kernels: Kernels, **options: bool) -> Interpreter:
     module = _module()
-    kernels = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    types = module.OpResolverType
+    chosen = types.BUILTIN if kernels.delegated else types.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        raw = module.Interpreter(model_content=model, experimental_op_resolver_type=kernels, num_threads=1, **options)
+        raw = module.Interpreter(
+            model_content=model, experimental_op_resolver_type=chosen, num_threads=kernels.threads, **options
+        )
         raw.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise _refused(error) from error

@@ -35,3 +35,15 @@ def with_replicas(plan: Plan, replicas: list[list[int]]) -> Plan:
         )
         pipelines.append(replace(plan.pipelines[0], stages=stages))
     return replace(plan, pipelines=tuple(pipelines), n_tpus=next(tpu))
+
+
+def on_kind(plan: Plan, name: str) -> Plan:
+    """The plan as if it was made for the same number of Edge TPUs of a kind with this name."""
+    pipelines = (replace(p, stages=tuple(replace(stage, kind=name) for stage in p.stages)) for p in plan.pipelines)
+    (devices,) = plan.devices
+    return replace(
+        plan,
+        hardware=replace(plan.hardware, name=name),
+        devices=(replace(devices, kind=name),),
+        pipelines=tuple(pipelines),
+    )

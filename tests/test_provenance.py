@@ -23,7 +23,7 @@ from balancer.runtime.provenance import costed_for_others, joined, parse_provena
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
-from tests.plans import three_stages, with_replicas
+from tests.plans import on_kind, three_stages, with_replicas
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,12 +60,12 @@ def _measured(plan: Plan, simulation: Simulation, devices: Any = "sim") -> Any:
 
 def test_a_source_is_per_stage_and_a_mixture_says_so(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     found = _bench(plan, capsys, "--devices", "sim,sim,cpu")
-    live = "simulated, computed live"
-    assert [s["source"] for s in found["stages"]] == [live, live, "cpu"]
-    assert found["source"] == f"mixed: cpu; {live}"
+    assert [s["source"] for s in found["stages"]] == ["simulated", "simulated", "cpu"]
+    assert found["source"] == "mixed: cpu; simulated"
     assert main(["bench", _path(plan), "--devices", "sim,sim,cpu", "--seconds", "0.2"]) == 0
     out = capsys.readouterr().out
-    assert f"measured (mixed: cpu; {live})" in out
+    assert "measured (mixed: cpu; simulated)" in out
+    assert "stages 0, 1: simulated; stage 2: measured on this CPU\n" in out
     assert "(device)" not in out
 
 
@@ -112,7 +112,7 @@ def test_what_is_not_computed_is_no_result(plan: Plan, processes: bool) -> None:
 def test_a_preset_with_another_clock_is_on_the_same_bus(plan: Plan) -> None:
     count = plan.n_tpus
     for name in ("usb:std", "usb2:max", "usb-pi5"):
-        usb = replace(plan, hardware=replace(plan.hardware, name=name))
+        usb = on_kind(plan, name)
         assert costed_for_others(usb, [f"usb:{k}" for k in range(count)]) is None
         said = costed_for_others(usb, [f"pci:{k}" for k in range(count)])
         assert said == f"the plan's times are predicted for {name}; it runs on pci, which takes other times"
@@ -147,7 +147,7 @@ def test_a_plan_on_other_devices_than_it_was_costed_for_says_so(
     ],
 )  # fmt: skip
 def test_kinds_that_are_others(plan: Plan, hardware: str, devices: list[str], others: str | None) -> None:
-    made = replace(plan, hardware=replace(plan.hardware, name=hardware))
+    made = on_kind(plan, hardware)
     said = costed_for_others(made, devices)
     assert said is None if others is None else f"runs on {others}," in str(said)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.cli.drawing import Listing, milliseconds
-from balancer.runtime.provenance import provenance_text
+from balancer.runtime.provenance import MeasuredOn, provenance_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from balancer.runtime.devices import Device
     from balancer.runtime.measuring import PipelineMeasurement
     from balancer.solve.bisection import Bisection
+
+
+_ON = {MeasuredOn.CPU.value: "measured on this CPU", MeasuredOn.DEVICE.value: "measured on a device"}
 
 
 def devices(listed: Sequence[Device], sound: str) -> None:
@@ -41,6 +44,7 @@ def measurement(result: PipelineMeasurement) -> None:
             milliseconds(stage.stage_ns), milliseconds(stage.queued_ns), f"{100 * stage.share:.0f} %",
         )  # fmt: skip
     table.print()
+    _say_sources(result)
     print(f"bottleneck: {result.bottleneck} (predicted: {result.predicted_bottleneck})")
     print(
         f"throughput: {result.throughput_per_s:.1f} inferences/s measured, {result.predicted_throughput_per_s:.1f} predicted"
@@ -56,6 +60,21 @@ def measurement(result: PipelineMeasurement) -> None:
         alone = spread.count + result.failures_alone
         print(f"failed: {result.failures} of {result.items} in steady state, {result.failures_alone} of {alone} alone")
     print(*(f"note: {note}\n" for note in result.notes), sep="", end="")
+
+
+def _say_sources(result: PipelineMeasurement) -> None:
+    """Print which stages were measured on what, where they differ."""
+    if len({stage.source for stage in result.stages}) < 2:
+        return
+    by_source: dict[str, list[str]] = {}
+    for stage in result.stages:
+        place = f"{stage.pipeline}.{stage.stage}" if len({s.pipeline for s in result.stages}) > 1 else str(stage.stage)
+        by_source.setdefault(_ON.get(text := provenance_text(stage.source), text), []).append(place)
+    print("; ".join(f"{_stages(places)}: {words}" for words, places in by_source.items()))
+
+
+def _stages(places: Sequence[str]) -> str:
+    return f"stage {places[0]}" if len(places) == 1 else f"stages {', '.join(places)}"
 
 
 def round_line(done: TuneRound) -> str:

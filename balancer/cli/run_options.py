@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from balancer.loops.sources import Source
     from balancer.opened import OpenedPlan
     from balancer.plan import Plan
+    from balancer.runtime.assigning import Assigned
     from balancer.runtime.options import OnError, RunOptions
     from balancer.runtime.recipes import Simulation
 
 _MOST_SECONDS = 1_000_000  # the limit of `RunOptions`
 NONE_FIRST, LIVE_FIRST = ("none", "live", "recorded"), ("live", "recorded")
 _OUTPUTS = {
-    "none": "none: they give no outputs",
+    "none": "none: they give no outputs, or recorded ones where other stages need them",
     "live": "live: computed on the CPU during the run, which is slower than a TPU",
     "recorded": "recorded: computed on the CPU before the run and replayed",
 }  # fmt: skip
@@ -54,7 +55,8 @@ def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None
     """Add --devices and the arguments that belong to it. outputs: what simulated TPUs may give, the default first."""
     parser.add_argument(
         "--devices", metavar="D,D", help="a device for each TPU of the plan, as in usb:0,usb:1; or one word for all: usb, "
-        "pci, cpu (this CPU) or sim (simulated TPUs); default: the Edge TPUs of this machine",
+        "pci or sim (simulated TPUs); default: the Edge TPUs of this machine. Stages that the plan puts on the CPU need no "
+        "name. cpu runs all stages on this CPU",
     )  # fmt: skip
     parser.add_argument(
         "--processes", action="store_true",
@@ -63,6 +65,11 @@ def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None
     parser.add_argument(
         "--item-timeout", type=_seconds, default=60.0, metavar="S",
         help="seconds that one inference may take in a device's process; default 60",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exact", action="store_true",
+        help="compute the plan's stages on the CPU with the kernels on which `verify` proves bit-exactness; they are slower "
+        "than the interpreter's default ones, whose values may differ by a step",
     )  # fmt: skip
     group = parser.add_argument_group("simulated TPUs (--devices sim)")
     group.add_argument(
@@ -86,36 +93,40 @@ def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None
     )  # fmt: skip
 
 
-def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> list[str]:
-    """A device for each TPU of the plan, from --devices. Raises DeviceError if they are unknown, too few, or missing."""
-    from balancer.runtime.devices import device_names
+def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> Assigned:
+    """The device of each stage of the plan, from --devices. Raises DeviceError if they are unknown, too few, or missing."""
+    from balancer.runtime.assigning import assigned_devices
 
-    count = sum(plan.used_counts.values())
-    return device_names(arguments.devices, count)
+    return assigned_devices(plan, arguments.devices)
 
 
 def run_options(
-    arguments: argparse.Namespace, opened: OpenedPlan, inputs: Sequence[Item], *, on_error: OnError = "stop"
+    arguments: argparse.Namespace,
+    opened: OpenedPlan,
+    devices: Assigned,
+    inputs: Sequence[Item],
+    *,
+    on_error: OnError = "stop",
 ) -> RunOptions:
-    """The options for running the plan. inputs: the inputs of the run, for recorded outputs."""
+    """The options for running the plan on these devices. inputs: the inputs of the run, for recorded outputs."""
     keep_state = getattr(arguments, "keep_state", False)  # `tune` has no such argument
     from balancer.runtime.options import RunOptions
 
     return RunOptions(
         on_error=on_error, keep_state=keep_state, processes=arguments.processes, seconds=arguments.item_timeout,
-        simulation=_simulation(arguments, opened, inputs, keep_state=keep_state),
+        exact=arguments.exact, simulation=_simulation(arguments, opened, devices, inputs, keep_state=keep_state),
     )  # fmt: skip
 
 
 def _simulation(
-    arguments: argparse.Namespace, opened: OpenedPlan, inputs: Sequence[Item], *, keep_state: bool
+    arguments: argparse.Namespace, opened: OpenedPlan, devices: Assigned, inputs: Sequence[Item], *, keep_state: bool
 ) -> Simulation:
     """How simulated TPUs behave in this run; the default if there are none."""
-    from balancer.runtime.recipes import Simulation, promised
+    from balancer.runtime.recipes import NONE, RECORDED, Simulation, promised
     from balancer.runtime.recording import recorded_outputs
 
     plan, truth = opened.plan, simulated_truth(arguments, opened)
-    if not arguments.devices or "sim" not in arguments.devices:
+    if "sim" not in devices.names:
         return Simulation()
     if truth is None:
         known = {s.name: replace(promised(plan, s), jitter=arguments.sim_jitter) for s in plan.segments}
@@ -123,10 +134,11 @@ def _simulation(
         from balancer.loops.sources import behaviours
 
         known = behaviours(plan, truth, arguments.sim_jitter)
-    recordings = (
-        recorded_outputs(opened, inputs, keep_state=keep_state) if arguments.sim_outputs == "recorded" else None
-    )
-    return Simulation(behaviours=known, outputs=arguments.sim_outputs, recordings=recordings)
+    outputs = arguments.sim_outputs
+    if outputs == NONE and set(devices.names) != {"sim"}:
+        outputs = RECORDED  # other stages need true inputs, and computing them live would slow the simulated TPUs down
+    recordings = recorded_outputs(opened, inputs, keep_state=keep_state) if outputs == RECORDED else None
+    return Simulation(behaviours=known, outputs=outputs, recordings=recordings)
 
 
 def simulated_truth(arguments: argparse.Namespace, opened: OpenedPlan) -> Source | None:

@@ -33,10 +33,11 @@ from balancer.errors import DeviceError, OutputError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from balancer.opened import OpenedPlan
     from balancer.plan import Plan
+    from balancer.runtime.assigning import Assigned
     from balancer.runtime.options import RunOptions
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(folder / f"{one.name}.npz", force=arguments.force)
     reading = Reading(given, going_on=arguments.on_error == "continue")
     recorded = reading.at_once() if arguments.sim_outputs == "recorded" else []
-    options = run_options(arguments, opened, recorded, on_error=arguments.on_error)
+    options = run_options(arguments, opened, devices, recorded, on_error=arguments.on_error)
     failures: list[str] = []
     with (
         result_folder(folder),
@@ -128,11 +129,14 @@ def run(arguments: argparse.Namespace) -> int:
                 path = folder / f"{outcome.given.name}.npz"
                 put_file(path, npz_bytes(outcome.result), force=arguments.force)
             advance(k + 1)
-    document = {"outputs": str(folder), "items": total, "failures": failures, "state": runner.state}
+    document = {
+        "outputs": str(folder), "items": total, "failures": failures, "state": runner.state, "notes": runner.notes,
+    }  # fmt: skip
     if arguments.json:
         print_json(document)
     else:
         drawing.state(runner.state)
+        print(*(f"note: {note}\n" for note in runner.notes), sep="", end="")
         print(*(f"failed: {line}" for line in failures), sep="\n", end="\n" if failures else "")
         print(f"{total - len(failures)} of {total} results in {folder}")
     return 1 if failures else 0
@@ -146,7 +150,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _runner(
-    arguments: argparse.Namespace, plan: OpenedPlan, devices: Sequence[str], options: RunOptions
+    arguments: argparse.Namespace, plan: OpenedPlan, devices: Assigned, options: RunOptions
 ) -> Pipeline | PycoralRunner:
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
@@ -180,7 +184,7 @@ def bench(arguments: argparse.Namespace) -> int:
     devices = chosen_devices(arguments, opened.plan)
     inputs = random_items(model_interface(opened.graph).inputs, _BENCH_INPUTS)
     with (
-        Pipeline(opened, devices, run_options(arguments, opened, inputs)) as pipeline,
+        Pipeline(opened, devices, run_options(arguments, opened, devices, inputs)) as pipeline,
         drawing.progress("measuring", quiet=arguments.quiet or arguments.json) as advance,
     ):
         measurement = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
@@ -308,7 +312,7 @@ def _source(arguments: argparse.Namespace, plan: OpenedPlan) -> Any:
     if truth is None and "sim" in names:
         # The first plan's own costs are the truth in every round. With those of each plan, predictions would always be right.
         truth = TrueCosts(costed_model_of(plan))
-    options = RunOptions(processes=arguments.processes, seconds=arguments.item_timeout)
+    options = RunOptions(processes=arguments.processes, exact=arguments.exact, seconds=arguments.item_timeout)
     return PipelineTimes(
         devices=arguments.devices, seconds=arguments.seconds, options=options, truth=truth, jitter=arguments.sim_jitter,
         outputs=arguments.sim_outputs, compiler=None if names <= {"sim", "cpu"} else partial(compiler, arguments),

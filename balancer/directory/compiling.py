@@ -10,7 +10,7 @@ from balancer.compiler import Compiled, Compiler, Outcome, Refused
 from balancer.directory.saving import save_compiled
 from balancer.ground.opsets import members
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
-from balancer.plan import OpOnCpu, Plan, SegmentReport
+from balancer.plan import OpOnCpu, Plan, Segment, SegmentReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ def compile_plan(
     *,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Compilation:
-    """Compile each segment of a plan by itself.
+    """Compile each segment of a plan by itself. Segments that run on the CPU are left as they are.
 
     plan: a plan, its file, or its directory. compiler: see `find_compiler`. progress: called with the number of segments
     that are done.
@@ -51,7 +51,7 @@ def compile_plan(
     directory cannot be written.
     """
     opened = open_plan(plan)
-    sources = [(segment.name, opened.segment_file(segment)) for segment in opened.plan.segments]
+    sources = [(segment.name, opened.segment_file(segment)) for segment in to_compile(opened.plan)]
     outcomes = compiler.compile_all(sources, progress=progress)
     done = with_outcomes(opened.plan, opened.graph, compiler, outcomes)
     return Compilation(
@@ -61,21 +61,27 @@ def compile_plan(
     )
 
 
+def to_compile(plan: Plan) -> list[Segment]:
+    """The plan's segments on Edge TPUs."""
+    return [segment for segment in plan.segments if plan.is_compiled(segment.name)]
+
+
 def with_outcomes(plan: Plan, graph: Graph, compiler: Compiler, outcomes: list[Outcome]) -> Plan:
-    """The plan with a report for each segment that was compiled, and with the compiled files and logs in its `made`.
+    """The plan with a report for each segment that was compiled, and with the compiled files and logs in its `made`. outcomes:
+    of the segments of `to_compile`.
 
     A segment that fails now, and was compiled before, keeps its earlier report and files.
     """
-    segments, made = [], {}
-    for segment, outcome in zip(plan.segments, outcomes, strict=True):
+    done, made = dict[str, Segment](), dict[str, bytes]()
+    for segment, outcome in zip(to_compile(plan), outcomes, strict=True):
         reported = segment.reported
         if reported is None or isinstance(outcome, Compiled):
             made[segment.log_name] = outcome.output.encode("utf-8")
         if isinstance(outcome, Compiled):
             made[segment.compiled_name] = outcome.data
             reported = segment_report(segment.ops, graph, compiler, outcome)
-        segments.append(replace(segment, reported=reported))
-    return replace(plan, segments=tuple(segments), made=made)
+        done[segment.name] = replace(segment, reported=reported)
+    return replace(plan, segments=tuple(done.get(segment.name, segment) for segment in plan.segments), made=made)
 
 
 def segment_report(ops: OpSet, graph: Graph, compiler: Compiler, outcome: Compiled) -> SegmentReport:

@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from balancer.directory.compiling import compile_plan
+from balancer.directory.compiling import compile_plan, to_compile
 from balancer.errors import CompilerError, MeasurementError
 from balancer.inputs import model_interface, random_items
 from balancer.learning.recorded import read_stage_times
 from balancer.loops.simulating import report_of
 from balancer.opened import OpenedPlan, open_plan
-from balancer.plan import KEPT, Plan, SegmentMeasurement
-from balancer.runtime.devices import device_names
+from balancer.plan import EDGE_TPU, KEPT, Plan, SegmentMeasurement
+from balancer.runtime.assigning import assigned_devices
 from balancer.runtime.measuring import measure, segment_measurements
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
@@ -67,11 +67,13 @@ class TrueCosts:
     def __call__(self, plan: Plan) -> Seen:
         segments = []
         for segment in plan.segments:
-            terms = self.truth.costs.terms(segment.ops)
+            kind = plan.devices_under(segment.name)
+            terms = self.truth.costs_by_kind[kind.kind].terms(segment.ops)
             measured = SegmentMeasurement(
                 stage_ns=terms.stage_ns, runs=1, device="sim", source=MeasuredOn.SIMULATED.value
             )
-            segments.append(replace(segment, reported=report_of(terms), measured=measured))
+            reported = report_of(terms) if kind.device == EDGE_TPU else None
+            segments.append(replace(segment, reported=reported, measured=measured))
         return Seen(replace(plan, segments=tuple(segments)))
 
 
@@ -146,16 +148,16 @@ class PipelineTimes:
             raise ValueError(f"outputs must be '{NONE}' or '{REPLAYED}', not {self.outputs!r}")
 
     def __call__(self, plan: Plan) -> Seen:
-        tpus = sum(plan.used_counts.values())
-        devices = device_names(self.devices, tpus)
-        if self.compiler is not None and not all(s.reported for s in plan.segments):
+        assigned = assigned_devices(plan, self.devices)
+        devices = assigned.names
+        if self.compiler is not None and not all(s.reported for s in to_compile(plan)):
             plan = self._compiled(plan, self.compiler())
         elif self.compiler is None and self.truth is not None and "sim" in devices:
             plan = replace(self.truth(plan).plan, made=plan.made)  # with the reports of the simulated compiler
         opened = open_plan(replace(plan, segments=tuple(replace(s, measured=None) for s in plan.segments)))
         items = random_items(model_interface(opened.graph).inputs, _ITEMS)
         options = replace(self.options, simulation=self._simulation(opened, devices, items))
-        with Pipeline(opened, devices, options) as pipeline:
+        with Pipeline(opened, assigned, options) as pipeline:
             measured = measure(pipeline, items, seconds=self.seconds)
         return Seen(with_measured(plan, segment_measurements(measured)), measured.throughput_per_s)
 

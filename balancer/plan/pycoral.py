@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 def pycoral_obstacle(plan: Plan) -> str:
     """Why pycoral's PipelinedModelRunner cannot run the plan's pipelines, in words; empty if it can.
 
-    The runner uses one TPU for each stage. It passes all model inputs to the first segment and takes all model outputs
+    The runner uses one Edge TPU for each stage. It passes all model inputs to the first segment and takes all model outputs
     from the last one. Every other output of a segment must be read by a later segment.
     """
     for stage in (stage for pipeline in plan.pipelines for stage in pipeline.stages):
+        if not plan.is_compiled(stage.segment):
+            return f"{stage.segment} runs on the CPU"
         if stage.replicas > 1:
             return f"{stage.replicas} TPUs share a stage"
     for partition in plan.partitions():

@@ -366,11 +366,14 @@ class Plan:
             before += count
         return tuple(before + number for number in stage.tpus)
 
+    def devices_under(self, segment: str) -> PlanDevices:
+        """The devices of the kind that runs the segment of that name."""
+        stages = (stage for pipeline in self.pipelines for stage in pipeline.stages)
+        return self.devices_of(next(stage.kind for stage in stages if stage.segment == segment))
+
     def is_compiled(self, segment: str) -> bool:
         """Whether a segment of that name runs on Edge TPUs, and so has to be compiled. Segments on the CPU have not."""
-        stages = (stage for pipeline in self.pipelines for stage in pipeline.stages)
-        kind = next(stage.kind for stage in stages if stage.segment == segment)
-        return self.devices_of(kind).device == EDGE_TPU
+        return self.devices_under(segment).device == EDGE_TPU
 
     def segment(self, name: str) -> Segment:
         """The segment of that name. Raises KeyError if there is none."""

@@ -2,7 +2,7 @@
 
 Names are libedgetpu's (`:0`, `usb:0`, `pci:1`), and `cpu` and `sim`; `usb` or `pci` without a number means as many as are
 needed. Numbers follow the order in which the system lists the devices. That order may change when the system restarts;
-the path tells the devices apart.
+the path tells the devices apart. Which stage of a plan gets which device is decided in `assigning`.
 
 Sources: libedgetpu `api/driver_factory`, gasket's sysfs files, Coral's udev rules (Apache-2.0).
 """
@@ -27,6 +27,8 @@ _USB2_MBIT_PER_S = 480
 _DEAD_CELSIUS = {-88, -10}  # the temperature that is read where the link to the chip is down
 _NAME = re.compile(r"cpu|sim|usb|pci|(usb|pci|):([0-9]{1,3})")
 _REPEATED = ("cpu", "sim", "usb", "pci")
+# Kinds of hardware that come with balancer -> the prefix of the devices' names on that bus.
+_BUS = {"pcie": "pci", "pcie-python": "pci", **dict.fromkeys(("usb", "usb-desktop", "usb2", "usb-pi5"), "usb")}
 
 
 class DeviceState(str, Enum):
@@ -201,7 +203,7 @@ def device_names(wanted: str | Sequence[str] | None, count: int, root: str | Pat
     (['pci:0', 'pci:1'], ['usb:1', 'pci:0'], ['sim', 'sim'])
     """
     if wanted is None:
-        return _there(count, root)
+        return own_devices([""] * count, root)
     names = [_plain(part) for part in ([p.strip() for p in wanted.split(",")] if isinstance(wanted, str) else wanted)]
     if len(names) == 1 and names[0] in _REPEATED:
         return [f"{names[0]}:{k}" if names[0] in ("usb", "pci") else names[0] for k in range(count)]
@@ -222,10 +224,47 @@ def _plain(name: str) -> str:
     return name if match[2] is None else f"{match[1]}:{int(match[2])}"
 
 
-def _there(count: int, root: str | Path) -> list[str]:
-    usable = [device for device in list_devices(root) if device.usable]
-    if len(usable) < count:
-        what = f"{count} Edge TPUs are needed, {len(usable)} can be used"
-        remedy = f"see `balancer devices`; solve for {len(usable)} TPUs, or try --devices sim"
-        raise DeviceError(what, "this machine", remedy if usable else "see `balancer devices`, or try --devices sim")
-    return [device.name for device in usable[:count]]
+def own_devices(kinds: Sequence[str], root: str | Path = "/") -> list[str]:
+    """The names of Edge TPUs of this machine, one for each kind of `kinds`; "" is any kind. root: of the file system.
+
+    A kind gets devices of its own as far as there are any, then others on its bus, then what is left. Raises DeviceError
+    where there are fewer than `kinds`.
+    """
+    left = [device for device in list_devices(root) if device.usable]
+    if len(left) < len(kinds):
+        what = f"{len(kinds)} Edge TPUs are needed, {len(left)} can be used"
+        remedy = f"see `balancer devices`; solve for {len(left)} TPUs, or try --devices sim"
+        raise DeviceError(what, "this machine", remedy if left else "see `balancer devices`, or try --devices sim")
+    chosen: dict[int, str] = {}
+    for fits in (_of_kind, _on_bus, _any):
+        for k in (k for k in range(len(kinds)) if k not in chosen):
+            found = next((device for device in left if fits(device, kinds[k])), None)
+            if found is not None:
+                chosen[k] = found.name
+                left.remove(found)
+    return [chosen[k] for k in range(len(kinds))]
+
+
+def bus_of(kind: str) -> str:
+    """The prefix of the names of devices of a kind: "pci" or "usb" for the kinds that come with balancer, else "".
+
+    >>> bus_of("pcie"), bus_of("usb2:std"), bus_of("mine")
+    ('pci', 'usb', '')
+    """
+    return _BUS.get(_without_clock(kind), "")
+
+
+def _without_clock(kind: str) -> str:
+    return kind.partition(":")[0]
+
+
+def _of_kind(device: Device, kind: str) -> bool:
+    return device.kind == _without_clock(kind)
+
+
+def _on_bus(device: Device, kind: str) -> bool:
+    return device.type == bus_of(kind)
+
+
+def _any(device: Device, kind: str) -> bool:
+    return True

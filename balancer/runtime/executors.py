@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from balancer.errors import InterpreterError
-from balancer.interpreter import Interpreter, open_interpreter, open_on_tpu
+from balancer.interpreter import PROVEN, Interpreter, Kernels, open_interpreter, open_on_tpu
 from balancer.runtime.simulated import Behaviour, Recorded, SimulatedTpu, no_outputs, read_only
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ class Recipe:
     """How to make a segment's executor.
 
     device: a name as in `devices`, or "none". model: the file's bytes, compiled where the device is an Edge TPU; None
-    where nothing is computed. keep_state: variable tensors keep their values from item to item. behaviour, recorded: of
-    a simulated TPU, which gives recorded outputs if there are any, else computes the model if there is one.
+    where nothing is computed. kernels: what computes it on the CPU. keep_state: variable tensors keep their values from item
+    to item. behaviour, recorded: of a simulated TPU, which gives recorded outputs if there are any, else computes the model
+    if there is one.
     """
 
     segment: str
@@ -61,6 +62,7 @@ class Recipe:
     behaviour: Behaviour | None = None
     recorded: tuple[Mapping[str, Array], ...] = ()
     keep_state: bool = False
+    kernels: Kernels = PROVEN
 
 
 class Computed:
@@ -109,7 +111,7 @@ def make_executor(recipe: Recipe, seconds: float, die: Callable[[], None] | None
     if recipe.device == "none":
         return Idle(recipe.outputs)
     if recipe.device == "cpu":
-        return Computed(open_interpreter(recipe.model or b""), keep_state=recipe.keep_state)
+        return Computed(open_interpreter(recipe.model or b"", recipe.kernels), keep_state=recipe.keep_state)
     if recipe.device == "sim":
         return SimulatedTpu(recipe.segment, recipe.behaviour or Behaviour(stage_ns=0), _outputs(recipe), seconds, die)
     return Computed(open_with_retry(recipe.model or b"", recipe.device), keep_state=recipe.keep_state)

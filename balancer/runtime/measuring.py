@@ -169,7 +169,7 @@ def measure(
         predicted_bottleneck=_predicted_bottleneck(plan),
         stages=stages,
         notes=_notes(pipeline, stages),
-        versions={"balancer": VERSION, "python": sys.version.split()[0], "runtime": runtime_label()},
+        versions={"balancer": VERSION, "python": sys.version.split()[0], "runtime": runtime_label(pipeline.kernels)},
     )
 
 
@@ -186,7 +186,7 @@ def _handover_ns(plan: Plan) -> int:
 
 
 def _notes(pipeline: Pipeline, stages: Sequence[StageMeasurement]) -> tuple[str, ...]:
-    notes = [costed_for_others(pipeline.plan, pipeline.devices)]
+    notes = [costed_for_others(pipeline.plan, pipeline.devices), *pipeline.notes]
     if any(MeasuredOn.SIMULATED_LIVE in s.source for s in stages):
         notes.append("simulated TPUs computed their outputs on this CPU: no time is shorter than it takes")
     handover = _handover_ns(pipeline.plan)

@@ -18,7 +18,8 @@ class RunOptions:
     """How a pipeline runs its items.
 
     depth: items that wait before a stage. on_error: "stop" ends the pipeline with the first item that fails, "continue"
-    gives a Failure in place of its result. processes: every device gets a process of its own, not only Edge TPUs.
+    gives a Failure in place of its result. processes: every device gets a process of its own, not only Edge TPUs. exact:
+    stages on the CPU compute with the kernels that bit-exactness is proven on, which are slower.
     seconds: time limit of one inference in a process. restarts: how often one device's process is started again before
     the device is given up. simulation: what the device `sim` does.
 
@@ -29,6 +30,7 @@ class RunOptions:
     depth: int = 2
     on_error: OnError = STOP
     processes: bool = False
+    exact: bool = False
     seconds: float = 60.0
     restarts: int = 3
     keep_state: bool = False

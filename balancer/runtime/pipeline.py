@@ -33,21 +33,23 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.errors import BalancerError, InputError, StageError
 from balancer.inputs import model_interface
+from balancer.interpreter import PROVEN
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.plan import KEPT, STATE_WORDS, segments_with_state, state_of
 from balancer.queues import Finished, Stopped
-from balancer.runtime.devices import device_names
+from balancer.runtime.assigning import AnyDevices, assigned_devices, no_devices
 from balancer.runtime.items import InnerStage, Inputs, LastStage, Result, checked_inputs, new_item
 from balancer.runtime.limits import warn_of_mappings, warn_of_other_kinds
 from balancer.runtime.mapping import Turns, mapped
 from balancer.runtime.opening import OpenExecutors
 from balancer.runtime.options import CONTINUE, RunOptions
+from balancer.runtime.provenance import kernels_note
 from balancer.runtime.recipes import NONE, check_tensors, keeping_state, recipes
 from balancer.runtime.stage_errors import named_error, stopped_error
 from balancer.runtime.statistics import PipelineStatistics, statistics_of
@@ -55,7 +57,7 @@ from balancer.runtime.tensors import dead_after, lives
 from balancer.workers import Failure, Workers
 
 if TYPE_CHECKING:
-    from balancer.runtime.executors import Executor
+    from balancer.runtime.executors import Executor, Recipe
     from balancer.runtime.tensors import Life
     from balancer.workers import Work
 
@@ -67,32 +69,36 @@ class Pipeline:
     """Runs a plan: `with Pipeline(plan, devices) as pipeline: for result in pipeline.map(items): ...`.
 
     plan: a plan, its file, or its directory. devices: a name for each TPU of the plan (":0", "usb:0", "pci:1"); or one of
-    "usb", "pci", "sim" and "cpu" for all; or None for the Edge TPUs of this machine; see `balancer.runtime.devices`. Inputs
-    and results are dicts of arrays by tensor name, inputs with the shape and element type that the model gives.
+    "usb", "pci" and "sim" for all of them; or None for the Edge TPUs of this machine. Stages on the CPU need no name; "cpu"
+    runs all stages there. See `balancer.runtime.assigning`. Inputs and results are dicts of arrays by tensor name, inputs with
+    the shape and element type that the model gives.
 
-    The attribute `interface` has the model's inputs, the names of its outputs, and by name how integers stand for real
-    numbers. `state` is "reset" or "kept" for a model with variable tensors, None for others.
+    Attributes: `devices` has the names in the order of `Plan.positions`. `interface` has the model's inputs, the names of its
+    outputs, and by name how integers stand for real numbers. `state` is "reset" or "kept" for a model with variable tensors,
+    None for others. `kernels` compute what is computed on this CPU. `notes` says what a reader of the results has to know.
     """
 
     def __init__(
-        self, plan: AnyPlan | OpenedPlan, devices: str | Sequence[str] | None = None, options: RunOptions | None = None
+        self, plan: AnyPlan | OpenedPlan, devices: AnyDevices = None, options: RunOptions | None = None
     ) -> None:
         """Nothing is opened yet. Raises PlanError or DeviceError where plan and devices do not go together."""
         self._opened_plan = opened = open_plan(plan)
         check_tensors(opened)
         self.plan = opened.plan
         self.options = options or RunOptions()
-        count = sum(self.plan.used_counts.values())
-        none = devices == "none"
-        self.devices = ["none"] * count if none else device_names(devices, count)
         self.interface = model_interface(opened.graph)
+        assigned = no_devices(self.plan) if devices == "none" else assigned_devices(self.plan, devices)
+        assigned = replace(assigned, proven=assigned.proven or self.options.exact)
+        self.devices = list(assigned.names)
         self.simulation = self.options.simulation.beside(self.devices)
-        self._recipes = recipes(opened, self.devices, self.simulation)
+        self._recipes = recipes(opened, assigned, self.simulation)
         self.state = state_of(self.interface.stateful, keep_state=self.options.keep_state)
         if self.state == KEPT:
             self._recipes = keeping_state(self._recipes, segments_with_state(self.plan, self.interface.stateful))
         if self.state is not None:
             _LOG.info("%s: %s", self.plan.file_name, STATE_WORDS[self.state])
+        self.kernels = tuple(dict.fromkeys(r.kernels for r in self._recipes_flat if r.model is not None)) or (PROVEN,)
+        self.notes = tuple(filter(None, [kernels_note(self.kernels)]))
         self._opened = OpenExecutors(self.options)
         self._workers: Workers | None = None
         self._stopping = threading.Event()
@@ -145,9 +151,8 @@ class Pipeline:
             lives([self.plan.segment(stage.segment) for stage in p.stages], self.interface.outputs)
             for p in self.plan.pipelines
         ]
-        flat = [recipe for line in self._recipes for stage in line for recipe in stage]
         try:
-            executors = iter(self._opened.open(flat, tensor_lives, self._most_in_flight))
+            executors = iter(self._opened.open(self._recipes_flat, tensor_lives, self._most_in_flight))
         except BalancerError as error:
             if self._stopping.is_set():  # it was told to stop, and what failed to open was interrupted
                 raise self._stopped() from error
@@ -156,6 +161,10 @@ class Pipeline:
             [[self._work(next(executors), k, len(line), of_line) for _ in stage] for k, stage in enumerate(line)]
             for line, of_line in zip(self._recipes, tensor_lives, strict=True)
         ]
+
+    @property
+    def _recipes_flat(self) -> list[Recipe]:
+        return [recipe for line in self._recipes for stage in line for recipe in stage]
 
     def _work(self, executor: Executor, stage: int, stages: int, tensor_lives: Mapping[str, Life]) -> Work:
         """What a thread of the stage does with an item."""

@@ -13,9 +13,14 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from balancer.interpreter import PROVEN
+from balancer.plan import CPU, EDGE_TPU
+from balancer.runtime.devices import bus_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from balancer.interpreter import Kernels
     from balancer.plan import Plan
 
 
@@ -35,16 +40,6 @@ Provenance = frozenset[str]  # values of MeasuredOn, and names that only another
 _MIXED = "mixed: "
 _BETWEEN = "; "
 _OF_DEVICE = {"cpu": MeasuredOn.CPU, "none": MeasuredOn.NOTHING}
-# Hardware that comes with balancer -> the prefix of the devices' names on that bus.
-_BUS = {
-    "pcie": "pci",
-    "pcie-python": "pci",
-    "usb": "usb",
-    "usb-desktop": "usb",
-    "usb2": "usb",
-    "usb-pi5": "usb",
-    "cpu": "cpu",
-}
 
 
 def provenance_of(devices: Iterable[str], *, live: bool = False) -> Provenance:
@@ -88,28 +83,38 @@ def joined(provenances: Iterable[Provenance]) -> Provenance:
 def costed_for_others(plan: Plan, devices: Sequence[str]) -> str | None:
     """A sentence about a plan that runs on other kinds of devices than its times were predicted for; else None.
 
-    devices: by TPU. Nothing is said of a name that leaves the bus open (`:0`), or of a user's own hardware, except on a
+    devices: by position. Nothing is said of a name that leaves the bus open (`:0`), or of a user's own hardware, except on a
     CPU.
     """
-    hardware = plan.hardware.name
-    bus = _BUS.get(hardware.partition(":")[0], "")
-    used = [devices[t] for p in plan.pipelines for stage in p.stages for t in plan.positions(stage)]
-    others = sorted({_kind(device) for device in used if _is_other(_kind(device), bus)})
+    stages = [stage for pipeline in plan.pipelines for stage in pipeline.stages]
+    pairs = [(plan.devices_of(stage.kind), _type(devices[t])) for stage in stages for t in plan.positions(stage)]
+    wrong = [(kind.kind, other) for kind, other in pairs if kind.device == EDGE_TPU and _is_other(other, kind.kind)]
+    if not wrong:
+        return None
+    kinds, others = (", ".join(sorted(set(names))) for names in zip(*wrong, strict=True))
+    return f"the plan's times are predicted for {kinds}; it runs on {others}, which takes other times"
+
+
+def kernels_note(kernels: Iterable[Kernels]) -> str | None:
+    """A sentence about values that may differ from those that `verify` compares; None where they are computed alike.
+
+    kernels: that compute the stages on the CPU.
+    """
+    others = sorted({k.label for k in kernels if k != PROVEN})
     if not others:
         return None
-    return f"the plan's times are predicted for {hardware}; it runs on {', '.join(others)}, which takes other times"
+    return f"stages on the CPU use {', '.join(others)}: values may differ by a step; --exact avoids it"
 
 
-def _kind(device: str) -> str:
+def _type(device: str) -> str:
     """The device's name without its number.
 
-    >>> _kind("usb:0"), _kind(":0"), _kind("cpu")
+    >>> _type("usb:0"), _type(":0"), _type("cpu")
     ('usb', '', 'cpu')
     """
     return device.partition(":")[0]
 
 
-def _is_other(kind: str, bus: str) -> bool:
-    if kind == "cpu":
-        return bus != "cpu"
-    return kind in ("usb", "pci") and bool(bus) and kind != bus
+def _is_other(device_type: str, kind: str) -> bool:
+    bus = bus_of(kind)
+    return device_type == CPU or (device_type in ("usb", "pci") and bool(bus) and device_type != bus)

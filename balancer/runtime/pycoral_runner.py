@@ -18,11 +18,11 @@ from balancer.errors import DependencyError, PlanError
 from balancer.inputs import model_interface
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.plan import RESET, file_bytes, pycoral_obstacle, state_of
-from balancer.runtime.devices import device_names
+from balancer.runtime.assigning import AnyDevices, assigned_devices
 from balancer.runtime.limits import warn_of_other_kinds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from balancer.inputs import Array
     from balancer.runtime.items import Inputs, Result
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 class PycoralRunner:
     """Like `Pipeline`, with `map` alone: `with PycoralRunner(plan) as runner: runner.map(items)`."""
 
-    def __init__(
-        self, plan: AnyPlan | OpenedPlan, devices: str | Sequence[str] | None = None, *, keep_state: bool = False
-    ) -> None:
+    def __init__(self, plan: AnyPlan | OpenedPlan, devices: AnyDevices = None, *, keep_state: bool = False) -> None:
         """keep_state: must be set for a model with variable tensors, since Google's runner never resets them.
 
         Raises PlanError where Google's runner cannot run the plan, DependencyError where it is not installed.
@@ -46,7 +44,8 @@ class PycoralRunner:
             obstacle = "it has several pipelines, or TPUs that share a stage"
         if obstacle:
             raise PlanError(f"pycoral's runner cannot run it: {obstacle}", plan.file_name, "leave out --runner pycoral")
-        self.devices = device_names(devices, len(pipeline.stages))
+        self.devices = list(assigned_devices(plan, devices).names)
+        self.notes = ()
         self.interface = model_interface(opened.graph)
         self.state = state_of(self.interface.stateful, keep_state=keep_state)
         if self.state == RESET:

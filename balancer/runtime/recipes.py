@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from balancer.errors import PlanError
 from balancer.ground.rates import load_ns
+from balancer.runtime.assigning import kernels_on
 from balancer.runtime.executors import Recipe
 from balancer.runtime.simulated import Behaviour
 from balancer.runtime.tensors import TensorSpec
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from balancer.opened import OpenedPlan
-    from balancer.plan import Plan, Segment
+    from balancer.plan import Plan, PlanStage, Segment
+    from balancer.runtime.assigning import Assigned
 
 
 LIVE, RECORDED, NONE = "live", "recorded", "none"
@@ -58,22 +60,20 @@ def check_tensors(opened: OpenedPlan) -> None:
                 raise PlanError(what, f"{opened.plan.file_name}: {segment.name}", "solve again")
 
 
-def recipes(opened: OpenedPlan, devices: Sequence[str], simulation: Simulation) -> list[list[list[Recipe]]]:
-    """For each pipeline, stage and replica. devices: one for each TPU that the plan numbers.
-
-    Raises PlanError where a file that is needed is not there.
-    """
+def recipes(opened: OpenedPlan, devices: Assigned, simulation: Simulation) -> list[list[list[Recipe]]]:
+    """For each pipeline, stage and replica. Raises PlanError where a file that is needed is not there."""
     plan, known = opened.plan, dict[tuple[str, str], Recipe]()
 
-    def made(segment: Segment, device: str) -> Recipe:
-        kind = device if device in ("cpu", "sim", "none") else "tpu"
-        if (segment.name, kind) not in known:
-            known[segment.name, kind] = _recipe(opened, segment, device, simulation)
-        found = known[segment.name, kind]
-        return found if found.device == device else _on(found, device)
+    def made(stage: PlanStage, device: str) -> Recipe:
+        key = stage.segment, device if device in ("cpu", "sim", "none") else "tpu"
+        if key not in known:
+            # A segment stands on one kind of devices, so its stages have the same kernels.
+            kernels = kernels_on(plan.devices_of(stage.kind), proven=devices.proven)
+            known[key] = replace(_recipe(opened, plan.segment(stage.segment), device, simulation), kernels=kernels)
+        return replace(known[key], device=device)
 
     return [
-        [[made(plan.segment(stage.segment), devices[t]) for t in plan.positions(stage)] for stage in pipeline.stages]
+        [[made(stage, devices.names[t]) for t in plan.positions(stage)] for stage in pipeline.stages]
         for pipeline in plan.pipelines
     ]
 
@@ -81,10 +81,6 @@ def recipes(opened: OpenedPlan, devices: Sequence[str], simulation: Simulation) 
 def keeping_state(lines: list[list[list[Recipe]]], segments: Collection[str]) -> list[list[list[Recipe]]]:
     """The same, but that these segments keep their state from item to item."""
     return [[[replace(r, keep_state=r.segment in segments) for r in stage] for stage in line] for line in lines]
-
-
-def _on(recipe: Recipe, device: str) -> Recipe:
-    return Recipe(segment=recipe.segment, device=device, model=recipe.model, outputs=recipe.outputs)
 
 
 def _recipe(opened: OpenedPlan, segment: Segment, device: str, simulation: Simulation) -> Recipe:
@@ -105,6 +101,6 @@ def _recipe(opened: OpenedPlan, segment: Segment, device: str, simulation: Simul
 
 def promised(plan: Plan, segment: Segment) -> Behaviour:
     """What the plan says of a TPU with this segment; the first inference also loads what stays on chip."""
-    constants, predicted = plan.hardware.constants, segment.predicted
+    constants, predicted = plan.devices_under(segment.name).constants, segment.predicted
     load = load_ns(predicted.cached_bytes, constants.get("load_ns_per_mib", 0), constants.get("load_ns", 0))
     return Behaviour(stage_ns=predicted.stage_ns, first_ns=load)
