@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 from balancer.cost.constant_groups import Chip, Host, Link, Power
 from balancer.cost.hardware_kind import HardwareKind
 
+
 class OpRate(NamedTuple):
     """How long ops of one class take: for 10^9 multiply-accumulates, for each MiB, and for each row (see `cpu_work`)."""
 

@@ -87,7 +87,9 @@ def fit(timed: Sequence[TimedModel], lanes: Sequence[int] = LANES) -> Fit:
     fits = [_fit_with(timed, n) for n in lanes]
     best = min(range(len(fits)), key=lambda k: (_typical(fits[k]), lanes[k]))
     chosen = fits[best]
-    return Fit({"lanes": lanes[best]} | chosen.constants, {"lanes": 0.0} | chosen.errors, chosen.residuals, chosen.left_out)
+    return Fit(
+        {"lanes": lanes[best]} | chosen.constants, {"lanes": 0.0} | chosen.errors, chosen.residuals, chosen.left_out
+    )
 
 
 def _typical(fitted: Fit) -> float:

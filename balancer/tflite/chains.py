@@ -147,7 +147,11 @@ class _ChainWriter(Writer):
             made = self.made((*shape[:-1], 2 * shape[-1]))
             self.op("CONCATENATION", 2, [at, at], made, Table("ConcatenationOptions", {"axis": 3}))
         elif step.kind == "STRIDED_SLICE":
-            bounds = [self.ints("begin", [0] * 4), self.ints("end", [*shape[:-1], shape[-1] // 2]), self.ints("by", [1] * 4)]
+            bounds = [
+                self.ints("begin", [0] * 4),
+                self.ints("end", [*shape[:-1], shape[-1] // 2]),
+                self.ints("by", [1] * 4),
+            ]
             made = self.made((*shape[:-1], shape[-1] // 2))
             self.op("STRIDED_SLICE", 2, [at, *bounds], made, Table("StridedSliceOptions", {}))
         else:
