@@ -7,9 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import balancer
+from balancer.ground.opsets import interval_set
+from balancer.planning.asked_devices import devices_asked
+from balancer.planning.assembling import assemble
+from balancer.planning.costed_model import open_costed_model
+from balancer.solve import Ended, PipelineSpec, Solution, StageSpec, evaluate
 from balancer.tflite import synth
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from balancer.plan import Plan
@@ -23,6 +29,28 @@ def three_stages(folder: Path, model: bytes) -> Plan:
     return balancer.save(
         balancer.balance(folder / "net.tflite", 3, options=balancer.Options(stages=3)), folder / "plan"
     )
+
+
+def on_kinds(folder: Path, model: bytes, kinds: Sequence[str]) -> Plan:
+    """The plan of `folder/net.tflite` in stages of about as many ops, one device of these kinds for each; saved in
+    `folder/plan`.
+    """
+    (folder / "net.tflite").write_bytes(model)
+    counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    costed = open_costed_model(folder / "net.tflite", devices_asked(counts))
+    n_ops = len(costed.graph.ops)
+    edges = [n_ops * k // len(kinds) for k in range(len(kinds) + 1)]
+    pipeline = PipelineSpec(
+        tuple(
+            StageSpec(interval_set(a, b), kind) for (a, b), kind in zip(itertools.pairwise(edges), kinds, strict=True)
+        )
+    )
+    value = evaluate(costed.problem(), [pipeline])
+    assert value is not None
+    given = Solution(
+        solver="given", pipelines=(pipeline,), value=value, bound_ns=None, over="nothing", ended=Ended.NOT_SEARCHED
+    )
+    return balancer.save(assemble(costed, given, ()), folder / "plan")
 
 
 def with_replicas(plan: Plan, replicas: list[list[int]]) -> Plan:

@@ -28,27 +28,35 @@ def compile_segments(arguments: argparse.Namespace) -> int:
     """Compile a plan's segments into its directory. Exit code 1 unless all were compiled."""
     import balancer
     from balancer.cli import drawing
+    from balancer.directory.compiling import Compilation, to_compile
     from balancer.plan import load_plan
 
-    plan, chosen = load_plan(arguments.plan), compiler(arguments)
-    quiet = arguments.quiet or arguments.json
-    with drawing.progress_bar("compiling", len(plan.segments), quiet=quiet) as advance:
-        compilation = balancer.compile_plan(plan, chosen, progress=advance)
+    plan = load_plan(arguments.plan)
+    quiet, total = arguments.quiet or arguments.json, len(to_compile(plan))
+    compilation = Compilation(plan, (), ())
+    if total:  # a plan for the CPU alone needs no compiler
+        chosen = compiler(arguments)
+        with drawing.progress_bar("compiling", total, quiet=quiet) as advance:
+            compilation = balancer.compile_plan(plan, chosen, progress=advance)
     if arguments.json:
         print_json(_document(compilation))
     else:
         say_compiled(compilation.plan)
         _say_troubles(compilation)
-        done = len(compilation.plan.segments) - len(compilation.refused)
-        print(f"compiled: {done} of {len(compilation.plan.segments)} segments, in {compilation.plan.directory}")
+        _say_uncompiled(compilation.plan)
+        print(f"compiled: {total - len(compilation.refused)} of {total} segments, in {compilation.plan.directory}")
     return 1 if compilation.refused else 0
 
 
 def _document(compilation: Compilation) -> dict[str, object]:
     """The JSON document of `compile`."""
-    segments = compilation.plan.to_json()["segments"]
+    from balancer.directory.compiling import to_compile
+
+    plan = compilation.plan
+    segments, compiled = plan.to_json()["segments"], {segment.name for segment in to_compile(plan)}
     return {
-        "compiled": len(segments) - len(compilation.refused),
+        "compiled": len(compiled) - len(compilation.refused),
+        "on_cpu": [segment.name for segment in plan.segments if segment.name not in compiled],
         "segments": [{key: s[key] for key in ("name", "predicted", "reported")} for s in segments],
         "refused": [{"segment": r.name, "reason": r.reason, "remedy": r.remedy} for r in compilation.refused],
         "doubts": [{"segment": name, "doubt": doubt} for name, doubt in compilation.doubts],
@@ -63,6 +71,14 @@ def say_compiled(plan: Plan) -> None:
     for segment in plan.segments:
         for op in segment.reported.not_mapped if segment.reported else ():
             print(f"on the CPU: op {op.op} {op.type} of {segment.name}: {op.reason}")
+
+
+def _say_uncompiled(plan: Plan) -> None:
+    """Print which segments run on the CPU as they are."""
+    for segment in plan.segments:
+        if not plan.is_compiled(segment.name):
+            kind = plan.devices_under(segment.name).kind
+            print(f"not to be compiled: {segment.name}, which the interpreter runs on {kind}")
 
 
 def _say_troubles(compilation: Compilation) -> None:

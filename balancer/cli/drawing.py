@@ -210,7 +210,7 @@ def reported(plan: Plan) -> None:
         said, expected = segment.reported, segment.predicted
         name = segment.name.removeprefix(plan.stem).removeprefix("_").replace("segment_", "")
         if said is None:
-            table.row(name, "none", *[""] * 6)
+            table.row(name, "none" if plan.is_compiled(segment.name) else "on a CPU", *[""] * 6)
             continue
         pairs = ((said.cached_bytes, expected.cached_bytes), (said.streamed_bytes, expected.streamed_bytes),
                  (said.capacity_bytes, expected.capacity_bytes))  # fmt: skip

@@ -19,7 +19,8 @@ def compiling(plan: Plan) -> None:
         judged = segment.compiles
         if judged is not None and judged.tensor is not None:
             print(f"compiles {judged.level}: {segment.name},")
-            print(f"    {_cause(judged, sure_bytes(plan.hardware.constants.get('narrow_bytes', 0) // TILES))}")
+            narrow_bytes = plan.devices_under(segment.name).constants.get("narrow_bytes", 0)
+            print(f"    {_cause(judged, sure_bytes(narrow_bytes // TILES))}")
             print(f"    '{judged.tensor}'")
     given_up = _given_up(plan)
     if given_up:

@@ -103,7 +103,8 @@ def corrected(costed: CostedModel, evidence: Iterable[Evidence]) -> Profile:
 
 
 def _costs(costed: CostedModel, profile: Profile) -> SegmentCosts:
-    return SegmentCosts(costed.graph, costed.hardware, profile)
+    first = next(iter(costed.compiled_kinds), costed.hardware.name)
+    return SegmentCosts(costed.graph, costed.devices.kind(first), profile)
 
 
 def _with(profile: Profile, changes: Mapping[int, Mapping[str, Any]]) -> Profile:

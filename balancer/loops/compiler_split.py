@@ -13,6 +13,7 @@ from balancer.errors import CompilerError, InfeasibleError
 from balancer.ground.opsets import OpSet, op_set
 from balancer.loops.refining import RefineRound, refine
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
+from balancer.plan import EDGE_TPU
 from balancer.planning.comparing import OURS, DefaultSplit, comparison
 from balancer.planning.costed_model import costed_model_of
 from balancer.planning.solved import pipelines_of
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 
 def default_split(plan: AnyPlan | OpenedPlan, compiler: Compiler) -> DefaultSplit:
-    """Run the compiler with `--num_segments` on the plan's whole model, for as many segments as the plan has TPUs.
+    """Run the compiler with `--num_segments` on the plan's whole model, for as many segments as the plan has Edge TPUs of the
+    first kind.
 
     plan: a plan, its file, or its directory. The result is for `refine` and `comparison`. If the compiler fails on the
     model, the result has no pipelines, and its note says why.
@@ -35,7 +37,10 @@ def default_split(plan: AnyPlan | OpenedPlan, compiler: Compiler) -> DefaultSpli
     Raises PlanError if the plan cannot be opened, CompilerError or OutputError if the compiler cannot be run at all.
     """
     opened = open_plan(plan)
-    graph, n_tpus = opened.graph, opened.plan.n_tpus
+    graph, first = opened.graph, next((d for d in opened.plan.devices if d.device == EDGE_TPU), None)
+    if first is None:
+        return DefaultSplit((), {}, "no Edge TPU: nothing to compile")
+    n_tpus = first.count
     if n_tpus == 1:
         return DefaultSplit((), {}, "one TPU: nothing to split")
     split = compiler.split(graph.name, opened.model.inline, n_tpus)
@@ -45,9 +50,7 @@ def default_split(plan: AnyPlan | OpenedPlan, compiler: Compiler) -> DefaultSpli
     if not all(partition):
         return DefaultSplit((), {}, "the segments that the compiler wrote are not parts of this model")
     reports = {ops: segment_report(ops, graph, compiler, c) for ops, c in zip(partition, split.segments, strict=True)}
-    return DefaultSplit(
-        [PipelineSpec(tuple(StageSpec(ops, opened.plan.hardware.name) for ops in partition))], reports, None
-    )
+    return DefaultSplit([PipelineSpec(tuple(StageSpec(ops, first.kind) for ops in partition))], reports, None)
 
 
 def _partition(graph: Graph, outputs: Sequence[Sequence[str]]) -> list[OpSet]:

@@ -255,7 +255,9 @@ class _Refinement:
         return fastest if more_on_cpu or slower else within_memory
 
     def _ops_on_cpu(self, solution: Solution) -> int:
-        sets = {stage.ops for pipeline in solution.pipelines for stage in pipeline.stages}
+        """How many ops of segments on Edge TPUs run on the CPU instead."""
+        stages = (stage for pipeline in solution.pipelines for stage in pipeline.stages)
+        sets = {stage.ops for stage in stages if stage.kind in self.known.compiled_kinds}
         return sum(self.known.costs.on_cpu(ops).bit_count() for ops in sets)
 
     def _keeps_within_memory(self) -> bool:
@@ -293,7 +295,7 @@ class _Refinement:
     def _round(self, tried: _Tried, compiled: dict[OpSet, Evidence], contradicted: Sequence[OpSet]) -> RefineRound:
         plan, problem = tried.plan, self._with_reports()
         rate = steady_rate(problem, tried.solution.pipelines)
-        names = {ops: s.name for ops, s in zip(compiled, plan.segments, strict=True)}
+        names = {s.ops: s.name for s in plan.segments if s.ops in compiled}
         reports = [s.reported for s in plan.segments if s.reported]
         return RefineRound(
             number=len(self.rounds) + 1,

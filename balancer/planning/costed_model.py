@@ -71,10 +71,14 @@ class CostedModel:
         return SegmentCosts(self.graph, kind, None if isinstance(kind, CpuHardware) else self.profile)
 
     @property
+    def compiled_kinds(self) -> tuple[str, ...]:
+        """The names of its kinds of Edge TPUs, whose segments are compiled."""
+        return tuple(kind.name for kind, _ in self.devices.kinds if isinstance(kind, Hardware))
+
+    @property
     def costs(self) -> SegmentCosts:
         """The costs of the model's segments on the first kind of Edge TPUs; on the first kind, where there are none."""
-        kinds = [kind for kind, _ in self.devices.kinds]
-        return self.costs_by_kind[next((k for k in kinds if isinstance(k, Hardware)), kinds[0]).name]
+        return self.costs_by_kind[next(iter(self.compiled_kinds), self.hardware.name)]
 
     def on(self, devices: Devices | int) -> CostedModel:
         """The same on other devices, or on this number of the first kind."""
@@ -96,8 +100,7 @@ class CostedModel:
         """
         costs = self.costs_by_kind
         problem = problem_of(costs, self.devices.counts, may_overflow=overflow == STREAM, worst=worst)
-        compiled = {kind.name: costs[kind.name] for kind, _ in self.devices.kinds if isinstance(kind, Hardware)}
-        return without(problem, self.forbidden, compiled)
+        return without(problem, self.forbidden, {kind: costs[kind] for kind in self.compiled_kinds})
 
     @cached_property
     def without_forbidden(self) -> CostedModel:

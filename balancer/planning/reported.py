@@ -33,7 +33,8 @@ def reported_cost(costs: SegmentCosts, ops: OpSet, reported: SegmentReport) -> C
 
 
 def reported_problem(costed: CostedModel, reports: Mapping[OpSet, SegmentReport]) -> Problem:
-    """The costed model's problem, in which segments with a report have the reported memory. reports: by the segment's ops.
+    """The costed model's problem, in which segments with a report have the reported memory on Edge TPUs. reports: by the
+    segment's ops.
 
     It is for valuing plans with `evaluate`, not for solving: only `exact` uses the reports; the bounds do not.
     """
@@ -41,6 +42,8 @@ def reported_problem(costed: CostedModel, reports: Mapping[OpSet, SegmentReport]
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
         predicted = problem.exact(ops, kind)
-        return reported_cost(costed.costs, ops, reports[ops]) if predicted and ops in reports else predicted
+        if predicted is None or ops not in reports or kind not in costed.compiled_kinds:
+            return predicted
+        return reported_cost(costed.costs_by_kind[kind], ops, reports[ops])
 
     return replace(problem, exact=exact)
