@@ -86,7 +86,11 @@ class CpuHardware(HardwareKind):
 
     DEVICE: ClassVar = "cpu"
     GROUPS: ClassVar = {"ops": CpuOps, "running": Running, "host": Host, "power": Power}
-    LIMITS: ClassVar = {"threads": (1, 256), "cores": (1, 4096), "lanes": (1, 64)}
+    # Kernels that go value by value may take more than 10 ns for a multiply-accumulate.
+    LIMITS: ClassVar = {
+        "threads": (1, 256), "cores": (1, 4096), "lanes": (1, 64), "wide_depthwise_ns_per_gmac": (0, 10**12),
+        "scalar_ns_per_gmac": (0, 10**12),
+    }  # fmt: skip
 
     ops: CpuOps
     running: Running

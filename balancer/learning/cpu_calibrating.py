@@ -18,7 +18,7 @@ from balancer.cost.hardware import FORMAT, VERSION, load_kind
 from balancer.inputs import random_items
 from balancer.interpreter import Kernels, open_interpreter, runtime_label
 from balancer.learning.cpu_fit import TimedModel, fit
-from balancer.learning.interleaved import Limits, interleaved
+from balancer.learning.interleaved import CLOCKS, DEFAULT, Clocks, Limits, interleaved
 from balancer.planning.machine import CPU, preset_of_this_cpu, usable_cores
 from balancer.planning.predicting import predict
 from balancer.runtime.options import RunOptions
@@ -75,12 +75,11 @@ class CpuCalibration:
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What is measured with; tests give their own. opened: makes a function that runs a model once on its inputs.
-    clock: ns of computing. now: seconds. host: the work of the pipeline. label: the interpreter, in words.
+    clocks: see `interleaved`. host: the work of the pipeline. label: the interpreter, in words.
     """
 
     opened: Callable[[bytes, Sequence[Array]], Callable[[], object]]
-    clock: Callable[[], int]
-    now: Callable[[], float]
+    clocks: Clocks
     host: Callable[[], HostWork]
     label: Callable[[], str]
 
@@ -139,11 +138,11 @@ def _alone_ns(pipeline: Pipeline, item: Mapping[str, Array]) -> int:
     return time.perf_counter_ns() - start
 
 
-BENCH = Bench(opened_run, time.thread_time_ns, time.monotonic, host_work, lambda: runtime_label((DELEGATED,)))
+BENCH = Bench(opened_run, CLOCKS, host_work, lambda: runtime_label((DELEGATED,)))
 
 
 def calibrate_cpu(
-    *, limits: Limits | None = None, progress: Callable[[int, int], None] = lambda done, total: None, bench: Bench = BENCH,
+    *, limits: Limits = DEFAULT, progress: Callable[[int, int], None] = lambda done, total: None, bench: Bench = BENCH,
     chains: Sequence[Chain] | None = None,
 ) -> CpuCalibration:  # fmt: skip
     """This machine's CPU.
@@ -152,7 +151,6 @@ def calibrate_cpu(
 
     Raises DependencyError if no interpreter or no scipy is installed.
     """
-    limits = limits or Limits()
     chains = calibration_chains() if chains is None else chains
     label = bench.label()
     models = [chain.model() for chain in chains]
@@ -160,7 +158,7 @@ def calibrate_cpu(
     runs = [bench.opened(model, inputs_of(graph)) for model, graph in zip(models, graphs, strict=True)]
     reference = runs[min(_REFERENCE, len(runs) - 1)]
     timings = interleaved(
-        runs, reference, limits, clock=bench.clock, now=bench.now, progress=lambda done: progress(done, limits.rounds)
+        runs, reference, limits, clocks=bench.clocks, progress=lambda done: progress(done, limits.rounds)
     )
     timed = [TimedModel(c.name, g, ns) for c, g, ns in zip(chains, graphs, timings.ns, strict=True)]
     fitted = fit(timed)
@@ -190,11 +188,16 @@ def _constants(
             value, words = own[name]
             made.append(CalibratedConstant(name, value, None, "measured", words))
         elif name in fitted:
-            made.append(CalibratedConstant(name, round(fitted[name]), errors[name], "fitted", source))
+            made.append(CalibratedConstant(name, _within_limits(name, fitted[name]), errors[name], "fitted", source))
         else:
             words = f"as in {preset}: nothing that was timed depends on it"
             made.append(CalibratedConstant(name, start[name], None, "kept", words))
     return tuple(made)
+
+
+def _within_limits(name: str, value: float) -> int:
+    least, largest = CpuHardware.limits(name)
+    return min(max(round(value), least), largest)
 
 
 def cpu_document(calibration: CpuCalibration, name: str = CPU) -> dict[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from balancer.graph import Graph
-    from balancer.ground.arrays import FloatArray
+    from balancer.ground.arrays import BoolArray, FloatArray
 
 LANES = (1, 4, 8, 16, 32)
 _UNITS = OpRate(ns_per_gmac=10**9, ns_per_mib=MIB, row_ps=1000)  # of `Work`, for one of each constant
@@ -115,18 +115,18 @@ def _fit_with(timed: Sequence[TimedModel], lanes: int) -> Fit:
     return Fit(dict(constants), errors, tuple(map(float, residuals)), left_out)
 
 
-def _kept(matrix: FloatArray, residuals: FloatArray) -> FloatArray:
+def _kept(matrix: FloatArray, residuals: FloatArray) -> BoolArray:
     """Which rows are not far off. The last rows that a constant depends on are kept in any case."""
     size = np.abs(residuals)
     limit = max(_LEAST_FAR_OFF, _FAR_OFF * float(np.median(size)))
-    kept = size <= limit
+    kept: BoolArray = size <= limit
     for column in matrix.T:
         if (column > 0).any() and not (kept & (column > 0)).any():
             kept |= column > 0
     return kept
 
 
-def _least_absolute(matrix: FloatArray, kept: FloatArray) -> FloatArray:
+def _least_absolute(matrix: FloatArray, kept: BoolArray) -> FloatArray:
     """The non-negative constants of the least sum of absolute errors, by reweighted least squares."""
     try:
         from scipy.optimize import nnls

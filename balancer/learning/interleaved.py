@@ -33,6 +33,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Clocks:
+    """What time is read from. computing_ns: ns in which this thread computed. now_s: seconds, for the limit."""
+
+    computing_ns: Callable[[], int] = time.thread_time_ns
+    now_s: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """What was measured. ns: of each function. spread: for each, the quartiles' distance as a share of the median. rounds:
     how many there were. slowest: how many times its best the reference took in the slowest round.
@@ -44,27 +52,26 @@ class Timings:
     slowest: float
 
 
-def interleaved(
-    runs: Sequence[Callable[[], object]], reference: Callable[[], object], limits: Limits | None = None, *,
-    clock: Callable[[], int] = time.thread_time_ns, now: Callable[[], float] = time.monotonic,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Timings:  # fmt: skip
-    """The time of each function in ns.
+DEFAULT, CLOCKS = Limits(), Clocks()
 
-    clock: ns of computing. now: seconds, for the limit. progress: called with the number of rounds that are done.
+
+def interleaved(
+    runs: Sequence[Callable[[], object]], reference: Callable[[], object], limits: Limits = DEFAULT, *,
+    clocks: Clocks = CLOCKS, progress: Callable[[int], None] = lambda done: None,
+) -> Timings:  # fmt: skip
+    """The time of each function in ns. progress: called with the number of rounds that are done.
 
     Raises ValueError if there is nothing to time.
     """
     if not runs:
         raise ValueError("there is nothing to time")
-    limits = limits or Limits()
-    until = now() + limits.seconds
+    until = clocks.now_s() + limits.seconds
     samples: list[list[int]] = []
     references: list[list[int]] = []
     for run in (reference, *runs):
         run()  # the first call of an interpreter lays out memory
-    while len(samples) < limits.rounds and (len(samples) < limits.least_rounds or now() < until):
-        times, beside = _round(runs, reference, clock)
+    while len(samples) < limits.rounds and (len(samples) < limits.least_rounds or clocks.now_s() < until):
+        times, beside = _round(runs, reference, clocks.computing_ns)
         samples.append(times)
         references.append(beside)
         progress(len(samples))

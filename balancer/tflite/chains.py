@@ -181,8 +181,8 @@ def _convolutions() -> list[Chain]:
         conv(7, 512, 512, 512), conv(14, 96, 576, 96), conv(28, 12, 12, 12, 12, 12), conv(56, 44, 22), conv(28, 32, 192, 32),
         conv(1, 480, 20, 480, 20, 480), conv(14, 80, 40, 80), conv(7, 160, 960),
         conv(56, 16, 16, 16, window=3), conv(28, 32, 32, 32, window=3), conv(28, 64, 64, window=3),
-        conv(14, 128, 128, window=3), conv(7, 256, 256, window=3), conv(14, 48, 96, window=3), conv(112, 3, 32, window=3, stride=2),
-        conv(64, 3, 16, window=3), conv(28, 24, 48, window=5), conv(56, 3, 32, window=7, stride=2),
+        conv(14, 128, 128, window=3), conv(7, 256, 256, window=3), conv(14, 48, 96, window=3),
+        conv(112, 3, 32, window=3, stride=2), conv(64, 3, 16, window=3), conv(28, 24, 48, window=5), conv(56, 3, 32, window=7, stride=2),
     ]  # fmt: skip
 
 
