@@ -8,69 +8,57 @@ from typing import ClassVar, NamedTuple
 from balancer.cost.constant_groups import Chip, Host, Link, Power
 from balancer.cost.hardware_kind import HardwareKind
 
-# The class of each type of op. Any other type is in the class `other`.
-_CLASS_OF = {
-    "CONV_2D": "convolution", "TRANSPOSE_CONV": "convolution", "DEPTHWISE_CONV_2D": "depthwise",
-    "FULLY_CONNECTED": "dense", "BATCH_MATMUL": "dense", "AVERAGE_POOL_2D": "pooling", "MAX_POOL_2D": "pooling",
-    "MEAN": "pooling", "SUM": "pooling", "REDUCE_MAX": "pooling", "RESIZE_BILINEAR": "resize",
-    "RESIZE_NEAREST_NEIGHBOR": "resize",
-    **dict.fromkeys(
-        (
-            "ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "RELU", "RELU6", "RELU_N1_TO_1", "LOGISTIC", "TANH",
-            "HARD_SWISH", "LEAKY_RELU", "PRELU", "QUANTIZE", "DEQUANTIZE", "SQUARED_DIFFERENCE", "RSQRT", "EXP", "ABS",
-        ),
-        "elementwise",
-    ),
-}  # fmt: skip
-OP_CLASSES = ("convolution", "depthwise", "dense", "elementwise", "pooling", "resize", "other")
-
-
-def op_class(op_type: str) -> str:
-    """The class of a type of op, one of `OP_CLASSES`.
-
-    >>> op_class("CONV_2D"), op_class("ADD"), op_class("TRANSPOSE")
-    ('convolution', 'elementwise', 'other')
-    """
-    return _CLASS_OF.get(op_type, "other")
-
 
 class OpRate(NamedTuple):
-    """How long ops of one class take: for 10^9 multiply-accumulates, for each MiB read or written, and to start one."""
+    """How long ops of one class take: for 10^9 multiply-accumulates, for each MiB, and for each row (see `cpu_work`)."""
 
     ns_per_gmac: int
     ns_per_mib: int
-    op_ns: int
+    row_ps: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuOps:
-    """For each class of ops: ns for 10^9 multiply-accumulates, for each MiB that an op reads or writes, and to start one op."""
+    """How long the kernels of each class of ops take for their work, see `cpu_work`.
 
+    lanes          so many channels a kernel computes at a time: the number of channels is rounded up to a multiple
+    op_ns          ns to start one op of any class
+    *_ns_per_gmac  ns for 10^9 multiply-accumulates
+    *_ns_per_mib   ns for each MiB that the class counts
+    *_row_ps       picoseconds for each row
+    """
+
+    lanes: int
+    op_ns: int
     convolution_ns_per_gmac: int
     convolution_ns_per_mib: int
-    convolution_op_ns: int
+    convolution_row_ps: int
     depthwise_ns_per_gmac: int
     depthwise_ns_per_mib: int
-    depthwise_op_ns: int
+    depthwise_row_ps: int
+    wide_depthwise_ns_per_gmac: int
     dense_ns_per_gmac: int
     dense_ns_per_mib: int
-    dense_op_ns: int
-    elementwise_ns_per_gmac: int
     elementwise_ns_per_mib: int
-    elementwise_op_ns: int
-    pooling_ns_per_gmac: int
-    pooling_ns_per_mib: int
-    pooling_op_ns: int
-    resize_ns_per_gmac: int
+    broadcast_ns_per_mib: int
+    broadcast_row_ps: int
+    scalar_ns_per_gmac: int
+    scalar_ns_per_mib: int
+    softmax_ns_per_mib: int
+    max_pooling_ns_per_mib: int
+    max_pooling_row_ps: int
+    average_pooling_ns_per_mib: int
+    average_pooling_row_ps: int
+    reduction_ns_per_mib: int
     resize_ns_per_mib: int
-    resize_op_ns: int
-    other_ns_per_gmac: int
-    other_ns_per_mib: int
-    other_op_ns: int
+    padding_ns_per_mib: int
+    padding_row_ps: int
+    copying_ns_per_mib: int
+    copying_row_ps: int
 
     def rate(self, op_class: str) -> OpRate:
-        """The constants of one class of `OP_CLASSES`."""
-        return OpRate(*(getattr(self, f"{op_class}_{field}") for field in OpRate._fields))
+        """The constants of one class of `cpu_work.OP_CLASSES`; 0 for what the class does not count."""
+        return OpRate(*(getattr(self, f"{op_class}_{field}", 0) for field in OpRate._fields))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +86,11 @@ class CpuHardware(HardwareKind):
 
     DEVICE: ClassVar = "cpu"
     GROUPS: ClassVar = {"ops": CpuOps, "running": Running, "host": Host, "power": Power}
-    LIMITS: ClassVar = {"threads": (1, 256), "cores": (1, 4096)}
+    # Kernels that go value by value may take more than 10 ns for a multiply-accumulate.
+    LIMITS: ClassVar = {
+        "threads": (1, 256), "cores": (1, 4096), "lanes": (1, 64), "wide_depthwise_ns_per_gmac": (0, 10**12),
+        "scalar_ns_per_gmac": (0, 10**12),
+    }  # fmt: skip
 
     ops: CpuOps
     running: Running

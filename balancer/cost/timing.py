@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.cost.constant_groups import FULL_CLOCK_MHZ
-from balancer.cost.cpu_hardware import op_class
+from balancer.cost.cpu_work import is_joined, op_class, work
 from balancer.cost.elementwise import exchanged_bytes, is_second_of_scaling, work_bytes, written_bytes
 from balancer.cost.geometry import (
     ARRAY_INPUTS,
@@ -229,11 +229,13 @@ def cpu_ns(graph: Graph, op: Op, hardware: Hardware) -> int:
 
 
 def cpu_kind_ns(graph: Graph, op: Op, hardware: CpuHardware) -> int:
-    """ns that the op takes in a segment that runs on the CPU as a device of its own, by the class of the op.
+    """ns that the op takes in a segment that runs on the CPU as a device of its own: its start and its work (`cpu_work`).
 
-    Its start, its multiply-accumulates, and the bytes of activations and parameters that it reads or writes.
+    0 for an op that the interpreter joins to a neighbour.
     """
-    rate = hardware.ops.rate(op_class(op.type))
-    moved = [*op.outputs, *graph.activations[op.index]]
-    moved_bytes = sum(graph.tensors[t].bytes for t in moved) + op.parameter_bytes
-    return rate.op_ns + ceil_div(op.macs * rate.ns_per_gmac, _GMAC) + ceil_div(moved_bytes * rate.ns_per_mib, MIB)
+    if is_joined(graph, op):
+        return 0
+    rate, done = hardware.ops.rate(op_class(graph, op)), work(graph, op, hardware.ops.lanes)
+    computing_ns = ceil_div(done.macs * rate.ns_per_gmac, _GMAC)
+    moving_ns = ceil_div(done.bytes * rate.ns_per_mib, MIB)
+    return hardware.ops.op_ns + computing_ns + moving_ns + ceil_div(done.rows * rate.row_ps, 1000)

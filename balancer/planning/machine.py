@@ -38,7 +38,7 @@ def this_cpu() -> CpuHardware:
     Raises HardwareError if the calibration cannot be read.
     """
     calibrated = calibrated_cpu_path()
-    kind = load_kind(calibrated if calibrated.is_file() else _preset())
+    kind = load_kind(calibrated if calibrated.is_file() else preset_of_this_cpu())
     if not isinstance(kind, CpuHardware):
         raise HardwareError("is not about a CPU", str(calibrated), "calibrate anew with `balancer calibrate --cpu`")
     return kind.changed({"cores": usable_cores()})
@@ -51,7 +51,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _preset() -> str:
+def preset_of_this_cpu() -> str:
+    """The rough preset for the architecture of this machine."""
     machine = platform.machine().lower()
     return _PRESET_OF.get(machine) or _PRESET_OF_PART.get(_arm_part(Path("/proc/cpuinfo")), _ARM)
 

@@ -49,7 +49,7 @@ def fc(width: int, *, layers: int = 5, inputs: int = 64, outputs: int = 10, outp
     check_fc(width, layers=layers, inputs=inputs, outputs=outputs)
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"fc needs an output type of {OUTPUT_TYPES}")
-    writer = _Writer(f"fc {width} {layers} {inputs} {outputs}")
+    writer = Writer(f"fc {width} {layers} {inputs} {outputs}")
     at, square, depth = writer.quantised_input((1, inputs)), _INPUT_SQUARE, inputs
     for layer in range(layers):
         last = layer == layers - 1
@@ -69,7 +69,7 @@ def conv(width: int, *, layers: int = 5, size: int = 64, channels: int = 3) -> b
     of more than 1 GiB.
     """
     check_conv(width, layers=layers, size=size, channels=channels)
-    writer = _Writer(f"conv {width} {layers} {size} {channels}")
+    writer = Writer(f"conv {width} {layers} {size} {channels}")
     at, square, depth = writer.quantised_input((1, size, size, channels)), _INPUT_SQUARE, channels
     for _ in range(layers):
         at, square, depth = writer.convolution(at, size, depth, width, square), _RELU_SQUARE, width
@@ -106,7 +106,7 @@ def _quantised(scales: list[float], zero: int) -> Table:
     return Table("QuantizationParameters", {"scale": np.array(scales, "f4"), "zero_point": zeros})
 
 
-class _Writer:
+class Writer:
     """Collects tensors, buffers and ops of one chain of ops. Methods return the index of the tensor that they add.
 
     square: mean square of the values that an op reads; its weights' scale is chosen by it.
@@ -120,68 +120,68 @@ class _Writer:
         self.codes: dict[tuple[str, int], int] = {}
 
     def quantised_input(self, shape: tuple[int, ...]) -> int:
-        given = self._tensor("input", shape, "FLOAT32")
-        made = self._activation("input_int8", shape, _INPUT_SCALE, 0)
-        self._op("QUANTIZE", 1, [given], made, Table("QuantizeOptions", {}))
+        given = self.tensor("input", shape, "FLOAT32")
+        made = self.activation("input_int8", shape, _INPUT_SCALE, 0)
+        self.op("QUANTIZE", 1, [given], made, Table("QuantizeOptions", {}))
         return made
 
     def dequantised(self, source: int, shape: tuple[int, ...]) -> int:
-        made = self._tensor("output", shape, "FLOAT32")
-        self._op("DEQUANTIZE", 2, [source], made, Table("DequantizeOptions", {}))
+        made = self.tensor("output", shape, "FLOAT32")
+        self.op("DEQUANTIZE", 2, [source], made, Table("DequantizeOptions", {}))
         return made
 
     def dense(self, source: int, depth: int, size: int, square: float) -> int:
         scale = 1 / math.sqrt(depth * square * _WEIGHT_VARIANCE)
         k = len(self.operators)
-        weights = self._weights(f"dense_{k}/weights", (size, depth), [scale])
-        bias = self._bias(f"dense_{k}/bias", size, [scale * self._scale(source)])
-        made = self._activation(f"dense_{k}", (1, size), _DENSE_SCALE, 0)
+        weights = self.weights(f"dense_{k}/weights", (size, depth), [scale])
+        bias = self.bias(f"dense_{k}/bias", size, [scale * self._scale(source)])
+        made = self.activation(f"dense_{k}", (1, size), _DENSE_SCALE, 0)
         options = Table("FullyConnectedOptions", {"fused_activation_function": 0, "keep_num_dims": 0})
-        self._op("FULLY_CONNECTED", 4, [source, weights, bias], made, options)
+        self.op("FULLY_CONNECTED", 4, [source, weights, bias], made, options)
         return made
 
     def tanh(self, source: int, size: int) -> int:
-        made = self._activation(f"tanh_{len(self.operators)}", (1, size), _TANH_SCALE, 0)
-        self._op("TANH", 2, [source], made, None)
+        made = self.activation(f"tanh_{len(self.operators)}", (1, size), _TANH_SCALE, 0)
+        self.op("TANH", 2, [source], made, None)
         return made
 
     def convolution(self, source: int, size: int, depth: int, filters: int, square: float) -> int:
         scale = 1 / math.sqrt(9 * depth * square * _WEIGHT_VARIANCE)
         k = len(self.operators)
-        weights = self._weights(f"conv_{k}/weights", (filters, 3, 3, depth), [scale] * filters)
-        bias = self._bias(f"conv_{k}/bias", filters, [scale * self._scale(source)] * filters)
-        made = self._activation(f"conv_{k}", (1, size, size, filters), _RELU_SCALE, -128)
+        weights = self.weights(f"conv_{k}/weights", (filters, 3, 3, depth), [scale] * filters)
+        bias = self.bias(f"conv_{k}/bias", filters, [scale * self._scale(source)] * filters)
+        made = self.activation(f"conv_{k}", (1, size, size, filters), _RELU_SCALE, -128)
         options = Table("Conv2DOptions", {"stride_w": 1, "stride_h": 1, "fused_activation_function": _RELU})
-        self._op("CONV_2D", 3, [source, weights, bias], made, options)
+        self.op("CONV_2D", 3, [source, weights, bias], made, options)
         return made
 
-    def _weights(self, name: str, shape: tuple[int, ...], scales: list[float]) -> int:
+    def weights(self, name: str, shape: tuple[int, ...], scales: list[float]) -> int:
         # A hash with output of any length: unlike numpy's generators it gives the same bytes in every version.
         data = hashlib.shake_128(f"{self.name} {name}".encode()).digest(math.prod(shape))
         values = np.maximum(np.frombuffer(data, np.int8), -127)
-        return self._tensor(name, shape, "INT8", quantization=_quantised(scales, 0), buffer=self._buffer(values))
+        return self.tensor(name, shape, "INT8", quantization=_quantised(scales, 0), buffer=self.buffer(values))
 
-    def _bias(self, name: str, size: int, scales: list[float]) -> int:
-        buffer = self._buffer(np.zeros(size, np.int32))
-        return self._tensor(name, (size,), "INT32", quantization=_quantised(scales, 0), buffer=buffer)
+    def bias(self, name: str, size: int, scales: list[float]) -> int:
+        buffer = self.buffer(np.zeros(size, np.int32))
+        return self.tensor(name, (size,), "INT32", quantization=_quantised(scales, 0), buffer=buffer)
 
-    def _activation(self, name: str, shape: tuple[int, ...], scale: float, zero: int) -> int:
-        return self._tensor(name, shape, "INT8", quantization=_quantised([scale], zero))
+    def activation(self, name: str, shape: tuple[int, ...], scale: float, zero: int) -> int:
+        return self.tensor(name, shape, "INT8", quantization=_quantised([scale], zero))
 
     def _scale(self, t: int) -> float:
         return float(self.tensors[t]["quantization"]["scale"][0])
 
-    def _buffer(self, values: NDArray[Any]) -> int:
+    def buffer(self, values: NDArray[Any]) -> int:
         self.buffers.append(Table("Buffer", {"data": values.view(np.uint8)}))
         return len(self.buffers) - 1
 
-    def _tensor(self, name: str, shape: tuple[int, ...], type_name: str, **fields: Any) -> int:
+    def tensor(self, name: str, shape: tuple[int, ...], type_name: str, **fields: Any) -> int:
         number = schema().enums["TensorType"].index(type_name)
         fields = {"name": name, "shape": np.array(shape, np.int32), "type": number, "buffer": 0} | fields
         self.tensors.append(Table("Tensor", fields))
         return len(self.tensors) - 1
 
-    def _op(self, kind: str, version: int, inputs: list[int], output: int, options: Table | None) -> None:
+    def op(self, kind: str, version: int, inputs: list[int], output: int, options: Table | None) -> None:
         code = self.codes.setdefault((kind, version), len(self.codes))
         fields: dict[str, Any] = {"opcode_index": code, "inputs": inputs, "outputs": [output]}
         if options is not None:

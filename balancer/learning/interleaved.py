@@ -1,0 +1,115 @@
+"""Times short functions on a machine that does other things, too.
+
+All functions are timed in turn, round after round, so that a slow minute meets all of them. What counts is the time in which
+this thread computes: a core that another program takes does not add to it. A reference is timed beside them: rounds in which
+it was slow (a lower clock, a cache that others fill) are left out. Of the others a low quantile is taken.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from balancer.ground.arrays import FloatArray
+
+_GROUP = 8  # functions between two runs of the reference
+_REPEATS = 3  # in one round; the fastest counts
+_LOW_QUANTILE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to stop. rounds: at most. seconds: no round begins after that many. least_rounds: are run in any case."""
+
+    rounds: int = 25
+    seconds: float = 60.0
+    least_rounds: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """What time is read from. computing_ns: ns in which this thread computed. now_s: seconds, for the limit."""
+
+    computing_ns: Callable[[], int] = time.thread_time_ns
+    now_s: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What was measured. ns: of each function. spread: for each, the quartiles' distance as a share of the median. rounds:
+    how many there were. slowest: how many times its best the reference took in the slowest round.
+    """
+
+    ns: tuple[int, ...]
+    spread: tuple[float, ...]
+    rounds: int
+    slowest: float
+
+
+DEFAULT, CLOCKS = Limits(), Clocks()
+
+
+def interleaved(
+    runs: Sequence[Callable[[], object]], reference: Callable[[], object], limits: Limits = DEFAULT, *,
+    clocks: Clocks = CLOCKS, progress: Callable[[int], None] = lambda done: None,
+) -> Timings:  # fmt: skip
+    """The time of each function in ns. progress: called with the number of rounds that are done.
+
+    Raises ValueError if there is nothing to time.
+    """
+    if not runs:
+        raise ValueError("there is nothing to time")
+    until = clocks.now_s() + limits.seconds
+    samples: list[list[int]] = []
+    references: list[list[int]] = []
+    for run in (reference, *runs):
+        run()  # the first call of an interpreter lays out memory
+    while len(samples) < limits.rounds and (len(samples) < limits.least_rounds or clocks.now_s() < until):
+        times, beside = _round(runs, reference, clocks.computing_ns)
+        samples.append(times)
+        references.append(beside)
+        progress(len(samples))
+    return _summary(np.array(samples, float), np.array(references, float))
+
+
+def _round(
+    runs: Sequence[Callable[[], object]], reference: Callable[[], object], clock: Callable[[], int]
+) -> tuple[list[int], list[int]]:
+    """The time of each function in one round, and that of the reference next to it."""
+    times: list[int] = []
+    beside: list[int] = []
+    before = _fastest(reference, clock)
+    for first in range(0, len(runs), _GROUP):
+        group = runs[first : first + _GROUP]
+        times += [_fastest(run, clock) for run in group]
+        after = _fastest(reference, clock)
+        beside += [max(before, after)] * len(group)
+        before = after
+    return times, beside
+
+
+def _fastest(run: Callable[[], object], clock: Callable[[], int]) -> int:
+    taken: list[int] = []
+    for _ in range(_REPEATS):
+        start = clock()
+        run()
+        taken.append(clock() - start)
+    return max(1, min(taken))
+
+
+def _summary(samples: FloatArray, references: FloatArray) -> Timings:
+    """samples, references: of shape (rounds, functions)."""
+    calm = references <= np.median(references, axis=0)
+    kept = np.where(calm, samples, np.nan)
+    low, lower, upper, middle = np.nanquantile(kept, (_LOW_QUANTILE, 0.25, 0.75, 0.5), axis=0)
+    spread = (upper - lower) / np.maximum(middle, 1)
+    return Timings(
+        tuple(int(ns) for ns in np.maximum(1, np.rint(low))), tuple(float(s) for s in spread), len(samples),
+        float(references.max() / references.min()),
+    )  # fmt: skip
