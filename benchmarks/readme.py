@@ -1,4 +1,4 @@
-"""Compare the output blocks of README.md and docs/yolo.md with what their commands print now, or rewrite them.
+"""Compare the output blocks of README.md, docs/yolo.md and docs/devices.md with what their commands print now, or rewrite them.
 
     python benchmarks/readme.py [--update]
 
@@ -28,7 +28,7 @@ from tests import edgetpu_compiler
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "yolo.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "yolo.md", ROOT / "docs" / "devices.md")
 _PROGRAMS = {"balancer": f"{sys.executable} -m balancer", "python": sys.executable}
 _BLOCK = re.compile(r"^```console( measured)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _VERSION = re.compile(r"(ai-edge-litert|tflite-runtime) [0-9.]+")

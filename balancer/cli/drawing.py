@@ -36,7 +36,7 @@ _CUT_SHORT = {
     "limit_reached": "; a limit was reached, the best so far",
     "down_sets_left_out": "; too many down-sets for this solver",
 }
-_FOLDED = {"ops", "mapped", "tensor"}
+_FOLDED = {"on", "ops", "mapped", "tensor"}
 
 
 class Listing:
@@ -117,7 +117,15 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     count = len(pipeline.stages)
     table = Listing(
         f"{counted(len(alike), 'pipeline')}{each} of {counted(count, 'stage')}, predicted",
-        ("stage", "ops", "TPUs" if len(plan.devices) == 1 else "on", "cached", "streamed", "in", "out", "ms"),
+        # Names of kinds take the room of a heading.
+        (
+            *(("stage", "ops", "TPUs") if len(plan.devices) == 1 else ("", "ops", "on")),
+            "cached",
+            "streamed",
+            "in",
+            "out",
+            "ms",
+        ),
     )
     for k, stage in enumerate(pipeline.stages):
         segment = plan.segment(stage.segment)
