@@ -17,7 +17,7 @@ from balancer.solve.downset_sampling import sampled_downsets
 from balancer.solve.downset_search import DownSetSearch
 from balancer.solve.enumeration import all_downsets
 from balancer.solve.orders import file_order, prefixes, thinned
-from balancer.solve.plan_search import PlanSearch
+from balancer.solve.plan_search import OVER_SOME, PlanSearch
 from balancer.solve.problem import Ended
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from balancer.solve.problem import Problem, Solution, SolverOptions
 
 
+_LARGE_GAP = 0.01  # between a plan and a bound
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 
 
@@ -94,8 +95,22 @@ def _search_sampled(
         sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
         sampled.run()
         sampled.settle()
-        return _without_claims(sampled)
+        return _with_fitting_claim(sampled)
     return sampling  # interrupted before it had begun
+
+
+def _with_fitting_claim(sampled: DownSetSearch) -> PlanSearch:
+    """What a search among some down-sets found, with a claim about all down-sets or, for several pipelines on several kinds,
+    about those searched, where bounds say little about all.
+    """
+    general = _without_claims(sampled)
+    if len(sampled.counts) == 1 or sampled.most_pipelines == 1 or not sampled.complete:
+        return general
+    if general.bounds.objective_ns() >= sampled.plan_value().objective_ns * (1 - _LARGE_GAP):
+        return general
+    sampled.over = OVER_SOME
+    sampled.statistics[Ended.LEFT_OUT.value] = 1
+    return sampled
 
 
 def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> PlanSearch:
