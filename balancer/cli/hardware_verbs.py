@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="FILE",
-        help="measured times: a CSV file with the columns plan,stage,measured_ms or those of the published measurements; "
+        help="measured times: a CSV file as `bench --csv` writes it, or with the columns of the published measurements; "
         "or a plan that `balancer tune` has measured (its directory, or its file)",
     )
     parser.add_argument(
@@ -37,7 +38,7 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def calibrate(arguments: argparse.Namespace) -> int:
     """Fit the constants, print them, and write the hardware file with -o."""
-    from balancer.cli import drawing
+    from balancer.cli import drawing, drawing_runs
     from balancer.cost.hardware import load_hardware
     from balancer.directory.writing import check_writable, write_file
     from balancer.learning import calibrating
@@ -55,8 +56,10 @@ def calibrate(arguments: argparse.Namespace) -> int:
     document = calibrating.hardware_document(calibration, name, data.absolute().name)
     if arguments.output:
         write_file(Path(arguments.output), (json.dumps(document, indent=2) + "\n").encode(), force=arguments.force)
+    for doubt in calibration.doubts:
+        print(f"balancer: {doubt}", file=sys.stderr)
     if arguments.json:
         print_json(document)
     else:
-        drawing.calibration(calibration)
+        drawing_runs.calibration(calibration)
     return 0

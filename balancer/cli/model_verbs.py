@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.cli.arguments import add_force, add_hardware, add_model, print_json, whole_number
+from balancer.cli.arguments import add_force, add_hardware, add_model, print_json, say_unused, whole_number
 from balancer.cli.plan_verbs import draw_plan
 from balancer.errors import ModelError, OutputError
+from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -106,6 +107,9 @@ def synth(arguments: argparse.Namespace) -> int:
     from balancer.directory.writing import write_file
     from balancer.tflite.synth import conv, fc
 
+    of_family = {"fc": ("--inputs",), "conv": ("--size", "--channels")}
+    others = [option for family, options in of_family.items() if family != arguments.family for option in options]
+    say_unused(arguments, others, f"for {arguments.family}")
     try:
         if arguments.family == "fc":
             data = fc(arguments.width, layers=arguments.layers, inputs=arguments.inputs)
@@ -118,7 +122,7 @@ def synth(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"file": str(path), "bytes": len(data)})
     else:
-        print(f"{path}: {len(data)} bytes")
+        print(f"{path}: {counted(len(data), 'byte')}")
     return 0
 
 
@@ -140,5 +144,7 @@ def profile(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"file": str(path), "ops": len(document["ops"])})
     else:
-        print(f"{path}: {len(document['ops'])} ops; fill in measured_ns and give it to `balancer solve --profile`")
+        print(
+            f"{path}: {counted(len(document['ops']), 'op')}; fill in measured_ns and give it to `balancer solve --profile`"
+        )
     return 0

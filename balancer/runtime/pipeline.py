@@ -38,6 +38,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.errors import BalancerError, InputError, StageError
+from balancer.ground.wording import counted
 from balancer.inputs import model_interface
 from balancer.interpreter import PROVEN
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
@@ -286,7 +287,7 @@ class Pipeline:
         with self._turns.mapping():
             left = self._running().results.in_flight
             if left:
-                raise InputError(f"results of {left} items are not taken yet", "pipeline", "pop them first")
+                raise InputError(f"results of {counted(left, 'item')} are not taken yet", "pipeline", "pop them first")
             yield from mapped(self._push, self._pop, self.stop, items)
 
     def run(self, batch: Iterable[Inputs]) -> list[Result | Failure]:
