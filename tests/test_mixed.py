@@ -207,6 +207,33 @@ def test_refining_corrects_the_costs_of_edge_tpus_alone(tmp_path: Path) -> None:
     ]
 
 
+def test_tuning_several_kinds_is_refused_in_one_line(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", _path(plan), "--devices", "sim", "-o", str(tmp_path / "tuned")]) == 1
+    said = capsys.readouterr().err
+    assert "is for pcie=2,cpu-x86=1, and tuning corrects the costs of Edge TPUs of one kind" in said
+    assert said.count("\n") == 1
+
+
+def test_pycorals_runner_says_what_it_cannot_run(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(Pipeline(plan, "sim").interface.inputs[0].shape, np.float32))
+    arguments = [
+        "run",
+        _path(plan),
+        "--inputs",
+        str(tmp_path / "x.npy"),
+        "-o",
+        str(tmp_path / "out"),
+        "--devices",
+        "sim",
+    ]
+    assert main([*arguments, "--runner", "pycoral"]) == 1
+    assert "net_segment_1_of_3 runs on the CPU" in capsys.readouterr().err
+
+
 # Misfortune
 
 
