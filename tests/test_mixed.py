@@ -207,6 +207,19 @@ def test_refining_corrects_the_costs_of_edge_tpus_alone(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("devices", [{"cpu-x86": 1}, {"cpu-x86": 1, "pcie": 1}])
+def test_a_stage_that_is_meant_for_the_cpu_is_not_warned_of(
+    devices: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.tflite").write_bytes(synth.fc(2048, layers=6, output_type="int8"))
+    asked = ",".join(f"{kind}={count}" for kind, count in devices.items())
+    assert main(["solve", str(tmp_path / "net.tflite"), "-n", asked]) == 0
+    captured = capsys.readouterr()
+    assert not captured.err
+    assert "on the CPU, predicted" not in captured.out
+    assert "all its ops run on the CPU" not in captured.out
+
+
 def test_tuning_several_kinds_is_refused_in_one_line(
     plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
