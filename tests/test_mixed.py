@@ -17,6 +17,7 @@ from balancer.inputs import random_items
 from balancer.interpreter import PROVEN, Kernels, open_interpreter
 from balancer.runtime.assigning import assigned_devices, kernels_on
 from balancer.runtime.devices import own_devices
+from balancer.runtime.limits import cores_note
 from balancer.runtime.measuring import measure
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
@@ -140,6 +141,15 @@ def test_threads_are_those_of_the_kind(plan: Plan) -> None:
     assert kernels_on(four, proven=True) == kernels_on(plan.devices_of("pcie"), proven=False) == PROVEN
     with pytest.raises(PlanError, match="cannot have 0 threads"):
         kernels_on(replace(cpu, constants={"threads": 0}), proven=False)
+
+
+def test_more_threads_than_cores_are_said() -> None:
+    two = Kernels(delegated=True, threads=2)
+    assert cores_note([two, two], 4) is cores_note([], 1) is None
+    assert (
+        cores_note([two, two], 3)
+        == "stages on the CPU compute with 4 threads on 3 of its cores, and wait for each other"
+    )
 
 
 @pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
