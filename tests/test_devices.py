@@ -18,8 +18,7 @@ from balancer.cli.main import main
 from balancer.errors import DeviceError
 from balancer.planning import asked_devices, machine
 from balancer.planning.asked_devices import devices_asked
-from balancer.planning.machine import usable_cores
-from balancer.runtime.devices import Device, device_names, list_devices
+from balancer.runtime.devices import Device, device_names, list_devices, usable_cores
 from balancer.runtime.probe import probed
 
 FAKE = Path(__file__).parent / "fake_edgetpu"

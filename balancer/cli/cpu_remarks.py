@@ -1,4 +1,6 @@
-"""What the CPU does in a plan: a warning where it is most of the time, and TPUs that have nothing to multiply."""
+"""What the CPU does in a plan's stages on Edge TPUs: a warning where it is most of the time, and TPUs that have nothing to
+multiply. Stages that a plan puts on the CPU are meant to be there: nothing is said of them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from balancer.cost.segment import SegmentCosts
     from balancer.graph import Op
     from balancer.ground.opsets import OpSet
-    from balancer.plan import Plan, PlanPipeline, Segment
+    from balancer.plan import Plan, PlanPipeline, PlanStage, Segment
 
 _LOG = logging.getLogger(__name__)
 _MOST_PERCENT = 50  # of the predicted time of an inference
@@ -24,13 +26,15 @@ _WITHOUT = "convert the model without it, or with smaller tensors"
 
 
 def warn_of_cpu(plan: Plan) -> None:
-    """Log a warning where the CPU works for more than half of the predicted time of an inference."""
+    """Log a warning where the CPU works for more than half of the predicted time of an inference on Edge TPUs."""
     pipeline = max(plan.pipelines, key=lambda each: _cpu_percent(plan, each))
     percent = _cpu_percent(plan, pipeline)
     if percent <= _MOST_PERCENT:
         return
     what = f"the CPU works for {percent:.0f} % of the predicted time of an inference"
-    longest = max((plan.segment(s.segment) for s in pipeline.stages), key=lambda segment: segment.predicted.cpu_ns)
+    longest = max(
+        (plan.segment(s.segment) for s in _on_tpus(plan, pipeline)), key=lambda segment: segment.predicted.cpu_ns
+    )
     costs = _costs(plan)
     op = _first_left_out(costs, longest) if costs else None
     if costs is None or op is None:
@@ -51,7 +55,8 @@ def _idle_stages(costs: SegmentCosts, plan: Plan, pipeline: PlanPipeline) -> Ite
     """A text for each stage of a pipeline of several that has nothing to multiply."""
     if len(pipeline.stages) == 1:
         return
-    for k, stage in enumerate(pipeline.stages):
+    on_tpus = _on_tpus(plan, pipeline)
+    for k, stage in ((k, stage) for k, stage in enumerate(pipeline.stages) if stage in on_tpus):
         ops = plan.segment(stage.segment).ops
         on_chip = ops & costs.mapped & ~costs.on_cpu(ops)
         kept_apart = _kept_apart(costs, on_chip)
@@ -71,9 +76,14 @@ def _kept_apart(costs: SegmentCosts, on_chip: OpSet) -> Op | None:
     return next((graph.ops[i] for i in members(ending) if graph.ancestors[i] & on_chip), None)
 
 
+def _on_tpus(plan: Plan, pipeline: PlanPipeline) -> list[PlanStage]:
+    """The stages on Edge TPUs."""
+    return [stage for stage in pipeline.stages if plan.is_compiled(stage.segment)]
+
+
 def _cpu_percent(plan: Plan, pipeline: PlanPipeline) -> float:
-    """The CPU's share of the time that the stages of a pipeline take for one inference."""
-    terms = [plan.segment(stage.segment).predicted for stage in pipeline.stages]
+    """The CPU's share of the time that the stages of a pipeline on Edge TPUs take for one inference."""
+    terms = [plan.segment(stage.segment).predicted for stage in _on_tpus(plan, pipeline)]
     return 100 * sum(t.cpu_ns for t in terms) / max(1, sum(t.stage_ns for t in terms))
 
 
@@ -102,12 +112,10 @@ def _kinds(costs: SegmentCosts, ops: OpSet) -> set[str]:
 
 
 def _costs(plan: Plan) -> SegmentCosts | None:
-    """The costs of the plan's model; None where that is not at hand: such a plan is shown all the same."""
-    from balancer.cost.segment import SegmentCosts
-    from balancer.opened import open_plan
+    """The costs of the plan's model on Edge TPUs; None where that is not at hand: such a plan is shown all the same."""
+    from balancer.planning.costed_model import costed_model_of
 
     try:
-        opened = open_plan(plan)
-        return SegmentCosts(opened.graph, opened.hardware, opened.profile)
+        return costed_model_of(plan).costs
     except PlanError:
         return None

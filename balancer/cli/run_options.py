@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from balancer.cli.arguments import say_unused, whole_number
 from balancer.cli.solver_options import positive
 from balancer.errors import DeviceError
-from balancer.plan import EDGE_TPU
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +33,7 @@ _OUTPUTS = {
 
 
 RUN_OPTIONS = (
-    "--devices", "--processes", "--item-timeout", "--sim-outputs", "--sim-errors", "--sim-times", "--sim-jitter"
+    "--devices", "--exact", "--processes", "--item-timeout", "--sim-outputs", "--sim-errors", "--sim-times", "--sim-jitter"
 )  # fmt: skip
 
 
@@ -102,21 +101,19 @@ def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None
 
 def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> Assigned:
     """The device of each stage of the plan, from --devices. Raises DeviceError if they are unknown, too few, or missing."""
-    from balancer.runtime.assigning import assigned_devices
+    from balancer.runtime.assigning import assigned_devices, edge_tpus
 
-    assigned = assigned_devices(plan, arguments.devices)
-    named = sum(count for kind, count in plan.used_counts.items() if plan.devices_of(kind).device == EDGE_TPU)
-    say_unused_devices(arguments, named)
-    if "sim" not in assigned.names:
+    say_unused_devices(arguments, edge_tpus(plan))
+    if "sim" not in (arguments.devices or ""):
         say_unused(arguments, ["--sim-outputs"], "without simulated TPUs (--devices sim)")
-    return assigned
+    return assigned_devices(plan, arguments.devices)
 
 
 def say_unused_devices(arguments: argparse.Namespace, count: int) -> None:
-    """Print on stderr which of --devices are not used. count: how many the plan takes."""
-    further = [name.strip() for name in (arguments.devices or "").split(",")][count:]
-    if further:
-        print(f"balancer: --devices: the plan takes {count}; not used: {', '.join(further)}", file=sys.stderr)
+    """Print on stderr which of --devices are not used. count: how many Edge TPUs the plan takes."""
+    names = [name.strip() for name in (arguments.devices or "").split(",")]
+    if len(names) > max(1, count):
+        print(f"balancer: --devices: the plan takes {count}; not used: {', '.join(names[count:])}", file=sys.stderr)
 
 
 def run_options(

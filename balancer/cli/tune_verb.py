@@ -219,6 +219,7 @@ def _teller(arguments: argparse.Namespace, show: Callable[[str], None]) -> Calla
 def _source(arguments: argparse.Namespace, plan: OpenedPlan) -> Any:
     """The source of measured times that the arguments choose. Raises DeviceError for --sim-outputs live."""
     from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
+    from balancer.plan import EDGE_TPU
     from balancer.planning.costed_model import costed_model_of
     from balancer.runtime.options import RunOptions
 
@@ -230,7 +231,7 @@ def _source(arguments: argparse.Namespace, plan: OpenedPlan) -> Any:
         say_unused(arguments, [*RUN_OPTIONS, *COMPILER_OPTIONS, "--seconds"], "with --recorded")
         return RecordedTimes(Path(arguments.recorded))
     names = {name.strip() for name in (arguments.devices or "").split(",")}
-    say_unused_devices(arguments, plan.plan.n_tpus)
+    say_unused_devices(arguments, sum(d.count for d in plan.plan.devices if d.device == EDGE_TPU))
     if truth is None and "sim" in names:
         # The first plan's own costs are the truth in every round. With those of each plan, predictions would always be right.
         truth = TrueCosts(costed_model_of(plan))

@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from balancer.directory.saving import compiled_files
-from balancer.errors import BalancerError, InfeasibleError
+from balancer.errors import BalancerError, InfeasibleError, PlanError
 from balancer.ground.rates import latency_ns, pipeline_rate, plan_rate
 from balancer.ground.wording import counted
 from balancer.learning.correcting import Evidence, corrected
@@ -27,6 +27,7 @@ from balancer.loops.aiming import Achieved, Aim, narrowed
 from balancer.loops.simulating import perturbed
 from balancer.loops.sources import TrueCosts
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
+from balancer.plan import EDGE_TPU
 from balancer.planning.assembling import assemble
 from balancer.planning.checks import check_count
 from balancer.planning.comparing import comparison
@@ -107,14 +108,24 @@ def tune(
     `PipelineTimes`, `RecordedTimes` or `TrueCosts`. rounds: how many plans may be measured. options: limits on all plans in
     addition to those of the first one, and how to search for them. on_round: called after each round.
 
-    Nothing is written; `save` does that. Raises PlanError if the plan cannot be opened, ConstraintError if the options
+    Nothing is written; `save` does that. Raises PlanError if the plan cannot be opened, or is for others than Edge TPUs of one
+    kind, ConstraintError if the options
     would loosen a limit of the plan or the plan itself breaks them, and whatever the source raises in the first round. If
     the source fails in a later round, or Ctrl-C is pressed, the result is the best of the rounds before.
     """
     check_count("rounds", rounds)
     opened = open_plan(plan)
+    _check_one_kind(opened.plan)
     aim = Aim(narrowed(opened.plan, options))
     return _Tuning(costed_model_of(opened), source, aim, on_round).run(opened.plan, rounds)
+
+
+def _check_one_kind(plan: Plan) -> None:
+    """Raises PlanError for a plan whose devices are not Edge TPUs of one kind: their costs are what is corrected."""
+    if len(plan.devices) > 1 or plan.devices[0].device != EDGE_TPU:
+        kinds = ",".join(f"{devices.kind}={devices.count}" for devices in plan.devices)
+        what = f"is for {kinds}, and tuning corrects the costs of Edge TPUs of one kind"
+        raise PlanError(what, plan.file_name, "tune a plan for one kind; `balancer bench` measures this one")
 
 
 @dataclass

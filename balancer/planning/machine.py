@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from balancer.cost.cpu_hardware import CpuHardware
 from balancer.cost.hardware import load_kind
 from balancer.errors import HardwareError
+from balancer.runtime.devices import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,13 +43,6 @@ def this_cpu() -> CpuHardware:
     if not isinstance(kind, CpuHardware):
         raise HardwareError("is not about a CPU", str(calibrated), "calibrate anew with `balancer calibrate --cpu`")
     return kind.changed({"cores": usable_cores()})
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def preset_of_this_cpu() -> str:
