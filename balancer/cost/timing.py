@@ -237,5 +237,6 @@ def cpu_kind_ns(graph: Graph, op: Op, hardware: CpuHardware) -> int:
         return 0
     rate, done = hardware.ops.rate(op_class(graph, op)), work(graph, op, hardware.ops.lanes)
     computing_ns = ceil_div(done.macs * rate.ns_per_gmac, _GMAC)
-    moving_ns = ceil_div(done.bytes * rate.ns_per_mib, MIB)
+    moved = done.bytes * rate.ns_per_mib + op.parameter_bytes * hardware.ops.parameters_ns_per_mib
+    moving_ns = ceil_div(moved, MIB)
     return hardware.ops.op_ns + computing_ns + moving_ns + ceil_div(done.rows * rate.row_ps, 1000)

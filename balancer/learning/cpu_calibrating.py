@@ -1,7 +1,7 @@
 """`balancer calibrate --cpu`: times small models on this machine's CPU, and fits the constants of its kind to them.
 
-The interpreter is the one that the user has, with its default delegates (XNNPACK), on one thread: as the stages of a plan on
-the CPU run. What the pipeline itself does for each stage is timed with stages that compute nothing.
+The interpreter is the one that the user has, with its default delegates (XNNPACK), on one thread, while another thread
+computes: as the stages of a plan on the CPU run. What the pipeline itself does for each stage is timed with stages that compute nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from balancer.cost.hardware import FORMAT, VERSION, load_kind
 from balancer.inputs import random_items
 from balancer.interpreter import Kernels, open_interpreter, runtime_label
 from balancer.learning.cpu_fit import TimedModel, fit
-from balancer.learning.interleaved import CLOCKS, DEFAULT, Clocks, Limits, interleaved
+from balancer.learning.interleaved import CLOCKS, DEFAULT, Clocks, Limits, beside, interleaved
 from balancer.planning.machine import CPU, preset_of_this_cpu, usable_cores
 from balancer.planning.predicting import predict
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
-from balancer.tflite.chains import Chain, calibration_chains
+from balancer.tflite.chains import Chain, Step, calibration_chains
 from balancer.tflite.read import read_graph
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from balancer.inputs import Array
 
 DELEGATED = Kernels(delegated=True)
-_REFERENCE = 2  # the chain that is timed beside all others: convolutions, which most of a network's time goes to
 _STAGES = 4  # of the pipeline whose own work is timed
 _RUNS, _ITEMS, _ALONE = 5, 400, 10  # runs of many items, each followed by so many items alone
 
@@ -59,7 +58,7 @@ class CalibratedConstant:
 @dataclass(frozen=True, slots=True)
 class CpuCalibration:
     """The result. residuals: the relative error of each timed model's fitted time, by name. left_out: models that were left
-    out of the fit. rounds: of timing. slowest: how many times its best the reference took in the slowest round.
+    out of the fit. rounds: of timing. reference_ns: of the reference, for measurements at other times. slowest: how many times its best the reference took in the slowest round.
     """
 
     hardware: CpuHardware
@@ -68,6 +67,7 @@ class CpuCalibration:
     left_out: tuple[str, ...]
     error: float
     rounds: int
+    reference_ns: int
     slowest: float
     interpreter: str
 
@@ -141,6 +141,21 @@ def _alone_ns(pipeline: Pipeline, item: Mapping[str, Array]) -> int:
 BENCH = Bench(opened_run, CLOCKS, host_work, lambda: runtime_label((DELEGATED,)))
 
 
+def reference_run(bench: Bench = BENCH) -> Callable[[], object]:
+    """What is timed beside all others: convolutions, which most of a network's time goes to."""
+    return _convolutions(bench, layers=3)
+
+
+def companion_run(bench: Bench = BENCH) -> Callable[[], object] | None:
+    """What another thread does meanwhile, as another stage of a plan would; None on a machine of one core."""
+    return _convolutions(bench, layers=40) if usable_cores() > 1 else None
+
+
+def _convolutions(bench: Bench, layers: int) -> Callable[[], object]:
+    model = Chain("convolutions", (1, 28, 28, 64), (Step("CONV_2D", 64),) * layers).model()
+    return bench.opened(model, inputs_of(read_graph(model, name="convolutions")))
+
+
 def calibrate_cpu(
     *, limits: Limits = DEFAULT, progress: Callable[[int, int], None] = lambda done, total: None, bench: Bench = BENCH,
     chains: Sequence[Chain] | None = None,
@@ -156,10 +171,10 @@ def calibrate_cpu(
     models = [chain.model() for chain in chains]
     graphs = [read_graph(model, name=chain.name) for model, chain in zip(models, chains, strict=True)]
     runs = [bench.opened(model, inputs_of(graph)) for model, graph in zip(models, graphs, strict=True)]
-    reference = runs[min(_REFERENCE, len(runs) - 1)]
-    timings = interleaved(
-        runs, reference, limits, clocks=bench.clocks, progress=lambda done: progress(done, limits.rounds)
-    )
+    with beside(companion_run(bench)):
+        timings = interleaved(
+            runs, reference_run(bench), limits, clocks=bench.clocks, progress=lambda done: progress(done, limits.rounds)
+        )
     timed = [TimedModel(c.name, g, ns) for c, g, ns in zip(chains, graphs, timings.ns, strict=True)]
     fitted = fit(timed)
     constants = _constants(fitted.constants, fitted.errors, f"{len(timed)} models on {label}", bench.host())
@@ -167,7 +182,7 @@ def calibrate_cpu(
     names = [chain.name for chain in chains]
     return CpuCalibration(
         hardware, constants, dict(zip(names, fitted.residuals, strict=True)), fitted.left_out, fitted.error, timings.rounds,
-        timings.slowest, label,
+        timings.reference_ns, timings.slowest, label,
     )  # fmt: skip
 
 
