@@ -8,10 +8,10 @@
    the whole model on one thread they are, predicted and measured, beside a cut into equal op counts and one by the
    parameter rule of the vendor's compiler.
 
-All models, segments and plans are measured in turn, and beside them the reference of the calibration: measured times are
-given as if the machine still ran as fast as when it was calibrated, and the factor is printed. What counts is the time in which a thread computes, so other programs on
-the machine hardly matter; where it has two cores to itself, `wall` says the same as `measured`. On a busy machine the wall
-clock says less, and the last column says what share of the time other programs held the core of the slowest stage.
+All models, segments and plans are measured in turn, and while another thread computes, as in the calibration. What counts
+is the time in which a thread computes, so other programs on the machine hardly matter. The wall clock says the same where the
+machine has two cores for this; on a busy machine it says less. The last column is the share of the time in which other
+programs held the core of the slowest stage.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ STAGES, WARM_UP = 2, 2
 MODELS = (
     "ResNet50", "MobileNetV2", "EfficientNetB0", "InceptionV3", "DenseNet121", "NASNetMobile", "YOLOv8n_320", "unet_small",
 )  # fmt: skip
+WHOLE = "whole"
 WAYS = ("ours", "equal op counts", "parameter rule")
 
 
@@ -90,7 +91,7 @@ def timed_parts(costed: CostedModel, segments: int) -> list[Timed]:
     """The whole model, then its segments of equal op counts."""
     n = len(costed.graph.ops)
     partitions = [[range(n)], cut_segments(equal_op_counts(n, segments), n)]
-    names = ["whole", *(f"segment {k}" for k in range(segments))]
+    names = [WHOLE, *(f"segment {k}" for k in range(segments))]
     parts = [ops for partition in partitions for ops in partition]
     return [_timed(costed, name, op_set(ops)) for name, ops in zip(names, parts, strict=True)]
 
@@ -136,38 +137,34 @@ def plans_of(path: Path, cpu: CpuHardware) -> dict[str, Plan]:
     }
     ours = balancer.balance(path, Devices(((cpu, STAGES),)), options=Options(stages=STAGES))
     whole = predict(path, [range(n)], hardware=cpu)
-    return {"whole": whole, "ours": ours} | {
+    return {WHOLE: whole, "ours": ours} | {
         name: predict(path, cut_segments(at, n), hardware=cpu) for name, at in cuts.items()
     }
 
 
-def run_plans(plans: dict[str, Plan], items: int, turns: int) -> tuple[dict[str, list[Run]], float]:
-    """Each plan's runs, taken in turn, and ns of the reference beside them."""
-    reference, companion, references = reference_run(), companion_run(), []
+def run_plans(plans: dict[str, Plan], items: int, turns: int) -> dict[str, list[Run]]:
+    """Each plan's runs, taken in turn. The whole model runs beside another thread, as a stage of a pipeline does."""
     runs: dict[str, list[Run]] = {name: [] for name in plans}
     with ExitStack() as opened:
         pipelines = {name: opened.enter_context(Pipeline(plan)) for name, plan in plans.items()}
+        companion = companion_run()
         for pipeline in pipelines.values():
             one_run(pipeline, WARM_UP)
         for _ in range(turns):
-            with beside(companion):
-                references.append(interleaved([reference], reference, Limits(8, 9, 8)).reference_ns)
             for name, pipeline in pipelines.items():
-                runs[name].append(one_run(pipeline, items))
-    return runs, median(references)
+                with beside(companion if name == WHOLE else None):
+                    runs[name].append(one_run(pipeline, items))
+    return runs
 
 
-def errors_of(parts: Sequence[Timed], reference_ns: int, limits: Limits) -> list[Sample]:
-    """Predicted and measured ns of each part. reference_ns: of the reference when the machine was calibrated."""
+def errors_of(parts: Sequence[Timed], limits: Limits) -> list[Sample]:
+    """Predicted and measured ns of each part."""
     with beside(companion_run()):
         timings = interleaved([part.run for part in parts], reference_run(), limits)
-    slower = timings.reference_ns / reference_ns
-    print(f"  {timings.rounds} rounds; the machine takes {slower:.3f} times as long as when it was calibrated")
-    times = [ns / slower for ns in timings.ns]
+    print(f"  {timings.rounds} rounds")
     return [
-        {"model": p.model, "part": p.part, "predicted_ns": p.predicted_ns, "measured_ns": ns, "slower": slower,
-         "error": p.predicted_ns / ns - 1}
-        for p, ns in zip(parts, times, strict=True)
+        {"model": p.model, "part": p.part, "predicted_ns": p.predicted_ns, "measured_ns": ns, "error": p.predicted_ns / ns - 1}
+        for p, ns in zip(parts, timings.ns, strict=True)
     ]  # fmt: skip
 
 
@@ -180,21 +177,21 @@ def print_errors(samples: Sequence[Sample]) -> None:
         times = (whole["predicted_ns"] / 1e6, whole["measured_ns"] / 1e6)
         print(f"  {model:<22}{times[0]:>13.2f}{times[1]:>13.2f}{100 * whole['error']:>+7.1f}%   {parts} %")
     for name, chosen in (("whole models", True), ("segments", False)):
-        sizes = [abs(s["error"]) for s in samples if (s["part"] == "whole") == chosen]
+        sizes = [abs(s["error"]) for s in samples if (s["part"] == WHOLE) == chosen]
         print(f"  median error of {len(sizes)} {name}: {100 * median(sizes):.1f} %")
 
 
-def print_plan(name: str, plans: dict[str, Plan], runs: dict[str, list[Run]], slower: float) -> list[Sample]:
-    """A line for each way to cut one model. slower: how many times as long the machine takes as when it was calibrated."""
+def print_plan(name: str, plans: dict[str, Plan], runs: dict[str, list[Run]]) -> list[Sample]:
+    """A line for each way to cut one model."""
     samples: list[Sample] = []
-    alone = {field: _typical(runs["whole"], field) for field in ("busy_ns", "wall_ns")}
+    alone = {field: _typical(runs[WHOLE], field) for field in ("busy_ns", "wall_ns")}
     for way in WAYS:
         predicted = 1e9 / plans[way].predicted.throughput_per_s
         busy, wall = _typical(runs[way], "busy_ns"), _typical(runs[way], "wall_ns")
-        gains = (plans[way].predicted.throughput_per_s / plans["whole"].predicted.throughput_per_s,
+        gains = (plans[way].predicted.throughput_per_s / plans[WHOLE].predicted.throughput_per_s,
                  alone["busy_ns"] / busy, alone["wall_ns"] / wall)  # fmt: skip
         lost = median(run.lost for run in runs[way])
-        rates = [1e9 / predicted, 1e9 / busy * slower]
+        rates = [1e9 / predicted, 1e9 / busy]
         samples.append({"model": name, "way": way, "predicted_per_s": rates[0], "measured_per_s": rates[1],
                         "wall_per_s": 1e9 / wall, "gains": gains, "lost": lost})  # fmt: skip
         said = f"  {name if way == WAYS[0] else '':<15}{way:<16}{rates[0]:>9.2f}{rates[1]:>9.2f}"
@@ -229,12 +226,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     files = existing(parser, arguments.files, zoo(*MODELS))
     with recorded("cpu_pipeline", arguments) as samples:
-        calibration = _calibrated()
-        cpu = calibration.hardware
+        cpu = _calibrated().hardware
         print("\n1, 2. predicted and measured, one thread:")
         parts = [part for path in files for part in timed_parts(open_costed_model(path, cpu), arguments.segments)]
         limits = Limits(rounds=12, seconds=arguments.seconds, least_rounds=4)
-        errors = errors_of(parts, calibration.reference_ns, limits)
+        errors = errors_of(parts, limits)
         print_errors(errors)
         samples += errors
         print(f"\n3. plans for cpu={STAGES}, run for real; gain: over the whole model on one thread")
@@ -245,8 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ways: list[Sample] = []
         for path in files:
             plans = plans_of(path, cpu)
-            runs, reference_ns = run_plans(plans, arguments.items, arguments.turns)
-            ways += print_plan(path.stem.removesuffix("_int8"), plans, runs, reference_ns / calibration.reference_ns)
+            runs = run_plans(plans, arguments.items, arguments.turns)
+            ways += print_plan(path.stem.removesuffix("_int8"), plans, runs)
         print_plans(ways)
         samples += ways
     return 0

@@ -87,18 +87,24 @@ def op_class(graph: Graph, op: Op) -> str:
     return "broadcast" if op.type in _TWO_OPERANDS and _run_length(graph, op) else name
 
 
-def is_joined(graph: Graph, op: Op) -> bool:
-    """Whether the delegate makes one op of it and a neighbour, so that it takes no time of its own.
+def joined_to(graph: Graph, op: Op) -> int | None:
+    """The op with which the delegate makes one op of this one, so that it takes no time of its own; None for most.
 
     A PAD is joined to the convolution that alone reads it, and the product x * LOGISTIC(x) to the LOGISTIC: one look-up.
     Source: networks of three kinds, pairs of ops in one segment against each op alone. Cutting between both is not told apart.
     """
     if op.folded:
-        return False
+        return None
     if op.type == "PAD":
         readers = graph.readers.get(op.outputs[0], ())
-        return len(readers) == 1 and graph.ops[readers[0]].type in _TAKES_PADDING and op.outputs[0] not in graph.outputs
-    return op.type == "MUL" and any(_is_logistic_of(graph, t, op) for t in graph.activations[op.index])
+        alone = (
+            len(readers) == 1 and graph.ops[readers[0]].type in _TAKES_PADDING and op.outputs[0] not in graph.outputs
+        )
+        return readers[0] if alone else None
+    if op.type != "MUL":
+        return None
+    looked_up = (t for t in graph.activations[op.index] if _is_logistic_of(graph, t, op))
+    return next((graph.producer[t] for t in looked_up), None)
 
 
 def _is_logistic_of(graph: Graph, t: int, product: Op) -> bool:

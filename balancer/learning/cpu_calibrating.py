@@ -1,7 +1,8 @@
 """`balancer calibrate --cpu`: times small models on this machine's CPU, and fits the constants of its kind to them.
 
 The interpreter is the one that the user has, with its default delegates (XNNPACK), on one thread, while another thread
-computes: as the stages of a plan on the CPU run. What the pipeline itself does for each stage is timed with stages that compute nothing.
+computes: as the stages of a plan on the CPU run. What the pipeline itself does for each stage is timed with stages that
+compute nothing.
 """
 
 from __future__ import annotations
@@ -57,8 +58,11 @@ class CalibratedConstant:
 
 @dataclass(frozen=True, slots=True)
 class CpuCalibration:
-    """The result. residuals: the relative error of each timed model's fitted time, by name. left_out: models that were left
-    out of the fit. rounds: of timing. reference_ns: of the reference, for measurements at other times. slowest: how many times its best the reference took in the slowest round.
+    """The result.
+
+    residuals: the relative error of each timed model's fitted time, by name. left_out: models that were left out of the fit.
+    error: the mean error of the others. rounds: of timing. slowest: how many times its best the reference took in the slowest
+    round.
     """
 
     hardware: CpuHardware
@@ -67,7 +71,6 @@ class CpuCalibration:
     left_out: tuple[str, ...]
     error: float
     rounds: int
-    reference_ns: int
     slowest: float
     interpreter: str
 
@@ -182,7 +185,7 @@ def calibrate_cpu(
     names = [chain.name for chain in chains]
     return CpuCalibration(
         hardware, constants, dict(zip(names, fitted.residuals, strict=True)), fitted.left_out, fitted.error, timings.rounds,
-        timings.reference_ns, timings.slowest, label,
+        timings.slowest, label,
     )  # fmt: skip
 
 

@@ -46,14 +46,15 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """What was measured. ns: of each function. spread: for each, the quartiles' distance as a share of the median. rounds:
-    how many there were. reference_ns: of the reference, in the rounds that count. slowest: how many times its best the reference took in the slowest round.
+    """What was measured.
+
+    ns: of each function. spread: for each, the quartiles' distance as a share of the median. rounds: how many there were.
+    slowest: how many times its best the reference took in the slowest round.
     """
 
     ns: tuple[int, ...]
     spread: tuple[float, ...]
     rounds: int
-    reference_ns: int
     slowest: float
 
 
@@ -116,7 +117,7 @@ def _summary(samples: FloatArray, references: FloatArray) -> Timings:
     spread = (upper - lower) / np.maximum(middle, 1)
     return Timings(
         tuple(int(ns) for ns in np.maximum(1, np.rint(middle))), tuple(float(s) for s in spread), len(samples),
-        int(np.median(references)), float(references.max() / references.min()),
+        float(references.max() / references.min()),
     )  # fmt: skip
 
 
