@@ -78,13 +78,14 @@ class CpuCalibration:
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What is measured with; tests give their own. opened: makes a function that runs a model once on its inputs.
-    clocks: see `interleaved`. host: the work of the pipeline. label: the interpreter, in words.
+    clocks: see `interleaved`. host: the work of the pipeline. label: the interpreter, in words. cores: of this machine.
     """
 
     opened: Callable[[bytes, Sequence[Array]], Callable[[], object]]
     clocks: Clocks
     host: Callable[[], HostWork]
     label: Callable[[], str]
+    cores: int
 
 
 def opened_run(model: bytes, inputs: Sequence[Array]) -> Callable[[], object]:
@@ -141,7 +142,7 @@ def _alone_ns(pipeline: Pipeline, item: Mapping[str, Array]) -> int:
     return time.perf_counter_ns() - start
 
 
-BENCH = Bench(opened_run, CLOCKS, host_work, lambda: runtime_label((DELEGATED,)))
+BENCH = Bench(opened_run, CLOCKS, host_work, lambda: runtime_label((DELEGATED,)), usable_cores())
 
 
 def reference_run(bench: Bench = BENCH) -> Callable[[], object]:
@@ -151,7 +152,7 @@ def reference_run(bench: Bench = BENCH) -> Callable[[], object]:
 
 def companion_run(bench: Bench = BENCH) -> Callable[[], object] | None:
     """What another thread does meanwhile, as another stage of a plan would; None on a machine of one core."""
-    return _convolutions(bench, layers=40) if usable_cores() > 1 else None
+    return _convolutions(bench, layers=40) if bench.cores > 1 else None
 
 
 def _convolutions(bench: Bench, layers: int) -> Callable[[], object]:
@@ -180,7 +181,7 @@ def calibrate_cpu(
         )
     timed = [TimedModel(c.name, g, ns) for c, g, ns in zip(chains, graphs, timings.ns, strict=True)]
     fitted = fit(timed)
-    constants = _constants(fitted.constants, fitted.errors, f"{len(timed)} models on {label}", bench.host())
+    constants = _constants(fitted.constants, fitted.errors, f"{len(timed)} models on {label}", bench)
     hardware = CpuHardware.with_constants(CPU, {c.name: c.value for c in constants})
     names = [chain.name for chain in chains]
     return CpuCalibration(
@@ -190,13 +191,13 @@ def calibrate_cpu(
 
 
 def _constants(
-    fitted: dict[str, float], errors: dict[str, float], source: str, host: HostWork
+    fitted: dict[str, float], errors: dict[str, float], source: str, bench: Bench
 ) -> tuple[CalibratedConstant, ...]:
     """All constants of the kind: fitted, measured, those of the machine, and what no model depends on, from the preset."""
-    preset = preset_of_this_cpu()
+    host, preset = bench.host(), preset_of_this_cpu()
     start = load_kind(preset).constants
     own = {
-        "threads": (1, "one thread for each stage"), "cores": (usable_cores(), "cores that this process may use"),
+        "threads": (1, "one thread for each stage"), "cores": (bench.cores, "cores that this process may use"),
         "host_ns_per_stage": (host.ns_per_stage, "computing time of a pipeline whose stages do nothing"),
         "handover_ns": (host.handover_ns, "one item alone through a pipeline whose stages do nothing"),
     }  # fmt: skip

@@ -195,7 +195,8 @@ def _depthwise() -> list[Chain]:
     return [
         depthwise(56, 32, 3), depthwise(28, 96, 3), depthwise(14, 384, 3), depthwise(7, 576, 3, 3), depthwise(28, 44, 3),
         depthwise(56, 11, 3), depthwise(14, 88, 3, 3), depthwise(56, 144, 3, 1, 2), depthwise(28, 96, 5), depthwise(14, 240, 5),
-        depthwise(14, 88, 5), depthwise(7, 672, 5), depthwise(28, 44, 5), depthwise(7, 32, 7, 1), depthwise(7, 88, 7, 1),
+        depthwise(14, 88, 5), depthwise(7, 672, 5), depthwise(28, 44, 5), depthwise(7, 32, 7, 1),
+        depthwise(7, 88, 7, 1), depthwise(14, 16, 7, 1), depthwise(5, 64, 9, 1),
     ]  # fmt: skip
 
 
