@@ -154,6 +154,7 @@ def known_costs(profile: Profile | None) -> KnownCosts | None:
         room_per_million=profile.capacity_scale_per_million, room_more_bytes=max(0, profile.capacity_offset_bytes),
         room_fewer_bytes=max(0, -profile.capacity_offset_bytes), room_most_bytes=None if most >= UNBOUNDED else most,
         ops=tuple(KnownOp(op=i, **asdict(profile.ops[i])) for i in sorted(profile.ops)),
+        device=profile.device,
     )  # fmt: skip
 
 
@@ -167,4 +168,5 @@ def _profile(costs: KnownCosts) -> Profile:
         UNBOUNDED if costs.room_most_bytes is None else costs.room_most_bytes,
         {name: value for name, value in costs.constants.items() if name in CONSTANTS},
         costs.learnt_from,
+        costs.device,
     )

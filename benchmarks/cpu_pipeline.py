@@ -1,6 +1,6 @@
 """What the cost model of the host's CPU is worth: calibrates this machine, then predicts models that took no part in it.
 
-    python benchmarks/cpu_pipeline.py [FILES] [--cpu FILE] [--segments 4] [--seconds 90] [--items 24] [--turns 7] [--json FILE]
+    python benchmarks/cpu_pipeline.py [FILES] [--segments 4] [--seconds 90] [--items 24] [--turns 7] [--json FILE]
 
 1. Whole models on one thread, with the interpreter's default delegates: predicted against measured.
 2. Their segments, each model cut into four of equal op counts: the same.
@@ -8,14 +8,16 @@
    the whole model on one thread they are, predicted and measured, beside a cut into equal op counts and one by the
    parameter rule of the vendor's compiler.
 
-All models, segments and plans are measured in turn. What counts is the time in which a thread computes, so other programs on
-the machine hardly matter; where it has two cores to itself, `wall` says the same as `measured`. On a busy machine the wall
-clock says less, and the last column says what share of the time other programs held the core of the slowest stage.
+All models, segments and plans are measured in turn, and while another thread computes, as in the calibration. What counts
+is the time in which a thread computes, so other programs on the machine hardly matter. The wall clock says the same where the
+machine has two cores for this; on a busy machine it says less. The last column is the share of the time in which other
+programs held the core of the slowest stage.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -27,19 +29,23 @@ from models import add_files, existing, zoo
 from sampling import measuring_parser, recorded
 
 import balancer
-from balancer.cost.cpu_hardware import CpuHardware
 from balancer.cost.devices import Devices
-from balancer.cost.hardware import load_kind
 from balancer.ground.opsets import op_set
 from balancer.inputs import random_items
-from balancer.learning.cpu_calibrating import calibrate_cpu, inputs_of, opened_run
-from balancer.learning.interleaved import Limits, interleaved
+from balancer.learning.cpu_calibrating import (
+    CpuCalibration,
+    calibrate_cpu,
+    companion_run,
+    inputs_of,
+    opened_run,
+    reference_run,
+)
+from balancer.learning.interleaved import Limits, beside, interleaved
 from balancer.planning.costed_model import open_costed_model
 from balancer.planning.options import Options
 from balancer.planning.predicting import cut_segments, predict
 from balancer.runtime.pipeline import Pipeline
 from balancer.solve.baselines import equal_op_counts, parameter_count
-from balancer.tflite.chains import calibration_chains
 from balancer.tflite.read import read_graph
 
 if TYPE_CHECKING:
@@ -47,14 +53,16 @@ if TYPE_CHECKING:
 
     from sampling import Sample
 
+    from balancer.cost.cpu_hardware import CpuHardware
     from balancer.cost.segment import SegmentCosts
     from balancer.plan import Plan
     from balancer.planning.costed_model import CostedModel
 
-STAGES = 2
+STAGES, WARM_UP = 2, 2
 MODELS = (
     "ResNet50", "MobileNetV2", "EfficientNetB0", "InceptionV3", "DenseNet121", "NASNetMobile", "YOLOv8n_320", "unet_small",
 )  # fmt: skip
+WHOLE = "whole"
 WAYS = ("ours", "equal op counts", "parameter rule")
 
 
@@ -83,7 +91,7 @@ def timed_parts(costed: CostedModel, segments: int) -> list[Timed]:
     """The whole model, then its segments of equal op counts."""
     n = len(costed.graph.ops)
     partitions = [[range(n)], cut_segments(equal_op_counts(n, segments), n)]
-    names = ["whole", *(f"segment {k}" for k in range(segments))]
+    names = [WHOLE, *(f"segment {k}" for k in range(segments))]
     parts = [ops for partition in partitions for ops in partition]
     return [_timed(costed, name, op_set(ops)) for name, ops in zip(names, parts, strict=True)]
 
@@ -127,44 +135,37 @@ def plans_of(path: Path, cpu: CpuHardware) -> dict[str, Plan]:
         "equal op counts": equal_op_counts(n, STAGES),
         "parameter rule": parameter_count([op.parameter_bytes for op in graph.ops], STAGES),
     }
-    ours = balancer.balance(path, Devices(((cpu, STAGES),)), Options(max_pipelines=1, max_replicas=1))
+    ours = balancer.balance(path, Devices(((cpu, STAGES),)), options=Options(stages=STAGES))
     whole = predict(path, [range(n)], hardware=cpu)
-    return {"whole": whole, "ours": ours} | {
+    return {WHOLE: whole, "ours": ours} | {
         name: predict(path, cut_segments(at, n), hardware=cpu) for name, at in cuts.items()
     }
 
 
-def run_plans(path: Path, cpu: CpuHardware, items: int, turns: int) -> tuple[dict[str, Plan], dict[str, list[Run]]]:
-    """Each plan's runs, taken in turn."""
-    plans = plans_of(path, cpu)
-    pipelines = {name: Pipeline(plan) for name, plan in plans.items()}
+def run_plans(plans: dict[str, Plan], items: int, turns: int) -> dict[str, list[Run]]:
+    """Each plan's runs, taken in turn. The whole model runs beside another thread, as a stage of a pipeline does."""
     runs: dict[str, list[Run]] = {name: [] for name in plans}
-    try:
-        for turn in range(turns + 1):
-            for name, pipeline in pipelines.items():
-                made = one_run(pipeline.open() if turn == 0 else pipeline, items if turn else 3)
-                if turn:  # the first one lays out memory
-                    runs[name].append(made)
-    finally:
+    with ExitStack() as opened:
+        pipelines = {name: opened.enter_context(Pipeline(plan)) for name, plan in plans.items()}
+        companion = companion_run()
         for pipeline in pipelines.values():
-            pipeline.close()
-    return plans, runs
+            one_run(pipeline, WARM_UP)
+        for _ in range(turns):
+            for name, pipeline in pipelines.items():
+                with beside(companion if name == WHOLE else None):
+                    runs[name].append(one_run(pipeline, items))
+    return runs
 
 
 def errors_of(parts: Sequence[Timed], limits: Limits) -> list[Sample]:
     """Predicted and measured ns of each part."""
-    reference = opened_run(*_reference())
-    timings = interleaved([part.run for part in parts], reference, limits)
-    print(f"  {timings.rounds} rounds; the slowest took {timings.slowest:.1f} times the best; slow rounds do not count")
+    with beside(companion_run()):
+        timings = interleaved([part.run for part in parts], reference_run(), limits)
+    print(f"  {timings.rounds} rounds")
     return [
         {"model": p.model, "part": p.part, "predicted_ns": p.predicted_ns, "measured_ns": ns, "error": p.predicted_ns / ns - 1}
         for p, ns in zip(parts, timings.ns, strict=True)
     ]  # fmt: skip
-
-
-def _reference() -> tuple[bytes, list]:  # type: ignore[type-arg]
-    model = calibration_chains()[2].model()
-    return model, inputs_of(read_graph(model, name="reference"))
 
 
 def print_errors(samples: Sequence[Sample]) -> None:
@@ -176,31 +177,31 @@ def print_errors(samples: Sequence[Sample]) -> None:
         times = (whole["predicted_ns"] / 1e6, whole["measured_ns"] / 1e6)
         print(f"  {model:<22}{times[0]:>13.2f}{times[1]:>13.2f}{100 * whole['error']:>+7.1f}%   {parts} %")
     for name, chosen in (("whole models", True), ("segments", False)):
-        sizes = [abs(s["error"]) for s in samples if (s["part"] == "whole") == chosen]
+        sizes = [abs(s["error"]) for s in samples if (s["part"] == WHOLE) == chosen]
         print(f"  median error of {len(sizes)} {name}: {100 * median(sizes):.1f} %")
 
 
 def print_plan(name: str, plans: dict[str, Plan], runs: dict[str, list[Run]]) -> list[Sample]:
     """A line for each way to cut one model."""
     samples: list[Sample] = []
-    alone = {"predicted": 1e9 / plans["whole"].predicted.throughput_per_s, "busy": _least(runs["whole"], "busy_ns"),
-             "wall": _least(runs["whole"], "wall_ns")}  # fmt: skip
+    alone = {field: _typical(runs[WHOLE], field) for field in ("busy_ns", "wall_ns")}
     for way in WAYS:
         predicted = 1e9 / plans[way].predicted.throughput_per_s
-        busy, wall = _least(runs[way], "busy_ns"), _least(runs[way], "wall_ns")
+        busy, wall = _typical(runs[way], "busy_ns"), _typical(runs[way], "wall_ns")
+        gains = (plans[way].predicted.throughput_per_s / plans[WHOLE].predicted.throughput_per_s,
+                 alone["busy_ns"] / busy, alone["wall_ns"] / wall)  # fmt: skip
         lost = median(run.lost for run in runs[way])
-        gains = (alone["predicted"] / predicted, alone["busy"] / busy, alone["wall"] / wall)
-        samples.append({"model": name, "way": way, "predicted_per_s": 1e9 / predicted, "measured_per_s": 1e9 / busy,
+        rates = [1e9 / predicted, 1e9 / busy]
+        samples.append({"model": name, "way": way, "predicted_per_s": rates[0], "measured_per_s": rates[1],
                         "wall_per_s": 1e9 / wall, "gains": gains, "lost": lost})  # fmt: skip
-        print(
-            f"  {name if way == WAYS[0] else '':<16}{way:<16}{1e9 / predicted:>8.2f}{1e9 / busy:>9.2f}"
-            f"{100 * (predicted / busy - 1):>+7.1f}%{gains[0]:>7.2f}{gains[1]:>6.2f}{gains[2]:>6.2f}{100 * lost:>5.0f}%"
-        )
+        said = f"  {name if way == WAYS[0] else '':<15}{way:<16}{rates[0]:>9.2f}{rates[1]:>9.2f}"
+        gained = "".join(f"{gain:>6.2f}" for gain in gains)
+        print(f"{said}{100 * (rates[1] / rates[0] - 1):>+7.1f}%{gained}{100 * lost:>5.0f}%")
     return samples
 
 
-def _least(runs: Sequence[Run], field: str) -> float:
-    return float(min(getattr(run, field) for run in runs))
+def _typical(runs: Sequence[Run], field: str) -> float:
+    return float(median(getattr(run, field) for run in runs))
 
 
 def print_plans(samples: Sequence[Sample]) -> None:
@@ -218,7 +219,6 @@ def print_plans(samples: Sequence[Sample]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = measuring_parser(__doc__)
     add_files(parser, f"{len(MODELS)} models of the zoo")
-    parser.add_argument("--cpu", type=Path, metavar="FILE", help="a calibration made before; default: calibrate now")
     parser.add_argument("--segments", type=int, default=4, help="of each model in part 2 (default: 4)")
     parser.add_argument("--seconds", type=float, default=90, help="of timing models and segments (default: 90)")
     parser.add_argument("--items", type=int, default=24, help="of one run of a plan (default: 24)")
@@ -226,32 +226,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     files = existing(parser, arguments.files, zoo(*MODELS))
     with recorded("cpu_pipeline", arguments) as samples:
-        cpu = load_kind(arguments.cpu) if arguments.cpu else _calibrated()
-        if not isinstance(cpu, CpuHardware):
-            parser.error(f"{arguments.cpu} is not about a CPU")
+        cpu = _calibrated().hardware
         print("\n1, 2. predicted and measured, one thread:")
         parts = [part for path in files for part in timed_parts(open_costed_model(path, cpu), arguments.segments)]
-        errors = errors_of(parts, Limits(rounds=12, seconds=arguments.seconds, least_rounds=4))
+        limits = Limits(rounds=12, seconds=arguments.seconds, least_rounds=4)
+        errors = errors_of(parts, limits)
         print_errors(errors)
+        samples += errors
         print(f"\n3. plans for cpu={STAGES}, run for real; gain: over the whole model on one thread")
-        print(f"  {'':<32}{'inferences/s':>17}{'':>8}{'gain':>19}")
+        print(f"  {'':<31}{'inferences/s':>18}{'':>8}{'gain':>18}{'core':>6}")
         print(
-            f"  {'model':<16}{'cut':<16}{'predicted':>8}{'measured':>9}{'':>7}{'pred.':>7}{'meas.':>6}{'wall':>6}{'lost':>6}"
+            f"  {'model':<15}{'cut':<16}{'predicted':>9}{'measured':>9}{'':>8}{'pred.':>6}{'meas.':>6}{'wall':>6}{'lost':>6}"
         )
-        plans = [s for path in files for s in print_plan(path.stem.removesuffix("_int8"), *run_plans(
-            path, cpu, arguments.items, arguments.turns))]  # fmt: skip
-        print_plans(plans)
-        samples += [*errors, *plans]
+        ways: list[Sample] = []
+        for path in files:
+            plans = plans_of(path, cpu)
+            runs = run_plans(plans, arguments.items, arguments.turns)
+            ways += print_plan(path.stem.removesuffix("_int8"), plans, runs)
+        print_plans(ways)
+        samples += ways
     return 0
 
 
-def _calibrated() -> CpuHardware:
-    calibration = calibrate_cpu()
+def _calibrated() -> CpuCalibration:
+    made = calibrate_cpu()
+    print(f"calibrated with {made.interpreter}:")
     print(
-        f"calibrated with {calibration.interpreter}: {len(calibration.residuals)} small models in {calibration.rounds}"
+        f"{len(made.residuals)} small models in {made.rounds} rounds, mean error of the fit {100 * made.error:.1f} %,"
     )
-    print(f"rounds, mean error of the fit {100 * calibration.error:.1f} %, {len(calibration.left_out)} left out")
-    return calibration.hardware
+    print(f"{len(made.left_out)} left out")
+    return made
 
 
 if __name__ == "__main__":

@@ -7,13 +7,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.cli.arguments import add_force, add_hardware, add_model, print_json, say_unused, whole_number
+from balancer.cli.arguments import (
+    HARDWARE,
+    add_force,
+    add_hardware,
+    add_interpreter,
+    add_model,
+    choose_interpreter,
+    print_json,
+    say_unused,
+    whole_number,
+)
 from balancer.cli.plan_verbs import draw_plan
-from balancer.errors import ModelError, OutputError
+from balancer.errors import HardwareError, ModelError, OutputError
 from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
     import argparse
+
+    from balancer.learning.op_timing import OpTimes
+    from balancer.planning.costed_model import CostedModel
+
+CPU = "cpu"  # this machine's, as a kind
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,22 +144,52 @@ def synth(arguments: argparse.Namespace) -> int:
 def profile_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_hardware(parser)
+    parser.add_argument(
+        "--measure", action="store_true",
+        help="time each op on this machine's CPU, within two minutes for most models; the profile then holds for the CPU, and "
+        "--hardware for a CPU",
+    )  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE", help="write the profile here; default <model>_profile.json")
+    add_interpreter(parser)
     add_force(parser)
 
 
 def profile(arguments: argparse.Namespace) -> int:
     """Write the profile of a model."""
-    from balancer.directory.writing import write_file
-    from balancer.learning.profiling import profile_document
+    from balancer.directory.writing import check_writable, write_file
+    from balancer.learning.profiling import document_of
+    from balancer.planning.costed_model import open_costed_model
 
-    document = profile_document(arguments.model, hardware=arguments.hardware)
-    path = Path(arguments.output or f"{document['model']['name']}_profile.json")
+    hardware = CPU if arguments.measure and arguments.hardware == HARDWARE else arguments.hardware
+    costed = open_costed_model(arguments.model, hardware)
+    path = Path(arguments.output or f"{costed.graph.name}_profile.json")
+    check_writable(path, force=arguments.force)  # before minutes are spent
+    times = _op_times(costed, arguments) if arguments.measure else None
+    document = document_of(costed, times.ns if times else None)
     write_file(path, (json.dumps(document, indent=1) + "\n").encode(), force=arguments.force)
     if arguments.json:
         print_json({"file": str(path), "ops": len(document["ops"])})
+    elif times:
+        print(f"{path}: {len(document['ops'])} ops, measured on this CPU; give it to `balancer solve --profile`")
+        print(
+            f"the whole model takes {times.whole_ns / 1e6:.2f} ms; its ops one by one were scaled by {times.factor:.2f}"
+        )
     else:
         print(
             f"{path}: {counted(len(document['ops']), 'op')}; fill in measured_ns and give it to `balancer solve --profile`"
         )
     return 0
+
+
+def _op_times(costed: CostedModel, arguments: argparse.Namespace) -> OpTimes:
+    """The ops' times on this machine. Raises HardwareError if the hardware is no CPU."""
+    from balancer.cli.drawing import progress_bar
+    from balancer.cost.cpu_hardware import CpuHardware
+    from balancer.learning.op_timing import LIMITS, time_ops
+
+    cpu = costed.hardware
+    if not isinstance(cpu, CpuHardware):
+        raise HardwareError("cannot be measured here op by op", cpu.name, "name a CPU, or leave out --hardware")
+    choose_interpreter(arguments)
+    with progress_bar("timing ops", LIMITS.rounds, quiet=arguments.quiet or arguments.json) as advance:
+        return time_ops(costed.model, cpu, progress=advance)

@@ -66,12 +66,13 @@ VERBS = (
         "profile", "write the predicted cost of each op to a file, for editing", model_verbs.profile_arguments,
         model_verbs.profile,
         "Writes a file with the predicted cost of each op of a model. Fill in what you have measured, and give the file to "
-        "`balancer solve --profile`.",
+        "`balancer solve --profile`. --measure times the ops on this machine's CPU.",
     ),
     Verb(
         "calibrate", "fit the hardware's constants to measured times", hardware_verbs.calibrate_arguments,
         hardware_verbs.calibrate,
-        "Fits the constants of the cost model to measured times of stages. -o writes them as a hardware file, which --hardware "
+        "Fits the constants of the cost model to measured times of stages, or with --cpu to times of small models on this "
+        "machine's CPU. -o writes them as a hardware file, which --hardware "
         "of other verbs takes. Needs the extra `calibrate` (scipy).",
     ),
     Verb(

@@ -23,6 +23,7 @@ class CpuOps:
 
     lanes          so many channels a kernel computes at a time: the number of channels is rounded up to a multiple
     op_ns          ns to start one op of any class
+    parameters_*   ns to bring the parameters of any class from memory: they are more than a core's cache holds
     *_ns_per_gmac  ns for 10^9 multiply-accumulates
     *_ns_per_mib   ns for each MiB that the class counts
     *_row_ps       picoseconds for each row
@@ -30,6 +31,7 @@ class CpuOps:
 
     lanes: int
     op_ns: int
+    parameters_ns_per_mib: int
     convolution_ns_per_gmac: int
     convolution_ns_per_mib: int
     convolution_row_ps: int
@@ -38,7 +40,6 @@ class CpuOps:
     depthwise_row_ps: int
     wide_depthwise_ns_per_gmac: int
     dense_ns_per_gmac: int
-    dense_ns_per_mib: int
     elementwise_ns_per_mib: int
     broadcast_ns_per_mib: int
     broadcast_row_ps: int

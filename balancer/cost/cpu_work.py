@@ -1,6 +1,6 @@
 """What an op gives the kernels of the host's CPU to do, so that a few constants for each class of ops tell its time.
 
-    time = op_ns + multiply-accumulates + bytes + rows, each times the constant of the op's class
+    time = op_ns + parameters + multiply-accumulates + bytes + rows, each times a constant of the op's class
 
 A *row* is what a kernel's innermost loop does in one go: to start a row takes time, however short it is. Therefore narrow
 tensors and many-tapped windows are slower than their arithmetic says.
@@ -9,7 +9,7 @@ class             multiply-accumulates            bytes                     rows
 convolution       channels rounded up to lanes    written, rounded up       taps of each pixel and block of lanes, for windows
 depthwise         channels rounded up to lanes    written, rounded up       pixels
 wide_depthwise    as they are                     -                         -
-dense             both sides rounded up           parameters and written    -
+dense             both sides rounded up           -                         -
 elementwise       -                               read and written          -
 broadcast         -                               read and written          runs in which both operands are read alike
 scalar            -                               written                   -
@@ -87,18 +87,24 @@ def op_class(graph: Graph, op: Op) -> str:
     return "broadcast" if op.type in _TWO_OPERANDS and _run_length(graph, op) else name
 
 
-def is_joined(graph: Graph, op: Op) -> bool:
-    """Whether the delegate makes one op of it and a neighbour, so that it takes no time of its own.
+def joined_to(graph: Graph, op: Op) -> int | None:
+    """The op with which the delegate makes one op of this one, so that it takes no time of its own; None for most.
 
     A PAD is joined to the convolution that alone reads it, and the product x * LOGISTIC(x) to the LOGISTIC: one look-up.
     Source: networks of three kinds, pairs of ops in one segment against each op alone. Cutting between both is not told apart.
     """
     if op.folded:
-        return False
+        return None
     if op.type == "PAD":
         readers = graph.readers.get(op.outputs[0], ())
-        return len(readers) == 1 and graph.ops[readers[0]].type in _TAKES_PADDING and op.outputs[0] not in graph.outputs
-    return op.type == "MUL" and any(_is_logistic_of(graph, t, op) for t in graph.activations[op.index])
+        alone = (
+            len(readers) == 1 and graph.ops[readers[0]].type in _TAKES_PADDING and op.outputs[0] not in graph.outputs
+        )
+        return readers[0] if alone else None
+    if op.type != "MUL":
+        return None
+    looked_up = (t for t in graph.activations[op.index] if _is_logistic_of(graph, t, op))
+    return next((graph.producer[t] for t in looked_up), None)
 
 
 def _is_logistic_of(graph: Graph, t: int, product: Op) -> bool:
@@ -152,13 +158,12 @@ def _window_work(graph: Graph, op: Op, window: Window, lanes: int) -> Work:
 
 
 def _dense_work(graph: Graph, op: Op, lanes: int) -> Work:
-    written = sum(graph.tensors[t].bytes for t in op.outputs)
     weights = operand(graph, op, 1)
     if op.type != "FULLY_CONNECTED" or weights is None or not weights.shape or len(weights.shape) != 2:
-        return Work(op.macs, op.parameter_bytes + written, 0)
+        return Work(op.macs, 0, 0)
     size, depth = weights.shape
     items = ceil_div(op.macs, max(1, size * depth))
-    return Work(items * ceil_to(size, lanes) * ceil_to(depth, lanes), op.parameter_bytes + written, 0)
+    return Work(items * ceil_to(size, lanes) * ceil_to(depth, lanes), 0, 0)
 
 
 def _rows(graph: Graph, op: Op, name: str) -> int:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from balancer.graph import Graph
 
 FORMAT, VERSION = "balancer-profile", 1
+EDGE_TPU = "edgetpu"
+_DEVICES = (EDGE_TPU, "cpu")
 _REMEDY = "write it anew with `balancer profile`"
 _LARGEST = 10**12  # ns or bytes: sums over thousands of ops still fit 64 bits
 _KIND = DocumentKind(FORMAT, (VERSION,), Refusal(ProfileError, _REMEDY, "a profile"))
@@ -48,7 +50,8 @@ class Profile:
 
     label: the name of the file that the costs come from, empty for none. ops: by index. capacity_*: corrections of the
     capacity, see `capacity.CapacityRule`; by default they change nothing. constants: of the hardware, by name; they replace
-    the given ones. learnt_from: the further sources that these costs were learnt from.
+    the given ones. learnt_from: the further sources that these costs were learnt from. device: of which kinds they replace
+    the costs, "edgetpu" or "cpu".
     """
 
     label: str
@@ -58,6 +61,7 @@ class Profile:
     capacity_max_bytes: int = UNBOUNDED
     constants: Mapping[str, int] = field(default_factory=dict)
     learnt_from: tuple[str, ...] = ()
+    device: str = EDGE_TPU
 
     def hardware(self, given: AnyHardware) -> AnyHardware:
         """The given kind with the constants of this profile in place of its own."""
@@ -87,7 +91,10 @@ def load_profile(path: str | Path, graph: Graph, sha256: str) -> Profile:
         raise ProfileError(f"op {missing[0].index} {missing[0].type} is missing", where, _REMEDY)
     if len(costs) < len(entries):
         raise ProfileError("an op is listed twice", where, _REMEDY)
-    return Profile(Path(path).name, costs)
+    device = document.get("device", EDGE_TPU)
+    if device not in _DEVICES:
+        raise ProfileError(f"is for {device!r}, which is no device", where, _REMEDY)
+    return Profile(Path(path).name, costs, device=str(device))
 
 
 def _entry(entry: JsonValue, graph: Graph, where: str) -> tuple[int, OpCosts]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.cost.constant_groups import FULL_CLOCK_MHZ
-from balancer.cost.cpu_work import is_joined, op_class, work
+from balancer.cost.cpu_work import joined_to, op_class, work
 from balancer.cost.elementwise import exchanged_bytes, is_second_of_scaling, work_bytes, written_bytes
 from balancer.cost.geometry import (
     ARRAY_INPUTS,
@@ -233,9 +233,10 @@ def cpu_kind_ns(graph: Graph, op: Op, hardware: CpuHardware) -> int:
 
     0 for an op that the interpreter joins to a neighbour.
     """
-    if is_joined(graph, op):
+    if joined_to(graph, op) is not None:
         return 0
     rate, done = hardware.ops.rate(op_class(graph, op)), work(graph, op, hardware.ops.lanes)
     computing_ns = ceil_div(done.macs * rate.ns_per_gmac, _GMAC)
-    moving_ns = ceil_div(done.bytes * rate.ns_per_mib, MIB)
+    moved = done.bytes * rate.ns_per_mib + op.parameter_bytes * hardware.ops.parameters_ns_per_mib
+    moving_ns = ceil_div(moved, MIB)
     return hardware.ops.op_ns + computing_ns + moving_ns + ceil_div(done.rows * rate.row_ps, 1000)

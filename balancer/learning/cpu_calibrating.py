@@ -1,7 +1,8 @@
 """`balancer calibrate --cpu`: times small models on this machine's CPU, and fits the constants of its kind to them.
 
-The interpreter is the one that the user has, with its default delegates (XNNPACK), on one thread: as the stages of a plan on
-the CPU run. What the pipeline itself does for each stage is timed with stages that compute nothing.
+The interpreter is the one that the user has, with its default delegates (XNNPACK), on one thread, while another thread
+computes: as the stages of a plan on the CPU run. What the pipeline itself does for each stage is timed with stages that
+compute nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from balancer.cost.hardware import FORMAT, VERSION, load_kind
 from balancer.inputs import random_items
 from balancer.interpreter import Kernels, open_interpreter, runtime_label
 from balancer.learning.cpu_fit import TimedModel, fit
-from balancer.learning.interleaved import CLOCKS, DEFAULT, Clocks, Limits, interleaved
+from balancer.learning.interleaved import CLOCKS, DEFAULT, Clocks, Limits, beside, interleaved
 from balancer.planning.machine import CPU, preset_of_this_cpu
-from balancer.runtime.devices import usable_cores
 from balancer.planning.predicting import predict
+from balancer.runtime.devices import usable_cores
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
-from balancer.tflite.chains import Chain, calibration_chains
+from balancer.tflite.chains import Chain, Step, calibration_chains
 from balancer.tflite.read import read_graph
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from balancer.inputs import Array
 
 DELEGATED = Kernels(delegated=True)
-_REFERENCE = 2  # the chain that is timed beside all others: convolutions, which most of a network's time goes to
 _STAGES = 4  # of the pipeline whose own work is timed
 _RUNS, _ITEMS, _ALONE = 5, 400, 10  # runs of many items, each followed by so many items alone
 
@@ -59,8 +59,11 @@ class CalibratedConstant:
 
 @dataclass(frozen=True, slots=True)
 class CpuCalibration:
-    """The result. residuals: the relative error of each timed model's fitted time, by name. left_out: models that were left
-    out of the fit. rounds: of timing. slowest: how many times its best the reference took in the slowest round.
+    """The result.
+
+    residuals: the relative error of each timed model's fitted time, by name. left_out: models that were left out of the fit.
+    error: the mean error of the others. rounds: of timing. slowest: how many times its best the reference took in the slowest
+    round.
     """
 
     hardware: CpuHardware
@@ -76,13 +79,14 @@ class CpuCalibration:
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What is measured with; tests give their own. opened: makes a function that runs a model once on its inputs.
-    clocks: see `interleaved`. host: the work of the pipeline. label: the interpreter, in words.
+    clocks: see `interleaved`. host: the work of the pipeline. label: the interpreter, in words. cores: of this machine.
     """
 
     opened: Callable[[bytes, Sequence[Array]], Callable[[], object]]
     clocks: Clocks
     host: Callable[[], HostWork]
     label: Callable[[], str]
+    cores: int
 
 
 def opened_run(model: bytes, inputs: Sequence[Array]) -> Callable[[], object]:
@@ -139,7 +143,22 @@ def _alone_ns(pipeline: Pipeline, item: Mapping[str, Array]) -> int:
     return time.perf_counter_ns() - start
 
 
-BENCH = Bench(opened_run, CLOCKS, host_work, lambda: runtime_label((DELEGATED,)))
+BENCH = Bench(opened_run, CLOCKS, host_work, lambda: runtime_label((DELEGATED,)), usable_cores())
+
+
+def reference_run(bench: Bench = BENCH) -> Callable[[], object]:
+    """What is timed beside all others: convolutions, which most of a network's time goes to."""
+    return _convolutions(bench, layers=3)
+
+
+def companion_run(bench: Bench = BENCH) -> Callable[[], object] | None:
+    """What another thread does meanwhile, as another stage of a plan would; None on a machine of one core."""
+    return _convolutions(bench, layers=40) if bench.cores > 1 else None
+
+
+def _convolutions(bench: Bench, layers: int) -> Callable[[], object]:
+    model = Chain("convolutions", (1, 28, 28, 64), (Step("CONV_2D", 64),) * layers).model()
+    return bench.opened(model, inputs_of(read_graph(model, name="convolutions")))
 
 
 def calibrate_cpu(
@@ -157,13 +176,13 @@ def calibrate_cpu(
     models = [chain.model() for chain in chains]
     graphs = [read_graph(model, name=chain.name) for model, chain in zip(models, chains, strict=True)]
     runs = [bench.opened(model, inputs_of(graph)) for model, graph in zip(models, graphs, strict=True)]
-    reference = runs[min(_REFERENCE, len(runs) - 1)]
-    timings = interleaved(
-        runs, reference, limits, clocks=bench.clocks, progress=lambda done: progress(done, limits.rounds)
-    )
+    with beside(companion_run(bench)):
+        timings = interleaved(
+            runs, reference_run(bench), limits, clocks=bench.clocks, progress=lambda done: progress(done, limits.rounds)
+        )
     timed = [TimedModel(c.name, g, ns) for c, g, ns in zip(chains, graphs, timings.ns, strict=True)]
     fitted = fit(timed)
-    constants = _constants(fitted.constants, fitted.errors, f"{len(timed)} models on {label}", bench.host())
+    constants = _constants(fitted.constants, fitted.errors, f"{len(timed)} models on {label}", bench)
     hardware = CpuHardware.with_constants(CPU, {c.name: c.value for c in constants})
     names = [chain.name for chain in chains]
     return CpuCalibration(
@@ -173,13 +192,13 @@ def calibrate_cpu(
 
 
 def _constants(
-    fitted: dict[str, float], errors: dict[str, float], source: str, host: HostWork
+    fitted: dict[str, float], errors: dict[str, float], source: str, bench: Bench
 ) -> tuple[CalibratedConstant, ...]:
     """All constants of the kind: fitted, measured, those of the machine, and what no model depends on, from the preset."""
-    preset = preset_of_this_cpu()
+    host, preset = bench.host(), preset_of_this_cpu()
     start = load_kind(preset).constants
     own = {
-        "threads": (1, "one thread for each stage"), "cores": (usable_cores(), "cores that this process may use"),
+        "threads": (1, "one thread for each stage"), "cores": (bench.cores, "cores that this process may use"),
         "host_ns_per_stage": (host.ns_per_stage, "computing time of a pipeline whose stages do nothing"),
         "handover_ns": (host.handover_ns, "one item alone through a pipeline whose stages do nothing"),
     }  # fmt: skip

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from balancer.cost.cpu_hardware import OpRate
-from balancer.cost.cpu_work import is_joined, op_class, work
+from balancer.cost.cpu_work import joined_to, op_class, work
 from balancer.errors import DependencyError
 from balancer.ground.units import MIB
 
@@ -66,10 +66,12 @@ def multipliers(graph: Graph, lanes: int) -> dict[str, float]:
     tensors = graph.tensors
     boundary = sum(tensors[t].bytes for t in (*graph.inputs, *graph.outputs))
     made: dict[str, float] = {"invoke_ns": 1.0, "boundary_ns_per_mib": boundary / MIB, "op_ns": 0.0}
+    made["parameters_ns_per_mib"] = 0.0
     for op in graph.ops:
-        if op.folded or is_joined(graph, op):
+        if op.folded or joined_to(graph, op) is not None:
             continue
         made["op_ns"] += 1
+        made["parameters_ns_per_mib"] += op.parameter_bytes / MIB
         name = op_class(graph, op)
         for field, amount, unit in zip(OpRate._fields, work(graph, op, lanes), _UNITS, strict=True):
             if amount:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 OVERFLOW = ("stream", "error")
+DEVICES = ("edgetpu", "cpu")
 COMPILABLE = ("any", "likely", "sure")
 LARGEST = 1 << 53  # the largest number here: floats hold it exactly, so that every JSON reader agrees
 _REMEDY = "solve again, or correct the file"
@@ -43,7 +44,8 @@ class KnownCosts:
     """Costs that replaced predicted ones.
 
     label: the profile file that they come from; empty if there was none. learnt_from: what else changed them ("compiler
-    reports", "measured stages"). constants: constants of the hardware, by name, with their corrected values.
+    reports", "measured stages"). constants: constants of the hardware, by name, with their corrected values. device: the
+    costs are of such devices, "edgetpu" or "cpu".
 
     The four room_* numbers turn a predicted on-chip capacity for parameters into a corrected one:
 
@@ -61,6 +63,7 @@ class KnownCosts:
     room_fewer_bytes: int
     room_most_bytes: int | None
     ops: tuple[KnownOp, ...]
+    device: str = "edgetpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +147,8 @@ def check_refusals(refusals: KnownRefusals, n_ops: int, where: str) -> None:
 def _check_costs(costs: KnownCosts, n_ops: int, where: str) -> None:
     capacity = (costs.room_per_million, costs.room_more_bytes, costs.room_fewer_bytes, costs.room_most_bytes)
     _check_within((*costs.constants.values(), *capacity), 0, LARGEST, where)
+    if costs.device not in DEVICES:
+        raise PlanError(f"device is '{costs.device}'", where, f"make it one of {', '.join(DEVICES)}")
     for known in costs.ops:
         _check_within([known.op], 0, n_ops - 1, where)
         _check_within((known.ns, known.parameter_bytes, known.scratch_bytes), 0, LARGEST, where)

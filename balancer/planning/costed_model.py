@@ -7,7 +7,6 @@ from functools import cached_property, reduce
 from typing import TYPE_CHECKING
 
 from balancer.cost.compilable import LEVELS, Compilable
-from balancer.cost.cpu_hardware import CpuHardware
 from balancer.cost.devices import Devices
 from balancer.cost.hardware import AnyHardware, Hardware
 from balancer.cost.profile import Profile, load_profile
@@ -42,9 +41,9 @@ class CostedModel:
     """A model, and what its segments cost on given devices.
 
     devices: as they were given; `costs.hardware` also has the constants that the profile replaces. profile: costs that
-    replace predicted ones on Edge TPUs. keep_state: whether variable tensors keep their values from input to input.
-    forbidden: segments that plans must not have, since the compiler refuses them. compiled: op sets of segments that it has
-    compiled, which count as surely compiling.
+    replace predicted ones on the devices that it is for. keep_state: whether variable tensors keep their values from input
+    to input. forbidden: segments that plans must not have, since the compiler refuses them. compiled: op sets of segments that
+    it has compiled, which count as surely compiling.
     """
 
     model: OpenedModel
@@ -74,12 +73,16 @@ class CostedModel:
         return {kind.name: self._costs_on(kind) for kind, _ in self.devices.kinds}
 
     def _costs_on(self, kind: AnyHardware) -> SegmentCosts:
-        return SegmentCosts(self.graph, kind, None if isinstance(kind, CpuHardware) else self.profile)
+        return SegmentCosts(self.graph, kind, self.profile_of(kind))
 
     @property
     def compiled_kinds(self) -> tuple[str, ...]:
         """The names of its kinds of Edge TPUs, whose segments are compiled."""
         return tuple(kind.name for kind, _ in self.devices.kinds if isinstance(kind, Hardware))
+
+    def profile_of(self, kind: AnyHardware) -> Profile | None:
+        """The profile, if it is for devices such as those of this kind."""
+        return self.profile if self.profile is not None and self.profile.device == kind.DEVICE else None
 
     @property
     def costs(self) -> SegmentCosts:

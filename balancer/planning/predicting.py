@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from balancer.cost.hardware import Hardware
+    from balancer.cost.hardware import AnyHardware
     from balancer.graph import Graph
     from balancer.plan import Plan
     from balancer.planning.costed_model import CostedModel
@@ -24,7 +24,7 @@ _REMEDY = "give each op once, in segments that read only from earlier ones"
 
 
 def predict(
-    model: str | Path | bytes, segments: Sequence[Iterable[int]], *, hardware: str | Path | Hardware = "pcie"
+    model: str | Path | bytes, segments: Sequence[Iterable[int]], *, hardware: str | Path | AnyHardware = "pcie"
 ) -> Plan:
     """The plan of one pipeline with these segments, one TPU for each.
 

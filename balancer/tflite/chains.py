@@ -182,7 +182,8 @@ def _convolutions() -> list[Chain]:
         conv(1, 480, 20, 480, 20, 480), conv(14, 80, 40, 80), conv(7, 160, 960),
         conv(56, 16, 16, 16, window=3), conv(28, 32, 32, 32, window=3), conv(28, 64, 64, window=3),
         conv(14, 128, 128, window=3), conv(7, 256, 256, window=3), conv(14, 48, 96, window=3),
-        conv(112, 3, 32, window=3, stride=2), conv(64, 3, 16, window=3), conv(28, 24, 48, window=5), conv(56, 3, 32, window=7, stride=2),
+        conv(112, 3, 32, window=3, stride=2), conv(64, 3, 16, window=3), conv(28, 24, 48, window=5),
+        conv(56, 3, 32, window=7, stride=2), conv(7, 1024, 1024, 1024, 1024), conv(4, 512, 512, 512, window=3),
     ]  # fmt: skip
 
 
@@ -194,7 +195,8 @@ def _depthwise() -> list[Chain]:
     return [
         depthwise(56, 32, 3), depthwise(28, 96, 3), depthwise(14, 384, 3), depthwise(7, 576, 3, 3), depthwise(28, 44, 3),
         depthwise(56, 11, 3), depthwise(14, 88, 3, 3), depthwise(56, 144, 3, 1, 2), depthwise(28, 96, 5), depthwise(14, 240, 5),
-        depthwise(14, 88, 5), depthwise(7, 672, 5), depthwise(28, 44, 5), depthwise(7, 32, 7, 1), depthwise(7, 88, 7, 1),
+        depthwise(14, 88, 5), depthwise(7, 672, 5), depthwise(28, 44, 5), depthwise(7, 32, 7, 1),
+        depthwise(7, 88, 7, 1), depthwise(14, 16, 7, 1), depthwise(5, 64, 9, 1),
     ]  # fmt: skip
 
 
@@ -204,7 +206,7 @@ def _dense() -> list[Chain]:
         return Chain(name, (items, depth), tuple(Step("FULLY_CONNECTED", size) for size in sizes))
 
     return [dense(1, 256, 256, 256, 256), dense(1, 1024, 1024, 1024), dense(1, 1280, 1000), dense(1, 64, 512, 64, 512, 64),
-            dense(49, 256, 256, 256), dense(1, 2048, 512)]  # fmt: skip
+            dense(49, 256, 256, 256), dense(1, 2048, 512), dense(1, 2048, 2048, 2048)]  # fmt: skip
 
 
 def _moving() -> list[Chain]:
