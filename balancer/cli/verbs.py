@@ -31,7 +31,8 @@ VERBS = (
     ),
     Verb(
         "size", "find out how many TPUs a model is worth", size_verb.size_arguments, size_verb.size,
-        "Predicts the rate on 1, 2, 3 ... TPUs, and how many of them keep all parameters on the chips or reach a rate.",
+        "Predicts the rate on 1, 2, 3 ... devices of one kind, alone or beside others, and how many of them keep all "
+        "parameters on the chips, reach a rate, or take the least energy.",
     ),
     Verb(
         "compile", "compile a plan's segments with the vendor's edgetpu_compiler", compile_verb.compile_arguments,

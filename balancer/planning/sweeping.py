@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from balancer.cost.devices import Devices
 from balancer.errors import HardwareError
+from balancer.ground.wording import counted
 from balancer.planning.asked_devices import kind_named
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def sweep_asked(asked: AskedSweep) -> Sweep:
     counts = asked if isinstance(asked, Mapping) else _parsed(asked)
     swept = [k for k, count in enumerate(counts.values()) if isinstance(count, range)]
     if len(swept) != 1:
-        raise ValueError(f"{len(swept)} kinds have a range: {_EXAMPLE}")
+        raise ValueError(f"{counted(len(swept), 'kind')} with a range: {_EXAMPLE}")
     kinds = tuple((kind_named(name), _first(count)) for name, count in counts.items())
     span = list(counts.values())[swept[0]]
     if not isinstance(span, range) or len(span) == 0 or span.step < 1 or span[0] < 1:
