@@ -2,27 +2,24 @@
 
 from balancer.plan.file import check_op_count, file_bytes, load_plan, names_plan, plan_text
 from balancer.plan.pycoral import pycoral_obstacle
+from balancer.plan.predictions import EnergyPrediction, PipelinePrediction, PlanPrediction, SharedUse
 from balancer.plan.records import (
     CPU,
     EDGE_TPU,
     BoundaryTensor,
     ComparisonRow,
     CompileJudgement,
-    EnergyPrediction,
     HardwareInfo,
     ModelInfo,
     OpOnCpu,
-    PipelinePrediction,
     Plan,
     PlanDevices,
     PlanPipeline,
-    PlanPrediction,
     PlanStage,
     Segment,
     SegmentInput,
     SegmentMeasurement,
     SegmentReport,
-    SharedUse,
     SolverReport,
 )
 from balancer.plan.remembered import HeldTo, KnownCosts, KnownOp, KnownRefusals, Limits, OpAtStage, RefusedPart
