@@ -1,8 +1,8 @@
 """A plan as data (`records`), and reading and writing its file (`file`)."""
 
 from balancer.plan.file import check_op_count, file_bytes, load_plan, names_plan, plan_text
-from balancer.plan.pycoral import pycoral_obstacle
 from balancer.plan.predictions import EnergyPrediction, PipelinePrediction, PlanPrediction, SharedUse
+from balancer.plan.pycoral import pycoral_obstacle
 from balancer.plan.records import (
     CPU,
     EDGE_TPU,
