@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from balancer.cost.cpu_hardware import CpuHardware
@@ -22,7 +23,6 @@ from balancer.solve.baselines import equal_op_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from fractions import Fraction
 
     from balancer.cost.devices import Devices
     from balancer.ground.opsets import OpSet
@@ -145,7 +145,7 @@ def _notes_on_kinds(
 
 def _cpu_remark(devices: Devices, rates: Mapping[str, Fraction | None], best: Fraction | None) -> str | None:
     """Where the CPU alone is faster than Edge TPUs of any kind alone, a line that says so. best: the rate of the plan."""
-    alone = {kind: max((rates[way(kind, n)] or Fraction(0) for way in (one_of, all_of))) for kind, n in devices.kinds}
+    alone = {kind: max(rates[way(kind, n)] or Fraction(0) for way in (one_of, all_of)) for kind, n in devices.kinds}
     on_cpu = max((rate for kind, rate in alone.items() if isinstance(kind, CpuHardware)), default=Fraction(0))
     on_tpus = max((rate for kind, rate in alone.items() if isinstance(kind, Hardware)), default=Fraction(0))
     if best is None or on_cpu <= on_tpus:
