@@ -84,7 +84,7 @@ rates = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 
 def test_one_rate_curve_is_nowhere_below_another_where_it_is_not_at_its_corners(left: Any, right: Any) -> None:
     one, other = RateCurve(), RateCurve()
     for host, a, b in left:
-        one = one.plus(Fraction(a, b), host)
+        one = one.plus(Fraction(a, b), (host,))
     for host, a, b in right:
-        other = other.plus(Fraction(a, b), host)
+        other = other.plus(Fraction(a, b), (host,))
     assert one.is_nowhere_below(other) == all(one.at(time) >= rate for time, rate in other.corners)

@@ -50,7 +50,7 @@ def test_the_bound_of_a_search_that_left_down_sets_out_is_honest(problem: Proble
 @FEWER
 @given(mixed_problems())
 def test_on_two_kinds_auto_proves_the_best_all_the_same(problem: Problem) -> None:
-    solution, found = with_few_allowed(problem, SolverOptions(max_replicas=1)), values(problem)
+    solution, found = with_few_allowed(problem, SolverOptions(max_pipelines=1, max_replicas=1)), values(problem)
     assert (solution is None) == (not found)
     if solution is not None:
         assert solution.value == evaluate(problem, solution.pipelines)

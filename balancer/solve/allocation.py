@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 
 MOST_PARTIAL = 12  # partial plans in one cell of the table
+_MOST_PARTIAL_MIXED = 256  # the same with several kinds or resources, where far more of them are good in different ways
 _MOST_PRICES = 64  # of one resource
 _ROUNDING = 1e-9  # far above the rounding errors of sums of a few hundred floats
 
@@ -128,8 +129,8 @@ class Allocation:
 def allocate(candidates: Sequence[Candidate], supply: Supply, max_pipelines: int | None) -> Allocation:
     """The best plan within the supply. Of plans with equal values, the one with smaller indices is taken.
 
-    Where more than MOST_PARTIAL partial plans compete in one cell of the table (many devices, all of them more than the
-    host can feed), the slower ones are dropped, and the result is not complete. Raises ValueError where no candidate
+    Where too many partial plans compete in one cell of the table (many devices, all of them more than the host can feed),
+    the slower ones are dropped, and the result is not complete. Raises ValueError where no candidate
     fits the devices.
     """
     if not any(_fits(c, supply) for c in candidates):
@@ -142,6 +143,7 @@ def allocate(candidates: Sequence[Candidate], supply: Supply, max_pipelines: int
     # stays the same throughout.
     scarce, complete = most < total, True
     rate = RateCurve() if len(supply.capacities) == 1 else RatesInParts(supply.capacities)
+    most_partial = MOST_PARTIAL if len(supply.devices) == len(supply.capacities) == 1 else _MOST_PARTIAL_MIXED
     nothing = _PartialPlan(rate, 0, 0, (), np.zeros(len(bound.prices)))
     cells: dict[tuple[int, int], list[_PartialPlan]] = {(0, most): [nothing]}
     for index, candidate in enumerate(candidates):
@@ -153,7 +155,7 @@ def allocate(candidates: Sequence[Candidate], supply: Supply, max_pipelines: int
                     worth = known.worth + bound.worth[index]
                     if bound.can_win(worth, used):
                         kept = cells.setdefault((used, left), [])
-                        complete &= _keep(kept, known.extended(index, candidate, worth))
+                        complete &= _keep(kept, known.extended(index, candidate, worth), most_partial)
     reluctant = numbers.counts[:, list(supply.reluctant)].sum(axis=1).tolist()
     devices = numbers.totals.tolist()
     plans = (
@@ -194,7 +196,7 @@ def good_objective_ns(candidates: Sequence[Candidate], supply: Supply, max_pipel
     return _price_bound(*_without_ample(candidates, supply), most).known_ns
 
 
-def _keep(kept: list[_PartialPlan], new: _PartialPlan) -> bool:
+def _keep(kept: list[_PartialPlan], new: _PartialPlan, most: int) -> bool:
     """Add a partial plan to its cell, unless another dominates it, and drop those that it dominates.
 
     False where the cell overflows, so that a non-dominated plan is dropped.
@@ -203,7 +205,7 @@ def _keep(kept: list[_PartialPlan], new: _PartialPlan) -> bool:
         return True
     kept[:] = [old for old in kept if not new.dominates(old)]
     kept.append(new)
-    if len(kept) <= MOST_PARTIAL:
+    if len(kept) <= most:
         return True
     kept.remove(min(kept, key=lambda partial: (partial.curve.rate, partial.chosen)))
     return False

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from balancer.solve.problem import Problem, SolverOptions, Value
 
 OVER = "all down-sets"
+OVER_SOME = "cuts of several orders of execution"
 
 
 class PlanSearch:
@@ -47,6 +48,7 @@ class PlanSearch:
         self._valued = (0, 0)  # how many offers there were when they were valued last, and the objective then
         self.ended, self.bounds_sufficed = Ended.LIMIT_REACHED, False
         self.statistics: dict[str, int] = {}
+        self.over = OVER  # the cuts that claims are about
 
     @property
     def complete(self) -> bool:
@@ -97,6 +99,12 @@ class PlanSearch:
             self._valued = len(self.offers), value_ns
         return self._valued[1]
 
+    def _end(self, plan: BestPlan) -> Ended:
+        """How the search ended, and the choice of this plan among what it found."""
+        if self.complete and not plan.complete:
+            return Ended.LIMIT_REACHED
+        return Ended.LEFT_OUT if self.complete and self.over != OVER else self.ended
+
     def plan_value(self) -> Value:
         """What the best plan of the pipelines known is worth."""
         return self._value(self.plan())
@@ -130,7 +138,7 @@ class PlanSearch:
             pipelines=plan.pipelines,
             value=value,
             bound_ns=bound,
-            over=f"{OVER}, {self.options.scope}",
-            ended=self.ended if plan.complete or not self.complete else Ended.LIMIT_REACHED,
+            over=f"{self.over}, {self.options.scope}",
+            ended=self._end(plan),
             statistics=self.statistics,
         )

@@ -124,11 +124,6 @@ class KindTerms:
             worth = np.minimum(worth, own)
         return worth
 
-    def started(self, prices: Prices, devices: Counts) -> float:
-        """The least that the starts of stages cost at these prices, less what the stages keep."""
-        each = prices.time * self.start_ns - prices.room * self.capacity_bytes
-        return float(sum(min(each[k], each[k] * count) for k, count in enumerate(devices) if count))
-
     def best_prices(self, vectors: Sequence[Counts]) -> list[Prices]:
         """For these devices the prices of the linear program's optimum, where there is one; each set of prices once."""
         program = _Program(self)
@@ -141,6 +136,33 @@ class KindTerms:
 
 
 @dataclass(frozen=True)
+class _PriceTable:
+    """Several prices at once, as in `Prices`: [price, kind]. start: what a stage's start costs, less what the stage keeps."""
+
+    time: FloatArray
+    kinds: BoolArray
+    start: FloatArray
+
+    def serving(self, devices: Counts) -> IndexArray:
+        """The prices that give a bound for these devices: all their kinds have prices, and some ns has one."""
+        counts = np.array(devices)
+        return np.nonzero((self.kinds | (counts == 0)).all(axis=1) & (self.time @ counts > 0))[0]
+
+    def started(self, devices: Counts) -> FloatArray:
+        """[price]: the least that the starts of stages cost, less what the stages keep. There are 1 to n on n devices."""
+        counts = np.array(devices)
+        started: FloatArray = np.where(counts, np.minimum(self.start, self.start * counts), 0).sum(axis=1)
+        return started
+
+
+def _table(terms: KindTerms, prices: Sequence[Prices]) -> _PriceTable:
+    shape = (len(prices), len(terms.structures))
+    time, room = (np.array([getattr(p, name) for p in prices], float).reshape(shape) for name in ("time", "room"))
+    kinds = np.array([p.kinds for p in prices], bool).reshape(shape)
+    return _PriceTable(time, kinds, time * terms.start_ns - room * terms.capacity_bytes)
+
+
+@dataclass(frozen=True)
 class PricedBounds:
     """Lower bounds at several prices. worth: for each price, that of all ops."""
 
@@ -148,17 +170,18 @@ class PricedBounds:
     prices: tuple[Prices, ...]
 
     @cached_property
-    def _worth(self) -> list[float]:
-        return [float(self.terms.priced(prices).sum()) for prices in self.prices]
+    def _worth(self) -> FloatArray:
+        return np.array([float(self.terms.priced(prices).sum()) for prices in self.prices])
+
+    @cached_property
+    def _prices(self) -> _PriceTable:
+        return _table(self.terms, self.prices)
 
     def period_ns(self, devices: Counts) -> float:
         """No pipeline on exactly these devices has a shorter period; infinite where there is none."""
-        least = 0.0
-        for prices, worth in zip(self.prices, self._worth, strict=True):
-            if serves(prices, devices):
-                priced = (worth + self.terms.started(prices, devices)) / float(prices.time @ np.array(devices))
-                least = max(least, priced)
-        return least * (1 - _ROUNDING)
+        here = self._prices.serving(devices)
+        priced = (self._worth + self._prices.started(devices))[here] / (self._prices.time[here] @ np.array(devices))
+        return float(priced.max(initial=0)) * (1 - _ROUNDING)
 
     def alone_ns(self, devices: Counts, most_replicas: int) -> float:
         """The op that takes longest stands somewhere, on at most most_replicas devices of one kind."""
@@ -179,21 +202,14 @@ def priced_bounds(problem: Problem) -> PricedBounds | None:
     return PricedBounds(terms, tuple(terms.best_prices(mixed)))
 
 
-def serves(prices: Prices, devices: Counts) -> bool:
-    """Whether the prices give a bound for these devices: all their kinds have prices, and some ns has one."""
-    has = np.array(devices) > 0
-    return bool((prices.kinds | ~has).all()) and float(prices.time @ np.array(devices)) > 0
-
-
 @dataclass(frozen=True)
 class PricedCuts:
     """The same bounds for the parts of pipelines before and after cuts.
 
-    before, after: [price, set] what the ops of the set, and all others, cost at least, in whole parts of an ns.
+    before, after: [price, set] what the ops of the set, and all others, cost at least.
     """
 
-    terms: KindTerms
-    prices: tuple[Prices, ...]
+    table: _PriceTable
     before: FloatArray
     after: FloatArray
 
@@ -206,11 +222,10 @@ class PricedCuts:
         return self._fits(self.after, devices, period_ns)
 
     def _fits(self, worth: FloatArray, devices: Counts, period_ns: float) -> BoolArray:
-        fits = np.ones(worth.shape[1], bool)
-        for prices, own in zip(self.prices, worth, strict=True):
-            if serves(prices, devices):
-                room = period_ns * float(prices.time @ np.array(devices)) - self.terms.started(prices, devices)
-                fits &= own <= room * (1 + _ROUNDING) + _ROUNDING
+        table = self.table
+        here = table.serving(devices)
+        room = (period_ns * (table.time @ np.array(devices)) - table.started(devices))[here]
+        fits: BoolArray = (worth[here] <= room[:, None] * (1 + _ROUNDING) + _ROUNDING).all(axis=0)
         return fits
 
 
@@ -234,7 +249,7 @@ def priced_cuts(terms: KindTerms, prices: Sequence[Prices], sets: DownSets) -> P
         if not tensor.leaves:
             before += send[:, None] * crosses
         after += receive[:, None] * crosses
-    return PricedCuts(terms, kept, before, after)
+    return PricedCuts(_table(terms, kept), before, after)
 
 
 class _Program:

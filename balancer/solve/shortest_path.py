@@ -116,7 +116,8 @@ class LatencyRateSearch:
     """
 
     def __init__(self, problem: Problem, options: SolverOptions, budget: Budget) -> None:
-        self.problem, self.options, self.budget = problem, options, budget
+        # Shared resources are looked at only when the answer is known: without them, what is found is a bound.
+        self.problem, self.shared, self.options, self.budget = replace(problem, shared=()), problem, options, budget
         self.most_replicas = min(options.max_replicas or MOST_REPLICAS, MOST_REPLICAS)
         self.counts = tuple(count for _, count in problem.devices)
         held = options.constraints
@@ -278,6 +279,15 @@ class LatencyRateSearch:
             return 0
         return least_total_ns(structure, stages) + stages * self.problem.handover_ns.get(self.problem.devices[0][0], 0)
 
+    def _shared_value(self, pipeline: PipelineSpec) -> Value:
+        """The pipeline's value with all that its devices share. Raises NotFoundError where that is too slow."""
+        value = evaluate(self.shared, [pipeline]) or self._value(pipeline)
+        if self.at_rate and value.objective_ns > self.most_ns:
+            names = ", ".join(resource.name for resource in self.shared.shared)
+            what = f"no pipeline was found with that rate: the quickest takes more than there is of {names}"
+            raise NotFoundError(what, f"{self.problem.n_ops} ops on {sum(self.counts)} devices", "ask for a lower rate")
+        return value
+
     def solution(self) -> Solution:
         """The best pipeline, with bounds. Raises InfeasibleError where none is known."""
         if self.best is None:
@@ -287,14 +297,14 @@ class LatencyRateSearch:
                 what = "no pipeline was found within the limits with the rate or the latency asked for"
                 raise NotFoundError(what, where, f"allow more time, {remedy}")
             raise InfeasibleError("there is no pipeline with the rate or the latency asked for", where, remedy)
-        value = self._value(self.best)
+        value, free = self._shared_value(self.best), self._value(self.best)
         stages = range(1, min(sum(self.counts), self.problem.n_ops) + 1)
         least = value.latency_ns if self.complete else min(value.latency_ns, *map(self._least_latency_ns, stages))
         return Solution(
             solver="shortest-path",
             pipelines=(self.best,),
             value=value,
-            bound_ns=value.objective_ns if self.complete else min(value.objective_ns, self._least_ns()),
+            bound_ns=free.objective_ns if self.complete else min(value.objective_ns, self._least_ns()),
             latency_bound_ns=least if self.at_rate else None,
             over=f"{OVER}, {replace(self.options, max_pipelines=1).scope}",
             ended=self.ended if self.complete or self.stopped else Ended.LEFT_OUT,
