@@ -54,14 +54,7 @@ class OpenedPlan:
     @cached_property
     def devices(self) -> Devices:
         """The devices that the plan was predicted for. Raises PlanError if the plan lacks one of their constants."""
-        return Devices(tuple((self._kind(devices), devices.count) for devices in self.plan.devices))
-
-    def _kind(self, devices: PlanDevices) -> AnyHardware:
-        kind = CpuHardware if devices.device == CPU else Hardware
-        missing = sorted(set(kind.constant_names()) - set(kind.defaults()) - set(devices.constants))
-        if missing:
-            raise PlanError(f"its hardware has no constant '{missing[0]}'", self.plan.file_name, "solve again")
-        return kind.with_constants(devices.kind, devices.constants, rough=devices.rough)
+        return devices_of_plan(self.plan)
 
     @property
     def hardware(self) -> AnyHardware:
@@ -106,6 +99,19 @@ class OpenedPlan:
                 "is not compiled for the Edge TPU", segment.name, "run `balancer compile` on the plan first"
             )
         return file_bytes(self.plan, reported.file, reported.sha256, remedy="compile the plan again")
+
+
+def devices_of_plan(plan: Plan) -> Devices:
+    """The devices that a plan was predicted for. Raises PlanError if it lacks one of their constants."""
+    return Devices(tuple((_kind(plan, devices), devices.count) for devices in plan.devices))
+
+
+def _kind(plan: Plan, devices: PlanDevices) -> AnyHardware:
+    kind = CpuHardware if devices.device == CPU else Hardware
+    missing = sorted(set(kind.constant_names()) - set(kind.defaults()) - set(devices.constants))
+    if missing:
+        raise PlanError(f"its hardware has no constant '{missing[0]}'", plan.file_name, "solve again")
+    return kind.with_constants(devices.kind, devices.constants, rough=devices.rough)
 
 
 def open_plan(plan: AnyPlan | OpenedPlan) -> OpenedPlan:

@@ -18,7 +18,7 @@ from balancer.errors import ConstraintError, InputError
 from balancer.loops.refining import RefineRound
 from balancer.plan import SegmentReport, pycoral_obstacle
 from balancer.planning.comparing import row_of
-from balancer.planning.sizing import SizeRow, Sizing, _no_worse
+from balancer.planning.sizing import SizeRow, Sizing
 from balancer.runtime.devices import Device
 from balancer.solve import Constraints
 from balancer.solve.baselines import BASELINES
@@ -122,7 +122,7 @@ def test_a_plan_file_without_the_mark_is_read(model: Path, tmp_path: Path) -> No
 # How many TPUs
 
 
-def _sizing(*overflow: int, rates: tuple[float, ...] = (), **found: int | None) -> Sizing:
+def _sizing(*overflow: int, rates: tuple[float, ...] = (), **found: Any) -> Sizing:
     rates = rates or tuple(10.0 * n for n in range(1, len(overflow) + 1))
     rows = (SizeRow(n, rate, 1, o, n) for n, (rate, o) in enumerate(zip(rates, overflow, strict=True), 1))
     return Sizing(tuple(rows), **{"fits_at_n": None, "knee_n": None, "target_n": None, **found})
@@ -171,12 +171,12 @@ def test_a_target_is_named_where_there_is_one_and_missing_it_is_exit_code_3(
     assert (json.loads(capsys.readouterr().out)["target_n"] is None) == (not target or code == 3)
 
 
-def test_one_more_tpu_never_lowers_the_rate_within_a_latency() -> None:
-    slower = SizeRow(3, 5.0, 1, 0, 3)
-    rows = _sizing(0, 0).rows
-    assert _no_worse(slower, rows) == SizeRow(3, 20.0, 1, 0, 2)
-    assert _no_worse(SizeRow(3, None, None, None, None), rows).throughput_per_s == 20.0
-    assert _no_worse(slower, ()) == slower
+@pytest.mark.parametrize("latency_ms", [0.001, 0.6, 1.0])
+def test_one_more_tpu_never_lowers_the_rate_within_a_latency(latency_ms: float, model: Path) -> None:
+    rows = balancer.size(model, max_tpus=4, max_latency_ns=latency_ms * 1e6).rows
+    rates = [row.throughput_per_s or 0.0 for row in rows]
+    assert rates == sorted(rates)
+    assert all(row.latency_ns is None or row.latency_ns <= latency_ms * 1e6 for row in rows)
 
 
 # Constraints that contradict each other

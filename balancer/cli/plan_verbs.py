@@ -22,9 +22,7 @@ from balancer.cli.arguments import (
 )  # fmt: skip
 from balancer.cli.compiler_options import add_compile, compiler_if_asked
 from balancer.cli.run_options import add_plan
-from balancer.cli.solver_options import add_solver, constraints, positive
-from balancer.errors import InfeasibleError, PlanError
-from balancer.ground.units import NS_PER_MS
+from balancer.cli.solver_options import add_solver, constraints
 from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
@@ -163,121 +161,6 @@ def compare(arguments: argparse.Namespace) -> int:
         drawing.comparison(drawing.devices_in_words(plan), rows, kinds=len(plan.devices))
         drawing_energy.plan_energy(plan)
     return 0
-
-
-def size_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `size`."""
-    parser.add_argument(
-        "model", metavar="MODEL",
-        help="a full-integer .tflite file; or a plan, whose hardware and corrected costs then count, without the segments "
-        "that the compiler refused",
-    )  # fmt: skip
-    parser.add_argument(
-        "--target-fps",
-        type=positive,
-        metavar="F",
-        help="say how many TPUs give F inferences/s; exit code 3 if no number of TPUs does",
-    )
-    parser.add_argument(
-        "--max-latency", type=positive, metavar="MS",
-        help="count only plans in which one input alone takes at most MS milliseconds",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-tpus", type=whole_number(1, MOST_TPUS), default=16, metavar="N", help="try 1 to N TPUs; default 16"
-    )
-    add_hardware(parser)
-    parser.set_defaults(hardware=None)  # of the plan, or pcie
-
-
-def size(arguments: argparse.Namespace) -> int:
-    """Print the rates on 1, 2, 3 ... TPUs. Exit code 3 if no number of TPUs meets the targets."""
-    import balancer
-    from balancer.cli import drawing, drawing_sizing
-
-    targets = ((arguments.target_fps, "{:g} inferences/s"), (arguments.max_latency, "a latency of {:g} ms"))
-    asked = [words.format(value) for value, words in targets if value is not None]
-    with drawing.progress("sizing, numbers of TPUs", quiet=arguments.quiet or arguments.json) as advance:
-        sizing = balancer.size(
-            arguments.model, hardware=arguments.hardware, max_tpus=arguments.max_tpus, target_per_s=arguments.target_fps,
-            max_latency_ns=None if arguments.max_latency is None else arguments.max_latency * NS_PER_MS, progress=advance,
-        )  # fmt: skip
-    if arguments.json:
-        print_json(asdict(sizing))
-    else:
-        drawing_sizing.sizing(sizing, asked)
-    return InfeasibleError.exit_code if asked and sizing.target_n is None else 0
-
-
-def predict_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `predict`."""
-    add_model(parser)
-    how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--cuts", metavar="I,J", help="the first op of each segment but the first: 12,57 gives three")
-    how.add_argument("--segments", metavar="OPS", help='the ops of each segment: "0-11,14;12,13,15-60"')
-    how.add_argument("--plan", metavar="PLAN", help="take the segments of this plan: its directory, or its file")
-    add_hardware(parser)
-
-
-def predict(arguments: argparse.Namespace) -> int:
-    """Print the predicted cost of the given segments."""
-    import balancer
-    from balancer.cli import drawing
-    from balancer.cli.drawing_compiling import compiling
-    from balancer.cli.drawing_models import cpu_parts
-
-    plan = balancer.predict(arguments.model, _segments(arguments), hardware=arguments.hardware)
-    if arguments.json:
-        document = plan.to_json()
-        print_json({"segments": document["segments"], "pipelines": document["pipelines"]})
-    else:
-        drawing.stages(plan)
-        cpu_parts(plan)
-        compiling(plan)
-    return 0
-
-
-def _whole_numbers(text: str) -> list[int]:
-    """The numbers in a text such as "12,57". Raises ValueError, which names the part that is not a whole number."""
-    numbers = text.split(",")
-    wrong = next((number for number in numbers if not number.strip().isdecimal()), None)
-    if wrong is not None:
-        raise ValueError(f"'{wrong}' is not a whole number")
-    return [int(number) for number in numbers]
-
-
-def _segments(arguments: argparse.Namespace) -> list[list[int]]:
-    """The op indices of each segment, from --cuts, --segments or --plan. Raises PlanError."""
-    from balancer.ground.opsets import members, parse_op_ranges
-    from balancer.plan import load_plan
-    from balancer.planning.predicting import cut_segments
-    from balancer.tflite.read import load_graph
-
-    n_ops = len(load_graph(arguments.model).ops)
-    try:
-        if arguments.cuts is not None:
-            return [list(s) for s in cut_segments(_whole_numbers(arguments.cuts), n_ops)]
-        if arguments.segments is not None:
-            return [parse_op_ranges(part, n_ops) for part in arguments.segments.split(";")]
-    except ValueError as error:
-        raise PlanError(
-            str(error), "segments", "give op indices as in --cuts 12,57 or --segments '0-11;12-60'"
-        ) from error
-    plan = load_plan(arguments.plan)
-    _same_model(plan, arguments)
-    if len(plan.partitions()) > 1:
-        what = "has pipelines that are cut differently"
-        raise PlanError(what, arguments.plan, "choose one of them, and give its segments with --segments")
-    return [list(members(segment.ops)) for segment in plan.partitions()[0]]
-
-
-def _same_model(plan: Plan, arguments: argparse.Namespace) -> None:
-    """Raise PlanError if the plan was made for another model."""
-    import hashlib
-
-    from balancer.tflite.read import read_model_bytes
-
-    if hashlib.sha256(read_model_bytes(Path(arguments.model))).hexdigest() != plan.model.sha256:
-        raise PlanError("was made for another model (the hash differs)", arguments.plan, "solve this model")
 
 
 def verify_arguments(parser: argparse.ArgumentParser) -> None:

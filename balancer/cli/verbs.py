@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from balancer.cli import compile_verb, hardware_verbs, model_verbs, plan_verbs, run_verbs, tune_verb
+from balancer.cli import (
+    compile_verb,
+    hardware_verbs,
+    model_verbs,
+    plan_verbs,
+    predict_verb,
+    run_verbs,
+    size_verb,
+    tune_verb,
+)
 from balancer.cli.arguments import Verb
 
 VERBS = (
@@ -12,8 +21,8 @@ VERBS = (
         "and says what is proved. -o writes a directory with everything that is needed to run the plan.",
     ),
     Verb(
-        "predict", "predict the cost of segments that you give", plan_verbs.predict_arguments, plan_verbs.predict,
-        "Predicts time and memory of one pipeline whose segments you give, one TPU for each.",
+        "predict", "predict the cost of segments that you give", predict_verb.predict_arguments, predict_verb.predict,
+        "Predicts time and memory of one pipeline whose segments you give, one device for each.",
     ),
     Verb(
         "compare", "compare the best plan with other ways to use N TPUs", plan_verbs.compare_arguments, plan_verbs.compare,
@@ -21,8 +30,9 @@ VERBS = (
         "published methods, and the best plan. All are predicted with the same cost model.",
     ),
     Verb(
-        "size", "find out how many TPUs a model is worth", plan_verbs.size_arguments, plan_verbs.size,
-        "Predicts the rate on 1, 2, 3 ... TPUs, and how many of them keep all parameters on the chips or reach a rate.",
+        "size", "find out how many TPUs a model is worth", size_verb.size_arguments, size_verb.size,
+        "Predicts the rate on 1, 2, 3 ... devices of one kind, alone or beside others, and how many of them keep all "
+        "parameters on the chips, reach a rate, or take the least energy.",
     ),
     Verb(
         "compile", "compile a plan's segments with the vendor's edgetpu_compiler", compile_verb.compile_arguments,

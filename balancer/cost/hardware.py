@@ -125,7 +125,12 @@ def _load(source: str) -> AnyHardware:
     if not isinstance(device, str) or device not in _DEVICES:
         raise HardwareError(f"there is no device {device!r}", where, f"name one of: {', '.join(_DEVICES)}")
     kind = _DEVICES[device]
-    return kind.with_constants(name, _values(kind, entries, where), rough=rough)
+    values = _values(kind, entries, where)
+    if 0 < values.get("busy_mw", 0) < values.get("idle_mw", 0):
+        raise HardwareError(
+            "a device draws less while it works than while it waits", where, "correct busy_mw or idle_mw"
+        )
+    return kind.with_constants(name, values, rough=rough)
 
 
 def _read(source: str) -> tuple[JsonObject, str]:

@@ -1,6 +1,7 @@
 """A plan as data (`records`), and reading and writing its file (`file`)."""
 
 from balancer.plan.file import check_op_count, file_bytes, load_plan, names_plan, plan_text
+from balancer.plan.predictions import EnergyPrediction, PipelinePrediction, PlanPrediction, SharedUse
 from balancer.plan.pycoral import pycoral_obstacle
 from balancer.plan.records import (
     CPU,
@@ -8,21 +9,17 @@ from balancer.plan.records import (
     BoundaryTensor,
     ComparisonRow,
     CompileJudgement,
-    EnergyPrediction,
     HardwareInfo,
     ModelInfo,
     OpOnCpu,
-    PipelinePrediction,
     Plan,
     PlanDevices,
     PlanPipeline,
-    PlanPrediction,
     PlanStage,
     Segment,
     SegmentInput,
     SegmentMeasurement,
     SegmentReport,
-    SharedUse,
     SolverReport,
 )
 from balancer.plan.remembered import HeldTo, KnownCosts, KnownOp, KnownRefusals, Limits, OpAtStage, RefusedPart

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
+from balancer.cost.cpu_hardware import CpuHardware
 from balancer.cost.hardware import Hardware
 from balancer.errors import BalancerError, InfeasibleError, InvalidSolutionError
 from balancer.ground.opsets import interval_set
@@ -15,13 +17,12 @@ from balancer.planning.options import Options
 from balancer.planning.prediction import DECIMALS
 from balancer.planning.reported import reported_problem
 from balancer.planning.solving import solve_checked, solver_of
-from balancer.planning.ways import DEFAULT, cut_on, default_cuts, on_cpu_alone, one_of, ways_on_kinds
+from balancer.planning.ways import DEFAULT, all_of, cut_on, default_cuts, one_of, ways_on_kinds
 from balancer.solve import PipelineSpec, Problem, SolverOptions, StageSpec, evaluate, steady_rate
 from balancer.solve.baselines import equal_op_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from fractions import Fraction
 
     from balancer.cost.devices import Devices
     from balancer.ground.opsets import OpSet
@@ -138,10 +139,20 @@ def _notes_on_kinds(
     default, notes = plans[bases.default], {bases.one: "the fastest single device, from which `x one` counts"}
     if default:
         notes[bases.default] = f"on {default[0].stages[0].kind} alone"
-    on_cpu = [rates[name] or 0 for name, made in plans.items() if made and on_cpu_alone(devices, made)]
-    if on_cpu and max(on_cpu) >= (rates[own] or 0):
-        notes[own] = "nothing is faster than the CPU alone"
-    return notes
+    remark = _cpu_remark(devices, rates, rates[own])
+    return notes | ({own: remark} if remark else {})
+
+
+def _cpu_remark(devices: Devices, rates: Mapping[str, Fraction | None], best: Fraction | None) -> str | None:
+    """Where the CPU alone is faster than Edge TPUs of any kind alone, a line that says so. best: the rate of the plan."""
+    alone = {kind: max(rates[way(kind, n)] or Fraction(0) for way in (one_of, all_of)) for kind, n in devices.kinds}
+    on_cpu = max((rate for kind, rate in alone.items() if isinstance(kind, CpuHardware)), default=Fraction(0))
+    on_tpus = max((rate for kind, rate in alone.items() if isinstance(kind, Hardware)), default=Fraction(0))
+    if best is None or on_cpu <= on_tpus:
+        return None
+    if on_cpu >= best:
+        return "nothing is faster than the CPU alone"
+    return f"{float(best / on_cpu):.2f} times the CPU alone, which is faster than the Edge TPUs alone"
 
 
 def row_of(solver: str) -> str:

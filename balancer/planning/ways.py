@@ -56,12 +56,6 @@ def ways_on_kinds(costed: CostedModel, problem: Problem, options: Options) -> di
     }
 
 
-def on_cpu_alone(devices: Devices, pipelines: Pipelines) -> bool:
-    """Whether a plan uses the host's CPU and nothing else."""
-    cpus = {kind.name for kind, _ in devices.kinds if isinstance(kind, CpuHardware)}
-    return all(stage.kind in cpus for pipeline in pipelines for stage in pipeline.stages)
-
-
 def cut_on(kind: Kind, cuts: Iterable[int], n_ops: int) -> Pipelines:
     """One pipeline with one device of the kind for each stage, cut in the model's order."""
     return [PipelineSpec(tuple(StageSpec(interval_set(a, b), kind) for a, b in pairwise([0, *cuts, n_ops])))]
