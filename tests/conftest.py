@@ -60,9 +60,10 @@ UNTRACED = {
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What is compiled in tests is kept apart from the user's cache."""
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests neither use nor change the user's cache and settings, which may hold a calibration of the CPU."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
 
 
 @pytest.fixture
