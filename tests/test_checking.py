@@ -118,8 +118,8 @@ def test_bounds_above_what_was_reached_are_refused() -> None:
         ({"kept_from": frozenset([(3, 1)])}, "op 3 stands in stage 1"),
         ({"together": (0b1100,)}, "a cut separates"),
         ({"max_segment_bytes": 9}, "10 bytes of parameters"),
-        ({"max_boundary_tensors": 0}, "1 tensors cross cut 1"),
-        ({"max_boundary_bytes": 29}, "30 bytes cross cut 1"),
+        ({"max_boundary_tensors": 0}, "cut 1 is crossed by 1 tensor"),
+        ({"max_boundary_bytes": 29}, "cut 1 is crossed by 30 bytes"),
     ],
 )
 def test_limits_and_constraints_that_are_broken_are_named(asked: dict[str, Any], complaint: str) -> None:

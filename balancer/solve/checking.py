@@ -240,6 +240,6 @@ def _check_boundaries(problem: Problem, segments: Sequence[OpSet], held: Constra
             if t.producer is not None and done >> t.producer & 1 and any(not done >> r & 1 for r in t.readers)
         ]
         if tensors is not None and len(crossing) > tensors:
-            raise _wrong(f"{counted(len(crossing), 'tensor')} cross cut {cut}, more than {tensors}")
+            raise _wrong(f"cut {cut} is crossed by {counted(len(crossing), 'tensor')}, more than {tensors}")
         if size is not None and sum(crossing) > size:
-            raise _wrong(f"{sum(crossing)} bytes cross cut {cut}, more than {size}")
+            raise _wrong(f"cut {cut} is crossed by {sum(crossing)} bytes, more than {size}")
