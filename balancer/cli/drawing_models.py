@@ -111,10 +111,10 @@ def by_reason(left: Iterable[tuple[int, str, str | None]]) -> str:
 
 
 def cpu_parts(plan: Plan) -> None:
-    """Print how long each segment runs on the CPU, and from which op on."""
+    """Print how long each segment on an Edge TPU runs on the CPU, and from which op on."""
     from balancer.opened import open_plan
 
-    held = [segment for segment in plan.segments if segment.predicted.cpu_ns]
+    held = [segment for segment in plan.segments if segment.predicted.cpu_ns and plan.is_compiled(segment.name)]
     try:
         graph = open_plan(plan).graph if held else None
     except PlanError:
