@@ -76,6 +76,17 @@ def test_where_the_cpu_alone_is_fastest_one_line_says_so(capsys: pytest.CaptureF
     assert "the CPU alone" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["compare", "size"])
+def test_rough_kinds_are_named(verb: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rough, fitted = (
+        ("pcie=1,cpu-a53=1", "pcie=1,usb=1") if verb == "compare" else ("pcie=1-2,cpu-a53=1", "pcie=1-2,usb=1")
+    )
+    assert main([verb, str(model), "-n", rough]) == 0
+    assert "rough: what is predicted on cpu-a53 comes from rough guesses" in capsys.readouterr().out
+    assert main([verb, str(model), "-n", fitted]) == 0
+    assert "rough" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("devices", ["pcie=1,cpu-a72=1", "pcie=2,usb=1", "pcie=2,usb2=2,cpu-x86=1"])
 def test_the_table_fits_80_columns(devices: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(model), "-n", devices]) == 0

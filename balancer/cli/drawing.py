@@ -221,6 +221,12 @@ def comparison(devices: str, rows: Sequence[ComparisonRow], *, kinds: int = 1) -
     print(*notes, sep="\n")
 
 
+def rough(kinds: Sequence[str]) -> None:
+    """Print which kinds of devices have costs that are rough guesses."""
+    if kinds:
+        print(f"rough: what is predicted on {' and '.join(kinds)} comes from rough guesses")
+
+
 def _mark(row: ComparisonRow) -> str:
     """The mark behind a row's name. Short: with a long mark, the table would not fit 80 columns."""
     if row.stand_in:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.cli.drawing import Listing, milliseconds, size
+from balancer.cli.drawing import Listing, milliseconds, rough, size
 from balancer.cli.drawing_energy import energy_line, millijoules
 from balancer.ground.opsets import op_ranges
 from balancer.ground.wording import counted
@@ -35,6 +35,7 @@ def sizing(result: Sizing, asked: Sequence[str], *, by_energy: bool = False) -> 
         estimate = [millijoules(row.energy.mj) if row.energy else ""] * energy
         table.row(str(row.n_tpus), str(row.tpus_used), rate, latency, size(row.overflow_bytes), *estimate)
     table.print()
+    rough(result.rough)
     _say_energy(result, asked)
     most = result.rows[-1].n_tpus
     print(f"a plan without overflow exists: {_from(result, result.fits_at_n)}")

@@ -159,6 +159,7 @@ def compare(arguments: argparse.Namespace) -> int:
         print_json({"comparison": [asdict(row) for row in rows]})
     else:
         drawing.comparison(drawing.devices_in_words(plan), rows, kinds=len(plan.devices))
+        drawing.rough([devices.kind for devices in plan.devices if devices.rough])
         drawing_energy.plan_energy(plan)
     return 0
 

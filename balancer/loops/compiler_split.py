@@ -31,26 +31,25 @@ def default_split(plan: AnyPlan | OpenedPlan, compiler: Compiler) -> DefaultSpli
     """Run the compiler with `--num_segments` on the plan's whole model, for as many segments as the plan has Edge TPUs of the
     first kind.
 
+    Where there are TPUs of several kinds, those of the first one count.
+
     plan: a plan, its file, or its directory. The result is for `refine` and `comparison`. If the compiler fails on the
     model, the result has no pipelines, and its note says why.
 
     Raises PlanError if the plan cannot be opened, CompilerError or OutputError if the compiler cannot be run at all.
     """
     opened = open_plan(plan)
-    graph, first = opened.graph, next((d for d in opened.plan.devices if d.device == EDGE_TPU), None)
-    if first is None:
-        return DefaultSplit((), {}, "no Edge TPU: nothing to compile")
-    n_tpus = first.count
-    if n_tpus == 1:
-        return DefaultSplit((), {}, "one TPU: nothing to split")
-    split = compiler.split(graph.name, opened.model.inline, n_tpus)
+    graph, tpus = opened.graph, next((d for d in opened.plan.devices if d.device == EDGE_TPU), None)
+    if tpus is None or tpus.count == 1:
+        return DefaultSplit((), {}, f"{'one' if tpus else 'no'} TPU: nothing to split")
+    split = compiler.split(graph.name, opened.model.inline, tpus.count)
     if split.failure:
         return DefaultSplit((), {}, f"failed in the compiler: {split.failure}")
     partition = _partition(graph, split.outputs)
     if not all(partition):
         return DefaultSplit((), {}, "the segments that the compiler wrote are not parts of this model")
     reports = {ops: segment_report(ops, graph, compiler, c) for ops, c in zip(partition, split.segments, strict=True)}
-    return DefaultSplit([PipelineSpec(tuple(StageSpec(ops, first.kind) for ops in partition))], reports, None)
+    return DefaultSplit([PipelineSpec(tuple(StageSpec(ops, tpus.kind) for ops in partition))], reports, None)
 
 
 def _partition(graph: Graph, outputs: Sequence[Sequence[str]]) -> list[OpSet]:

@@ -77,7 +77,7 @@ def comparison(
     # Rows are valued as if every segment could be compiled. Those with a forbidden one are marked below.
     problem = reported_problem(costed.without_forbidden, default.reports if default else {})
     if len(costed.devices.kinds) > 1:
-        plans = ways_on_kinds(costed, problem, options)
+        plans = ways_on_kinds(costed, problem, options) | ({REAL_DEFAULT: default.pipelines} if default else {})
     else:
         plans = _ways_on_one_kind(costed, problem, options, default, unsolved)
     ones = [one_of(kind, count) for kind, count in costed.devices.kinds] if ONE_TPU not in plans else [ONE_TPU]

@@ -63,7 +63,7 @@ class Sizing:
     less than 5 % to the rate. target_n: the fewest for the rate and the latency asked for. by_energy: the numbers that meet
     what was asked for, the least energy first; of equal energy the fewest devices. kind: the name of the kind, others: the
     devices beside it as text; both empty where only the number of TPUs was asked about. without_power_data: kinds for lack of
-    whose data there are no estimates of energy.
+    whose data there are no estimates of energy. rough: kinds whose costs are rough guesses.
     """
 
     rows: tuple[SizeRow, ...]
@@ -74,6 +74,7 @@ class Sizing:
     kind: str = ""
     others: str = ""
     without_power_data: tuple[str, ...] = ()
+    rough: tuple[str, ...] = ()
 
 
 def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a user decides
@@ -118,6 +119,7 @@ def size(  # noqa: PLR0913 - the public entry: each keyword is one thing that a 
     return Sizing(
         tuple(rows), fits, _knee(rows), _target(rows, target_per_s, asked=asked), _by_energy(rows, target_per_s),
         sweep.kind.name if named else "", sweep.others, without_power_data(costed.devices),
+        tuple(kind.name for kind, _ in sweep.kinds if kind.rough),
     )  # fmt: skip
 
 
