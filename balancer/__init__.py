@@ -66,8 +66,8 @@ _HOME = {
     "directory.verifying": "verify",
     "errors": (
         "BalancerError CompilerError ConstraintError DependencyError DeviceError HardwareError InfeasibleError "
-        "InputError InterpreterError InvalidSolutionError MeasurementError ModelError OutputError PlanError "
-        "ProfileError StageError"
+        "InputError InterpreterError InvalidSolutionError MeasurementError ModelError NotFoundError OutputError "
+        "PlanError ProfileError StageError"
     ),
     "graph": "Graph",
     "inputs": "InputSpec Quantisation random_items",
@@ -96,8 +96,8 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.
 __all__ = [
     "BalancerError", "Behaviour", "CompilerError", "CompilerOptions", "ConstraintError", "Constraints",
     "DependencyError", "DeviceError", "Failure", "Graph", "Hardware", "HardwareError", "InfeasibleError", "InputError",
-    "InputSpec", "InterpreterError", "InvalidSolutionError", "MeasurementError", "ModelError", "OpenedPlan", "Options",
-    "OutputError", "Pipeline", "PipelineTimes", "Plan", "PlanError", "Problem", "ProfileError", "Quantisation",
+    "InputSpec", "InterpreterError", "InvalidSolutionError", "MeasurementError", "ModelError", "NotFoundError", "OpenedPlan",
+    "Options", "OutputError", "Pipeline", "PipelineTimes", "Plan", "PlanError", "Problem", "ProfileError", "Quantisation",
     "RecordedTimes", "RunOptions", "Simulation", "Solution", "StageError", "TrueCosts", "Verification", "__version__",
     "balance", "compare", "compare_compiled", "compile_plan", "default_split", "find_compiler", "image_files",
     "load_graph", "load_hardware", "load_image", "load_pixels", "load_plan", "open_plan", "predict", "random_items",

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from balancer.errors import InputError
+from balancer.ground.file_kinds import kind_of_path, refused
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -54,8 +55,13 @@ def load_arrays(path: Path, wanted: Container[str]) -> NDArray[Any] | dict[str, 
             raise ValueError("it starts like neither")
     except _ZIP_ERRORS as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error or type(error).__name__
-        what = f"is not a readable .npy or .npz file ({reason})"
-        raise InputError(what, str(path), "write it with numpy.save or numpy.savez") from error
+        otherwise, remedy = (
+            f"is not a readable .npy or .npz file ({reason})",
+            "give a .npy or .npz file, as numpy.save or numpy.savez writes it",
+        )
+        kind = kind_of_path(path)
+        what, remedy = refused("a file of arrays", remedy, kind, otherwise)
+        raise InputError(what, str(path), remedy) from error
 
 
 def _members(file: IO[bytes], wanted: Container[str]) -> dict[str, NDArray[Any]]:

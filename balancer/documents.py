@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from balancer.ground.file_kinds import MEASURED_TIMES, kind_of, kind_of_path, refused
+
 if TYPE_CHECKING:
     from balancer.errors import BalancerError
 
@@ -35,28 +37,33 @@ _LARGEST = (1 << 63) - 1
 class Refusal:
     """The error that a reader raises for a file that it cannot take.
 
-    remedy: for a file with the wrong content. unread, unread_remedy: message and remedy for a file that cannot be read.
+    remedy: for a file with the wrong content. takes: what the reader takes, such as "a plan file". unread, unread_remedy:
+    message and remedy for a file that cannot be read.
     """
 
     error: type[BalancerError]
     remedy: str
+    takes: str
     unread: str = "cannot be read"
     unread_remedy: str = "check the path"
+
+    def of(self, data: bytes, where: str, otherwise: str) -> BalancerError:
+        """The error for a file with these bytes, which says what the file is. otherwise: what is wrong if that is unknown."""
+        what, remedy = refused(self.takes, self.remedy, kind_of(data), otherwise)
+        return self.error(what, where, remedy)
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentKind:
     """One kind of JSON file that balancer writes itself, such as a plan.
 
-    format: the value of its key "format". versions: the values of "version" that can be read. name: what messages call
-    such a file. format_remedy, version_remedy: for a file of another format, and for an unknown version.
+    format: the value of its key "format". versions: the values of "version" that can be read. version_remedy: for an unknown
+    version.
     """
 
     format: str
     versions: tuple[int, ...]
-    name: str
     refusal: Refusal
-    format_remedy: str
     version_remedy: str = "update balancer"
 
 
@@ -64,10 +71,10 @@ class DocumentKind:
 class CsvTable:
     """A CSV file.
 
-    columns: their names. rows: for each row the number of its last line in the file, and its fields by column.
+    columns: their names, in order. rows: for each row the number of its last line in the file, and its fields by column.
     """
 
-    columns: frozenset[str]
+    columns: tuple[str, ...]
     rows: tuple[tuple[int, dict[str, str]], ...]
 
 
@@ -76,20 +83,16 @@ def read_document(path: str | Path, kind: DocumentKind) -> JsonObject:
 
     Raises the kind's error if the file cannot be read, is not JSON, has another format, or an unknown version.
     """
-    return _check_kind(read_json(path, kind.refusal), str(path), kind)
+    return parse_document(_bytes(path, kind.refusal), str(path), kind)
 
 
 def parse_document(data: bytes, where: str, kind: DocumentKind) -> JsonObject:
     """The same for a file's bytes. where: the file's name in messages."""
-    return _check_kind(parse_json(data, where, kind.refusal), where, kind)
-
-
-def _check_kind(value: JsonValue, where: str, kind: DocumentKind) -> JsonObject:
-    error = kind.refusal.error
+    value, refusal = parse_json(data, where, kind.refusal), kind.refusal
     if not isinstance(value, dict) or value.get("format") != kind.format:
-        raise error(f"not a {kind.name} (no format '{kind.format}')", where, kind.format_remedy)
+        raise refusal.of(data, where, f"not {refusal.takes} (no format '{kind.format}')")
     if value.get("version") not in kind.versions:
-        raise error(f"version {value.get('version')!r} is unknown", where, kind.version_remedy)
+        raise refusal.error(f"version {value.get('version')!r} is unknown", where, kind.version_remedy)
     return value
 
 
@@ -107,9 +110,9 @@ def parse_json(data: bytes, where: str, refusal: Refusal) -> JsonValue:
         )  # fmt: skip
         _check_depth(value)
     except RecursionError as error:
-        raise refusal.error("not JSON (nested too deeply)", where, refusal.remedy) from error
+        raise refusal.of(data, where, "not JSON (nested too deeply)") from error
     except ValueError as error:
-        raise refusal.error(f"not JSON ({error})", where, refusal.remedy) from error
+        raise refusal.of(data, where, f"not JSON ({error})") from error
     return value
 
 
@@ -124,16 +127,18 @@ def read_table(path: str | Path, refusal: Refusal) -> CsvTable:
         reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         lines = [(reader.line_num, fields) for fields in reader if fields]
     except (ValueError, csv.Error) as error:
-        raise refusal.error(f"not a CSV file ({error})", where, refusal.remedy) from error
-    columns = lines[0][1] if lines else []
+        raise refusal.of(data, where, f"not a CSV file ({error})") from error
+    columns = [name.strip() for name in lines[0][1]] if lines else []
     if len(set(columns)) < len(columns):
         raise refusal.error("names a column twice", where, refusal.remedy)
     for line, fields in lines[1:]:
         if len(fields) != len(columns):
+            if kind_of(data) not in (None, MEASURED_TIMES):
+                raise refusal.of(data, where, "")
             what = f"has {len(fields)} fields, the first line {len(columns)}"
             raise refusal.error(what, f"{where}, line {line}", "correct the row")
     return CsvTable(
-        frozenset(columns), tuple((line, dict(zip(columns, fields, strict=True))) for line, fields in lines[1:])
+        tuple(columns), tuple((line, dict(zip(columns, fields, strict=True))) for line, fields in lines[1:])
     )
 
 
@@ -143,7 +148,11 @@ def _bytes(path: str | Path, refusal: Refusal) -> bytes:
             data = file.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: the path contains a NUL character
         reason = getattr(error, "strerror", None) or error
-        raise refusal.error(f"{refusal.unread} ({reason})", str(path), refusal.unread_remedy) from error
+        otherwise = f"{refusal.unread} ({reason})"
+        kind = kind_of_path(Path(path)) if isinstance(error, IsADirectoryError) else None
+        remedy = refusal.unread_remedy if kind is None else refusal.remedy
+        what, remedy = refused(refusal.takes, remedy, kind, otherwise)
+        raise refusal.error(what, str(path), remedy) from error
     if len(data) > _MOST_BYTES:
         raise refusal.error(f"is larger than {_MOST_BYTES >> 20} MiB", str(path), refusal.remedy)
     return data

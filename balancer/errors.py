@@ -16,6 +16,7 @@
     ├── ConstraintError        a constraint is impossible, or contradicts another
     ├── InvalidSolutionError   a solver's answer failed its check: a defect of balancer
     └── InfeasibleError        exit code 3: no plan satisfies the constraints
+        └── NotFoundError      the search ended early without a plan; there may be one
 
 A wrong argument in a program's call raises ValueError or TypeError instead.
 """
@@ -108,3 +109,7 @@ class InfeasibleError(BalancerError):
     """No plan satisfies the constraints."""
 
     exit_code = 3
+
+
+class NotFoundError(InfeasibleError):
+    """A search that a limit or Ctrl-C ended early has found no plan. There may be one all the same."""

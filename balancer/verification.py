@@ -125,7 +125,7 @@ def verify_partition(
 
 
 @dataclass(slots=True)
-class _Run:
+class _ItemRun:
     """One item on its way. expected: what the whole model computed at the boundaries. values: what the segments have
     computed so far, and the model's inputs.
     """
@@ -152,10 +152,10 @@ class _Reference:
             known = self.interpreter.tensor_indices
             self.index = {name: known[name] for name in names.values() if name in known}
 
-    def run(self, item: Item) -> _Run:
+    def run(self, item: Item) -> _ItemRun:
         """Run the model. Raises InterpreterError."""
         self.infer(self.interpreter, [item[name] for name in self.inputs])
-        return _Run({name: self.interpreter.tensor(t) for name, t in self.index.items()}, dict(item))
+        return _ItemRun({name: self.interpreter.tensor(t) for name, t in self.index.items()}, dict(item))
 
 
 class _SegmentRunner:
@@ -175,7 +175,7 @@ class _SegmentRunner:
             self.interpreter = open_interpreter(cutter.cut(ops))
         self.takes, self.gives = _names(graph, ops)
 
-    def run(self, run: _Run) -> _Run:
+    def run(self, run: _ItemRun) -> _ItemRun:
         """Add the segment's outputs, where its inputs could be computed. Raises InterpreterError."""
         if all(name in run.values for name in self.takes):
             self.infer(self.interpreter, [run.values[name] for name in self.takes])
@@ -188,7 +188,7 @@ def _names(graph: Graph, ops: OpSet) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(graph.tensors[t].name for t in inputs), tuple(graph.tensors[t].name for t in outputs)
 
 
-def _compare(run: _Run, runners: Sequence[_SegmentRunner], item: int) -> tuple[Mismatch | None, Counter[str]]:
+def _compare(run: _ItemRun, runners: Sequence[_SegmentRunner], item: int) -> tuple[Mismatch | None, Counter[str]]:
     """The first mismatch of an item, and how many tensors of each segment were compared and equal."""
     equal: Counter[str] = Counter()
     for runner in runners:

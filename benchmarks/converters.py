@@ -7,10 +7,11 @@ registry with `python -m venv` and pip; an environment that is there is taken as
 in benchmarks/converting. Weights are random, so nothing else is downloaded. `--small` takes the networks of a few ops
 alone. `--keep` keeps the converted files.
 
-Printed is a table in Markdown, which docs/converters.md shows. "outside" counts the constants that stand outside the
-flatbuffer; "not mapped" the ops that the Edge TPU does not take. A file is cut into 2 and 4 segments, written to a
-directory and read again; each boundary tensor is compared bit for bit with that of the whole model. Exit code 1: a file
-could not be made by a converter that is not known to fail, was refused, or differs.
+Printed is a table in Markdown, which docs/converters.md shows. "not mapped" counts the ops that the Edge TPU does not
+take, by their type or their size; "on the CPU" those that run on the CPU if the model is one segment, predicted: also all
+that read results of the others; "outside" the constants that stand outside the flatbuffer. A file is cut into 2 and 4
+segments, written to a directory and read again; each boundary tensor is compared bit for bit with that of the whole
+model. Exit code 1: a file could not be made by a converter that is not known to fail, was refused, or differs.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class Row:
     pixels: int
     ops: int = 0
     not_mapped: int = 0
+    on_cpu: int = 0
     outside: int = 0
     ends: str = ""
     outcome: str = ""
@@ -191,6 +193,7 @@ def tried(converter: Converter, network: Network, path: Path) -> Row:
         network.pixels,
         ops=len(graph.ops),
         not_mapped=sum(not op.mapped for op in graph.ops),
+        on_cpu=graph.on_cpu(graph.all_ops, graph.mapped).bit_count(),
         outside=sum(b["offset"] > 1 for b in decode_root(path.read_bytes(), str(path))["buffers"]),
         ends=" to ".join(f"{t.dtype} {'x'.join(map(str, t.shape or ()))}" for t in tensors),
         outcome=next((found for found in outcomes if found != "bit-exact"), "bit-exact"),
@@ -232,6 +235,7 @@ def line(row: Row) -> str:
         f"{row.network}, {row.pixels} px",
         row.ops,
         row.not_mapped,
+        row.on_cpu,
         row.outside,
         row.ends,
         row.outcome,
@@ -251,8 +255,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         environments, kept = (arguments.environments or Path(folder)).resolve(), arguments.keep or Path(folder)
         for used in (environments, kept):
             used.mkdir(parents=True, exist_ok=True)
-        print("| converter | network | ops | not mapped | outside | input to output | 2 and 4 segments |")
-        print("| --- | --- | ---: | ---: | ---: | --- | --- |")
+        print(
+            "| converter | network | ops | not mapped | on the CPU (pred.) | outside | input to output | 2 and 4 segments |"
+        )
+        print("| --- | --- | ---: | ---: | ---: | ---: | --- | --- |")
         for row in rows(arguments, environments, kept):
             print(line(row), flush=True)
             samples.append(vars(row))

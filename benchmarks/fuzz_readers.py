@@ -178,7 +178,7 @@ def _readers(folder: Path) -> dict[str, Reader]:
                            hardware, ".json"),
         "profiles": Reader([profile], [mutate_json], profiled, ".json"),
         "documents": Reader([profile, preset], [mutate_json],
-                            lambda path: read_json(path, Refusal(BalancerError, "mend it")), ".json"),
+                            lambda path: read_json(path, Refusal(BalancerError, "mend it", "a JSON file")), ".json"),
         "recordings": Reader([simple], [mutate_csv], lambda path: RecordedTimes(path)(plan), ".csv"),
         "calibrations": Reader([simple, _published()], [mutate_csv], _measurements, ".csv"),
         "measured-plans": Reader([measured], [mutate_json], _measurements, ".json"),

@@ -40,11 +40,13 @@ def run_block(block: str, folder: Path) -> str:
     for command in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
         name, _, arguments = command.partition(" ")
         program = f"{_PROGRAMS.get(name, name)} {arguments}"
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+        # Unbuffered, so that both streams come in the order in which a terminal shows them.
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
         done = subprocess.run(
-            program, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        text = "\n".join(line.rstrip() for line in (done.stdout + done.stderr).splitlines())
+            program, shell=True, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        text = "\n".join(line.rstrip() for line in done.stdout.splitlines())
         lines.append(f"$ {command}\n{text.strip()}\n" if text.strip() else f"$ {command}\n")
     return "".join(lines)
 

@@ -184,8 +184,18 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Raises InputError for numbers that no picture, no score and no overlap can have."""
+    for option, value in (("--score", arguments.score), ("--overlap", arguments.overlap)):
+        if not 0 <= value <= 1:
+            raise balancer.InputError(f"{value:g} is not from 0 to 1", option, "give a share, such as 0.25")
+    if arguments.frames < 1:
+        raise balancer.InputError(f"{arguments.frames} is less than 1", "--frames", "give a number of frames")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Print the objects of every picture, and then the rate. Raises BalancerError."""
+    check(arguments)
     files = picture_files(arguments.pictures)
     frames = map(balancer.load_pixels, files) if files else made_frames(arguments.frames)
     names = [str(file) for file in files] or [f"frame {k}" for k in range(arguments.frames)]

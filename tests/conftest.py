@@ -2,7 +2,8 @@
 
 Variables of the environment: HYPOTHESIS_PROFILE=thorough draws 1000 examples instead of 30, HYPOTHESIS_PROFILE=few draws
 5, HYPOTHESIS_PROFILE=unshrunk does not look for a smaller example than the first that fails. BALANCER_FAULT_SECONDS is
-how long each test of test_faults.py lasts (5). BALANCER_KILLS is how often test_compiling.py kills one call (8).
+how long each test of test_faults.py lasts (5), BALANCER_KILLS how often test_compiling.py kills one call (4), and
+BALANCER_MUTATIONS how many broken files test_hostile.py makes (1200).
 """
 
 from __future__ import annotations

@@ -177,6 +177,24 @@ def dag_problems(
     )
 
 
+def kept_apart(problem: Problem, op: int, after: OpSet) -> Problem:
+    """The problem in which an op must not share a segment with some of its ancestors; its structure says so."""
+    ((kind, _),) = problem.devices
+    above = list[int]()
+    for reads in problem.before:
+        above.append(reads | union(above[i] for i in ops_of(reads)))
+    op %= problem.n_ops
+    after &= above[op]
+    if not after:
+        return problem
+
+    def exact(ops: OpSet, kind: Kind) -> Cost | None:
+        return None if ops >> op & 1 and ops & after else problem.exact(ops, kind)
+
+    structure = replace(problem.structures[kind], apart=((op, after),))
+    return replace(problem, exact=exact, batch=looped_batch(exact), structures={kind: structure})
+
+
 def chains(before: tuple[OpSet, ...], most: int) -> Iterator[list[OpSet]]:
     """Every partition into at most so many segments in which no op reads from a later one."""
     whole = (1 << len(before)) - 1

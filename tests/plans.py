@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -54,15 +55,15 @@ def on_kinds(folder: Path, model: bytes, kinds: Sequence[str]) -> Plan:
 
 
 def with_replicas(plan: Plan, replicas: list[list[int]]) -> Plan:
-    """The same partition in several pipelines, its stages with so many TPUs."""
-    tpu, pipelines = itertools.count(), []
+    """The same partition in several pipelines, its stages with so many devices of their kinds."""
+    numbers, pipelines = defaultdict[str, "itertools.count[int]"](itertools.count), []
     for counts in replicas:
         stages = tuple(
-            replace(stage, replicas=n, tpus=tuple(next(tpu) for _ in range(n)))
+            replace(stage, replicas=n, tpus=tuple(itertools.islice(numbers[stage.kind], n)))
             for stage, n in zip(plan.pipelines[0].stages, counts, strict=True)
         )
         pipelines.append(replace(plan.pipelines[0], stages=stages))
-    return replace(plan, pipelines=tuple(pipelines), n_tpus=next(tpu))
+    return replace(plan, pipelines=tuple(pipelines), n_tpus=sum(map(sum, replicas)))
 
 
 def on_kind(plan: Plan, name: str) -> Plan:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODELS = SHARED / "models"
@@ -23,3 +29,12 @@ PACKAGES = tuple(sorted(COMPILED.rglob("*.tflite")))
 def stem(path: object) -> str:
     """A short test id."""
     return path.stem if isinstance(path, Path) else str(path)
+
+
+# Models with many ops, whose structures stand in smaller ones, too: tests that walk every op of a model take longest on them.
+_MANY_OPS = {"DenseNet121_int8", "EfficientNetB0_int8", "NASNetMobile_int8", "ResNet101_int8"}
+
+
+def many_ops_wide(paths: Iterable[Path]) -> list[Any]:
+    """The paths as parameters of a test, which runs on the models with most ops only with `-m wide`."""
+    return [pytest.param(path, marks=pytest.mark.wide) if path.stem in _MANY_OPS else path for path in paths]

@@ -212,7 +212,7 @@ def test_calibration_finds_the_constants_that_made_the_measurements(tmp_path: Pa
     [
         ("a,b\n1,2\n", "neither format's columns"),
         ("plan,stage,measured_ms\nnowhere.json,s,1\n", "cannot be read"),
-        ("", "neither format's columns"),
+        ("", "not a CSV file of measured times but an empty file"),
     ],
 )
 def test_a_bad_file_of_measurements_is_refused(tmp_path: Path, text: str, what: str) -> None:

@@ -14,7 +14,7 @@ from balancer.inputs import model_interface, random_items
 from balancer.tflite.cut import Cutter
 from balancer.tflite.opened import open_model
 from balancer.verification import SegmentFile, verify_partition
-from tests.shared import RUNNABLE, ZOO, stem
+from tests.shared import RUNNABLE, ZOO, many_ops_wide, stem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.shared
 @pytest.mark.parametrize(
     "stages", [pytest.param(2, marks=pytest.mark.wide), 3, pytest.param(4, marks=pytest.mark.wide), 8]
 )
-@pytest.mark.parametrize("path", RUNNABLE, ids=stem)
+@pytest.mark.parametrize("path", many_ops_wide(RUNNABLE), ids=stem)
 def test_one_pipeline_of_n_segments_is_bit_exact(path: Path, stages: int) -> None:
     graph = balancer.load_graph(path)
     most = len(graph.ops) - graph.folded.bit_count()

@@ -92,7 +92,7 @@ def test_the_same_problem_has_the_same_solution(problem: Problem) -> None:
 
 
 def test_a_problem_without_allowed_segments_is_infeasible() -> None:
-    with pytest.raises(InfeasibleError, match="no partition"):
+    with pytest.raises(InfeasibleError, match="no partition is allowed"):
         solve(interval_problem((0, 1), {}, 2))
 
 

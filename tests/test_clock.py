@@ -58,6 +58,10 @@ def test_a_clock_is_named_behind_a_preset_or_a_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({"format": "balancer-hardware", "version": 1, "name": "mine", "constants": constants}))
     mine = load_hardware(f"{path}:std")
     assert (mine.name, mine.chip.clock_mhz) == ("mine:std", 250)
+    odd = tmp_path / "mine:std"
+    odd.write_text(path.read_text())
+    assert load_hardware(odd).constants == load_hardware(path).constants
+    assert load_hardware(f"{odd}:std").constants == mine.constants
     # A file of an older version: no clock, no instructions, and channels as they are.
     assert {name: load_hardware(path).constants[name] for name in DEFAULTS} == DEFAULTS
     with pytest.raises(HardwareError, match=r"no build 'fast'.*name it std or max"):

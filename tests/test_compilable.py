@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 import balancer
 from balancer.cli.main import main
+from balancer.cli.plan_verbs import draw_plan
 from balancer.cost.compilable import LEVELS, Compilable
 from balancer.errors import ConstraintError, PlanError
+from balancer.ground.downsets import NestedSets
+from balancer.ground.opsets import interval_set
 from balancer.loops.aiming import narrowed
+from balancer.loops.tuning import truth_of
 from balancer.plan import load_plan
 from balancer.plan.records import COMPILE_LEVELS
+from balancer.planning.comparing import OURS_ONE
 from balancer.planning.costed_model import COMPILABLE as LEVEL_OF
+from balancer.planning.costed_model import open_costed_model
 from balancer.planning.options import options_of
+from balancer.planning.predicting import cut_segments, predict
+from balancer.planning.solving import bounded_by, solve_costed_model
+from balancer.solve import PipelineSpec, StageSpec, evaluate
+from tests import edgetpu_compiler
 from tests.handmade import Builder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
     from balancer.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,9 +166,94 @@ def test_what_no_plan_reaches_is_refused_in_one_line(tmp_path: Path, capsys: pyt
     assert main(["solve", str(model), "-n", "2", "--compilable", "sure"]) == 3
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "tensor 'picture'" in said
+    assert "tensor 'picture': no segment with it surely compiles: what is live there needs " in said
+    assert "surely compile up to 179 KiB; use a smaller input, or --compilable likely\n" in said
     assert main(["solve", str(model), "-n", "2"]) == 0
-    assert "given up" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "given up" not in out
+    assert "no plan on 2 TPUs surely compiles; this one may\n" in out
+
+
+def cut_in_two(before: int) -> tuple[PipelineSpec, ...]:
+    """The small network with these many ops in the first of two stages."""
+    first, count = (1 << before) - 1, len(open_costed_model(nested_skips(), "pcie").graph.ops)
+    return (PipelineSpec((StageSpec(first, "pcie"), StageSpec((1 << count) - 1 - first, "pcie"))),)
+
+
+def test_nothing_is_claimed_over_plans_that_the_plan_is_not_among() -> None:
+    costed, options = open_costed_model(nested_skips(), "pcie").on(2), balancer.Options()
+    optimum, problem = solve_costed_model(costed, options), costed.problem()
+    assert "surely" in optimum.over
+    claims = set()
+    for before in range(1, len(costed.graph.ops)):
+        pipelines = cut_in_two(before)
+        value = evaluate(problem, pipelines)
+        assert value is not None
+        given = replace(optimum, pipelines=pipelines, value=value)
+        bounded = bounded_by(costed, given, optimum, options)
+        surely = all(costed.costs.judgement(s.ops).level is Compilable.SURELY for s in pipelines[0].stages)
+        assert (bounded.bound_ns is not None) == surely
+        claims.add(surely)
+    assert claims == {True, False}
+
+
+def test_tuning_claims_nothing_for_a_plan_that_compiles_less_surely_than_the_best() -> None:
+    plan = predict(nested_skips(), cut_segments([16], 17))
+    assert levels(plan) == {"surely", "perhaps"}
+    tuned = balancer.tune(plan, truth_of(plan, 1), rounds=1).plan
+    assert "perhaps" in levels(tuned)
+    assert "surely" in tuned.solver.over
+    assert tuned.solver.bound_ns is None
+
+
+def solved_with_ctrl_c(k: int) -> Plan:
+    """Solved with Ctrl-C at the k-th search of a solver."""
+    calls = itertools.count(1)
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name == "shortest_periods" and next(calls) == k:
+            raise KeyboardInterrupt
+
+    sys.setprofile(watch)
+    try:
+        return balancer.balance(nested_skips(), 2)
+    finally:
+        sys.setprofile(None)
+
+
+def test_ctrl_c_ends_the_whole_solve_with_the_fastest_plan_so_far(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = solved_with_ctrl_c(1)
+    assert plan.solver.ended == "interrupted"
+    row = next(row for row in plan.comparison if row.name == OURS_ONE)
+    assert (row.throughput_per_s, row.note) == (None, "not solved: interrupted")
+    draw_plan(plan)
+    assert "ours, one pipeline: not solved: interrupted" in capsys.readouterr().out
+
+
+def test_out_of_time_the_comparison_has_no_search_of_its_own() -> None:
+    plan = balancer.balance(nested_skips(), 2, options=balancer.Options(seconds=1e-6))
+    row = next(row for row in plan.comparison if row.name == OURS_ONE)
+    assert row.note == "not solved: out of time"
+    assert next(row for row in plan.comparison if row.name == "one TPU").throughput_per_s
+
+
+def test_the_remedies_are_those_that_are_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Streaming is no remedy where it is allowed already, nor another number of segments where any number is."""
+    model = tmp_path / "skips.tflite"
+    model.write_bytes(nested_skips())
+    assert main(["solve", str(model), "-n", "1", "--compilable", "sure"]) == 3
+    said = capsys.readouterr().err
+    assert "17 ops on 1 TPU: no partition is allowed if each segment must surely compile" in said
+    assert said.endswith("; allow more TPUs, or --compilable likely\n")
+
+
+def test_what_was_compiled_is_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "skips.tflite"
+    model.write_bytes(nested_skips())
+    program = edgetpu_compiler.install(tmp_path / "bin")
+    chosen = ["--compile", "--edgetpu_compiler_binary", str(program), "--cache", str(tmp_path / "cache")]
+    assert main(["solve", str(model), "-n", "2", "--compilable", "any", *chosen]) == 0
+    assert "compiles perhaps" not in capsys.readouterr().out
 
 
 def test_published_outcomes_of_small_networks_contradict_no_judgement() -> None:
@@ -189,3 +291,40 @@ def test_an_op_that_is_left_out_begins_a_segment_whichever_solver_cuts(n_tpus: i
         (holder,) = (s.ops for s in plan.segments if s.ops >> 2 & 1)
         assert not holder & 1  # op 0 makes the map
     assert levels(balancer.balance(table_behind_a_map(), 1)) == {"perhaps"}
+
+
+@pytest.mark.parametrize("solver", ["auto", "cpsat", "downset"])
+@pytest.mark.parametrize(("made", "n_tpus"), [(nested_skips, 2), (table_behind_a_map, 1)])
+def test_compiled_segments_may_stand_in_plans_that_surely_compile(
+    made: Callable[[], bytes], n_tpus: int, solver: str
+) -> None:
+    """For one segment and for many alike; and bounds hold for plans with them."""
+    costed = open_costed_model(made(), "pcie").on(n_tpus)
+    n = len(costed.graph.ops)
+    perhaps = [
+        ops
+        for a, b in combinations(range(n + 1), 2)
+        if costed.level(ops := interval_set(a, b)) is not Compilable.SURELY and costed.costs.allowed(ops)
+    ]
+    free = balancer.Options(compilable="any", pipelines=1, replicas=1, solver=solver)
+    fastest = solve_costed_model(costed, free)
+    stages = {stage.ops for pipeline in fastest.pipelines for stage in pipeline.stages}
+    assert stages & set(perhaps)
+    known = replace(costed, compiled=frozenset((*stages, perhaps[0])))
+    problem = known.problem(worst=Compilable.SURELY)
+    rows, kind = [interval_set(0, k) for k in range(n + 1)], problem.devices[0][0]
+    pairs = list(combinations(range(n + 1), 2))
+    table = problem.batch(NestedSets.of(rows, n), kind)(*np.transpose(pairs))
+    for (a, b), time_ns, allowed in zip(pairs, table.time_ns.tolist(), table.allowed.tolist(), strict=True):
+        ops = rows[b] & ~rows[a]
+        cost = problem.exact(ops, kind)
+        assert allowed == (cost is not None)
+        assert cost is None or cost.time_ns == time_ns
+        surely = costed.level(ops) is Compilable.SURELY or ops in known.compiled
+        assert allowed == (surely and costed.costs.allowed(ops))
+    # The fastest plan of all is now one of those that surely compile, and nothing is better.
+    sure = solve_costed_model(known, replace(free, compilable="sure"))
+    assert sure.value == fastest.value
+    assert sure.bound_ns is None or sure.bound_ns <= fastest.value.objective_ns
+    assert "surely compile or were compiled" in sure.over or sure.bound_ns is None
+    assert solve_costed_model(known, replace(free, compilable=None)).value == fastest.value

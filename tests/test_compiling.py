@@ -32,7 +32,7 @@ LARGE = (
     "Compilation failed: Compilation failed due to large activation tensors in model."
 )
 SEGMENTS = [f"net_segment_{i}_of_3" for i in range(3)]
-KILLS = int(os.environ.get("BALANCER_KILLS", "8"))
+KILLS = int(os.environ.get("BALANCER_KILLS", "4"))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_spilling_and_ops_on_the_cpu_are_reported(
     arguments = ["compile", str(plan), "--edgetpu_compiler_binary", str(program), "--cache", str(tmp_path / "cache")]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert f"op 2 {graph.ops[2].type} of" in out
+    assert f"2 {graph.ops[2].type}: {status}" in " ".join(out.split())
     assert status in out
     reports = [s.reported for s in balancer.load_plan(plan).segments if s.reported]
     assert sum(r.streamed_bytes for r in reports) > 1 << 20
@@ -146,7 +146,7 @@ test_real_compiled_files = pytest.mark.shared(test_real_compiled_files)
         ({"fails": {SEGMENTS[1]: "Encountered unresolved custom op: Atan."}}, "custom op Atan"),
         ({"fails": {SEGMENTS[1]: ""}}, "the compiler fails"),
         ({"crashes": [SEGMENTS[1]]}, "the compiler"),
-        ({"silent": [SEGMENTS[1]]}, "exit code 0 and no file"),
+        ({"silent": [SEGMENTS[1]]}, "exit code 0 and writes no file"),
         ({"garbage": [SEGMENTS[1]]}, "can't be read"),
     ],
     ids=["large", "custom", "no-reason", "crash", "silent", "garbage"],
@@ -351,6 +351,30 @@ def test_a_name_that_looks_like_an_option(tmp_path: Path) -> None:
     (tmp_path / "-m net.tflite").write_bytes(synth.fc(100, output_type="int8"))
     saved = balancer.save(balancer.balance(tmp_path / "-m net.tflite", 1), tmp_path / "plan")
     assert not balancer.compile_plan(saved, _compiler(tmp_path)).refused
+
+
+def test_a_compilation_that_fails_shows_no_earlier_report_as_its_own(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files of the earlier one are kept, and that is said."""
+    refusing = edgetpu_compiler.install(tmp_path / "refusing", fails={SEGMENTS[0]: "Model not quantized"})
+    working = edgetpu_compiler.install(tmp_path / "working")
+    where = ["compile", str(plan), "--cache", str(tmp_path / "cache"), "--edgetpu_compiler_binary"]
+    assert main([*where, str(working)]) == 0
+    before = {path.name: path.read_bytes() for path in plan.parent.iterdir()}
+    capsys.readouterr()
+    assert main([*where, str(refusing)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0_of_3 none" in said
+    assert "1_of_3 none" not in said
+    assert f"made of {SEGMENTS[0]} before" in said
+    assert "compiled: 2 of 3 segments" in said
+    assert main([*where, str(refusing), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["compiled"] == 2
+    assert [s["reported"] is None for s in document["segments"]] == [True, False, False]
+    assert [s["kept"] is None for s in document["segments"]] == [False, True, True]
+    assert {path.name: path.read_bytes() for path in plan.parent.iterdir()} == before
 
 
 def test_another_plan_in_the_directory_keeps_its_compiled_segments(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # A model is built and solved for each number of stages: fewer examples than elsewhere.
-FEWER = settings(max_examples=max(25, settings().max_examples // 4))
+FEWER = settings(max_examples=max(15, settings().max_examples // 4))
 
 
 @st.composite

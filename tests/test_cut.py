@@ -22,7 +22,7 @@ from balancer.tflite.opened import open_model
 from balancer.tflite.read import load_graph
 from balancer.verification import SegmentFile, verify_partition
 from tests import handmade
-from tests.shared import SOURCES, stem
+from tests.shared import SOURCES, many_ops_wide, stem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,7 +184,7 @@ def _described_op(model: ModelT, operator: Any) -> tuple[Any, ...]:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("path", [p for p in SOURCES if "unet_free" not in p.stem], ids=stem)
+@pytest.mark.parametrize("path", many_ops_wide(p for p in SOURCES if "unet_free" not in p.stem), ids=stem)
 def test_every_op_and_tensor_of_a_real_model_is_in_a_segment_unchanged(path: Path) -> None:
     """Names of boundary tensors apart, where they are not unique; none are in these models."""
     data = path.read_bytes()

@@ -308,7 +308,9 @@ def test_the_comparison_is_not_vacuous(by_the_whole_model: list[yolo_boxes.Detec
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("segments", [2, 3, 4])
+@pytest.mark.parametrize(
+    "segments", [pytest.param(2, marks=pytest.mark.wide), 3, pytest.param(4, marks=pytest.mark.wide)]
+)
 def test_the_boxes_are_those_of_the_whole_model(
     segments: int, lively: bytes, frames: list[Any], by_the_whole_model: list[yolo_boxes.Detections]
 ) -> None:
@@ -363,3 +365,27 @@ def test_without_edge_tpus_it_says_what_helps(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "--devices sim" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--score", "2"], "detect.py: --score: 2 is not from 0 to 1; "),
+        (["--overlap", "-1"], "detect.py: --overlap: -1 is not from 0 to 1; "),
+        (["--frames", "0"], "detect.py: --frames: 0 is less than 1; "),
+    ],
+)
+def test_numbers_that_cannot_be_are_one_line(
+    more: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detect.main([str(tmp_path), *more]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(said)
+    assert printed.err.count("\n") == 1
+
+
+def test_a_folder_without_pictures_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "nopics").mkdir()
+    assert detect.main([str(tmp_path), str(tmp_path / "nopics"), "--devices", "sim"]) == 1
+    assert "nopics: holds no pictures; give a folder with .bmp" in capsys.readouterr().err

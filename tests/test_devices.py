@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from balancer.cli import drawing_runs
 from balancer.cli.main import main
 from balancer.errors import DeviceError
-from balancer.runtime.devices import device_names, list_devices
+from balancer.planning import asked_devices, machine
+from balancer.planning.asked_devices import devices_asked
+from balancer.runtime.devices import Device, device_names, list_devices, usable_cores
 from balancer.runtime.probe import probed
 
 FAKE = Path(__file__).parent / "fake_edgetpu"
@@ -162,6 +165,40 @@ def test_the_command_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> 
     if list_devices():  # a machine with Edge TPUs says more
         return
     assert main(["devices"]) == 0
-    assert "no Edge TPU was found" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "no Edge TPU was found" in out
+    assert re.fullmatch(r"to plan for these: -n cpu=\d+", out.splitlines()[-1])
     assert main(["devices", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"devices": []}
+    found = json.loads(capsys.readouterr().out)
+    assert found["devices"] == []
+    assert found["cores"] == usable_cores()
+    assert list(found["kinds"]) == ["cpu"]
+
+
+def test_what_this_machine_has_is_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each USB link's speed read, and without devices that cannot be used."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for number in range(2):
+        _pci(tmp_path, number)
+    _write(tmp_path / "sys/class/apex/apex_2/temp", "40000")
+    for number, speed in enumerate(("480", "5000", "480", "a speed")):
+        _usb(tmp_path, 2, number, ("18d1", "9302"))
+        _write(tmp_path / f"sys/bus/usb/devices/2-{number}/speed", speed)
+    listed = list_devices(tmp_path)
+    assert [d.mbit_per_s for d in listed] == [None, None, None, 480, 5000, 480, None]
+    for cores, stages in ((1, 1), (2, 1), (4, 3)):
+        monkeypatch.setattr(machine, "usable_cores", lambda cores=cores: cores)
+        assert machine.attached_counts(listed) == {"pcie": 2, "usb": 2, "usb2": 2, "cpu": stages}
+    monkeypatch.setattr(asked_devices, "list_devices", lambda: listed)
+    assert [count for _, count in devices_asked("auto").kinds] == [2, 2, 2, 3]
+
+
+def test_links_and_cores_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    usb = Device(name="usb:0", type="usb", path="/dev/bus/usb/002/003", mbit_per_s=480)
+    drawing_runs.devices([usb, Device(name="pci:0", type="pci", path="/dev/apex_0", celsius=42.35)], "works")
+    drawing_runs.this_machine(machine.this_cpu().changed({"cores": 4, "threads": 2}), {"pcie": 1, "usb2": 1, "cpu": 1})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usb:0: /dev/bus/usb/002/003, 480 Mbit/s: works"
+    assert lines[1] == "pci:0: /dev/apex_0, 42.4 C: works"
+    assert lines[2].startswith("cpu: 4 cores, 2 for each stage")
+    assert lines[3] == "to plan for these: -n pcie=1,usb2=1,cpu=1"

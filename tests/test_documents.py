@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-REFUSAL = Refusal(MeasurementError, "mend it")
+REFUSAL = Refusal(MeasurementError, "mend it", "a made-up file")
 DEEP = "[" * 100_000 + "]" * 100_000
 PUBLISHED = (
     "family,width,n_layers,input,n_tpus,batch,partitioner,layers_per_segment,ms_per_inference,timing,off_chip_mib,use\n"
@@ -108,15 +108,15 @@ def test_nested_documents_are_refused_by_each_reader(plan: balancer.Plan, tmp_pa
             reader(tmp_path / "deep.json")
 
 
-KIND = DocumentKind("made-up", (2, 3), "made-up file", REFUSAL, format_remedy="give another", version_remedy="update")
+KIND = DocumentKind("made-up", (2, 3), REFUSAL, version_remedy="update")
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([], "not a made-up file \\(no format 'made-up'\\); give another"),
+        ([], "not a made-up file \\(no format 'made-up'\\); mend it"),
         ({}, "not a made-up file"),
-        ({"format": "balancer-plan", "version": 2}, "not a made-up file"),
+        ({"format": "balancer-plan", "version": 2}, "not a made-up file but a plan file; mend it; `balancer run`"),
         ({"format": "made-up"}, "version None is unknown; update"),
         ({"format": "made-up", "version": 1}, "version 1 is unknown"),
         ({"format": "made-up", "version": 4}, "version 4 is unknown"),
@@ -156,7 +156,7 @@ def test_hardware_takes_from_its_base_what_it_does_not_say_itself(tmp_path: Path
         ({"constants": {}}, "constant '.*' is not an integer"),
         ({"constants": {}, "base": "usb", "name": 3}, "its name is not a text"),
         ({"constants": {}, "version": 9}, "version 9 is unknown; update balancer"),
-        ({"format": "balancer-plan"}, "not a hardware file \\(no format 'balancer-hardware'\\); give a hardware file"),
+        ({"format": "balancer-plan"}, "not a hardware file but a plan file; give a preset, or a hardware file"),
     ],
 )
 def test_a_hardware_file_that_lacks_something_is_refused(tmp_path: Path, document: Any, message: str) -> None:

@@ -49,7 +49,7 @@ def test_the_chain_counts_one_stage_with_replicas_as_one_pipeline(problem: Probl
     assert solution.value.objective_ns == best.objective_ns == solution.bound_ns
 
 
-@settings(max_examples=max(25, settings().max_examples // 4))
+@settings(max_examples=max(15, settings().max_examples // 4))
 @given(structured(most_ops=4, most_devices=4))
 def test_cpsat_counts_one_stage_with_replicas_as_one_pipeline(problem: Problem) -> None:
     solution = _solved(problem, solver="cpsat")

@@ -32,7 +32,7 @@ from balancer.runtime.recording import recorded_outputs
 from balancer.runtime.simulated import Behaviour
 from balancer.tflite import synth
 from balancer.workers import Failure
-from tests.plans import three_stages, with_replicas
+from tests.plans import on_kinds, three_stages, with_replicas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +49,12 @@ pytestmark = pytest.mark.timeout(180 + 4 * SECONDS)
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Three stages."""
     return three_stages(tmp_path_factory.mktemp("plan"), synth.fc(200, layers=8))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """The same model in three stages, the one in the middle on the CPU."""
+    return on_kinds(tmp_path_factory.mktemp("mixed"), synth.fc(200, layers=8), ["pcie", "cpu-x86", "pcie"])
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +139,7 @@ class _Episode:
             for s in self.plan.segments
         }  # fmt: skip
         options = RunOptions(
-            depth=dice.choice([1, 2, 4]), processes=dice.random() < 0.7, on_error="continue", seconds=0.3,
+            depth=dice.choice([1, 2, 4]), processes=dice.random() < 0.7, on_error="continue", seconds=0.3, exact=True,
             restarts=dice.choice([0, 2, 1000]), simulation=Simulation(behaviours=behaviours),
         )  # fmt: skip
         pipeline = Pipeline(with_replicas(self.plan, lines), "sim", options)
@@ -242,13 +248,15 @@ class _Episode:
                     self.dice.choice(processes).kill()
 
 
-def test_killing_stopping_closing_and_corrupt_items(plan: Plan) -> None:
-    """Nothing is lost unreported, nothing hangs, and nothing is left after any of many short lives."""
+def test_killing_stopping_closing_and_corrupt_items(plan: Plan, mixed: Plan) -> None:
+    """Nothing is lost unreported, nothing hangs, and nothing is left after any of many short lives. Every other plan has a
+    stage on the CPU.
+    """
     items, expected = _kinds(plan)
     me, files = psutil.Process(), 0
     end, seed = time.monotonic() + SECONDS, 0
     while time.monotonic() < end:
-        episode = _Episode(plan, items, expected, random.Random(seed))
+        episode = _Episode((plan, mixed)[seed % 2], items, expected, random.Random(seed))
         episode.run()
         assert not episode.wrong, f"seed {seed}: {episode.wrong[:5]}"
         assert not me.children(recursive=True), f"seed {seed}"

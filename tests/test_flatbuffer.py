@@ -16,7 +16,7 @@ from balancer.tflite.flatbuffer import Table
 from balancer.tflite.model import IDENTIFIER
 from balancer.tflite.schema import schema
 from tests import handmade
-from tests.shared import PACKAGES, SOURCES, stem
+from tests.shared import PACKAGES, SOURCES, many_ops_wide, stem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,14 +50,14 @@ def _differences(left: Any, right: Any, path: str = "root") -> list[str]:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("path", [*SOURCES, *PACKAGES], ids=stem)
+@pytest.mark.parametrize("path", many_ops_wide([*SOURCES, *PACKAGES]), ids=stem)
 def test_decoding_what_was_encoded_gives_the_same_tables(path: Path) -> None:
     once = _decode(path.read_bytes())
     assert _differences(once, _decode(_encode(once))) == []
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("path", SOURCES, ids=stem)
+@pytest.mark.parametrize("path", many_ops_wide(SOURCES), ids=stem)
 def test_constants_lie_at_multiples_of_16_in_encoded_files(path: Path) -> None:
     data = _encode(_decode(path.read_bytes()))
     start = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
@@ -103,7 +103,7 @@ def _filled(value: Any) -> bool:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("path", [*SOURCES, *PACKAGES], ids=stem)
+@pytest.mark.parametrize("path", many_ops_wide([*SOURCES, *PACKAGES]), ids=stem)
 def test_an_independent_reader_sees_the_same_values(path: Path) -> None:
     data = path.read_bytes()
     ours, theirs = _decode(data), generated.ModelT.InitFromPackedBuf(data, 0)

@@ -16,7 +16,7 @@ from balancer.cost.devices import Devices
 from balancer.cost.hardware import load_hardware, load_kind, preset_names
 from balancer.cost.segment import SegmentCosts
 from balancer.errors import BalancerError, DeviceError, HardwareError, PlanError
-from balancer.planning import machine
+from balancer.planning import asked_devices, machine
 from balancer.planning.asked_devices import devices_asked
 from balancer.planning.costed_model import open_costed_model
 from balancer.planning.machine import calibrated_cpu_path, this_cpu
@@ -124,7 +124,7 @@ def test_arm_cores_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_an_edge_tpu_auto_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "list_devices", list)
+    monkeypatch.setattr(asked_devices, "list_devices", list)
     with pytest.raises(DeviceError, match="balancer devices"):
         devices_asked("auto")
 

@@ -96,6 +96,7 @@ def test_cpsat_finds_what_the_search_over_all_down_sets_finds(graph: Graph, devi
 
 
 @pytest.mark.shared
+@pytest.mark.wide
 def test_the_tail_of_yolov8n_is_cut_off_where_the_cpu_is_slow() -> None:
     slow = replace(USB.cpu, cpu_ns_per_mib=4 * USB.cpu.cpu_ns_per_mib, cpu_op_ns=4 * USB.cpu.cpu_op_ns)
     path, hardware = ZOO / "YOLOv8n_320_int8.tflite", replace(USB, name="slow", cpu=slow)

@@ -5,6 +5,7 @@ output.
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import time
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MUTATIONS = 2400
+MUTATIONS = int(os.environ.get("BALANCER_MUTATIONS", "1200"))
 SECONDS_A_FILE = 5.0  # a hundred times what the slowest took when this was written: a hang, not a slow machine
 
 

@@ -17,7 +17,7 @@ from tests.test_folding import cheap_structures
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FEWER = settings(max_examples=max(25, settings().max_examples // 4))
+FEWER = settings(max_examples=max(15, settings().max_examples // 4))
 
 
 @st.composite

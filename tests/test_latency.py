@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 
 import balancer
 from balancer import balance
-from balancer.errors import ConstraintError, InfeasibleError
-from balancer.solve import Constraints, Cost, Problem, Solution, SolverOptions, Value, evaluate, solve
+from balancer.errors import ConstraintError, InfeasibleError, NotFoundError
+from balancer.solve import Constraints, Cost, Problem, Solution, SolverOptions, Value, check, evaluate, solve
+from balancer.solve.auto import solve_auto
+from balancer.solve.downset import DEFAULT_WORK
+from balancer.solve.shortest_path import PathWork
 from tests.dags import all_pipelines, dag_problems
 from tests.shared import ZOO
 from tests.strategies import interval_problem
@@ -97,7 +100,46 @@ def test_with_both_the_rate_is_met_and_then_the_latency_is_lowest(problem: Probl
         assert solution.value == min(fit, key=lambda value: (value.latency_ns, value))
 
 
-@settings(max_examples=max(25, settings().max_examples // 4))
+@given(dag_problems(most_ops=5, most_devices=3), st.integers(0, 40), st.integers(1, 8))
+def test_a_latency_that_the_optimum_keeps_costs_nothing_however_little_work_is_allowed(
+    problem: Problem, pairs: int, down_sets: int
+) -> None:
+    try:
+        free = solve(problem, SolverOptions(max_pipelines=1))
+    except InfeasibleError:
+        return
+    for held in (
+        Constraints(max_latency_ns=free.value.latency_ns),
+        Constraints(max_objective_ns=free.value.objective_ns),
+    ):
+        options = SolverOptions(constraints=held)
+        within = solve_auto(problem, options, DEFAULT_WORK, PathWork(down_sets=down_sets, pairs=pairs))
+        check(problem, within, options)
+        if held.max_latency_ns is not None:
+            assert (within.value, within.bound_ns) == (free.value, free.bound_ns)
+        assert within.value.objective_ns <= free.value.objective_ns
+
+
+@given(structured(most_ops=5), st.integers(0, 40), st.data())
+def test_a_cut_short_search_within_a_latency_states_an_honest_bound(
+    problem: Problem, pairs: int, data: st.DataObject
+) -> None:
+    values = worths(problem)
+    if not values:
+        return
+    most_ns = data.draw(st.sampled_from(sorted({value.latency_ns for value in values})))
+    options = SolverOptions(constraints=Constraints(max_latency_ns=most_ns))
+    best = min(value for value in values if value.latency_ns <= most_ns)
+    try:
+        solution = solve_auto(problem, options, DEFAULT_WORK, PathWork(pairs=pairs))
+    except NotFoundError:
+        return
+    check(problem, solution, options)
+    assert solution.bound_ns is not None
+    assert solution.bound_ns <= best.objective_ns <= solution.value.objective_ns
+
+
+@settings(max_examples=max(15, settings().max_examples // 4))
 @given(structured(most_ops=5), st.data())
 def test_cpsat_agrees_with_the_shortest_path(problem: Problem, data: st.DataObject) -> None:
     values = worths(problem)
@@ -117,7 +159,7 @@ def test_other_constraints_go_to_another_solver() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("n_tpus", [4, 8])
+@pytest.mark.parametrize("n_tpus", [4, pytest.param(8, marks=pytest.mark.wide)])
 def test_the_lowest_latency_at_a_camera_rate_is_proven_for_real_models(n_tpus: int) -> None:
     for name in ("ResNet50_int8", "ResNet101_int8", "MobileNetV2_int8"):
         lowest = balance(

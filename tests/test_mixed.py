@@ -17,15 +17,17 @@ from balancer.inputs import random_items
 from balancer.interpreter import PROVEN, Kernels, open_interpreter
 from balancer.runtime.assigning import assigned_devices, kernels_on
 from balancer.runtime.devices import own_devices
+from balancer.runtime.limits import cores_note
+from balancer.runtime.measuring import measure
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
-from balancer.runtime.provenance import costed_for_others
+from balancer.runtime.provenance import costed_for_others, provenance_text
 from balancer.runtime.recipes import Simulation
 from balancer.runtime.recording import recorded_outputs
 from balancer.tflite import synth
 from tests import edgetpu_compiler
 from tests.plans import on_kinds
-from tests.test_devices import _pci, _usb
+from tests.test_devices import FAKE, _pci, _usb
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,6 +109,28 @@ def test_a_plan_for_the_cpu_alone_needs_no_edge_tpu(tmp_path: Path, capsys: pyte
     assert "compiled: 0 of 0 segments" in capsys.readouterr().out
 
 
+def test_edge_tpus_of_two_kinds_and_the_cpu_run_one_plan(
+    fleet: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pretended Edge TPUs, each in its process; the stage on the CPU in this one."""
+    compiler = edgetpu_compiler.in_process(tmp_path / "bin", runnable=True)
+    plan = balancer.compile_plan(balancer.save(fleet, tmp_path / "copy"), compiler).plan
+    (tmp_path / "truth.json").write_text(json.dumps({"devices": ["pci:0", "usb:0", "usb:1"]}))
+    monkeypatch.syspath_prepend(str(FAKE))
+    monkeypatch.setenv("FAKE_EDGETPU", str(tmp_path / "truth.json"))
+    _pci(tmp_path, 0)
+    for number in range(2):
+        _usb(tmp_path, 2, number, FIRMWARE)
+    with Pipeline(plan, assigned_devices(plan, None, tmp_path), RunOptions(exact=True)) as pipeline:
+        assert len(psutil.Process().children()) == 3
+        found = measure(pipeline, random_items(pipeline.interface.inputs, 4), seconds=0.2)
+        items = random_items(pipeline.interface.inputs, 12)
+        results = pipeline.run(items)
+    assert [s.devices for s in found.stages] == [("usb:0",), ("pci:0",), ("cpu",), ("usb:1",)]
+    assert provenance_text(found.source) == "mixed: cpu; device"
+    assert [_bytes(result) for result in results] == [_bytes(result) for result in _of_the_whole(items)]
+
+
 # With which kernels
 
 
@@ -119,10 +143,18 @@ def test_threads_are_those_of_the_kind(plan: Plan) -> None:
         kernels_on(replace(cpu, constants={"threads": 0}), proven=False)
 
 
+def test_more_threads_than_cores_are_said() -> None:
+    two = Kernels(delegated=True, threads=2)
+    assert cores_note([two, two], 4) is cores_note([], 1) is None
+    assert (
+        cores_note([two, two], 3)
+        == "stages on the CPU compute with 4 threads on 3 of its cores, and wait for each other"
+    )
+
+
 @pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
 def test_exact_results_are_those_of_the_whole_model(plan: Plan, processes: bool) -> None:
     items = random_items(Pipeline(plan, "sim").interface.inputs, 5)
-    whole = open_interpreter(MODEL)
     for devices, options in (
         ("sim", RunOptions(exact=True, processes=processes)),
         ("cpu", RunOptions(processes=processes)),
@@ -130,9 +162,16 @@ def test_exact_results_are_those_of_the_whole_model(plan: Plan, processes: bool)
         with Pipeline(plan, devices, options) as pipeline:
             assert pipeline.notes == ()
             results = pipeline.run(items)
-        for item, result in zip(items, results, strict=True):
-            whole.run([item[name] for name in whole.input_names])
-            assert [v.tobytes() for v in result.values()] == [v.tobytes() for v in whole.outputs()]  # type: ignore[union-attr]
+        assert [_bytes(result) for result in results] == [_bytes(result) for result in _of_the_whole(items)]
+
+
+def _of_the_whole(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the whole model makes of the items, with the proven kernels."""
+    whole, results = open_interpreter(MODEL), []
+    for item in items:
+        whole.run([item[name] for name in whole.input_names])
+        results.append(dict(zip(whole.output_names, whole.outputs(), strict=True)))
+    return results
 
 
 def test_other_kernels_differ_by_a_step_at_most_and_that_is_said(plan: Plan) -> None:
@@ -205,6 +244,46 @@ def test_refining_corrects_the_costs_of_edge_tpus_alone(tmp_path: Path) -> None:
     assert [refined.plan.is_compiled(s.name) for s in refined.plan.segments] == [
         s.reported is not None for s in refined.plan.segments
     ]
+
+
+@pytest.mark.parametrize("devices", [{"cpu-x86": 1}, {"cpu-x86": 1, "pcie": 1}])
+def test_a_stage_that_is_meant_for_the_cpu_is_not_warned_of(
+    devices: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.tflite").write_bytes(synth.fc(2048, layers=6, output_type="int8"))
+    asked = ",".join(f"{kind}={count}" for kind, count in devices.items())
+    assert main(["solve", str(tmp_path / "net.tflite"), "-n", asked]) == 0
+    captured = capsys.readouterr()
+    assert not captured.err
+    assert "on the CPU, predicted" not in captured.out
+    assert "all its ops run on the CPU" not in captured.out
+
+
+def test_tuning_several_kinds_is_refused_in_one_line(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", _path(plan), "--devices", "sim", "-o", str(tmp_path / "tuned")]) == 1
+    said = capsys.readouterr().err
+    assert "is for pcie=2,cpu-x86=1, and tuning corrects the costs of Edge TPUs of one kind" in said
+    assert said.count("\n") == 1
+
+
+def test_pycorals_runner_says_what_it_cannot_run(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(Pipeline(plan, "sim").interface.inputs[0].shape, np.float32))
+    arguments = [
+        "run",
+        _path(plan),
+        "--inputs",
+        str(tmp_path / "x.npy"),
+        "-o",
+        str(tmp_path / "out"),
+        "--devices",
+        "sim",
+    ]
+    assert main([*arguments, "--runner", "pycoral"]) == 1
+    assert "net_segment_1_of_3 runs on the CPU" in capsys.readouterr().err
 
 
 # Misfortune

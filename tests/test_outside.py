@@ -25,7 +25,7 @@ from balancer.tflite.model import IDENTIFIER
 from balancer.tflite.opened import open_model
 from tests import handmade
 from tests.outside import forged, moved_out
-from tests.shared import LITERT, RUNNABLE, SOURCES, stem
+from tests.shared import LITERT, RUNNABLE, SOURCES, many_ops_wide, stem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +116,7 @@ def test_a_model_with_constants_outside_is_decoded_solved_cut_and_run_as_its_twi
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("path", SOURCES, ids=stem)
+@pytest.mark.parametrize("path", many_ops_wide(SOURCES), ids=stem)
 def test_half_of_a_real_models_constants_may_be_outside(path: Path) -> None:
     inside = path.read_bytes()
     full = [k for k, buffer in enumerate(decode_model(inside, path.stem).buffers) if len(buffer["data"])]

@@ -384,7 +384,7 @@ def test_a_second_map_is_refused(plan: Plan) -> None:
         first.close()  # type: ignore[attr-defined]
     with Pipeline(plan, "cpu") as pipeline:
         pipeline.push(items[0])
-        with pytest.raises(InputError, match="results of 1 items are not taken yet"):
+        with pytest.raises(InputError, match="results of 1 item are not taken yet"):
             pipeline.run(items)
         pipeline.pop()
         assert len(pipeline.run(items)) == 3

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import detectors
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +19,15 @@ from balancer.errors import InfeasibleError
 from balancer.planning.costed_model import CostedModel, open_costed_model
 from balancer.planning.problem import problem_of, structure
 from balancer.solve import Ended, Problem, Solution, SolverOptions, check, solve
-from balancer.solve.budget import Budget
+from balancer.solve.block_terms import BlockTable
+from balancer.solve.blocks import blocks_of
+from balancer.solve.budget import Budget, BudgetSpent
 from balancer.solve.downset import DownSetWork, search_reached
 from balancer.solve.downset_dp import PipelineLimits
+from balancer.solve.enumeration import all_downsets
+from balancer.solve.growing import GrowthLimits, StageGrowth
 from balancer.solve.reaching import CutFinder
-from tests.dags import all_pipelines, best_value, dag_problems, structured_ns
+from tests.dags import all_pipelines, best_value, dag_problems, kept_apart, structured_ns
 from tests.test_handed_ops import mixed_graphs
 
 if TYPE_CHECKING:
@@ -61,6 +66,36 @@ def test_all_segments_of_pipelines_within_the_limits_are_found(problem: Problem,
             (segments,) = lattice.segments.after(row[start], (), Budget(0))
             (at,) = (segments.end == row[end]).nonzero()[0]
             assert (segments.time_ns[at], segments.streamed_bytes[at]) == cost
+
+
+@given(
+    dag_problems(most_ops=6, most_devices=4, structured=True), st.integers(1, 5), st.integers(0, 63), st.integers(1, 3)
+)
+def test_ops_that_must_stay_apart_leave_the_best_pipeline(problem: Problem, op: int, after: int, replicas: int) -> None:
+    problem = kept_apart(problem, op, after)
+    solution, best = reaching(problem, max_pipelines=1, max_replicas=replicas), best_value(problem, 1, replicas)
+    assert (solution is None) == (best is None)
+    if solution is not None:
+        check(problem, solution)
+        assert (solution.value, solution.status) == (best, "optimal")
+
+
+@given(dag_problems(most_ops=6, most_devices=3, structured=True), st.integers(1, 60), st.integers(1, 9))
+def test_stages_grown_in_parts_are_those_grown_at_once(problem: Problem, most_ns: int, most_rows: int) -> None:
+    ((kind, devices),) = problem.devices
+    starts = all_downsets(blocks_of(problem.before, ()), problem.n_ops, 1 << 9)
+    assert starts is not None
+    begun = starts.words[: len(starts) - 1]
+    used = np.zeros(len(begun), np.int64)
+    limits = GrowthLimits(most_ns=most_ns, devices=devices, most_replicas=2)
+    table = BlockTable(problem, problem.structures[kind])
+    at_once = StageGrowth(table, limits).grown(begun, used, Budget(1 << 20))
+    try:
+        parts = StageGrowth(table, replace(limits, most_rows=most_rows)).grown(begun, used, Budget(1 << 20))
+    except BudgetSpent:
+        return  # a single start has more branches
+    alike = [sorted(zip(g.start.tolist(), map(bytes, g.ends), strict=True)) for g in (at_once, parts)]
+    assert alike[0] == alike[1]
 
 
 @given(dag_problems(most_ops=6, most_devices=4, structured=True), st.integers(1, 4))

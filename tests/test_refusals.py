@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import balancer
+from balancer.cli.drawing_compiling import round_line
 from balancer.cli.main import main
 from balancer.compiler import Refused
 from balancer.compiler.failures import About, failures_in
@@ -237,7 +238,7 @@ def test_each_round_says_why_and_the_plan_remembers(
     chosen = ["--compile", "--edgetpu_compiler_binary", str(program), "--cache", str(tmp_path / "cache")]
     assert main(["solve", str(chain), "-n", "3", "-o", str(tmp_path / "plan"), *chosen]) == 0
     out = capsys.readouterr().out
-    assert "not compiled: chain_segment_0_of_1: an activation is too large for the Edge TPU" in out
+    assert "not compiled: chain_segment_0_of_1: an activation is too large for the Edge TPU" in " ".join(out.split())
     kept = tmp_path / "plan" / "chain_segment_0_of_1_round_1_refused.log"
     assert "large activation tensors" in kept.read_text()
     assert f"its output: {kept}" in out
@@ -368,3 +369,64 @@ def test_constraints_hold_after_refusals(chain: Path, tmp_path: Path) -> None:
         assert "refused" in str(error)
         return
     assert plan.segments[0].ops >> 1 & 1
+
+
+@pytest.fixture(scope="module")
+def wide_ops() -> bytes:
+    """Three convolutions of which each needs more of a tile, by itself, than segments that surely compile."""
+    b, shape = handmade.Builder(), (1, 256, 256, 24)
+    tensor = source = b.tensor("picture", shape)
+    for k in range(3):
+        tensor = b.conv(tensor, f"map_{k}", shape=shape)
+    return b.file([source], [tensor])
+
+
+def test_where_an_op_is_too_large_by_itself_no_cut_is_advised(wide_ops: bytes, tmp_path: Path) -> None:
+    alone = open_costed_model(wide_ops, "pcie").costs.judgement(1).tile_bytes
+    compiler = edgetpu_compiler.in_process(tmp_path / "bin", most_live_bytes=alone - 1)
+    rounds: list[RefineRound] = []
+    with pytest.raises(BalancerError, match=r"which op \d CONV_2D needs by itself; no cut helps"):
+        balancer.refine(balancer.balance(wide_ops, 2), compiler, on_round=rounds.append)
+    for done in rounds:
+        assert "needs by itself" in round_line(done)
+        assert all(len(line) <= 80 for line in round_line(done).splitlines())
+
+
+@pytest.mark.parametrize("about", list(About))
+def test_only_refusals_of_activations_name_a_tensor(wide_ops: bytes, about: About) -> None:
+    costs = open_costed_model(wide_ops, "pcie").costs
+    refused = _refused(costs, costs.graph.all_ops, about)
+    assert (refused.tensor is not None) == (about is About.ACTIVATIONS)
+    assert (refused.alone is not None) == (about is About.ACTIVATIONS)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Invalid model: x.tflite\nModel not quantized",
+        "Model not quantized",
+        "Invalid model: x.tflite",
+        "static-sized tensors",
+    ],
+)
+def test_a_model_that_cannot_be_read_is_to_be_converted_again(chain: Path, tmp_path: Path, said: str) -> None:
+    assert all(found.about is About.MODEL and "batch size" in found.remedy for found in failures_in(said))
+    compiler = edgetpu_compiler.in_process(tmp_path / "bin", fails={"*": said})
+    rounds: list[RefineRound] = []
+    with pytest.raises(CompilerError, match="convert the model again"):
+        balancer.refine(balancer.balance(chain, 2), compiler, on_round=rounds.append)
+    assert "live" not in round_line(rounds[0])
+    assert ("quantised" in rounds[0].refused[0].reason) == ("quantized" in said)
+
+
+def test_a_directory_of_logs_says_what_it_is(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = edgetpu_compiler.install(tmp_path / "bin", fails={"*": "Model not quantized"})
+    chosen = ["--compile", "--edgetpu_compiler_binary", str(program), "--cache", str(tmp_path / "cache")]
+    assert main(["solve", str(chain), "-n", "2", "-o", str(tmp_path / "plan"), *chosen]) == 1
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "plan")]) == 1
+    said = capsys.readouterr().err
+    assert "holds no plan, only what the compiler printed of segments that it refused" in said
+    log = next((tmp_path / "plan").iterdir())
+    assert main(["inspect", str(log)]) == 0
+    assert "the compiler finds it not quantised" in capsys.readouterr().out

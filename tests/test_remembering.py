@@ -96,7 +96,7 @@ def test_what_tuning_has_learnt_is_known_to_the_next(tmp_path: Path) -> None:
     assert once.hardware == plan.hardware
     again = tune(once, truth)
     assert again.rounds[0].worst <= 0.05
-    assert again.plan.costs_label == "pcie + compiler reports + measured stages"
+    assert again.plan.costs_label == "pcie + compiler reports + measured stages (simulated)"
 
 
 @pytest.mark.parametrize("name", ["pcie + my card", "pcie", "usb + compiler reports"])

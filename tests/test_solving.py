@@ -20,7 +20,7 @@ from balancer.solve import SOLVERS, Ended, Problem, SolverOptions, Structure, ch
 from balancer.solve.cpsat import PipelineSearch
 from balancer.solve.structured import StructuredCosts
 from tests import handmade
-from tests.shared import SOURCES, stem
+from tests.shared import SOURCES, many_ops_wide, stem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -203,7 +203,7 @@ def test_constraints_need_a_solver_that_takes_them(model: Path) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("path", SOURCES, ids=stem)
+@pytest.mark.parametrize("path", many_ops_wide(SOURCES), ids=stem)
 def test_no_segment_of_a_real_model_is_below_the_structure_of_its_cost(path: Path) -> None:
     """What bounds and CP-SAT rely on, over random segments between down-sets."""
     costed = open_costed_model(path, "pcie")

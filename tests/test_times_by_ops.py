@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import balancer
-from balancer.cli import run_verbs
+from balancer.cli import tune_verb
 from balancer.cli.main import build_parser, main
 from balancer.errors import DeviceError, MeasurementError
 from balancer.loops.simulating import perturbed
@@ -53,7 +53,7 @@ def _path(plan: Plan) -> str:
 def _source(plan: Plan, *more: str) -> Any:
     """As the command has it."""
     arguments = build_parser().parse_args(["tune", _path(plan), "--devices", "sim", "--seconds", "0.3", *more])
-    return run_verbs._source(arguments, balancer.open_plan(plan))
+    return tune_verb._source(arguments, balancer.open_plan(plan))
 
 
 class _Caught(Exception):

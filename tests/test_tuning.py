@@ -89,9 +89,8 @@ def test_nothing_measured_teaches_nothing(model: Path) -> None:
     ("name", "seed"),
     [
         ("ResNet50", 0),
-        ("EfficientNetB0", 2),
-        *(pytest.param(*case, marks=pytest.mark.wide) for case in [("ResNet50", 1), ("ResNet50", 2)]),
-        *(pytest.param(*case, marks=pytest.mark.wide) for case in [("EfficientNetB0", 0), ("EfficientNetB0", 1)]),
+        *(pytest.param("ResNet50", seed, marks=pytest.mark.wide) for seed in (1, 2)),
+        *(pytest.param("EfficientNetB0", seed, marks=pytest.mark.wide) for seed in (0, 1, 2)),
     ],
 )
 def test_tuning_closes_most_of_the_gap(name: str, seed: int) -> None:
@@ -151,9 +150,9 @@ def test_a_recorded_file_as_the_source(model: Path, tmp_path: Path) -> None:
         RecordedTimes(path)
 
 
-def test_a_source_that_fails_later_leaves_the_best_so_far(model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    plan = balancer.balance(model, 3)
-    truth = TrueCosts(perturbed(costed_model_of(plan), 4))
+def test_a_source_that_fails_later_leaves_the_best_so_far_and_the_plan_that_was_not_measured() -> None:
+    plan = balancer.balance(synth.fc(1800, layers=5), 3)
+    truth = TrueCosts(perturbed(costed_model_of(plan), 0))
     calls = []
 
     def source(asked: balancer.Plan) -> object:
@@ -165,8 +164,9 @@ def test_a_source_that_fails_later_leaves_the_best_so_far(model: Path, caplog: p
     found = tune(plan, source)  # type: ignore[arg-type]
     assert len(found.rounds) == 1
     assert [s.ops for s in found.plan.segments] == [s.ops for s in plan.segments]
-    if len(calls) > 1:
-        assert "the device is gone" in caplog.text
+    assert len(calls) > 1
+    assert found.ended == "round 2 cannot be measured: usb:0: the device is gone; plug it in"
+    assert found.unmeasured == calls[1]
 
 
 def test_the_profiling_bisection_gets_the_same_times(model: Path) -> None:
@@ -208,7 +208,8 @@ def test_a_fit_starts_from_the_hardware_of_the_measured_plan(
             for more, start in (([], name), (["--from", "usb-desktop"], "usb-desktop")):
                 assert main(["calibrate", "--data", str(data), "--json", *more]) == 0
                 document = json.loads(capsys.readouterr().out)
-                assert document["name"] == f"{start}-calibrated"
+                simulated = "" if data.suffix == ".csv" else ", fitted to simulated times"
+                assert document["name"] == f"{start}-calibrated{simulated}"
                 kept = [c for c in document["constants"].values() if c["known"] == "kept"]
                 assert {c["source"] for c in kept} == {start}
     (tmp_path / "both.csv").write_text((tmp_path / "usb.csv").read_text() + row)

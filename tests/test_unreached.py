@@ -716,7 +716,7 @@ def test_fitted_constants_are_shown_and_written(tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert "fitted to measured times" in said
     assert "mean absolute error" in said
-    assert load_hardware(str(path)).name == "mine"
+    assert load_hardware(str(path)).name == "mine, fitted to simulated times"
 
 
 def test_segments_are_given_op_by_op_or_by_the_plan_of_the_same_model(

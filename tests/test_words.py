@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import balancer
-from balancer.cli import drawing, drawing_runs
+from balancer.cli import drawing, drawing_compiling, drawing_runs
 from balancer.cli.main import main
 from balancer.cli.plan_verbs import _say_verified
 from balancer.cli.solver_options import SOLVERS
@@ -271,7 +272,7 @@ def test_a_segment_without_a_report_has_not_failed(small: balancer.Plan, capsys:
         file=None, sha256="", log=None,
     )  # fmt: skip
     first, *others = small.segments
-    drawing.reported(replace(small, segments=(replace(first, reported=report), *others)))
+    drawing_compiling.reported(replace(small, segments=(replace(first, reported=report), *others)))
     said = capsys.readouterr().out
     assert "failed" not in said
     assert "none" in said
@@ -282,9 +283,9 @@ def test_a_round_within_the_tolerance_is_not_called_as_predicted() -> None:
         number=1, segments=2, predicted_streamed_bytes=0, reported_streamed_bytes=9000, cpu_ops=0, predicted_per_s=9.0,
         reported_per_s=8.0, contradicted=(),
     )  # fmt: skip
-    assert "as predicted" not in drawing.round_line(found)
-    assert drawing.round_line(found).endswith("nothing to correct")
-    assert "1 of 2 segments" in drawing.round_line(replace(found, contradicted=("s",)))
+    assert "as predicted" not in drawing_compiling.round_line(found)
+    assert drawing_compiling.round_line(found).endswith("nothing to correct")
+    assert "costs corrected by 1 segment" in drawing_compiling.round_line(replace(found, contradicted=("s",)))
 
 
 def test_the_stand_in_is_not_said_to_be_the_only_thing_that_the_compiler_did(
@@ -340,3 +341,17 @@ def test_a_shared_stage_is_nothing_for_pycoral(small: balancer.Plan) -> None:
     first = replace(pipeline.stages[0], replicas=2, tpus=(0, 2))
     shared = replace(small, n_tpus=3, pipelines=(replace(pipeline, stages=(first, *pipeline.stages[1:])),))
     assert "2 TPUs share a stage" in pycoral_obstacle(shared)
+
+
+def test_one_thing_has_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, plan = tmp_path / "one.tflite", tmp_path / "plan"
+    b = handmade.Builder()
+    source = b.tensor("picture", (1, 8, 8, 8))
+    model.write_bytes(b.file([source], [b.conv(source, "only", shape=(1, 8, 8, 8))]))
+    assert main(["inspect", str(model)]) == 0
+    assert main(["solve", str(model), "-n", "1", "-o", str(plan)]) == 0
+    assert main(["verify", str(plan), "--random", "1"]) == 0
+    assert main(["solve", str(model), "-n", "1", "--min-fps", "1e9"]) == 3
+    said = "".join(capsys.readouterr())
+    assert re.findall(r"(?<![\d.])1 [A-Za-z]+s\b", said) == []
+    assert "1 op on 1 TPU" in said

@@ -239,14 +239,14 @@ def test_times_add_up() -> None:
         time.sleep(0.005)
         return item
 
+    start = time.perf_counter_ns()  # the threads begin to wait for items as soon as they exist
     workers = Workers([[[work], [work]]])
-    start = time.perf_counter_ns()
     _numbers(workers, 20)
     whole = time.perf_counter_ns() - start
     for times in workers.times[0]:
         assert times.items == 20
         assert 20 * 5_000_000 <= times.busy_ns <= whole
-        assert times.busy_ns + times.starved_ns + times.blocked_ns <= whole * 1.05
+        assert times.busy_ns + times.starved_ns + times.blocked_ns <= whole
         assert len(times.samples) == 20
     workers.reset_times()
     assert workers.times[0][0].items == 0

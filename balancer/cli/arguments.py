@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from balancer.cost.hardware import preset_names
 from balancer.errors import HardwareError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from balancer.cost.devices import Devices
 
@@ -50,6 +51,14 @@ def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
 
     number.__name__ = "number"  # argparse prints it: "invalid number value"
     return number
+
+
+def say_unused(arguments: argparse.Namespace, options: Iterable[str], why: str) -> None:
+    """Print on stderr which of these options were given although they have no effect. why: such as "without --compile"."""
+    for option in options:
+        name = option.removeprefix("--").replace("-", "_")
+        if getattr(arguments, name, None) != arguments.default_of(name):
+            print(f"balancer: {option} has no effect {why}", file=sys.stderr)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

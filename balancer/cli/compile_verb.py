@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from balancer.cli.arguments import print_json
 from balancer.cli.compiler_options import add_compiler, compiler
 from balancer.cli.run_options import add_plan
+from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from balancer.directory.compiling import Compilation
     from balancer.loops.refining import RefineRound
@@ -41,36 +42,50 @@ def compile_segments(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(_document(compilation))
     else:
-        say_compiled(compilation.plan)
+        say_compiled(compilation.plan, [refused.name for refused in compilation.refused])
         _say_troubles(compilation)
         _say_uncompiled(compilation.plan)
-        print(f"compiled: {total - len(compilation.refused)} of {total} segments, in {compilation.plan.directory}")
+        done = total - len(compilation.refused)
+        print(f"compiled: {done} of {counted(total, 'segment')}, in {compilation.plan.directory}")
     return 1 if compilation.refused else 0
 
 
 def _document(compilation: Compilation) -> dict[str, object]:
-    """The JSON document of `compile`."""
+    """The JSON document of `compile`. reported: by this compilation; kept: by an earlier one, whose file still stands."""
     from balancer.directory.compiling import to_compile
 
-    plan = compilation.plan
+    plan, kept = compilation.plan, compilation.kept
     segments, compiled = plan.to_json()["segments"], {segment.name for segment in to_compile(plan)}
     return {
         "compiled": len(compiled) - len(compilation.refused),
         "on_cpu": [segment.name for segment in plan.segments if segment.name not in compiled],
-        "segments": [{key: s[key] for key in ("name", "predicted", "reported")} for s in segments],
+        "segments": [
+            {
+                "name": s["name"],
+                "predicted": s["predicted"],
+                "reported": None if s["name"] in kept else s["reported"],
+                "kept": s["reported"] if s["name"] in kept else None,
+            }
+            for s in segments
+        ],
         "refused": [{"segment": r.name, "reason": r.reason, "remedy": r.remedy} for r in compilation.refused],
         "doubts": [{"segment": name, "doubt": doubt} for name, doubt in compilation.doubts],
     }
 
 
-def say_compiled(plan: Plan) -> None:
-    """Print what was reported beside what was predicted, and the ops that the compiler left on the CPU."""
-    from balancer.cli import drawing
+def say_compiled(plan: Plan, refused: Collection[str] = ()) -> None:
+    """Print what was reported beside what was predicted, and the ops that the compiler left on the CPU.
 
-    drawing.reported(plan)
+    refused: names of segments that are not compiled now; what was reported of them before is not shown.
+    """
+    from balancer.cli import drawing_compiling, drawing_models
+
+    drawing_compiling.reported(plan, refused)
     for segment in plan.segments:
-        for op in segment.reported.not_mapped if segment.reported else ():
-            print(f"on the CPU: op {op.op} {op.type} of {segment.name}: {op.reason}")
+        left = segment.reported.not_mapped if segment.reported and segment.name not in refused else ()
+        if left:
+            print(f"on the CPU, reported: {counted(len(left), 'op')} of {segment.name}")
+            print(drawing_models.by_reason((op.op, op.type, op.reason) for op in left))
 
 
 def _say_uncompiled(plan: Plan) -> None:
@@ -83,10 +98,15 @@ def _say_uncompiled(plan: Plan) -> None:
 
 def _say_troubles(compilation: Compilation) -> None:
     """Print contradictions in the reports, and the segments that were not compiled."""
+    from balancer.cli.drawing import in_lines
+
     for name, doubt in compilation.doubts:
-        print(f"doubt: {name}: {doubt}")
+        print(in_lines(f"doubt: {name}: {doubt}"))
     for refused in compilation.refused:
-        print(f"not compiled: {refused.name}: {refused.reason}; {refused.remedy}")
+        print(in_lines(f"not compiled: {refused.name}: {refused.reason}; {refused.remedy}"))
+        if refused.name in compilation.kept:
+            version = compilation.kept[refused.name].compiler_version
+            print(in_lines(f"kept: what edgetpu_compiler {version} made of {refused.name} before"))
 
 
 def teller(arguments: argparse.Namespace, output: str | None = None) -> Callable[[RefineRound], None]:
@@ -94,17 +114,19 @@ def teller(arguments: argparse.Namespace, output: str | None = None) -> Callable
 
     output: a plan's directory, in which it keeps what the compiler printed about segments that it refused.
     """
-    from balancer.cli import drawing
+    from balancer.cli import drawing_compiling
     from balancer.directory.saving import save_logs
+    from balancer.plan.file import REFUSED_LOG
 
     stream = sys.stderr if arguments.json else sys.stdout
 
     def tell(compile_round: RefineRound) -> None:
         if not arguments.quiet:
-            print(drawing.round_line(compile_round), file=stream, flush=True)
+            print(drawing_compiling.round_line(compile_round), file=stream, flush=True)
         if output is None:
             return
-        logs = {f"{r.name}_round_{compile_round.number}_refused.log": r.log for r in compile_round.refused}
+        number = compile_round.number
+        logs = {REFUSED_LOG.format(f"{r.name}_round_{number}"): r.log for r in compile_round.refused}
         for path in save_logs(output, logs) if logs else ():
             if not arguments.quiet:
                 print(f"         its output: {path}", file=stream, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.cli.arguments import whole_number
+from balancer.cli.arguments import say_unused, whole_number
 
 if TYPE_CHECKING:
     import argparse
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from balancer.compiler import Compiler
 
 _MOST_SECONDS = 24 * 3600
+COMPILER_OPTIONS = (
+    "--edgetpu_compiler_binary", "--timeout_sec", "--jobs", "--search_delegate", "--delegate_search_step",
+    "--min_runtime_version", "--cache",
+)  # fmt: skip
 
 
 def add_compile(parser: argparse.ArgumentParser, what: str) -> None:
@@ -67,10 +71,20 @@ def add_compiler(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def compiler_if_asked(arguments: argparse.Namespace) -> Compiler | None:
+    """The compiler with --compile, else None. Raises as `compiler` does."""
+    if arguments.compile:
+        return compiler(arguments)
+    say_unused(arguments, COMPILER_OPTIONS, "without --compile")
+    return None
+
+
 def compiler(arguments: argparse.Namespace) -> Compiler:
     """The compiler that the arguments name. Raises CompilerError if it is not there or does not say its version."""
     from balancer.compiler import CompilerOptions, find_compiler
 
+    if not arguments.search_delegate:
+        say_unused(arguments, ["--delegate_search_step"], "without --search_delegate")
     options = CompilerOptions(
         seconds=arguments.timeout_sec, search_delegate=arguments.search_delegate,
         search_step=arguments.delegate_search_step, runtime_version=arguments.min_runtime_version,

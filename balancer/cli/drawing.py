@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from textwrap import fill
 from typing import TYPE_CHECKING, Literal
 
 from rich.box import SIMPLE_HEAD
@@ -11,26 +12,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from balancer.compiler.failures import About
 from balancer.ground.opsets import op_ranges
+from balancer.ground.wording import counted
 from balancer.plan import EDGE_TPU, STATE_WORDS, pycoral_obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from balancer.compiler.report import Report
-    from balancer.learning.calibrating import Calibration
-    from balancer.learning.refusals import RefusedSegment
-    from balancer.loops.refining import RefineRound
     from balancer.plan import ComparisonRow, Plan, PlanPipeline, PlanStage
     from balancer.planning.sizing import Sizing
     from balancer.tflite.package import Package
 
 _WIDTH = 80
-_OPS_WIDTH = 11
+_OPS_WIDTH = 10  # leaves room for the widest of the other columns
 _KIB, _MIB = 1 << 10, 1 << 20
 _LEFT = {"", "on", "devices", "ops", "type", "mapped", "tensor", "constant"}
-NOT_SEARCHED = "not_searched"
+COMPLETE, NOT_SEARCHED = "complete", "not_searched"
 _CUT_SHORT = {
     "complete": "",
     NOT_SEARCHED: "",
@@ -78,9 +76,13 @@ def short_size(count: int) -> str:
     return f"{count} B"
 
 
-def tpus(count: int) -> str:
-    """A number of TPUs in words."""
-    return "1 TPU" if count == 1 else f"{count} TPUs"
+def in_lines(text: str, indent: str = "    ", first: str = "") -> str:
+    """The text in lines of 80 columns, broken between words; longer words stay whole. indent: before all lines but the first,
+    which has `first` before it.
+    """
+    return fill(
+        text, _WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def milliseconds(ns: int) -> str:
@@ -92,7 +94,7 @@ def stages(plan: Plan) -> None:
     """Print a table for each different pipeline, and the plan's predicted performance."""
     p = plan.predicted
     print(
-        f"{plan.stem}: {plan.model.ops} ops, {size(plan.model.parameter_bytes)} of parameters, "
+        f"{plan.stem}: {counted(plan.model.ops, 'op')}, {size(plan.model.parameter_bytes)} of parameters, "
         f"{plan.model.macs / 1e6:.0f} million MACs"
     )
     shown: dict[tuple[str, ...], list[PlanPipeline]] = {}
@@ -100,9 +102,8 @@ def stages(plan: Plan) -> None:
         shown.setdefault(tuple(s.segment for s in pipeline.stages), []).append(pipeline)
     for alike in shown.values():
         _stage_table(plan, alike)
-    print(
-        f"predicted: {p.throughput_per_s:.1f} inferences/s with {p.tpus_used} of {devices_in_words(plan)} ({plan.costs_label});"
-    )
+    used = f"{p.tpus_used} of {devices_in_words(plan)} ({plan.costs_label});"
+    print(in_lines(f"{p.throughput_per_s:.1f} inferences/s with {used}", " " * 11, first="predicted: "))
     print(
         f"           latency {milliseconds(p.latency_ns)} ms, first inference {milliseconds(p.first_inference_ns)} ms"
     )
@@ -110,17 +111,17 @@ def stages(plan: Plan) -> None:
 
 def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
     pipeline = alike[0]
-    times = f"{len(alike)} pipelines, each of " if len(alike) > 1 else "1 pipeline of "
+    each = ", each" if len(alike) > 1 else ""
     count = len(pipeline.stages)
     table = Listing(
-        f"{times}{count} {'stage' if count == 1 else 'stages'}, predicted",
+        f"{counted(len(alike), 'pipeline')}{each} of {counted(count, 'stage')}, predicted",
         ("stage", "ops", "TPUs" if len(plan.devices) == 1 else "on", "cached", "streamed", "in", "out", "ms"),
     )
     for k, stage in enumerate(pipeline.stages):
         segment = plan.segment(stage.segment)
         table.row(
             str(k),
-            _in_lines(segment.op_ranges),
+            _ranges_in_lines(segment.op_ranges),
             _numbers(plan, [a.stages[k] for a in alike]),
             short_size(segment.predicted.cached_bytes),
             short_size(segment.predicted.streamed_bytes),
@@ -130,7 +131,8 @@ def _stage_table(plan: Plan, alike: list[PlanPipeline]) -> None:
         )
     table.print()
     instructions = [plan.segment(stage.segment).predicted.instruction_bytes for stage in pipeline.stages]
-    print(f"instructions, sent with each inference: {', '.join(map(short_size, instructions))}")
+    print(in_lines(", ".join(map(short_size, instructions)), first="instructions, sent with each inference: "))
+    _say_streamed(plan, pipeline)
     if count > 1:
         print(f"{'slowest stage' if _host_limits(plan) else 'bottleneck'}: {pipeline.predicted.bottleneck}\n")
 
@@ -141,10 +143,25 @@ def _numbers(plan: Plan, alike: Sequence[PlanStage]) -> str:
     return numbers if len(plan.devices) == 1 else f"{alike[0].kind} {numbers}"
 
 
-def _in_lines(ranges: str) -> str:
+def _say_streamed(plan: Plan, pipeline: PlanPipeline) -> None:
+    """Print why each stage streams parameters: for lack of room, or because they are operands that are never cached."""
+    beyond, never = [], []
+    for k, stage in enumerate(pipeline.stages):
+        cost = plan.segment(stage.segment).predicted
+        if cost.overflow_bytes:
+            beyond.append(f"stage {k} {short_size(cost.overflow_bytes)} (room {short_size(cost.capacity_bytes)})")
+        if cost.streamed_bytes > cost.overflow_bytes:
+            never.append(f"stage {k} {short_size(cost.streamed_bytes - cost.overflow_bytes)}")
+    if beyond:
+        print(in_lines(", ".join(beyond), first="streamed, beyond the room for parameters: "))
+    if never:
+        print(in_lines(", ".join(never), first="streamed, constants of element-wise ops, never cached: "))
+
+
+def _ranges_in_lines(ranges: str) -> str:
     """Ranges of ops in lines that end behind a comma: a table would break numbers.
 
-    >>> _in_lines("0-146,220-222,244-246")
+    >>> _ranges_in_lines("0-146,220-222,244-246")
     '0-146,\\n220-222,\\n244-246'
     """
     lines = [""]
@@ -164,7 +181,7 @@ def _host_limits(plan: Plan) -> bool:
 def devices_in_words(plan: Plan) -> str:
     """The devices that a plan is for: "4 TPUs", or "pcie=2,cpu=1" where it is for others than Edge TPUs of one kind."""
     if len(plan.devices) == 1 and plan.devices[0].device == EDGE_TPU:
-        return tpus(plan.n_tpus)
+        return counted(plan.n_tpus, "TPU")
     return ",".join(f"{devices.kind}={devices.count}" for devices in plan.devices)
 
 
@@ -199,46 +216,6 @@ def _figures(row: ComparisonRow) -> list[str]:
     return [f"{row.throughput_per_s:.1f}", milliseconds(row.latency_ns), short_size(row.streamed_bytes), *ratios]
 
 
-def reported(plan: Plan) -> None:
-    """Print what the compiler reported of each segment, each number beside the predicted one."""
-    versions = sorted({s.reported.compiler_version for s in plan.segments if s.reported})
-    table = Listing(
-        f"reported by edgetpu_compiler {', '.join(versions)}, beside predicted" if versions else "nothing was compiled",
-        ("", "cached", "(pred.)", "streamed", "(pred.)", "room", "(pred.)", "CPU"),
-    )
-    for segment in plan.segments:
-        said, expected = segment.reported, segment.predicted
-        name = segment.name.removeprefix(plan.stem).removeprefix("_").replace("segment_", "")
-        if said is None:
-            table.row(name, "none" if plan.is_compiled(segment.name) else "on a CPU", *[""] * 6)
-            continue
-        pairs = ((said.cached_bytes, expected.cached_bytes), (said.streamed_bytes, expected.streamed_bytes),
-                 (said.capacity_bytes, expected.capacity_bytes))  # fmt: skip
-        table.row(name, *(short_size(count) for pair in pairs for count in pair), str(said.cpu_ops))
-    table.print()
-
-
-def round_line(done: RefineRound) -> str:
-    """One round of compiling and solving, as text."""
-    if done.refused:
-        lines = "".join(f"\n         not compiled: {r.name}: {r.reason}{_around(r)}" for r in done.refused)
-        return f"round {done.number}: {done.segments} segments; {done.predicted_per_s:.1f}/s predicted{lines}"
-    differing = len(done.contradicted)
-    verdict = f"{differing} of {done.segments} segments correct the costs" if differing else "nothing to correct"
-    return (
-        f"round {done.number}: {done.segments} segments; streamed {short_size(done.predicted_streamed_bytes)} predicted, "
-        f"{short_size(done.reported_streamed_bytes)} reported;\n         {done.cpu_ops} ops on the CPU; "
-        f"{done.predicted_per_s:.1f}/s predicted, {done.reported_per_s:.1f}/s with the reported memory: {verdict}"
-    )
-
-
-def _around(refused: RefusedSegment) -> str:
-    """Where the refused segment has most live activations, as far as that is judged."""
-    if refused.tensor is None or refused.about is not About.ACTIVATIONS:
-        return ""
-    return f";\n         most is live around tensor '{refused.tensor}': {short_size(refused.live_bytes)} in each tile"
-
-
 def sizing(result: Sizing, asked: Sequence[str]) -> None:
     """Print the rates on 1, 2, 3 ... TPUs, and how many TPUs are worth having. asked: the targets in words."""
     table = Listing("the fastest plans found, predicted", ("TPUs", "used", "per s", "latency ms", "overflow"))
@@ -255,14 +232,14 @@ def sizing(result: Sizing, asked: Sequence[str]) -> None:
     streaming = op_ranges(row.n_tpus for row in result.rows if row.n_tpus >= fits and row.overflow_bytes)
     if streaming:
         print(f"but the fastest one has some:   on {streaming} TPUs")
-    knee = f"from {tpus(result.knee_n)} on, up to {most}" if result.knee_n else _from(None, most)
+    knee = f"from {counted(result.knee_n, 'TPU')} on, up to {most}" if result.knee_n else _from(None, most)
     print(f"another TPU adds less than 5 %: {knee}")
     if asked:
         print(f"{' at '.join(asked)}: {_from(result.target_n, most)}")
 
 
 def _from(n: int | None, most: int) -> str:
-    return f"from {tpus(n)} on" if n else f"nowhere up to {tpus(most)}"
+    return f"from {counted(n, 'TPU')} on" if n else f"nowhere up to {counted(most, 'TPU')}"
 
 
 def remarks(plan: Plan) -> None:
@@ -271,9 +248,9 @@ def remarks(plan: Plan) -> None:
     if s.bound_ns is None and s.ended == NOT_SEARCHED:
         print(f"no proof: the cuts are those of {s.name}, which claims nothing")
     elif s.bound_ns is None:
-        print(f"no proof: {s.name} has no bound over {s.over}")
+        print(in_lines(f"no proof: {s.name} has no bound over {s.over}"))
     else:
-        print(f"proof: {_claim(plan, s.bound_ns)} over {s.over};")
+        print(in_lines(f"proof: {_claim(plan, s.bound_ns)} over {s.over};", "       "))
         print(f"       by {s.name}, under the predicted costs{_CUT_SHORT[s.ended]}")
     if _host_limits(plan):
         print(f"limit: the host, which works {milliseconds(plan.predicted.host_ns)} ms for each inference")
@@ -308,17 +285,18 @@ def _percent(part: int, whole: int) -> str:
 
 def package(package: Package) -> None:
     """Print what a compiled file holds."""
-    print(
+    said = (
         f"{package.name}: compiled; reported by its package: {size(package.cached_bytes)} of parameters cached, "
-        f"{size(package.streamed_bytes)} streamed,\n{size(package.instruction_bytes)} of instructions, "
+        f"{size(package.streamed_bytes)} streamed, {size(package.instruction_bytes)} of instructions, "
         f"{size(package.narrow_bytes_per_tile)} of narrow memory a tile; needs runtime {package.min_runtime_version}"
     )
+    print(in_lines(said))
     table = Listing("", ("", "tensor", "type", "shape", "bytes"))
     for side, layers in (("in", package.inputs), ("out", package.outputs)):
         for layer in layers:
             table.row(side, layer.name, layer.dtype, "x".join(map(str, layer.shape)), str(layer.size_bytes))
     table.print()
-    print(f"on the CPU: {', '.join(package.cpu_ops) or 'nothing'}")
+    print(in_lines(f"on the CPU: {', '.join(package.cpu_ops) or 'nothing'}"))
 
 
 def report(printed: Report) -> None:
@@ -335,17 +313,7 @@ def report(printed: Report) -> None:
         for row in model.statuses:
             print(f"{row.count:5} {row.type}: {row.status}")
     for failure in printed.failures:
-        print(f"failure: {failure.reason}; {failure.remedy}")
-
-
-def calibration(result: Calibration) -> None:
-    """Print the fitted constants with their errors."""
-    table = Listing("fitted to measured times", ("constant", "before", "fitted", "error"))
-    for constant in result.constants:
-        table.row(constant.name, str(constant.before), str(constant.value), f"{100 * constant.error:.1f} %")
-    table.print()
-    before, after = 100 * result.error_before, 100 * result.error_after
-    print(f"{result.rows} rows: mean absolute error {before:.2f} % before, {after:.2f} % after")
+        print(in_lines(f"failure: {failure.reason}; {failure.remedy}"))
 
 
 @contextmanager

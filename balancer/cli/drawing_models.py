@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from balancer.cli.drawing import Listing, milliseconds, size
+from balancer.cli.drawing import Listing, in_lines, milliseconds, size
 from balancer.errors import PlanError
-from balancer.ground.opsets import members
+from balancer.ground.opsets import members, op_ranges
+from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from balancer.graph import Graph
     from balancer.plan import Plan, Segment
@@ -19,7 +20,7 @@ def graph(graph: Graph) -> None:
     """Print the model, op by op."""
     document = graph_document(graph)
     print(
-        f"{graph.name}: {len(graph.ops)} ops, {size(graph.parameter_bytes)} of parameters, "
+        f"{graph.name}: {counted(len(graph.ops), 'op')}, {size(graph.parameter_bytes)} of parameters, "
         f"{size(document['instruction_bytes'])} of instructions (predicted),\n{graph.macs / 1e6:.1f} million MACs"
     )
     table = Listing("", ("op", "type", "param.", "instr.", "MACs", "out", "mapped"))
@@ -84,14 +85,29 @@ def left_on_cpu(graph: Graph) -> str:
     on_cpu = graph.on_cpu(graph.all_ops, graph.mapped)
     if not on_cpu:
         return f"{head} nothing"
-    reasons: dict[str, list[int]] = {}
-    for i in members(on_cpu & ~graph.mapped):
-        reasons.setdefault(f"{graph.ops[i].type}: {graph.ops[i].unmapped}", []).append(i)
-    lines = [f"    {', '.join(map(str, ops))} {reason}" for reason, ops in reasons.items()]
+    unmapped = (graph.ops[i] for i in members(on_cpu & ~graph.mapped))
+    lines = [by_reason((op.index, op.type, op.unmapped) for op in unmapped)]
     after = (on_cpu & graph.mapped).bit_count()
     if after:
         lines.append(f"    {after} more that read results of these (`CPU` in the table)")
-    return "\n".join([f"{head} {on_cpu.bit_count()} of {len(graph.ops)} ops", *lines])
+    return "\n".join([f"{head} {on_cpu.bit_count()} of {counted(len(graph.ops), 'op')}", *lines])
+
+
+def by_reason(left: Iterable[tuple[int, str, str | None]]) -> str:
+    """Ops that are left on the CPU, as lines: each reason once, behind its ops and their types. left: op, type, reason.
+
+    >>> print(by_reason([(3, "PAD", "too large"), (4, "PACK", "too large"), (9, "CAST", "unknown")]))
+        3-4 PAD, PACK: too large
+        9 CAST: unknown
+    """
+    reasons: dict[str | None, dict[int, str]] = {}
+    for op, kind, reason in left:
+        reasons.setdefault(reason, {})[op] = kind
+    lines = []
+    for reason, ops in reasons.items():
+        ranges, kinds = op_ranges(ops).replace(",", ", "), ", ".join(dict.fromkeys(ops.values()))
+        lines.append(in_lines(f"    {ranges} {kinds}: {reason}", "        "))
+    return "\n".join(lines)
 
 
 def cpu_parts(plan: Plan) -> None:
@@ -118,4 +134,5 @@ def _cause(graph: Graph, segment: Segment) -> str:
         return "    by the costs that replace the predicted ones"
     op = graph.ops[causes[0]]
     which = f"from op {op.index} {op.type} on" if ending else f"op {op.index} {op.type}"
-    return f"    {on_cpu.bit_count()} of {segment.ops.bit_count()} ops, {which}: {op.unmapped}"
+    of = f"{on_cpu.bit_count()} of {counted(segment.ops.bit_count(), 'op')}"
+    return in_lines(f"    {of}, {which}: {op.unmapped}", "        ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--data", metavar="FILE",
-        help="measured times: a CSV file with the columns plan,stage,measured_ms or those of the published measurements; "
+        help="measured times: a CSV file as `bench --csv` writes it, or with the columns of the published measurements; "
         "or a plan that `balancer tune` has measured (its directory, or its file)",
     )  # fmt: skip
     what.add_argument(
@@ -90,7 +91,7 @@ def _make_folder(folder: Path) -> None:
 
 def _calibrate_to_data(arguments: argparse.Namespace) -> int:
     """Fit the constants to measured times, print them, and write the hardware file with -o."""
-    from balancer.cli import drawing
+    from balancer.cli import drawing, drawing_runs
     from balancer.cost.hardware import load_hardware
     from balancer.directory.writing import check_writable, write_file
     from balancer.learning import calibrating
@@ -108,8 +109,10 @@ def _calibrate_to_data(arguments: argparse.Namespace) -> int:
     document = calibrating.hardware_document(calibration, name, data.absolute().name)
     if arguments.output:
         write_file(Path(arguments.output), (json.dumps(document, indent=2) + "\n").encode(), force=arguments.force)
+    for doubt in calibration.doubts:
+        print(f"balancer: {doubt}", file=sys.stderr)
     if arguments.json:
         print_json(document)
     else:
-        drawing.calibration(calibration)
+        drawing_runs.calibration(calibration)
     return 0

@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else there")
         sub.add_argument("-v", "--verbose", action="store_true", help="print more messages on stderr")
         sub.add_argument("-q", "--quiet", action="store_true", help="print no progress on stderr")
-        sub.set_defaults(run=verb.run)
+        sub.set_defaults(run=verb.run, default_of=sub.get_default)
     return parser
 
 

@@ -15,10 +15,12 @@ from balancer.cli.arguments import (
     add_model,
     choose_interpreter,
     print_json,
+    say_unused,
     whole_number,
 )
 from balancer.cli.plan_verbs import draw_plan
 from balancer.errors import HardwareError, ModelError, OutputError
+from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -120,6 +122,9 @@ def synth(arguments: argparse.Namespace) -> int:
     from balancer.directory.writing import write_file
     from balancer.tflite.synth import conv, fc
 
+    of_family = {"fc": ("--inputs",), "conv": ("--size", "--channels")}
+    others = [option for family, options in of_family.items() if family != arguments.family for option in options]
+    say_unused(arguments, others, f"for {arguments.family}")
     try:
         if arguments.family == "fc":
             data = fc(arguments.width, layers=arguments.layers, inputs=arguments.inputs)
@@ -132,7 +137,7 @@ def synth(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"file": str(path), "bytes": len(data)})
     else:
-        print(f"{path}: {len(data)} bytes")
+        print(f"{path}: {counted(len(data), 'byte')}")
     return 0
 
 
@@ -170,7 +175,9 @@ def profile(arguments: argparse.Namespace) -> int:
             f"the whole model takes {times.whole_ns / 1e6:.2f} ms; its ops one by one were scaled by {times.factor:.2f}"
         )
     else:
-        print(f"{path}: {len(document['ops'])} ops; fill in measured_ns and give it to `balancer solve --profile`")
+        print(
+            f"{path}: {counted(len(document['ops']), 'op')}; fill in measured_ns and give it to `balancer solve --profile`"
+        )
     return 0
 
 

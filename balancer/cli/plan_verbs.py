@@ -20,11 +20,12 @@ from balancer.cli.arguments import (
     print_json,
     whole_number,
 )  # fmt: skip
-from balancer.cli.compiler_options import add_compile, compiler
+from balancer.cli.compiler_options import add_compile, compiler_if_asked
 from balancer.cli.run_options import add_plan
 from balancer.cli.solver_options import add_solver, constraints, positive
 from balancer.errors import InfeasibleError, PlanError
 from balancer.ground.units import NS_PER_MS
+from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -84,6 +85,7 @@ def solve(arguments: argparse.Namespace) -> int:
     """Solve, print the plan, and write its directory with -o."""
     import balancer
     from balancer.cli import drawing
+    from balancer.cli.cpu_remarks import warn_of_cpu
     from balancer.directory.writing import check_free
 
     devices = devices_of(arguments)
@@ -91,7 +93,7 @@ def solve(arguments: argparse.Namespace) -> int:
         check_free(
             Path(arguments.output), f"{Path(arguments.model).stem}_plan_{devices.total}.json", force=arguments.force
         )
-    chosen = compiler(arguments) if arguments.compile else None
+    chosen = compiler_if_asked(arguments)
     options = balancer.Options(
         pipelines=arguments.pipelines, replicas=arguments.replicas, overflow=arguments.overflow,
         compilable=arguments.compilable, solver=arguments.solver, constraints=constraints(arguments),
@@ -106,18 +108,20 @@ def solve(arguments: argparse.Namespace) -> int:
             plan = balancer.refine(plan, chosen, options=options, on_round=tell).plan
     if arguments.output is not None:
         plan = balancer.save(plan, arguments.output, force=arguments.force)
+    warn_of_cpu(plan)
     if arguments.json:
         print_json(plan.to_json())
         return 0
     draw_plan(plan)
     if plan.directory:
-        print(f"written to {plan.directory}: {len(plan.segments)} segments and {plan.file_name}")
+        print(f"written to {plan.directory}: {counted(len(plan.segments), 'segment')} and {plan.file_name}")
     return 0
 
 
 def draw_plan(plan: Plan) -> None:
     """Print all that is known of a plan: stages, comparison, what is proved, what the compiler reported."""
     from balancer.cli import drawing
+    from balancer.cli.cpu_remarks import idle_stages
     from balancer.cli.drawing_compiling import compiling
     from balancer.cli.drawing_models import cpu_parts
 
@@ -126,6 +130,7 @@ def draw_plan(plan: Plan) -> None:
         drawing.comparison(drawing.devices_in_words(plan), plan.comparison)
     drawing.remarks(plan)
     cpu_parts(plan)
+    idle_stages(plan)
     compiling(plan)
     if any(segment.reported for segment in plan.segments):
         compile_verb.say_compiled(plan)
@@ -146,7 +151,7 @@ def compare(arguments: argparse.Namespace) -> int:
     import balancer
     from balancer.cli import drawing
 
-    chosen = compiler(arguments) if arguments.compile else None
+    chosen = compiler_if_asked(arguments)
     with drawing.progress("solving", quiet=arguments.quiet or arguments.json):
         plan = balancer.balance(arguments.model, devices_of(arguments))
         rows = plan.comparison
@@ -312,11 +317,12 @@ def _say_verified(result: Verification) -> None:
     from balancer.cli import drawing
 
     drawing.state(result.state)
-    print(f"{result.items} inputs, {result.compared_tensors} boundary tensors equal ({result.runtime})")
+    items, tensors = counted(result.items, "input"), counted(result.compared_tensors, "boundary tensor")
+    print(f"{items}, {tensors} equal ({result.runtime})")
     if result.mismatch:
         m = result.mismatch
-        print(f"first difference: {m.segment}, tensor '{m.tensor}', input {m.item}: {m.elements} elements differ, "
-              f"by up to {m.largest_difference:g}")  # fmt: skip
+        print(f"first difference: {m.segment}, tensor '{m.tensor}', input {m.item}:")
+        print(f"    {counted(m.elements, 'element')} off, by up to {m.largest_difference:g}")
     verified = ", ".join(result.verified_segments) or "nothing"
     for op in result.stopped_by:
         print(f"not run: {op}: no kernel in this interpreter; verified: {verified}")

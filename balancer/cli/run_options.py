@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balancer.cli.arguments import whole_number
+from balancer.cli.arguments import say_unused, whole_number
 from balancer.cli.solver_options import positive
 from balancer.errors import DeviceError
 
@@ -29,6 +30,11 @@ _OUTPUTS = {
     "live": "live: computed on the CPU during the run, which is slower than a TPU",
     "recorded": "recorded: computed on the CPU before the run and replayed",
 }  # fmt: skip
+
+
+RUN_OPTIONS = (
+    "--devices", "--exact", "--processes", "--item-timeout", "--sim-outputs", "--sim-errors", "--sim-times", "--sim-jitter"
+)  # fmt: skip
 
 
 def _share(text: str) -> float:
@@ -95,9 +101,19 @@ def add_devices(parser: argparse.ArgumentParser, outputs: Sequence[str]) -> None
 
 def chosen_devices(arguments: argparse.Namespace, plan: Plan) -> Assigned:
     """The device of each stage of the plan, from --devices. Raises DeviceError if they are unknown, too few, or missing."""
-    from balancer.runtime.assigning import assigned_devices
+    from balancer.runtime.assigning import assigned_devices, edge_tpus
 
+    say_unused_devices(arguments, edge_tpus(plan))
+    if "sim" not in (arguments.devices or ""):
+        say_unused(arguments, ["--sim-outputs"], "without simulated TPUs (--devices sim)")
     return assigned_devices(plan, arguments.devices)
+
+
+def say_unused_devices(arguments: argparse.Namespace, count: int) -> None:
+    """Print on stderr which of --devices are not used. count: how many Edge TPUs the plan takes."""
+    names = [name.strip() for name in (arguments.devices or "").split(",")]
+    if len(names) > max(1, count):
+        print(f"balancer: --devices: the plan takes {count}; not used: {', '.join(names[count:])}", file=sys.stderr)
 
 
 def run_options(

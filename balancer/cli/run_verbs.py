@@ -1,47 +1,41 @@
-"""The verbs about devices: devices, run, bench, tune."""
+"""The verbs about devices: devices, run, bench."""
 
 from __future__ import annotations
 
-import itertools
-import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from balancer.cli.arguments import (
-    MOST_TPUS,
     add_force,
     add_interpreter,
     add_keep_state,
     choose_interpreter,
     print_json,
-    whole_number,
+    say_unused,
 )  # fmt: skip
-from balancer.cli.compiler_options import add_compiler, compiler
 from balancer.cli.run_options import (
     LIVE_FIRST,
     NONE_FIRST,
+    RUN_OPTIONS,
     add_devices,
     add_plan,
     chosen_devices,
     run_options,
-    simulated_truth,
 )
 from balancer.cli.solver_options import positive
-from balancer.errors import DeviceError, OutputError
+from balancer.errors import OutputError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from balancer.opened import OpenedPlan
-    from balancer.plan import Plan
+    from balancer.plan import Plan, SegmentMeasurement
     from balancer.runtime.assigning import Assigned
     from balancer.runtime.options import RunOptions
     from balancer.runtime.pipeline import Pipeline
     from balancer.runtime.pycoral_runner import PycoralRunner
-    from balancer.solve.bisection import Bisection
 
 _BENCH_INPUTS = 4  # different random inputs, used in turn
 
@@ -51,18 +45,22 @@ def devices_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def devices(arguments: argparse.Namespace) -> int:
-    """List the Edge TPUs of this machine, each with its problem if it has one."""
+    """List the Edge TPUs of this machine, each with its problem if it has one, its CPU, and how to plan for all of it."""
     from balancer.cli import drawing_runs
+    from balancer.planning.machine import attached_counts, this_cpu
     from balancer.runtime.devices import list_devices
     from balancer.runtime.probe import probed
 
     listed = list_devices()
     if not arguments.no_open:
         listed = [probed(device) if device.usable else device for device in listed]
+    cpu, counts = this_cpu(), attached_counts(listed)
     if arguments.json:
-        print_json({"devices": [asdict(d) for d in listed]})
+        described = [asdict(d) | {"kind": d.kind} for d in listed]
+        print_json({"devices": described, "cores": cpu.running.cores, "cpu": cpu.name, "kinds": counts})
     else:
         drawing_runs.devices(listed, "seen, not opened" if arguments.no_open else "works")
+        drawing_runs.this_machine(cpu, counts)
     return 0
 
 
@@ -156,6 +154,7 @@ def _runner(
     from balancer.runtime.pycoral_runner import PycoralRunner
 
     if arguments.runner == "pycoral":
+        say_unused(arguments, ["--on-error", *RUN_OPTIONS[1:]], "with --runner pycoral")
         return PycoralRunner(plan, devices, keep_state=arguments.keep_state)
     return Pipeline(plan, devices, options)
 
@@ -166,6 +165,11 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=positive, default=5.0, metavar="S", help="measure for about S seconds in all; default 5"
     )
+    parser.add_argument(
+        "--csv", metavar="FILE.csv",
+        help="also write the time of each segment to this file, for `tune --recorded` and `calibrate --data`; rows of other "
+        "plans in it stay, those of this plan are replaced",
+    )  # fmt: skip
     add_keep_state(parser)
     add_devices(parser, NONE_FIRST)
     add_interpreter(parser)
@@ -176,144 +180,39 @@ def bench(arguments: argparse.Namespace) -> int:
     from balancer.cli import drawing, drawing_runs
     from balancer.inputs import model_interface, random_items
     from balancer.opened import open_plan
-    from balancer.runtime.measuring import measure
+    from balancer.runtime.measuring import measure, segment_measurements
     from balancer.runtime.pipeline import Pipeline
 
     choose_interpreter(arguments)
     opened = open_plan(arguments.plan)
     devices = chosen_devices(arguments, opened.plan)
+    if arguments.csv:
+        _add_times(arguments, opened.plan, {})  # so that a file that cannot be written is told before measuring
     inputs = random_items(model_interface(opened.graph).inputs, _BENCH_INPUTS)
     with (
         Pipeline(opened, devices, run_options(arguments, opened, devices, inputs)) as pipeline,
         drawing.progress("measuring", quiet=arguments.quiet or arguments.json) as advance,
     ):
         measurement = measure(pipeline, inputs, seconds=arguments.seconds, progress=advance)
+    if arguments.csv:
+        _add_times(arguments, opened.plan, segment_measurements(measurement))
     if arguments.json:
         print_json({"format": "balancer-benchmark", "version": 1, **measurement.to_json(), "state": pipeline.state})
     else:
         drawing.state(pipeline.state)
         drawing_runs.measurement(measurement)
+        if arguments.csv:
+            print(f"times of the segments: {arguments.csv}")
     return 0
 
 
-def tune_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `tune`."""
-    add_plan(parser)
-    parser.add_argument(
-        "--rounds", type=whole_number(1, 100), default=5, metavar="R", help="measure at most R plans; default 5"
-    )
-    parser.add_argument(
-        "--seconds", type=positive, default=5.0, metavar="S", help="measure each plan for about S seconds; default 5"
-    )
-    parser.add_argument(
-        "--recorded", metavar="FILE.csv",
-        help="take the times from this file instead of running plans; columns plan,stage,measured_ms",
-    )  # fmt: skip
-    parser.add_argument(
-        "--pipelines", type=whole_number(1, MOST_TPUS), metavar="K",
-        help="allow at most K pipelines side by side; default: as many as the plan was solved with",
-    )  # fmt: skip
-    parser.add_argument(
-        "--replicas", type=whole_number(1, MOST_TPUS), metavar="R",
-        help="allow at most R TPUs for one stage; default: as many as the plan was solved with",
-    )  # fmt: skip
-    parser.add_argument(
-        "--bisection", action="store_true", help="also run Google's profiling bisection with the same source of times"
-    )
-    parser.add_argument(
-        "-o", "--output", metavar="DIR",
-        help="write the best plan's directory here; default: the name of the plan's directory with _tuned added",
-    )  # fmt: skip
-    add_devices(parser, NONE_FIRST)
-    add_compiler(parser)
-    add_interpreter(parser)
-    add_force(parser)
+def _add_times(arguments: argparse.Namespace, plan: Plan, measured: Mapping[str, SegmentMeasurement]) -> None:
+    """Write the times of segments to the file that --csv names; without any, only see whether that can be done."""
+    from balancer.directory.writing import check_writable, write_file
+    from balancer.learning.recorded import file_with_times
 
-
-def tune(arguments: argparse.Namespace) -> int:
-    """Measure, correct the costs, solve again; write the plan with the best measurement."""
-    import balancer
-    from balancer.cli import drawing, drawing_runs
-    from balancer.directory.writing import check_folder
-    from balancer.opened import open_plan
-
-    choose_interpreter(arguments)
-    opened = open_plan(arguments.plan)
-    folder = Path(arguments.output or f"{(opened.plan.directory or Path()).resolve()}_tuned")
-    check_folder(folder, force=arguments.force)
-    source = _source(arguments, opened)
-    options = balancer.Options(pipelines=arguments.pipelines, replicas=arguments.replicas)
-    tuned = balancer.tune(opened, source, rounds=arguments.rounds, options=options, on_round=_teller(arguments))
-    saved = balancer.save(tuned.plan, folder, force=arguments.force)
-    if not arguments.json:
-        drawing_runs.tuned(tuned)
-        drawing.state(tuned.plan.state)
-        print(f"written to {saved.directory}: {len(saved.segments)} segments and {saved.file_name}")
-    beside = _bisect(arguments, opened, source) if arguments.bisection else None
-    if arguments.json:
-        rounds = [asdict(r) for r in tuned.rounds]
-        bisection = asdict(beside) if beside else None
-        print_json(
-            {
-                "rounds": rounds,
-                "best": tuned.best.number,
-                "gain": tuned.gain,
-                "ended": tuned.ended,
-                "plan": saved.to_json(),
-                "bisection": bisection,
-            }
-        )
-    elif beside:
-        drawing_runs.bisection(beside)
-    return 0
-
-
-def _bisect(arguments: argparse.Namespace, plan: OpenedPlan, source: Any) -> Bisection:
-    """Run the profiling bisection, with a counter of measured segments: it measures many more than tuning does."""
-    from balancer.cli import drawing
-    from balancer.loops import tuning
-
-    with drawing.progress("bisecting, segments measured", quiet=arguments.quiet or arguments.json) as advance:
-        count = itertools.count(1)
-
-        def counted(asked: Plan) -> Any:
-            advance(next(count))
-            return source(asked)
-
-        return tuning.bisected(plan, counted)
-
-
-def _teller(arguments: argparse.Namespace) -> Callable[[Any], None]:
-    """A function that prints each round: on stderr with --json, which has stdout to itself."""
-    from balancer.cli import drawing_runs
-
-    stream = sys.stderr if arguments.json else sys.stdout
-
-    def tell(tune_round: Any) -> None:
-        if not arguments.quiet:
-            print(drawing_runs.round_line(tune_round), file=stream, flush=True)
-
-    return tell
-
-
-def _source(arguments: argparse.Namespace, plan: OpenedPlan) -> Any:
-    """The source of measured times that the arguments choose. Raises DeviceError for --sim-outputs live."""
-    from balancer.loops.sources import PipelineTimes, RecordedTimes, TrueCosts
-    from balancer.planning.costed_model import costed_model_of
-    from balancer.runtime.options import RunOptions
-
-    if arguments.sim_outputs == "live":
-        what = "outputs computed live take the time of this CPU, which says nothing about Edge TPUs"
-        raise DeviceError(what, "--sim-outputs live", "leave it out, or use --sim-outputs recorded")
-    truth = simulated_truth(arguments, plan)
-    if arguments.recorded:
-        return RecordedTimes(Path(arguments.recorded))
-    names = {name.strip() for name in (arguments.devices or "").split(",")}
-    if truth is None and "sim" in names:
-        # The first plan's own costs are the truth in every round. With those of each plan, predictions would always be right.
-        truth = TrueCosts(costed_model_of(plan))
-    options = RunOptions(processes=arguments.processes, exact=arguments.exact, seconds=arguments.item_timeout)
-    return PipelineTimes(
-        devices=arguments.devices, seconds=arguments.seconds, options=options, truth=truth, jitter=arguments.sim_jitter,
-        outputs=arguments.sim_outputs, compiler=None if names <= {"sim", "cpu"} else partial(compiler, arguments),
-    )  # fmt: skip
+    path = Path(arguments.csv)
+    check_writable(path, force=True)
+    contents = file_with_times(path, plan, measured)
+    if measured:
+        write_file(path, contents, force=True)

@@ -27,7 +27,11 @@ def add_solver(parser: argparse.ArgumentParser) -> None:
         "--solver", choices=SOLVERS, default="auto", metavar="NAME", help=f"one of {', '.join(SOLVERS)}; default auto"
     )
     parser.add_argument(
-        "--time-limit", type=positive, metavar="S", help="solve for at most S seconds, then take the best plan so far"
+        "--time-limit",
+        type=positive,
+        metavar="S",
+        help="take the best plan so far after S seconds; all searches of a solve share them, the comparison included; with "
+        "--compile each round solves once",
     )
     group = parser.add_argument_group("constraints", "With any of these the plan has one pipeline.")
     group.add_argument(

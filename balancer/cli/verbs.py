@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from balancer.cli import compile_verb, hardware_verbs, model_verbs, plan_verbs, run_verbs
+from balancer.cli import compile_verb, hardware_verbs, model_verbs, plan_verbs, run_verbs, tune_verb
 from balancer.cli.arguments import Verb
 
 VERBS = (
@@ -51,7 +51,7 @@ VERBS = (
         "numbers. The plan is not changed; see `tune`.",
     ),
     Verb(
-        "tune", "improve a plan by measuring it", run_verbs.tune_arguments, run_verbs.tune,
+        "tune", "improve a plan by measuring it", tune_verb.tune_arguments, tune_verb.tune,
         "Measures the stages of a plan, corrects the predicted costs so that they agree, and solves again, until no better "
         "plan is expected. The plan with the best measurement is written to a new directory. Ctrl-C ends it and keeps the "
         "best plan so far.",

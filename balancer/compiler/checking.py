@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from balancer.compiler.failures import About, KnownFailure
 from balancer.compiler.report import ModelReport, parse_report, rounding_bytes
 from balancer.errors import ModelError
+from balancer.ground.wording import counted
 from balancer.tflite.package import COMPILED, Package, describe, is_compiled, read_package
 
 if TYPE_CHECKING:
@@ -159,10 +160,10 @@ def _doubts_of_memory(report: ModelReport, package: Package | None) -> Iterator[
 def _doubts_of_ops(report: ModelReport, made: FileOps, given: FileOps | None) -> Iterator[str]:
     outside = sum(op.type != COMPILED for op in made.ops)
     if report.cpu_ops is not None and report.cpu_ops != outside:
-        yield f"the report says that {report.cpu_ops} ops stay on the CPU, the compiled file {outside}"
+        yield f"ops on the CPU: {report.cpu_ops} by the report, {outside} in the compiled file"
     if report.statuses and report.ops is not None and sum(s.count for s in report.statuses) != report.ops:
-        yield f"the report's table does not add up to its {report.ops} ops"
+        yield f"the report's table does not add up to its {counted(report.ops, 'op')}"
     if given is None:
         return
     if report.ops is not None and report.ops != len(given.ops):
-        yield f"the report counts {report.ops} ops, the segment has {len(given.ops)}"
+        yield f"the report counts {counted(report.ops, 'op')}, the segment has {len(given.ops)}"

@@ -18,15 +18,21 @@ class About(Enum):
 
 @dataclass(frozen=True, slots=True)
 class KnownFailure:
-    """A failure and what helps. reason: in one line. passing: whether the same command may succeed the next time."""
+    """A failure and what helps. reason: in one line. passing: whether the same command may succeed the next time. general:
+    whether another failure of the same output says more.
+    """
 
     reason: str
     remedy: str
     about: About
     passing: bool = False
+    general: bool = False
 
 
 _LARGE = "cut this part further (more TPUs, or --keep-from), let it end earlier with --search_delegate, or use smaller inputs"
+# The remedy where an op by itself is too large.
+NO_CUT_HELPS = "no cut helps: use smaller inputs, or leave ops to the CPU with --search_delegate"
+_RECONVERT = "convert the model again with TensorFlow 2.16 or older and a fixed batch size of 1"
 _ELSEWHERE = "compile again, or cut elsewhere"
 # edgetpu#N: github.com/google-coral/edgetpu/issues/N
 _KNOWN: tuple[tuple[str, KnownFailure], ...] = (
@@ -39,12 +45,12 @@ _KNOWN: tuple[tuple[str, KnownFailure], ...] = (
     (r"Internal compiler error", KnownFailure("internal compiler error", _ELSEWHERE, About.COMPILER, passing=True)),
     # edgetpu#829, 831
     (r"static-sized tensors",
-     KnownFailure("a tensor has no fixed size", "convert the model with fixed shapes and batch 1", About.MODEL)),
+     KnownFailure("a tensor has no fixed size", "convert the model again with fixed shapes and batch size 1", About.MODEL)),
     # edgetpu#168, 213, 313
     (r"Model not quantized",
-     KnownFailure("the compiler finds it not quantised", "convert with an older converter, batch 1", About.MODEL)),
+     KnownFailure("the compiler finds it not quantised", f"{_RECONVERT}, quantised to full integers", About.MODEL)),
     (r"Invalid model",
-     KnownFailure("the compiler finds the file invalid", "convert the model with an older converter", About.MODEL)),
+     KnownFailure("the compiler finds the file invalid", _RECONVERT, About.MODEL, general=True)),
     # About the model: each partition has a segment that holds the op.
     (r"Encountered unresolved custom op: *([^\s.]*)",
      KnownFailure("it does not know the custom op {0}", "keep that op in a segment of its own, or out of the model",

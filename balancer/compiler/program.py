@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -40,6 +41,7 @@ _INSTALL = (
 )
 _VERSION_SECONDS = 60
 _SHELL_SIGNAL = 128  # a shell's exit code is this plus the number of the signal that ended its child
+_SAYS_NOTHING = re.compile(r"Compilation failed!|Compilation child process completed")  # of the reason for a failure
 _LOG = logging.getLogger(__name__)
 
 Outcome = Compiled | Refused
@@ -222,23 +224,27 @@ def _missing(binary: str | Path | None) -> tuple[str, str, str]:
 
 
 def _failure(finished: FinishedRun, *, made: bool) -> KnownFailure:
-    """The first failure that the output names; else what the exit code tells. made: whether a file was written."""
+    """The first failure that the output names, a general one only if there is no other; else what the exit code tells.
+
+    made: whether a file was written.
+    """
     report = parse_report(finished.output)
     if finished.ended:
         remedy = "raise --timeout_sec, or use --search_delegate"
         return KnownFailure(f"it was ended {finished.ended}", remedy, About.COMPILER)
     if report.failures:
-        return report.failures[0]
+        return next((failure for failure in report.failures if not failure.general), report.failures[0])
     killed_by = -finished.exit_code if finished.exit_code < 0 else finished.exit_code - _SHELL_SIGNAL
     if killed_by > 0:
         what = f"the compiler was ended by signal {killed_by}"
         return KnownFailure(what, "compile again, or cut elsewhere", About.COMPILER, passing=True)
     refuses = report.succeeded is False
     what = "fails" if refuses else f"ends with exit code {finished.exit_code}"
-    what += "" if made else " and no file"
-    last = next((line.strip() for line in reversed(finished.output.splitlines()) if line.strip()), "nothing")[:100]
+    what += "" if made else " and writes no file"
+    said = [line.strip() for line in finished.output.splitlines() if line.strip() and not _SAYS_NOTHING.search(line)]
+    last = said[-1][:100] if said else "nothing"
     return KnownFailure(
-        f"the compiler {what}; its last line: {last}", "try --search_delegate, or cut elsewhere",
+        f"the compiler {what}; the last that it says: {last}", "try --search_delegate, or cut elsewhere",
         About.SEGMENT if refuses else About.COMPILER, passing=True,
     )  # fmt: skip
 

@@ -160,7 +160,7 @@ def parse_report(text: str) -> Report:
     lines = _STARTS.sub(lambda found: "\n" + found.group(), _COLOURS.sub("", text.replace("\r", "\n")))
     lines = re.sub(_HEADER, lambda found: found.group() + "\n", lines)
     version = _VERSION.search(lines)
-    parts: list[_Part] = []
+    parts: list[_ModelLines] = []
     for line in lines.splitlines():
         _read_line(line, parts)
     verdicts = [found.re is _SUCCEEDED for found in _in_order(lines, _SUCCEEDED, _FAILED)]
@@ -186,7 +186,7 @@ def _in_order(text: str, *patterns: re.Pattern[str]) -> list[re.Match[str]]:
 
 
 @dataclass
-class _Part:
+class _ModelLines:
     """What was read about a model so far. past_counts: the lines with the counts of ops are over."""
 
     values: dict[str, str] = field(default_factory=dict)
@@ -217,12 +217,12 @@ class _Part:
         )  # fmt: skip
 
 
-def _read_line(line: str, parts: list[_Part]) -> None:
+def _read_line(line: str, parts: list[_ModelLines]) -> None:
     """Add a line to the last part, or begin the next one."""
     found = _LINE.match(line)
     if found:
         if found.group(1) in _FIRST or not parts:
-            parts.append(_Part())
+            parts.append(_ModelLines())
         parts[-1].values.setdefault(_LABELS[found.group(1)], found.group(2).strip())
         return
     if parts and _AFTER_COUNTS.search(line):

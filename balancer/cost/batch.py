@@ -72,7 +72,7 @@ class _Leaving(NamedTuple):
     unknown: NDArray[np.int64]
 
 
-class _Split(NamedTuple):
+class _ChipShare(NamedTuple):
     """A split of all ops over chip and CPU, and sums over the ops of each set.
 
     on_tpu: the ops on the chip; runs_on_tpu: the same, for each op. time_ns: of the ops, without stalls. cacheable_bytes:
@@ -233,7 +233,7 @@ class SegmentBatch:
         transfers += self._leaving.output_ns[outers] - made_before
         return transfers
 
-    def _host_scratch_ns(self, inner: _Inner, outers: NDArray[np.intp], split: _Split) -> NDArray[np.int64]:
+    def _host_scratch_ns(self, inner: _Inner, outers: NDArray[np.intp], split: _ChipShare) -> NDArray[np.int64]:
         """For each outer set ns for activations of the segment that are held in the host's memory."""
         spilling, on_chip = self.costs.spilling, split.runs_on_tpu & ~inner.held
         capacity_bytes = self._capacity_bytes(inner, outers, split)
@@ -243,7 +243,7 @@ class SegmentBatch:
         nanoseconds: NDArray[np.int64] = -(-scratch * scratch_ns_per_mib(self.costs.hardware) // MIB)
         return nanoseconds
 
-    def _capacity_bytes(self, inner: _Inner, outers: NDArray[np.intp], split: _Split) -> NDArray[np.int64]:
+    def _capacity_bytes(self, inner: _Inner, outers: NDArray[np.intp], split: _ChipShare) -> NDArray[np.int64]:
         """For each outer set the on-chip bytes that the segment has for parameters."""
         return self.costs.capacity_rule.capacities_bytes(self.sets.largest(self._scratch_of_ops(inner, split), outers))
 
@@ -267,7 +267,7 @@ class SegmentBatch:
             together &= outside if group & inner.ops else outside | self.sets.holds_all(group, outers)
         return together
 
-    def _tight(self, inner: _Inner, outers: NDArray[np.intp], split: _Split, allowed: NDArray[np.bool_]) -> _Tight:
+    def _tight(self, inner: _Inner, outers: NDArray[np.intp], split: _ChipShare, allowed: NDArray[np.bool_]) -> _Tight:
         """The allowed segments whose parameters may not fit the capacity, or whose dense ops may not fit the tiles."""
         cacheable = split.cacheable_bytes[outers] - split.cacheable_bytes[inner.row]
         dense_bytes = split.dense_bytes[outers] - split.dense_bytes[inner.row]
@@ -280,7 +280,7 @@ class SegmentBatch:
         tight = (cacheable[at] > capacity_bytes) | ~dense_fit[at]
         return _Tight(at[tight], capacity_bytes[tight], dense_fit[at][tight])
 
-    def _scratch_of_ops(self, inner: _Inner, split: _Split) -> NDArray[np.int64]:
+    def _scratch_of_ops(self, inner: _Inner, split: _ChipShare) -> NDArray[np.int64]:
         """For each op on the chip outside the inner set, scratch bytes in each tile; 0 for other ops.
 
         The op's own, or that of a live tensor which it reads, whichever is larger.
@@ -298,7 +298,7 @@ class SegmentBatch:
         ancestors, mapped = self.costs.ancestors, self.costs.mapped & ~inner
         return op_set(u for u in members(self.costs.unmapped & ~inner) if ancestors[u] & mapped)
 
-    def _make_split(self, ending: OpSet) -> _Split:
+    def _make_split(self, ending: OpSet) -> _ChipShare:
         """ending: unmapped ops; they, and what depends on them, run on the CPU."""
         costs = self.costs
         on_tpu = op_set(i for i in members(costs.mapped) if not costs.ancestors[i] & ending)
@@ -306,7 +306,7 @@ class SegmentBatch:
         busy = [op.compute_ns + op.start_ns + op.always_streamed_ns + op.exchange_ns for op in costs.op_terms]
         # Folded ops are in no term, though `OpTerms` has their time on the CPU.
         cpu = [0 if op.folded else costs.op_terms[op.index].cpu_ns for op in self.graph.ops]
-        return _Split(
+        return _ChipShare(
             on_tpu=on_tpu,
             runs_on_tpu=np.array(chip, bool),
             time_ns=self.sets.total([busy[i] if on else cpu[i] for i, on in enumerate(chip)]),

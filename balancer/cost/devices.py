@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from balancer.cost.cpu_hardware import CpuHardware
 from balancer.errors import HardwareError
+from balancer.ground.wording import counted
 
 if TYPE_CHECKING:
     from balancer.cost.hardware import AnyHardware
@@ -54,6 +55,13 @@ class Devices:
     def text(self) -> str:
         """As on the command line: "pcie=2,usb=1"."""
         return ",".join(f"{name}={count}" for name, count in self.counts)
+
+    @property
+    def in_words(self) -> str:
+        """For messages: "4 TPUs", or "pcie=2,cpu=1" where they are not all Edge TPUs of one kind."""
+        if len(self.kinds) == 1 and not isinstance(self.kinds[0][0], CpuHardware):
+            return counted(self.total, "TPU")
+        return self.text
 
     def kind(self, name: str) -> AnyHardware:
         """The kind of that name. Raises KeyError if there is none."""

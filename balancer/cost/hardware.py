@@ -71,7 +71,8 @@ def preset_names(device: str = Hardware.DEVICE) -> tuple[str, ...]:
 def load_hardware(source: str | Path) -> Hardware:
     """The Edge TPUs of a preset, by its name, or of a hardware file, by its path.
 
-    Behind either, `:std` or `:max` names the build of the vendor's runtime, which sets the chip's clock: `usb:std`.
+    Behind either, `:std` or `:max` names the build of the vendor's runtime, which sets the chip's clock: `usb:std`. A file
+    whose own name ends so is read as it is.
 
     Raises HardwareError if there is no such preset or file, if there is no such build, if the file is not valid, or if it
     is about a CPU.
@@ -99,11 +100,20 @@ def load_kind(source: str | Path) -> AnyHardware:
 def _named_clock(source: str) -> tuple[str, str]:
     """The preset or file that a source names, and the build of the runtime, "" if it names none."""
     name, colon, clock = source.rpartition(":")
+    if _is_file(source):
+        return source, ""
     if colon and clock in CLOCKS_MHZ:
         return name, clock
     if name in preset_names():
         raise HardwareError(f"there is no build '{clock}' of the runtime", f"preset {name}", "name it std or max")
     return source, ""
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except OSError:
+        return False  # the name is too long for any file
 
 
 def _load(source: str) -> AnyHardware:
@@ -122,10 +132,10 @@ def _read(source: str) -> tuple[JsonObject, str]:
     """The document of a preset or a file, and what messages call it."""
     presets = tuple(_preset_names())
     refusal = Refusal(
-        HardwareError, "give a hardware file that balancer wrote", unread="no such preset, nor a readable file",
-        unread_remedy=f"use one of: {', '.join(presets)}, or a file",
+        HardwareError, "give a preset, or a hardware file as `balancer calibrate` writes it", "a hardware file",
+        unread="no such preset, nor a readable file", unread_remedy=f"use one of: {', '.join(presets)}, or a file",
     )  # fmt: skip
-    kind = DocumentKind(FORMAT, (VERSION,), "hardware file", refusal, format_remedy="give a hardware file")
+    kind = DocumentKind(FORMAT, (VERSION,), refusal)
     if source not in presets:
         return read_document(source, kind), source
     entry = resources.files(__package__).joinpath("presets", f"{source}.json")

@@ -27,7 +27,7 @@ EDGE_TPU = "edgetpu"
 _DEVICES = (EDGE_TPU, "cpu")
 _REMEDY = "write it anew with `balancer profile`"
 _LARGEST = 10**12  # ns or bytes: sums over thousands of ops still fit 64 bits
-_KIND = DocumentKind(FORMAT, (VERSION,), "profile", Refusal(ProfileError, _REMEDY), format_remedy=_REMEDY)
+_KIND = DocumentKind(FORMAT, (VERSION,), Refusal(ProfileError, _REMEDY, "a profile"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from balancer.compiler import Compiled, Compiler, Outcome, Refused
+from balancer.compiler.failures import NO_CUT_HELPS, About
 from balancer.directory.saving import save_compiled
 from balancer.ground.opsets import members
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
@@ -23,13 +24,20 @@ if TYPE_CHECKING:
 class Compilation:
     """The result of `compile_plan`.
 
-    plan: with the compiler's report in each segment that was compiled. refused: the segments that were not compiled, each
-    with the reason. doubts: (name of a segment, how its report, its compiled file and the segment contradict each other).
+    plan: with the compiler's report in each segment that was compiled, now or before. refused: the segments that were not
+    compiled, each with the reason. doubts: (name of a segment, how its report, its compiled file and the segment contradict
+    each other).
     """
 
     plan: Plan
     refused: tuple[Refused, ...]
     doubts: tuple[tuple[str, str], ...]
+
+    @property
+    def kept(self) -> dict[str, SegmentReport]:
+        """By name of refused segment the report of an earlier compilation, whose files are kept."""
+        reports = {segment.name: segment.reported for segment in self.plan.segments}
+        return {r.name: report for r in self.refused if (report := reports[r.name]) is not None}
 
 
 def compile_plan(
@@ -52,7 +60,12 @@ def compile_plan(
     """
     opened = open_plan(plan)
     sources = [(segment.name, opened.segment_file(segment)) for segment in to_compile(opened.plan)]
-    outcomes = compiler.compile_all(sources, progress=progress)
+    outcomes = [
+        _advised(outcome, segment.ops & ~opened.graph.folded)
+        for segment, outcome in zip(
+            to_compile(opened.plan), compiler.compile_all(sources, progress=progress), strict=True
+        )
+    ]
     done = with_outcomes(opened.plan, opened.graph, compiler, outcomes)
     return Compilation(
         plan=save_compiled(done) if done.directory is not None else done,
@@ -64,6 +77,13 @@ def compile_plan(
 def to_compile(plan: Plan) -> list[Segment]:
     """The plan's segments on Edge TPUs."""
     return [segment for segment in plan.segments if plan.is_compiled(segment.name)]
+
+
+def _advised(outcome: Outcome, ops: OpSet) -> Outcome:
+    """The outcome, with a remedy that fits a segment of one op: it cannot be cut."""
+    if isinstance(outcome, Refused) and outcome.about is About.ACTIVATIONS and ops.bit_count() == 1:
+        return replace(outcome, remedy=NO_CUT_HELPS)
+    return outcome
 
 
 def with_outcomes(plan: Plan, graph: Graph, compiler: Compiler, outcomes: list[Outcome]) -> Plan:

@@ -16,6 +16,7 @@ import numpy as np
 
 from balancer.cost.hardware import FORMAT, VERSION
 from balancer.errors import DependencyError, MeasurementError
+from balancer.runtime.provenance import joined, not_of_devices, parse_provenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from balancer.cost.hardware import Hardware
     from balancer.ground.arrays import FloatArray
     from balancer.learning.measurements import MeasuredTime
+    from balancer.runtime.provenance import Provenance
 
 FREE = (
     "mac_ns_per_gmac", "dense_ns_per_mib", "written_ns_per_mib", "op_ns", "gather_ns", "gather_ns_per_mib",
@@ -41,7 +43,11 @@ _PULL = 0.1 / math.log(3)
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A fitted constant. before: its value in the preset. error: one standard deviation, as a share of the value."""
+    """A fitted constant. before: its value in the preset.
+
+    error: one standard deviation of the fit, as a share of the value. It is small also where the weak penalty alone, and
+    hardly a row, holds the constant; the constant has then not moved.
+    """
 
     name: str
     before: int
@@ -55,6 +61,7 @@ class Calibration:
 
     hardware: with the fitted constants. constants: those that were fitted. rows: how many measured times were used.
     error_before, error_after: mean absolute relative error of the predictions with the preset, and with the fit.
+    sources: on what the rows were measured.
     """
 
     hardware: Hardware
@@ -62,6 +69,20 @@ class Calibration:
     rows: int
     error_before: float
     error_after: float
+    sources: Provenance
+
+    @property
+    def doubts(self) -> list[str]:
+        """What makes the constants unfit for predicting Edge TPUs, in words."""
+        origin, count = not_of_devices(self.sources), len(self.constants)
+        doubts = list[str]()
+        if origin:
+            doubts.append(f"the times were not measured on Edge TPUs ({origin}), and the constants are not theirs")
+        if self.rows < count:
+            doubts.append(
+                f"fewer rows ({self.rows}) than constants ({count}): most stay near where they were; add rows"
+            )
+        return doubts
 
 
 def calibrate(
@@ -107,15 +128,21 @@ def calibrate(
         for name, deviation in zip(free, deviations, strict=True)
     )
     return Calibration(
-        hardware, constants, len(rows), float(np.abs(errors(zero)).mean()), float(np.abs(errors(after)).mean())
-    )
+        hardware=hardware, constants=constants, rows=len(rows), error_before=float(np.abs(errors(zero)).mean()),
+        error_after=float(np.abs(errors(after)).mean()), sources=joined(parse_provenance(row.source) for row in rows),
+    )  # fmt: skip
 
 
 def hardware_document(calibration: Calibration, name: str, source: str) -> dict[str, Any]:
     """The JSON document of a hardware file with the fitted constants.
 
-    name: of the new hardware. source: a few words on what the constants were fitted to, written beside each of them.
+    name: of the new hardware. Where the times come from anything but Edge TPUs, that is added to the name, which all
+    predictions with this hardware show. source: a few words on what the constants were fitted to, written beside each of
+    them.
     """
+    origin = not_of_devices(calibration.sources)
+    if origin:
+        name, source = f"{name}, fitted to {origin} times", f"{source} ({origin})"
     fitted = {c.name: c for c in calibration.constants}
     constants: dict[str, Any] = {}
     for key, value in calibration.hardware.constants.items():
@@ -131,7 +158,7 @@ def hardware_document(calibration: Calibration, name: str, source: str) -> dict[
         "format": FORMAT,
         "version": VERSION,
         "name": name,
-        "description": f"fitted to {source}",
+        "description": "; ".join((f"fitted to {source}", *calibration.doubts)),
         "constants": constants,
     }
 

@@ -64,6 +64,21 @@ def overruns(costs: SegmentCosts, evidence: Evidence) -> bool:
     return _unforeseen_bytes(costs, evidence) > _TOLERANCE_BYTES
 
 
+def overflow_bytes(costs: SegmentCosts, plan: Plan) -> int:
+    """Reported bytes that a compiled plan streams for lack of on-chip memory."""
+    # The compiler reports one sum. What is streamed by nature (constants of element-wise ops) is predicted, and taken off.
+    found = 0
+    for ops, evidence in evidence_of(plan).items():
+        terms = costs.terms(ops)
+        found += max(0, evidence.reported.streamed_bytes - (terms.streamed_bytes - terms.overflow_bytes))
+    return found
+
+
+def cpu_ops(plan: Plan) -> int:
+    """How many ops of a compiled plan the compiler left on the CPU."""
+    return sum(s.reported.cpu_ops for s in plan.segments if s.reported)
+
+
 def _unforeseen_bytes(costs: SegmentCosts, evidence: Evidence) -> int:
     return evidence.reported.streamed_bytes - costs.terms(evidence.ops).streamed_bytes
 

@@ -20,8 +20,9 @@ from balancer.inputs import random_items
 from balancer.interpreter import Kernels, open_interpreter, runtime_label
 from balancer.learning.cpu_fit import TimedModel, fit
 from balancer.learning.interleaved import CLOCKS, DEFAULT, Clocks, Limits, beside, interleaved
-from balancer.planning.machine import CPU, preset_of_this_cpu, usable_cores
+from balancer.planning.machine import CPU, preset_of_this_cpu
 from balancer.planning.predicting import predict
+from balancer.runtime.devices import usable_cores
 from balancer.runtime.options import RunOptions
 from balancer.runtime.pipeline import Pipeline
 from balancer.tflite.chains import Chain, Step, calibration_chains

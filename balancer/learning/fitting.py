@@ -21,6 +21,7 @@ import numpy as np
 
 from balancer.cost.profile import OpCosts, Profile
 from balancer.ground.opsets import OpSet, members
+from balancer.runtime.provenance import joined, not_of_devices, parse_provenance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,12 +49,13 @@ class Observed:
     """A measured stage.
 
     ops: of its segment. stage_ns: how long it was busy for one input. capacity_bytes: for parameters, as the compiler
-    reported it; None if it reported nothing.
+    reported it; None if it reported nothing. source: on what it was measured, see `runtime.provenance`.
     """
 
     ops: OpSet
     stage_ns: int
     capacity_bytes: int | None = None
+    source: str = ""
 
 
 def fitted(costed: CostedModel, observed: Sequence[Observed]) -> CostedModel:
@@ -71,6 +73,12 @@ def fitted(costed: CostedModel, observed: Sequence[Observed]) -> CostedModel:
 class _Fit:
     costed: CostedModel
     observed: Sequence[Observed]
+
+    @property
+    def label(self) -> str:
+        """What a plan says that its costs were learnt from."""
+        origin = not_of_devices(joined(parse_provenance(each.source) for each in self.observed))
+        return f"{LABEL} ({origin})" if origin else LABEL
 
     @cached_property
     def types(self) -> list[str]:
@@ -120,7 +128,7 @@ class _Fit:
             for name in names
         }
         by_type = dict(zip(self.types, factors[len(_LINKS) :], strict=True))
-        old = (self.costed.profile or Profile("", {})).taught_by(LABEL)
+        old = (self.costed.profile or Profile("", {})).taught_by(self.label)
         costs = self.costed.costs
         ops = dict(old.ops)
         for op in self.costed.graph.ops:

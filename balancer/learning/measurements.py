@@ -4,8 +4,8 @@ There are three kinds of file:
 
 published       A CSV file with a row for each measured configuration of a synthetic model: family and width, the number
                 of layers in each segment, and how inputs were fed.
-simple          A CSV file with the columns `plan,stage,measured_ms`: a plan file beside the CSV file, the name of one of
-                its segments, and that segment's time in milliseconds (see `recorded`).
+simple          A CSV file with the columns `plan,stage,measured_ms`: a plan, one of its segments, and that segment's time
+                in milliseconds (see `recorded`).
 measured plan   A plan file, or its directory, whose segments have measured times.
 """
 
@@ -22,10 +22,12 @@ from balancer.cost.hardware import Hardware
 from balancer.cost.segment import SegmentCosts
 from balancer.documents import read_table
 from balancer.errors import MeasurementError
+from balancer.ground.file_kinds import kind_of_path, refused
 from balancer.ground.opsets import OpSet, op_set
 from balancer.learning.recorded import COLUMNS, REFUSAL, StageTime, stage_times, time_ns
 from balancer.opened import open_plan
 from balancer.plan import load_plan, names_plan
+from balancer.runtime.provenance import MeasuredOn
 from balancer.tflite import synth
 from balancer.tflite.read import read_graph
 
@@ -43,10 +45,13 @@ _MOST_BATCH = 1 << 20
 
 
 class MeasuredTime(Protocol):
-    """One measured time, and its prediction for any hardware. Both in ns."""
+    """One measured time, and its prediction for any hardware. Both in ns. source: on what it was measured, as text."""
 
     @property
     def measured_ns(self) -> float: ...
+
+    @property
+    def source(self) -> str: ...
 
     def predicted_ns(self, hardware: Hardware) -> float: ...
 
@@ -72,6 +77,10 @@ class SyntheticRow:
     feeding: Feeding
     streamed_mib: tuple[float, ...] | None
 
+    @property
+    def source(self) -> str:
+        return MeasuredOn.DEVICE.value
+
     def graph(self) -> Graph:
         """The model. A dense model has a float32 output if it is whole and int8 if it is segmented: so it was measured."""
         return _synthetic_graph(self.family, self.width, self.layers, self.inputs, self.n_tpus == 1)
@@ -85,11 +94,14 @@ class SyntheticRow:
 
 @dataclass(frozen=True)
 class StageRow:
-    """One measured stage of a plan. ops: of its segment. measured_ns: how long it was busy for one input."""
+    """One measured stage of a plan. ops: of its segment. measured_ns: how long it was busy for one input. source: on what it
+    was measured, as text.
+    """
 
     plan: OpenedPlan
     ops: OpSet
     measured_ns: float
+    source: str
 
     def predicted_ns(self, hardware: Hardware) -> float:
         return float(_costs(self.plan.graph, hardware).terms(self.ops).stage_ns)
@@ -101,17 +113,18 @@ def read_measurements(path: Path) -> list[SyntheticRow] | list[StageRow]:
     path: a CSV file, a plan file, or a plan's directory. Of a published CSV file, rows count that have `use` = 1, a
     known split and a known way of feeding. Of a plan, the measured segments count.
 
-    Raises MeasurementError if the file cannot be read, has neither format, or has a wrong row; PlanError if a plan in
-    it cannot be opened.
+    Raises MeasurementError if the file cannot be read, has neither format, or has a wrong row; PlanError if the model of a
+    plan in it cannot be opened.
     """
     if names_plan(path):
         return _measured_segments(path)
     table = read_table(path, REFUSAL)
-    if table.columns >= _PUBLISHED:
+    if set(table.columns) >= _PUBLISHED:
         return [_synthetic_row(row, f"{path}, line {line}") for line, row in table.rows if _can_predict(row)]
-    if table.columns >= COLUMNS:
+    if set(table.columns) >= COLUMNS:
         return _stage_rows(stage_times(table, path))
-    raise MeasurementError("has neither format's columns", str(path), "give plan,stage,measured_ms")
+    what, remedy = refused(REFUSAL.takes, REFUSAL.remedy, kind_of_path(path), "has neither format's columns")
+    raise MeasurementError(what, str(path), remedy)
 
 
 def hardware_of(rows: Sequence[SyntheticRow] | Sequence[StageRow]) -> Hardware | None:
@@ -135,7 +148,7 @@ def hardware_of(rows: Sequence[SyntheticRow] | Sequence[StageRow]) -> Hardware |
 def _measured_segments(path: Path) -> list[StageRow]:
     """The segments of a plan that `balancer tune` has measured."""
     plan = load_plan(path)
-    times = [StageTime(plan, s.name, s.measured.stage_ns) for s in plan.segments if s.measured]
+    times = [StageTime(plan, s.name, s.measured.stage_ns, s.measured.source) for s in plan.segments if s.measured]
     rows = _stage_rows(times)
     if not rows or any(time.ns < 1 for time in times):
         what = "has no measured segments, or one with a measured time of 0"
@@ -179,7 +192,7 @@ def _synthetic_row(row: Mapping[str, str], where: str) -> SyntheticRow:
 def _check_synthetic(row: SyntheticRow) -> None:
     """Raises ValueError if the row's model, number of TPUs, batch or split is impossible."""
     if not (1 <= row.n_tpus <= _MOST_BATCH and 1 <= row.batch <= _MOST_BATCH):
-        raise ValueError(f"{row.n_tpus} TPUs, a batch of {row.batch}")
+        raise ValueError(f"n_tpus {row.n_tpus} and batch {row.batch} must be from 1 to {_MOST_BATCH}")
     if sum(row.split) != row.layers:
         raise ValueError(f"{sum(row.split)} layers in the split, {row.layers} in the model")
     if not all(0 <= mib < math.inf for mib in row.streamed_mib or ()):
@@ -194,7 +207,7 @@ def _stage_rows(times: Sequence[StageTime]) -> list[StageRow]:
         plan = time.plan
         if id(plan) not in opened:
             opened[id(plan)] = open_plan(plan)
-        rows.append(StageRow(opened[id(plan)], plan.segment(time.segment).ops, float(time.ns)))
+        rows.append(StageRow(opened[id(plan)], plan.segment(time.segment).ops, float(time.ns), time.source))
     return rows
 
 

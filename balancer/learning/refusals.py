@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from balancer.compiler.failures import About
+from balancer.compiler.failures import NO_CUT_HELPS, About
 from balancer.cost.activation_sizes import Measure, activation_size
 from balancer.cost.activations import op_mask
 from balancer.cost.compilable import Compilable
@@ -39,8 +39,9 @@ class RefusedSegment:
     """A segment that the compiler refused.
 
     name: in its plan. ops: of the segment. reason, remedy: in one line each. log: what the compiler printed. about: what the
-    failure tells about. tensor: the one that the judgement names, if it is not sure that the segment compiles; else None.
-    live_bytes: predicted; what activations take of each tile at the op that needs most.
+    failure tells about. live_bytes: predicted; what activations take of each tile at the op that needs most. tensor: the
+    largest that is live there, if the segment was refused for its activations and more is live than surely compiles; else
+    None. alone: the op that needs as much by itself, so that no cut makes it less; None if there is none, or no tensor.
     """
 
     name: str
@@ -49,8 +50,9 @@ class RefusedSegment:
     remedy: str
     log: str
     about: About
-    tensor: str | None
     live_bytes: int
+    tensor: str | None
+    alone: str | None
 
     @property
     def is_refusal(self) -> bool:
@@ -63,10 +65,21 @@ class RefusedSegment:
 def refused_segment(costs: SegmentCosts, ops: OpSet, refused: Refused) -> RefusedSegment:
     """The refused segment with these ops, with what is predicted of its activations."""
     judgement = costs.judgement(ops)
+    is_too_much = refused.about is About.ACTIVATIONS and judgement.tile_bytes > costs.compile_rule.sure_bytes
+    alone = _alone(costs, ops, judgement.tile_bytes) if is_too_much else None
     return RefusedSegment(
-        name=refused.name, ops=ops, reason=refused.reason, remedy=refused.remedy, log=refused.output,
-        about=refused.about, tensor=judgement.tensor, live_bytes=judgement.tile_bytes,
+        name=refused.name, ops=ops, reason=refused.reason, remedy=refused.remedy if alone is None else NO_CUT_HELPS,
+        log=refused.output, about=refused.about, live_bytes=judgement.tile_bytes,
+        tensor=judgement.tensor if is_too_much else None, alone=alone,
     )  # fmt: skip
+
+
+def _alone(costs: SegmentCosts, ops: OpSet, tile_bytes: int) -> str | None:
+    """The first op on the chip that needs this much of each tile in any segment, in words; None if there is none."""
+    needs = costs.compile_rule.activations.needs_alone
+    enough = (i for i in members(ops & costs.mapped & ~costs.on_cpu(ops)) if needs[i] >= tile_bytes)
+    op = next(enough, None)
+    return None if op is None else f"op {op} {costs.graph.ops[op].type}"
 
 
 def forbidden_by(costs: SegmentCosts, refused: Collection[RefusedSegment], compiled: Collection[OpSet]) -> Forbidden:

@@ -8,9 +8,13 @@ where activations were too large, plans also get smaller from round to round:
     2               the least size, by the first of these measures
     1               the least size, by the last of them
 
-If the compiler goes by one of the measures, then it takes one of these plans wherever it takes any. With constraints, or
-if nothing is known of the reason, the next plan is the fastest in each round. Once a plan was compiled, the rounds that are
-left are for faster ones (`halfway`).
+Sizes are predicted for the segment within its model. The compiler sees the segment's file, which is never larger by either
+measure, and may be smaller: it does not say what else reads a tensor. So this much holds: if the compiler goes by one of the
+measures, and some plan's predicted sizes are below its limit, then it takes one of the plans above, provided that the search
+for the least size leaves out no partition. A plan whose sizes are below the limit in its files alone may be missed.
+
+With constraints, or if nothing is known of the reason, the next plan is the fastest in each round. Once a plan was compiled,
+the rounds that are left are for faster ones (`halfway`).
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import TYPE_CHECKING
 from balancer.cost.activation_sizes import activation_size, least_alone
 from balancer.errors import CompilerError, InfeasibleError
 from balancer.ground.opsets import members, op_ranges
+from balancer.ground.wording import counted
 from balancer.planning.least_size import least_size
 from balancer.planning.solving import solve_costed_model
 
@@ -93,8 +98,8 @@ def _fastest(costed: CostedModel, options: Options, limits: Sequence[Mapping[Mea
 
 def failure(refused: Sequence[RefusedSegment]) -> CompilerError:
     """The error for a plan that was not compiled, if no other plan helps. refused: its segments."""
-    more = f" ({len(refused)} segments fail)" if len(refused) > 1 else ""
-    first = refused[0]
+    more = f" ({counted(len(refused), 'segment')} fail)" if len(refused) > 1 else ""
+    first = _telling(refused)
     return CompilerError(f"cannot be compiled: {first.reason}{more}", _place(first), first.remedy)
 
 
@@ -102,25 +107,33 @@ def all_refused(costed: CostedModel, rounds: Sequence[Sequence[RefusedSegment]])
     """The error for rounds that all ended in refusals. rounds: the refused segments of each, in order."""
     if len(rounds) == 1:
         return failure(rounds[0])
-    last = rounds[-1][0]
+    last = _telling(rounds[-1])
     what = (
         f"cannot be compiled in any of the {len(rounds)} ways that were tried; of the last one, "
-        f"{_place(last)} is refused: {last.reason}{around(last)}"
+        f"{_place(last)} is refused: {last.reason}{_around(last)}"
     )
     return CompilerError(what, _model(costed), last.remedy)
 
 
 def no_other_plan(costed: CostedModel, refused: Sequence[RefusedSegment]) -> InfeasibleError:
     """The error where each plan has a segment that the compiler refused, or surely would. refused: of the last plan."""
-    first = refused[0]
-    why = f"{first.reason}{around(first)}"
+    first = _telling(refused)
+    why = f"{first.reason}{_around(first)}"
     what = f"cannot be compiled: each plan has a segment that is refused, such as {_place(first)}: {why}"
     return InfeasibleError(what, _model(costed), first.remedy)
 
 
-def around(refused: RefusedSegment) -> str:
-    """Where a refused segment has most live activations, in words; empty if that is not judged."""
-    return f", around tensor '{refused.tensor}'" if refused.tensor is not None else ""
+def _telling(refused: Sequence[RefusedSegment]) -> RefusedSegment:
+    """The refused segment that tells most: the first one with an op that is too large by itself, if there is one."""
+    return next((each for each in refused if each.alone), refused[0])
+
+
+def _around(refused: RefusedSegment) -> str:
+    """Where a refused segment has most live activations, in words; empty if that is not judged or not the reason."""
+    if refused.tensor is None:
+        return ""
+    alone = f", which {refused.alone} needs by itself" if refused.alone else ""
+    return f", around tensor '{refused.tensor}'{alone}"
 
 
 def _place(refused: RefusedSegment) -> str:
@@ -128,4 +141,4 @@ def _place(refused: RefusedSegment) -> str:
 
 
 def _model(costed: CostedModel) -> str:
-    return f"{costed.graph.name} on {costed.devices.text}"
+    return f"{costed.graph.name} on {costed.devices.in_words}"

@@ -5,8 +5,7 @@
       |                    v
     solve again  <-  correct the costs (`learning.correcting`)
 
-It ends when the reports agree, when a plan repeats, when a new plan promises no more than the best so far, or after the
-allowed number of rounds.
+It ends when the reports agree, a plan repeats, a new plan promises no more than the best so far, or no round is left.
 
 A segment that the compiler refuses does not end it. Such a segment is forbidden from then on, with others that are surely
 refused for the same reason (`learning.refusals`), and the model is solved again (`loops.avoiding`). So each round leaves
@@ -26,9 +25,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from balancer.compiler import find_compiler
+from balancer.cost.compilable import Compilable
 from balancer.directory.compiling import Compilation, compile_plan
 from balancer.errors import InfeasibleError
-from balancer.learning.correcting import contradicts, corrected, evidence_of, overruns
+from balancer.ground.wording import counted
+from balancer.learning.correcting import contradicts, corrected, cpu_ops, evidence_of, overflow_bytes, overruns
 from balancer.learning.refusals import forbidden_by, refused_segment
 from balancer.loops.aiming import narrowed
 from balancer.loops.avoiding import all_refused, failure, halfway, next_to_compile, no_other_plan
@@ -39,7 +40,7 @@ from balancer.planning.comparing import OURS_ONE, comparison
 from balancer.planning.costed_model import ERROR, costed_model_of
 from balancer.planning.reported import reported_problem
 from balancer.planning.solved import solution_of
-from balancer.planning.solving import is_outside_claim, solve_costed_model
+from balancer.planning.solving import bounded_by, is_outside_claim, solve_costed_model
 from balancer.solve import Ended, Solution, Value, evaluate, steady_rate
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class _Refinement:
             solution = self._next(rounds - len(self.rounds))
         if not self.tried:
             raise all_refused(self.costed, [done.refused for done in self.rounds])
-        return f"{rounds} rounds were allowed"
+        return f"{counted(rounds, 'round')} allowed"
 
     def _next(self, rounds_left: int) -> Solution | None:
         """The best solution under the corrected costs; None if no round is left, or if it promises no more than the best
@@ -201,23 +202,35 @@ class _Refinement:
         if not self.tried:
             return self._next_after_refusals(rounds_left)
         try:
-            solution = self._solve()
+            solutions = [self._solve(known) for known in self._ways_to_judge()]
         except InfeasibleError as error:
             if self.refused or not self.options.constraints:
                 return None  # what was learnt leaves no plan; `_best` decides whether a compiled one will do
             what, where, remedy = error.args
             raise InfeasibleError(f"with the memory that the compiler reported, {what}", where, remedy) from error
-        if solution.ended is Ended.INTERRUPTED:
+        if any(solution.ended is Ended.INTERRUPTED for solution in solutions):
             raise KeyboardInterrupt
         best_so_far = min(self.tried, key=self._key)
         best = evaluate(self._with_reports(), best_so_far.solution.pipelines)
         # The best so far overflows and must not: then any new plan is worth a round, even a slower one.
-        unsettled = self._keeps_within_memory() and self._overflow_bytes(best_so_far) > 0
-        return solution if unsettled or best is None or solution.value < best else None
+        unsettled = self._keeps_within_memory() and overflow_bytes(self.known.costs, best_so_far.plan) > 0
+        promising = [s for s in solutions if unsettled or best is None or s.value < best]
+        tried = [t.solution.pipelines for t in self.tried]
+        return min(promising, key=lambda s: s.pipelines in tried, default=None)
+
+    def _ways_to_judge(self) -> list[CostedModel]:
+        """What is known, with compiled segments as surely compiling. Where such plans are only preferred, also as if none were
+        compiled: else compiled plans would be preferred to all new ones that only may compile.
+        """
+        compiled = frozenset(ops for ops in self.evidence if self.known.level(ops) is not Compilable.SURELY)
+        if not compiled:
+            return [self.known]
+        as_judged = [] if self.options.compilable else [self.known]
+        return [replace(self.known, compiled=compiled), *as_judged]
 
     def _next_after_refusals(self, rounds_left: int) -> Solution:
         try:
-            solution = next_to_compile(self.known, self.options, rounds_left)
+            solution = next_to_compile(self._ways_to_judge()[0], self.options, rounds_left)
         except InfeasibleError as error:
             raise no_other_plan(self.costed, self.rounds[-1].refused) from error
         if solution.ended is Ended.INTERRUPTED:
@@ -239,9 +252,9 @@ class _Refinement:
         )  # fmt: skip
         return tuple(each for each in refused if not each.is_refusal)
 
-    def _solve(self) -> Solution:
-        """The best solution under the corrected costs: the fastest, or one without overflow (see the module)."""
-        known = halfway(self.known, self.evidence)
+    def _solve(self, known: CostedModel) -> Solution:
+        """The best solution under these costs: the fastest, or one without overflow (see the module)."""
+        known = halfway(known, self.evidence)
         fastest = solve_costed_model(known, self.options)
         if self.options.overflow or not self.overran:
             return fastest
@@ -298,27 +311,16 @@ class _Refinement:
         names = {s.ops: s.name for s in plan.segments if s.ops in compiled}
         reports = [s.reported for s in plan.segments if s.reported]
         return RefineRound(
-            number=len(self.rounds) + 1,
-            segments=len(plan.segments),
+            number=len(self.rounds) + 1, segments=len(plan.segments), cpu_ops=cpu_ops(plan),
             predicted_streamed_bytes=sum(s.predicted.streamed_bytes for s in plan.segments),
-            reported_streamed_bytes=sum(r.streamed_bytes for r in reports),
-            cpu_ops=sum(r.cpu_ops for r in reports),
-            predicted_per_s=plan.predicted.throughput_per_s,
-            reported_per_s=float(rate or 0),
-            contradicted=tuple(names[ops] for ops in contradicted),
-        )
+            reported_streamed_bytes=sum(r.streamed_bytes for r in reports), reported_per_s=float(rate or 0),
+            predicted_per_s=plan.predicted.throughput_per_s, contradicted=tuple(names[ops] for ops in contradicted),
+        )  # fmt: skip
 
     def _with_reports(self) -> Problem:
         """The problem under the corrected costs, in which compiled segments have the memory that was reported."""
         reports = {ops: e.reported for ops, e in self.evidence.items()}
         return reported_problem(self.known.without_forbidden, reports)
-
-    def _overflow_bytes(self, tried: _Tried) -> int:
-        """Reported bytes that a plan streams for lack of on-chip memory."""
-        costs = self.known.costs
-        # The compiler reports one sum. What is streamed by nature (constants of element-wise ops) is predicted, and taken off.
-        always = {ops: (t := costs.terms(ops)).streamed_bytes - t.overflow_bytes for ops in evidence_of(tried.plan)}
-        return sum(max(0, e.reported.streamed_bytes - always[ops]) for ops, e in evidence_of(tried.plan).items())
 
     def _key(self, tried: _Tried) -> tuple[bool, Value]:
         """A sort key: the best plan has the smallest.
@@ -328,16 +330,17 @@ class _Refinement:
         """
         value = evaluate(self._with_reports(), tried.solution.pipelines)
         assert value is not None  # it was a plan under costs that allowed the same segments
-        fits = (t for t in self.tried if not self._overflow_bytes(t))
-        beaten = self._overflow_bytes(tried) > 0 and any(_cpu_ops(t.plan) <= _cpu_ops(tried.plan) for t in fits)
+        costs = self.known.costs
+        fits = (t for t in self.tried if not overflow_bytes(costs, t.plan))
+        beaten = overflow_bytes(costs, tried.plan) > 0 and any(cpu_ops(t.plan) <= cpu_ops(tried.plan) for t in fits)
         return self._keeps_within_memory() and beaten, value
 
     def _best(self) -> Plan:
         best = min(self.tried, key=self._key)
-        if self.options.overflow == ERROR and self._overflow_bytes(best):
-            bytes_over = self._overflow_bytes(best)
+        bytes_over = overflow_bytes(self.known.costs, best.plan)
+        if self.options.overflow == ERROR and bytes_over:
             what = f"every plan that was compiled streams for lack of on-chip memory, the best one {bytes_over} bytes"
-            raise InfeasibleError(what, self.costed.devices.text, "allow more TPUs, or streaming")
+            raise InfeasibleError(what, self.costed.devices.in_words, "allow more TPUs, or streaming")
         solution = self._proven(best.solution)
         known = self.known.with_limits({})
         rows = comparison(known, solution.pipelines, options=self.options, default=self.default)
@@ -372,18 +375,17 @@ class _Refinement:
         assert value is not None
         try:
             # Limits are guesses, about which nothing is to be claimed.
-            optimum = solve_costed_model(self.known.with_limits({}), self.options)
+            known = self._ways_to_judge()[-1].with_limits({})
+            optimum = solve_costed_model(known, self.options)
+            if is_outside_claim(known, solution, optimum, self.options):
+                known = self._ways_to_judge()[0].with_limits({})
+                optimum = solve_costed_model(known, self.options)
         except InfeasibleError:
             # The corrected costs forbid even this plan, which its own reports allow. So nothing is known of the optimum.
             return replace(solution, value=value, bound_ns=None, statistics=counts)
-        least, latency = self._largest_bound_ns(optimum), optimum.latency_bound_ns
-        if is_outside_claim(self.known, solution, optimum, self.options):
-            least = latency = None
-        return replace(
-            solution, value=value, over=optimum.over, ended=optimum.ended, statistics=counts,
-            bound_ns=None if least is None else min(least, value.objective_ns),
-            latency_bound_ns=None if latency is None else min(latency, value.latency_ns),
-        )  # fmt: skip
+        solution = replace(solution, value=value, statistics=counts)
+        optimum = replace(optimum, bound_ns=self._largest_bound_ns(optimum))
+        return bounded_by(known, solution, optimum, self.options)
 
     def _largest_bound_ns(self, optimum: Solution) -> int | None:
         """The bound of a solution without forbidden segments, or that of all plans where it is larger."""
@@ -392,7 +394,3 @@ class _Refinement:
         free = solve_costed_model(self.known.without_forbidden, self.options)
         # If a faster plan was passed over, the bound does not hold for all plans.
         return max(optimum.bound_ns, free.bound_ns or 0) if free.passed_over_ns is None else optimum.bound_ns
-
-
-def _cpu_ops(plan: Plan) -> int:
-    return sum(s.reported.cpu_ops for s in plan.segments if s.reported)

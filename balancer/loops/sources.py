@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from balancer.compiler import Compiler
     from balancer.ground.opsets import OpSet
     from balancer.inputs import Item
+    from balancer.learning.recorded import StageTime
     from balancer.planning.costed_model import CostedModel
     from balancer.runtime.simulated import Behaviour
 
@@ -91,28 +92,30 @@ def behaviours(plan: Plan, truth: Source, jitter: float = 0.0) -> dict[str, Beha
 
 @dataclass(slots=True)
 class RecordedTimes:
-    """Times from a CSV file with the columns plan,stage,measured_ms: a plan file beside it, and one of its segments.
+    """Times from a CSV file as `balancer bench --csv` writes it (see `learning.recorded`).
 
-    known: (hash of the model, ops of the segment) -> ns, read from `path`.
-    Creating it raises MeasurementError or PlanError if the file, or a plan that it names, cannot be read. Calling it
-    raises MeasurementError for a plan with a segment that the file has no time for.
+    known: (hash of the model, ops of the segment) -> the last of its times in `path`.
+    Creating it raises MeasurementError if the file, or a plan that it names, cannot be read. Calling it raises
+    MeasurementError for a plan with a segment that the file has no time for.
     """
 
     path: Path
-    known: dict[tuple[str, OpSet], int] = field(default_factory=dict)
+    known: dict[tuple[str, OpSet], StageTime] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for time in read_stage_times(self.path):
-            self.known[time.plan.model.sha256, time.plan.segment(time.segment).ops] = time.ns
+            self.known[time.plan.model.sha256, time.plan.segment(time.segment).ops] = time
 
     def __call__(self, plan: Plan) -> Seen:
         segments = []
         for segment in plan.segments:
-            ns = self.known.get((plan.model.sha256, segment.ops))
-            if ns is None:
+            time = self.known.get((plan.model.sha256, segment.ops))
+            if time is None:
                 what = f"holds no time of the segment with ops {segment.op_ranges}"
-                raise MeasurementError(what, str(self.path), "measure it, and add a row")
-            measured = SegmentMeasurement(stage_ns=ns, runs=1, device="file", source=MeasuredOn.RECORDED.value)
+                measured_by = f": `balancer bench {plan.directory} --csv {self.path}`" if plan.directory else ""
+                remedy = f"measure its plan{measured_by}"
+                raise MeasurementError(what, str(self.path), remedy)
+            measured = SegmentMeasurement(stage_ns=time.ns, runs=1, device="file", source=time.source)
             segments.append(replace(segment, measured=measured))
         return Seen(replace(plan, segments=tuple(segments)))
 

@@ -3,7 +3,7 @@
     plan -> measure each stage -> correct the costs (`learning.correcting`, `learning.fitting`) -> solve -> plan -> ...
 
 It ends when a partition repeats, when the next plan promises less than 1 % more than the best measured so far, after the
-allowed number of rounds, or with Ctrl-C. The plan with the best measurement is the result.
+allowed number of rounds, when a plan cannot be measured, or with Ctrl-C. The plan with the best measurement is the result.
 
 All plans keep the limits of the first one, so that their rates compare. Measurements are kept by the ops of a segment,
 not by its name: another plan gives the same names to other ops.
@@ -13,27 +13,28 @@ Google's profiling bisection can be run against the same source of times (`bisec
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from balancer.directory.saving import compiled_files
-from balancer.errors import BalancerError, InfeasibleError
+from balancer.errors import BalancerError, InfeasibleError, PlanError
 from balancer.ground.rates import latency_ns, pipeline_rate, plan_rate
+from balancer.ground.wording import counted
 from balancer.learning.correcting import Evidence, corrected
 from balancer.learning.fitting import Observed, fitted
 from balancer.loops.aiming import Achieved, Aim, narrowed
 from balancer.loops.simulating import perturbed
 from balancer.loops.sources import TrueCosts
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
+from balancer.plan import EDGE_TPU
 from balancer.planning.assembling import assemble
 from balancer.planning.checks import check_count
 from balancer.planning.comparing import comparison, default_cuts
 from balancer.planning.costed_model import costed_model_of
 from balancer.planning.predicting import partition_plan
 from balancer.planning.solved import pipelines_of
-from balancer.planning.solving import solve_costed_model
+from balancer.planning.solving import bounded_by, solve_costed_model
 from balancer.runtime.provenance import joined, parse_provenance, provenance_text
 from balancer.solve import Ended, PipelineSpec, Solution, evaluate
 from balancer.solve.bisection import Bisection, bisect_cuts
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from balancer.planning.costed_model import CostedModel
     from balancer.planning.options import Options
 
-_LOG = logging.getLogger(__name__)
 ROUNDS = 5
 
 
@@ -81,7 +81,8 @@ class Tuned:
 
     plan: the one with the best measurement. Its segments have their measured times; its predictions come from the
     corrected costs. rounds: in order. ended: why there were no more rounds, in words. best: the round of the plan. gain:
-    the improvement over the first plan as a ratio, of rates, or of latencies if these are minimised.
+    the improvement over the first plan as a ratio, of rates, or of latencies if these are minimised. unmeasured: the plan
+    of the next round where the source could not measure it, which is worth measuring; else None.
     """
 
     plan: Plan
@@ -89,6 +90,7 @@ class Tuned:
     ended: str
     best: TuneRound
     gain: float
+    unmeasured: Plan | None = None
 
 
 def tune(
@@ -105,14 +107,24 @@ def tune(
     `PipelineTimes`, `RecordedTimes` or `TrueCosts`. rounds: how many plans may be measured. options: limits on all plans in
     addition to those of the first one, and how to search for them. on_round: called after each round.
 
-    Nothing is written; `save` does that. Raises PlanError if the plan cannot be opened, ConstraintError if the options
+    Nothing is written; `save` does that. Raises PlanError if the plan cannot be opened, or is for others than Edge TPUs of one
+    kind, ConstraintError if the options
     would loosen a limit of the plan or the plan itself breaks them, and whatever the source raises in the first round. If
     the source fails in a later round, or Ctrl-C is pressed, the result is the best of the rounds before.
     """
     check_count("rounds", rounds)
     opened = open_plan(plan)
+    _check_one_kind(opened.plan)
     aim = Aim(narrowed(opened.plan, options))
     return _Tuning(costed_model_of(opened), source, aim, on_round).run(opened.plan, rounds)
+
+
+def _check_one_kind(plan: Plan) -> None:
+    """Raises PlanError for a plan whose devices are not Edge TPUs of one kind: their costs are what is corrected."""
+    if len(plan.devices) > 1 or plan.devices[0].device != EDGE_TPU:
+        kinds = ",".join(f"{devices.kind}={devices.count}" for devices in plan.devices)
+        what = f"is for {kinds}, and tuning corrects the costs of Edge TPUs of one kind"
+        raise PlanError(what, plan.file_name, "tune a plan for one kind; `balancer bench` measures this one")
 
 
 @dataclass
@@ -131,6 +143,7 @@ class _Tuning:
     observed: dict[OpSet, Observed] = field(default_factory=dict)
     rounds: list[TuneRound] = field(default_factory=list)
     seen: list[tuple[tuple[PipelineSpec, ...], Seen]] = field(default_factory=list)
+    unmeasured: Plan | None = None
 
     def run(self, plan: Plan, rounds: int) -> Tuned:
         self._measure(plan, pipelines_of(plan))
@@ -141,7 +154,8 @@ class _Tuning:
             ended = f"interrupted after round {len(self.rounds)}"
             best_plan = self._best(self._no_proof)
         best = self.rounds[self._best_round]
-        return Tuned(best_plan, tuple(self.rounds), ended, best, self.aim.gain(self.rounds[0].achieved, best.achieved))
+        gain = self.aim.gain(self.rounds[0].achieved, best.achieved)
+        return Tuned(best_plan, tuple(self.rounds), ended, best, gain, self.unmeasured)
 
     def _improve(self, rounds: int) -> str:
         """Solve and measure again. Returns why it ended."""
@@ -158,14 +172,15 @@ class _Tuning:
             # A gain of less than 1 % is within the accuracy of measuring: not worth compiling and measuring another plan.
             if not self.aim.promises_more(solution.value, self.rounds[self._best_round].achieved):
                 return "another one promises less than 1 % more"
+            following = assemble(known, solution, (), self.aim.options.held_to)
             try:
-                self._measure(assemble(known, solution, (), self.aim.options.held_to), solution.pipelines)
+                self._measure(following, solution.pipelines)
             except BalancerError as error:
-                # The rounds before still count. It may be that this plan cannot be compiled, or that a device is gone.
-                ended = f"round {len(self.rounds) + 1} cannot be measured: {error}"
-                _LOG.warning("%s", ended)
-                return ended
-        return f"{rounds} rounds were allowed"
+                # The rounds before still count. It may be that nobody has measured this plan yet, that it cannot be compiled
+                # here, or that a device is gone.
+                self.unmeasured = following
+                return f"round {len(self.rounds) + 1} cannot be measured: {error}"
+        return f"{counted(rounds, 'round')} allowed"
 
     def _solve(self, known: CostedModel) -> Solution:
         return solve_costed_model(known, self.aim.options)
@@ -178,7 +193,8 @@ class _Tuning:
             if measured is None:
                 continue
             self.observed.pop(ops, None)  # the latest ones last
-            self.observed[ops] = Observed(ops, measured.stage_ns, reported.capacity_bytes if reported else None)
+            capacity = reported.capacity_bytes if reported else None
+            self.observed[ops] = Observed(ops, measured.stage_ns, capacity, measured.source)
             if reported:
                 self.evidence[ops] = Evidence(ops, reported)
             worst = max(worst, abs(segment.predicted.stage_ns - measured.stage_ns) / max(1, measured.stage_ns))
@@ -245,17 +261,12 @@ class _Tuning:
         """The solution with a bound on the optimum under the corrected costs, and the rows of the comparison."""
         rows = comparison(known, measured.pipelines, options=self.aim.options)
         try:
-            bound = self._solve(known)
+            optimum = self._solve(known)
         except InfeasibleError:
             return measured, rows  # under the corrected costs no plan keeps the limits: there is no optimum to bound
-        least, latency = bound.bound_ns, bound.latency_bound_ns
-        if least is not None:
-            least = min(least, measured.value.objective_ns)
-        proven = replace(
-            bound, pipelines=measured.pipelines, value=measured.value, bound_ns=least, statistics=measured.statistics,
-            latency_bound_ns=None if latency is None else min(latency, measured.value.latency_ns),
-        )  # fmt: skip
-        return proven, rows
+        # It keeps the name of the solver that proved the bound, and what was passed over.
+        named = replace(measured, solver=optimum.solver, passed_over_ns=optimum.passed_over_ns)
+        return bounded_by(known, named, optimum, self.aim.options), rows
 
     def _no_proof(self, known: CostedModel, measured: Solution) -> tuple[Solution, Sequence[ComparisonRow]]:
         """The solution without a bound or a comparison: after Ctrl-C the user is not to wait for solvers."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.documents import DocumentKind, Refusal, read_document
 from balancer.errors import PlanError
+from balancer.ground.file_kinds import PLAN_NAME, kind_of_path
 from balancer.ground.opsets import interval_set
+from balancer.ground.wording import counted
 from balancer.plan.document import MOST_OPS, from_json
 from balancer.plan.records import COMPILE_LEVELS, CPU, EDGE_TPU, FORMAT, VERSION, Plan, PlanPipeline, Segment
 from balancer.plan.remembered import check_refusals, check_remembered
@@ -30,15 +31,13 @@ _LARGEST_CONSTANT = 10**10  # as in hardware files: the times of thousands of op
 _KIND = DocumentKind(
     FORMAT,
     (1, VERSION),
-    "plan file",
-    Refusal(PlanError, "give a plan file that balancer wrote"),
-    format_remedy="give a *_plan_*.json that balancer wrote",
+    Refusal(PlanError, "give a plan's directory, or the *_plan_N.json in it", "a plan file"),
     version_remedy="update balancer, or solve again",
 )
 # The values of `SolverReport.ended` other than "complete". Plans of version 0.1.0 have them as keys of the statistics.
 _CUT_SHORT = ("interrupted", "limit_reached", "down_sets_left_out")
 _ENDED = ("complete", "not_searched", *_CUT_SHORT)
-_NAME = re.compile(r".+_plan_\d+\.json", re.DOTALL)  # as `Plan.file_name` makes it
+REFUSED_LOG = "{}_refused.log"  # in a plan's directory: what the compiler printed of a segment that it refused
 
 
 def plan_text(plan: Plan) -> str:
@@ -108,11 +107,20 @@ def _plan_file(path: Path) -> Path:
     try:
         if not path.is_dir():
             return path
-        plan_files = sorted(entry.name for entry in path.iterdir() if _NAME.fullmatch(entry.name) and entry.is_file())
+        plan_files = sorted(
+            entry.name for entry in path.iterdir() if PLAN_NAME.fullmatch(entry.name) and entry.is_file()
+        )
     except OSError as error:
         raise PlanError(f"cannot be read ({error.strerror})", str(path), "check the path") from error
+    if not plan_files and any(path.glob(REFUSED_LOG.format("*"))):
+        what = f"holds no plan, only what the compiler printed of segments that it refused ({REFUSED_LOG.format('*')})"
+        raise PlanError(what, str(path), "read that with `balancer inspect FILE.log`, and solve with -o again")
     if not plan_files:
-        raise PlanError("holds no plan file (*_plan_N.json)", str(path), "name the plan file, or solve with -o first")
+        kind = kind_of_path(path)
+        remedy = "name the plan file, or solve with -o first"
+        if kind is not None and kind.name != "a folder":
+            remedy = f"it is {kind.name}; {kind.hint}"
+        raise PlanError("holds no plan file (*_plan_N.json)", str(path), remedy)
     if len(plan_files) > 1:
         raise PlanError(
             f"holds {len(plan_files)} plan files: {', '.join(plan_files)}", str(path), "name the one that you mean"
@@ -141,7 +149,7 @@ def file_bytes(plan: Plan, name: str, sha256: str | None, *, remedy: str = "solv
 def check_op_count(plan: Plan, n_ops: int) -> None:
     """Raise PlanError if the plan was made for another number of ops than its model has."""
     if plan.model.ops != n_ops:
-        raise PlanError(f"is for {plan.model.ops} ops, its model has {n_ops}", plan.file_name, "solve again")
+        raise PlanError(f"is for {counted(plan.model.ops, 'op')}, its model has {n_ops}", plan.file_name, "solve again")
 
 
 def _check(plan: Plan, where: str) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from balancer.cost.cpu_hardware import CpuHardware
 from balancer.cost.devices import Devices
 from balancer.cost.hardware import AnyHardware, Hardware, load_kind
-from balancer.errors import HardwareError
-from balancer.planning.machine import CPU, attached_kinds, this_cpu
+from balancer.errors import DeviceError, HardwareError
+from balancer.planning.machine import CPU, attached_counts, this_cpu
+from balancer.runtime.devices import list_devices
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +34,7 @@ def devices_asked(asked: AskedDevices, default: str | Path | AnyHardware = "pcie
     if isinstance(asked, str):
         asked = _parsed(asked.strip())
     if isinstance(asked, str):
-        return Devices(attached_kinds())
+        asked = _attached()
     if isinstance(asked, Mapping):
         if not asked:
             raise ValueError(f"no devices are named: {_EXAMPLE}")
@@ -44,6 +45,15 @@ def devices_asked(asked: AskedDevices, default: str | Path | AnyHardware = "pcie
 def kind_named(source: str | Path) -> AnyHardware:
     """The kind of a preset or a hardware file; `cpu` is this machine's CPU. Raises HardwareError as `load_kind` does."""
     return this_cpu() if str(source) == CPU else load_kind(source)
+
+
+def _attached() -> dict[str, int]:
+    """What this machine has, by kind. Raises DeviceError if there is no Edge TPU."""
+    counts = attached_counts(list_devices())
+    if set(counts) == {CPU}:
+        what, remedy = "there is no Edge TPU that can be used", "run `balancer devices`, or name devices"
+        raise DeviceError(what, "this machine", remedy)
+    return counts
 
 
 def _parsed(text: str) -> int | str | dict[str, int]:

@@ -16,6 +16,7 @@ from balancer.planning.comparing import comparison
 from balancer.planning.costed_model import open_costed_model, with_profile
 from balancer.planning.options import Options
 from balancer.planning.solving import solve_costed_model
+from balancer.solve import Deadline, Ended
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,15 +60,22 @@ def balance(  # noqa: PLR0913 - the public entry: each keyword is one thing that
         raise ValueError(f"{options.stages} stages need as many TPUs, there are {devices.total}")
     costed = _open(model, devices, profile, keep_state=keep_state)
     check_constraints(options.constraints, len(costed.graph.ops), devices.total)
+    deadline = Deadline.after(options.seconds)
     solution = solve_costed_model(costed, options)
-    rows = _compared(costed, solution, options)
+    rows = _compared(costed, solution, options, deadline)
     return assemble(costed, solution, rows, options.held_to)
 
 
-def _compared(costed: CostedModel, solution: Solution, options: Options) -> tuple[ComparisonRow, ...]:
-    """The rows of the plan's comparison. Empty if Ctrl-C is pressed meanwhile: the plan itself is not lost."""
+def _compared(
+    costed: CostedModel, solution: Solution, options: Options, deadline: Deadline
+) -> tuple[ComparisonRow, ...]:
+    """The rows of the plan's comparison. Empty if Ctrl-C is pressed meanwhile: the plan itself is not lost.
+
+    After Ctrl-C, or where the time is up, nobody is to wait for the one row that takes a search of its own.
+    """
+    unsolved = "interrupted" if solution.ended is Ended.INTERRUPTED else "out of time" if deadline.is_over else None
     try:
-        return comparison(costed, solution.pipelines, options=options)
+        return comparison(costed, solution.pipelines, options=options.until(deadline), unsolved=unsolved)
     except KeyboardInterrupt:
         _LOG.warning("interrupted: the plan is kept, and stands without a comparison")
         return ()

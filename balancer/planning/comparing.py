@@ -61,12 +61,14 @@ def comparison(
     *,
     options: Options = ANYTHING,
     default: DefaultSplit | None = None,
+    unsolved: str | None = None,
 ) -> tuple[ComparisonRow, ...]:
     """The rows of the comparison. The last row is the plan that is compared.
 
     plan: its pipelines. options: what the plan was solved with: `solver` names its row ("ours", or the baseline that made
     it); other rows that break its limits are marked. default: how the compiler's own `--num_segments` split the model, if
-    that is known; it gets a row with the reported memory, beside the row of its stand-in.
+    that is known; it gets a row with the reported memory, beside the row of its stand-in. unsolved: why
+    the best single pipeline is not searched for, in words; its row then has this note and no numbers. None to search.
     """
     # Rows are valued as if every segment could be compiled. Those with a forbidden one are marked below.
     n_tpus = costed.devices.total
@@ -79,13 +81,15 @@ def comparison(
         EQUAL: _cut(problem, equal_op_counts(problem.n_ops, min(n_tpus, problem.n_ops))),
         **{row: _baseline(problem, solver) for row, solver in BASELINES.items()},
         **({EXHAUSTIVE: _baseline(problem, EXHAUSTIVE)} if problem.n_ops**n_tpus <= MOST_TRIED else {}),
-        OURS_ONE: _one_pipeline(costed, problem, options),
+        OURS_ONE: None if unsolved else _one_pipeline(costed, problem, options),
     }
     own = row_of(options.solver)
     plans.pop(own, None)  # the row of the same baseline, if the plan was made by one
     plans[own] = plan  # the last row
     rates = {name: steady_rate(problem, plan) if plan else None for name, plan in plans.items()}
     notes = {REAL_DEFAULT: default.note if default else None}
+    if unsolved:
+        notes[OURS_ONE] = f"not solved: {unsolved}"
     if costed.state == KEPT:
         notes |= {name: "does not keep state" for name, made in plans.items() if made and not _keeps_order(made)}
     rows = (_row(problem, name, made, rates, notes.get(name)) for name, made in plans.items())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING
 
-from balancer.cost.compilable import Compilable
+from balancer.cost.compilable import LEVELS, Compilable
 from balancer.cost.devices import Devices
 from balancer.cost.hardware import AnyHardware, Hardware
 from balancer.cost.profile import Profile, load_profile
@@ -16,6 +16,7 @@ from balancer.plan import KEPT, state_of
 from balancer.planning.asked_devices import devices_asked
 from balancer.planning.forbidding import ANYTHING_ALLOWED, Forbidden, forbidden_of, without
 from balancer.planning.problem import problem_of
+from balancer.planning.taken import with_taken
 from balancer.tflite.opened import OpenedModel, open_model
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balancer.cost.activation_sizes import Measure
+    from balancer.cost.compilable import Judgement
     from balancer.graph import Graph
+    from balancer.ground.opsets import OpSet
     from balancer.solve import Problem
 
 STREAM, ERROR = "stream", "error"
@@ -38,7 +41,8 @@ class CostedModel:
 
     devices: as they were given; `costs.hardware` also has the constants that the profile replaces. profile: costs that
     replace predicted ones on the devices that it is for. keep_state: whether variable tensors keep their values from input
-    to input. forbidden: segments that plans must not have, since the compiler refuses them.
+    to input. forbidden: segments that plans must not have, since the compiler refuses them. compiled: op sets of segments
+    that it has compiled, which count as surely compiling.
     """
 
     model: OpenedModel
@@ -46,6 +50,7 @@ class CostedModel:
     profile: Profile | None = None
     keep_state: bool = False
     forbidden: Forbidden = ANYTHING_ALLOWED
+    compiled: frozenset[OpSet] = frozenset()
 
     @property
     def graph(self) -> Graph:
@@ -101,9 +106,26 @@ class CostedModel:
         overflow: "error" forbids segments that stream for lack of on-chip memory. worst: the worst that a segment may be
         judged on whether it compiles.
         """
-        costs = self.costs_by_kind
-        problem = problem_of(costs, self.devices.counts, may_overflow=overflow == STREAM, worst=worst)
-        return without(problem, self.forbidden, {kind: costs[kind] for kind in self.compiled_kinds})
+        costs, may_overflow = self.costs_by_kind, overflow == STREAM
+        compiled = {kind: costs[kind] for kind in self.compiled_kinds}
+        problem = problem_of(costs, self.devices.counts, may_overflow=may_overflow, worst=worst)
+        if self.compiled and worst is not LEVELS[-1]:
+            anything = problem_of(costs, self.devices.counts, may_overflow=may_overflow)
+            problem = with_taken(problem, anything, self.compiled, compiled)
+        return without(problem, self.forbidden, compiled)
+
+    def level(self, ops: OpSet) -> Compilable:
+        """How surely the segment with these ops compiles."""
+        return Compilable.SURELY if ops in self.compiled else self.costs.judgement(ops).level
+
+    @cached_property
+    def best_judgement(self) -> Judgement:
+        """The best judgement that the worst segment of a partition can have, as far as that is known."""
+        if not self.compiled:
+            return self.costs.best_judgement
+        # Ops that a compiled segment holds say nothing of others.
+        elsewhere = reduce(lambda ops, segment: ops & ~segment, self.compiled, self.costs.sure_on_tpu)
+        return self.costs.compile_rule.best(elsewhere)
 
     @cached_property
     def without_forbidden(self) -> CostedModel:

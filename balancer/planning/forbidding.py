@@ -15,6 +15,7 @@ second set of a part. A limit on size forbids segments that need not contain any
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,9 +24,10 @@ from balancer.cost.activation_sizes import ActivationSizes, Measure, activation_
 from balancer.plan import KnownRefusals, RefusedPart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from balancer.cost.segment import SegmentCosts
+    from balancer.graph import Graph
     from balancer.ground.arrays import BoolArray, IndexArray
     from balancer.ground.downsets import DownSets
     from balancer.ground.opsets import OpSet
@@ -89,34 +91,58 @@ def forbidden_of(refusals: KnownRefusals | None) -> Forbidden:
     return Forbidden(frozenset(refusals.segments), tuple(Part(part.ops, part.on_chip) for part in refusals.parts))
 
 
+class KnownBetween:
+    """Whether the segments between pairs of down-sets are among known ones.
+
+    segments: op sets. graph: their model's; folded ops make no difference.
+    """
+
+    def __init__(self, segments: Collection[OpSet], graph: Graph, sets: DownSets) -> None:
+        self.sets = sets
+        self._computed = [ops & ~graph.folded for ops in segments]
+        self._sizes = sets.total([int(not op.folded) for op in graph.ops])
+
+    def __call__(self, inners: IndexArray, outers: IndexArray) -> BoolArray:
+        """For each pair of rows. inners, outers: as `solve.Between` takes them."""
+        return by_inner(self.row, inners, outers)
+
+    def row(self, row: int, outers: IndexArray) -> BoolArray:
+        """The same for the segments that start at one inner set."""
+        inner = self.sets.set_of(row)
+        known: BoolArray = np.zeros(len(outers), bool)
+        for computed in self._computed:
+            if not computed & inner:
+                alike = self._sizes[outers] - self._sizes[row] == computed.bit_count()
+                known |= alike & self.sets.holds_all(computed, outers)
+        return known
+
+
+def by_inner(of_row: Callable[[int, IndexArray], BoolArray], inners: IndexArray, outers: IndexArray) -> BoolArray:
+    """What `of_row` says of the segments between pairs of rows. It takes one inner row, and outer rows."""
+    inner_rows, outer_rows = (np.ravel(rows) for rows in np.broadcast_arrays(inners, outers))
+    said = np.zeros(len(outer_rows), bool)
+    starts = np.nonzero(np.diff(inner_rows, prepend=-1))[0].tolist()
+    for start, end in pairwise([*starts, len(inner_rows)]):
+        said[start:end] = of_row(int(inner_rows[start]), outer_rows[start:end])
+    return said
+
+
 class ForbiddenBetween:
     """`Forbidden.forbids` for the segments between pairs of down-sets."""
 
     def __init__(self, forbidden: Forbidden, costs: SegmentCosts, sets: DownSets) -> None:
         self.forbidden, self.costs, self.sets = forbidden, costs, sets
         self._folded = costs.graph.folded
-        computed = [int(not op.folded) for op in costs.graph.ops]
-        self._sizes = sets.total(computed)
+        self._refused = KnownBetween(forbidden.segments, costs.graph, sets)
         self._activations = ActivationSizes(costs, sets)
 
     def __call__(self, inners: IndexArray, outers: IndexArray) -> BoolArray:
         """For each pair of rows whether the segment is forbidden. inners, outers: as `solve.Between` takes them."""
-        inner_rows, outer_rows = (np.ravel(rows) for rows in np.broadcast_arrays(inners, outers))
-        forbidden = np.zeros(len(outer_rows), bool)
-        starts = np.nonzero(np.diff(inner_rows, prepend=-1))[0].tolist()
-        for start, end in zip(starts, [*starts[1:], len(inner_rows)], strict=True):
-            forbidden[start:end] = self._row(int(inner_rows[start]), outer_rows[start:end])
-        return forbidden
+        return by_inner(self._row, inners, outers)
 
     def _row(self, row: int, outers: IndexArray) -> BoolArray:
         """The same for the segments that start at one inner set."""
-        inner = self.sets.set_of(row)
-        forbidden: BoolArray = np.zeros(len(outers), bool)
-        for ops in self.forbidden.segments:
-            computed = ops & ~self._folded
-            if not computed & inner:
-                alike = self._sizes[outers] - self._sizes[row] == computed.bit_count()
-                forbidden |= alike & self.sets.holds_all(computed, outers)
+        inner, forbidden = self.sets.set_of(row), self._refused.row(row, outers)
         for ops in self._parts(inner):
             forbidden |= self.sets.holds_all(ops, outers)
         for measure, limit in self.forbidden.limits.items():

@@ -35,7 +35,7 @@ def least_size(costed: CostedModel, options: Options, measure: Measure) -> int:
 
 
 def _by_size(costs: SegmentCosts, problem: Problem, measure: Measure) -> Problem:
-    """The problem with sizes instead of times."""
+    """The problem with the same segments, in which a segment takes as many ns as its activations have bytes by the measure."""
 
     def exact(ops: OpSet, kind: Kind) -> Cost | None:
         return Cost(activation_size(costs, ops, measure), 0) if problem.exact(ops, kind) else None

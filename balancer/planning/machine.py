@@ -6,11 +6,17 @@ import os
 import platform
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from balancer.cost.cpu_hardware import CpuHardware
-from balancer.cost.hardware import AnyHardware, load_kind
-from balancer.errors import DeviceError, HardwareError
-from balancer.runtime.devices import list_devices
+from balancer.cost.hardware import load_kind
+from balancer.errors import HardwareError
+from balancer.runtime.devices import usable_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balancer.runtime.devices import Device
 
 CPU = "cpu"  # the kind that means this machine's own
 _PRESET_OF = {"x86_64": "cpu-x86", "amd64": "cpu-x86"}
@@ -39,13 +45,6 @@ def this_cpu() -> CpuHardware:
     return kind.changed({"cores": usable_cores()})
 
 
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def preset_of_this_cpu() -> str:
     """The rough preset for the architecture of this machine."""
     machine = platform.machine().lower()
@@ -61,16 +60,12 @@ def _arm_part(cpuinfo: Path) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("CPU part")), "")
 
 
-def attached_kinds() -> tuple[tuple[AnyHardware, int], ...]:
-    """The Edge TPUs that this machine can use, by kind, and its CPU with a stage for each core that the host leaves.
+def attached_counts(listed: Sequence[Device]) -> dict[str, int]:
+    """What this machine has, as `-n` takes it: how many of these Edge TPUs can be used, by kind, and how many stages its CPU
+    can run beside the host's own work, for which one core is left.
 
-    Raises DeviceError if there is no Edge TPU.
+    Raises HardwareError as `this_cpu` does.
     """
-    found = Counter(device.kind for device in list_devices() if device.usable)
-    if not found:
-        raise DeviceError(
-            "there is no Edge TPU that can be used", "this machine", "run `balancer devices`, or name devices"
-        )
-    cpu = this_cpu()
-    edge_tpus = [(load_kind(name), count) for name, count in sorted(found.items())]
-    return (*edge_tpus, (cpu, max(1, cpu.most_devices - 1)))
+    found = Counter(device.kind for device in listed if device.usable)
+    running = this_cpu().running
+    return {kind: found[kind] for kind in sorted(found)} | {CPU: max(1, (running.cores - 1) // running.threads)}

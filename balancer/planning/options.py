@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from balancer.plan import HeldTo, Limits, OpAtStage
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from balancer.cost.compilable import Compilable
     from balancer.planning.costed_model import CostedModel
+    from balancer.solve import Deadline
+
+_LEAST_SECONDS = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +34,8 @@ class Options:
     fails to compile. "sure": only those that surely compile. None: the fastest plan that surely compiles; where there is
     none, the fastest that may compile, and else the fastest.
     constraints: on ops, cuts, segments, rate or latency; with any of them the plan has one pipeline. solver: a name in
-    `balancer.solve.SOLVERS`. seconds: wall time for each search; None for the default limits, which count work and so give
-    the same plan on every machine.
+    `balancer.solve.SOLVERS`. seconds: wall time for a solve with all its searches, the comparison included; None for the
+    default limits, which count work and so give the same plan on every machine. Each round of a loop solves once.
 
     Raises ValueError for a value out of range.
     """
@@ -61,6 +64,11 @@ class Options:
             raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {self.solver!r}")
         if not isinstance(self.constraints, Constraints):
             raise ValueError(f"constraints must be Constraints, not {self.constraints!r}")
+
+    def until(self, deadline: Deadline) -> Options:
+        """The same for what is left to do until a deadline. Where it is over, searches end with the first plan they know."""
+        left = deadline.seconds_left
+        return self if left is None else replace(self, seconds=max(left, _LEAST_SECONDS))
 
     @property
     def for_solver(self) -> SolverOptions:

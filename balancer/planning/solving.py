@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.cost.compilable import LEVELS, Compilable
-from balancer.errors import InfeasibleError
+from balancer.errors import InfeasibleError, NotFoundError
+from balancer.ground.units import KIB
 from balancer.plan import KEPT
-from balancer.solve import Ended, Problem, Solution, SolverOptions, check, solve
+from balancer.solve import Deadline, Ended, Problem, Solution, SolverOptions, check, solve
 
 if TYPE_CHECKING:
     from balancer.planning.costed_model import CostedModel
@@ -20,50 +21,88 @@ _OF_SEGMENTS = {
     Compilable.SURELY_NOT: "",
 }
 _TAKEN = {Compilable.SURELY: "surely compiles", Compilable.PERHAPS: "may compile"}
+_IF = {Compilable.SURELY: "if each segment must surely compile", Compilable.PERHAPS: "if none may surely be refused"}
+# What allows segments of this level.
+_ALLOWING = {Compilable.PERHAPS: "--compilable likely", Compilable.SURELY_NOT: "--compilable any"}
 
 
 def solve_costed_model(costed: CostedModel, options: Options, overflow: str | None = None) -> Solution:
     """The best solution under the costed model's costs that keeps the options. overflow: replaces the options' own rule.
 
     Where the options leave open how surely the segments are to compile, the fastest plan is taken only if no plan compiles
-    more surely; the solution then says what was passed over. Raises InfeasibleError if no plan keeps the options.
+    more surely; the solution then says what was passed over. The options' seconds are shared: where plans may differ in how
+    surely they compile, half of what is left goes to each search, and all of it to the last.
+
+    Raises InfeasibleError if no plan keeps the options, NotFoundError if none was found before a limit.
     """
-    overflow = overflow or options.overflow_now
-    fastest = _solve_within(costed, options, overflow, options.worst)
-    if options.compilable is not None or fastest.ended is Ended.INTERRUPTED:
+    overflow, deadline = overflow or options.overflow_now, Deadline.after(options.seconds)
+    best = LEVELS.index(costed.best_judgement.level)
+    open_levels = options.compilable is None and best < LEVELS.index(options.worst)
+    fastest = _solve_within(costed, _half(options) if open_levels else options, overflow, options.worst)
+    if not open_levels or fastest.ended is Ended.INTERRUPTED:
         return fastest
     # What no partition can reach is not searched for.
-    for worst in LEVELS[LEVELS.index(costed.costs.best_judgement.level) : LEVELS.index(_worst(costed, fastest))]:
+    levels = LEVELS[best : LEVELS.index(_worst(costed, fastest))]
+    for worst in levels:
+        left = options.until(deadline)
         try:
-            surer = _solve_within(costed, options, overflow, worst)
+            surer = _solve_within(costed, left if worst is levels[-1] else _half(left), overflow, worst)
+        except NotFoundError:
+            fastest = _cut_short(fastest, Ended.LIMIT_REACHED)
         except InfeasibleError:
             continue
-        return replace(surer, passed_over_ns=fastest.optimised_ns)
+        except KeyboardInterrupt:
+            return _cut_short(fastest, Ended.INTERRUPTED)
+        else:
+            return replace(surer, passed_over_ns=fastest.optimised_ns)
     return fastest
+
+
+def _half(options: Options) -> Options:
+    return options if options.seconds is None else replace(options, seconds=options.seconds / 2)
+
+
+def _cut_short(fastest: Solution, ended: Ended) -> Solution:
+    """The fastest plan where a search for one that compiles more surely ended so. What is claimed of it stays true."""
+    return replace(fastest, ended=ended, statistics=fastest.statistics | {ended.value: 1})
 
 
 def _worst(costed: CostedModel, solution: Solution) -> Compilable:
     """The worst judgement on a segment of the solution."""
     sets = {stage.ops for pipeline in solution.pipelines for stage in pipeline.stages}
-    return max((costed.costs.judgement(ops).level for ops in sets), key=LEVELS.index)
+    return max((costed.level(ops) for ops in sets), key=LEVELS.index)
+
+
+def bounded_by(costed: CostedModel, solution: Solution, optimum: Solution, options: Options) -> Solution:
+    """The solution with what was proved of an optimum: of the same costed model, with these options.
+
+    Nothing is claimed if the solution is not among the plans that the optimum was proved over.
+    """
+    least, latency = optimum.bound_ns, optimum.latency_bound_ns
+    if is_outside_claim(costed, solution, optimum, options):
+        least = latency = None
+    return replace(
+        solution, over=optimum.over, ended=optimum.ended,
+        bound_ns=None if least is None else min(least, solution.value.objective_ns),
+        latency_bound_ns=None if latency is None else min(latency, solution.value.latency_ns),
+    )  # fmt: skip
 
 
 def is_outside_claim(costed: CostedModel, solution: Solution, optimum: Solution, options: Options) -> bool:
-    """Whether a solution is not among the plans that an optimum was proved over, since it compiles less surely.
-
-    optimum: of the same costed model, with these options.
-    """
+    """Whether a solution compiles less surely than the plans that the optimum was proved over."""
     scope = options.worst if optimum.passed_over_ns is None else _worst(costed, optimum)
     return LEVELS.index(_worst(costed, solution)) > LEVELS.index(scope)
 
 
 def _solve_within(costed: CostedModel, options: Options, overflow: str, worst: Compilable) -> Solution:
     """The best solution that keeps the options, of segments judged at worst so. Raises InfeasibleError if there is none."""
-    best = costed.costs.best_judgement
+    best = costed.best_judgement
     if LEVELS.index(best.level) > LEVELS.index(worst):
+        need, limit = best.tile_bytes / KIB, costed.costs.compile_rule.sure_bytes / KIB
         raise InfeasibleError(
-            f"no segment with it {_TAKEN[worst]}: what is live there needs {best.tile_bytes} bytes of each tile",
-            f"tensor '{best.tensor}'", "use a smaller input, or allow more with compilable",
+            f"no segment with it {_TAKEN[worst]}: what is live there needs {need:.0f} KiB of each tile, and segments "
+            f"surely compile up to {limit:.0f} KiB",
+            f"tensor '{best.tensor}'", f"use a smaller input, or {_ALLOWING[best.level]}",
         )  # fmt: skip
     try:
         solution = _solve(costed, costed.problem(overflow=overflow, worst=worst), options)
@@ -71,11 +110,14 @@ def _solve_within(costed: CostedModel, options: Options, overflow: str, worst: C
         if worst is LEVELS[-1]:
             raise
         what, where, remedy = error.args
-        raise InfeasibleError(f"{what}{_OF_SEGMENTS[worst]}", where, f"{remedy}, or more with compilable") from error
+        more = _ALLOWING[LEVELS[LEVELS.index(worst) + 1]]
+        raise type(error)(f"{what} {_IF[worst]}", where, f"{remedy}, or {more}") from error
     if solution.bound_ns is None:
         return solution
     refused = ", without what was refused" if costed.forbidden else ""
-    return replace(solution, over=solution.over + _OF_SEGMENTS[worst] + refused)
+    taken = any(LEVELS.index(costed.costs.judgement(ops).level) > LEVELS.index(worst) for ops in costed.compiled)
+    compiled = " or were compiled" if taken else ""
+    return replace(solution, over=solution.over + _OF_SEGMENTS[worst] + compiled + refused)
 
 
 def _solve(costed: CostedModel, problem: Problem, options: Options) -> Solution:

@@ -60,6 +60,11 @@ def no_devices(plan: Plan) -> Assigned:
     return Assigned(("none",) * len(_kinds(plan)))
 
 
+def edge_tpus(plan: Plan) -> int:
+    """How many Edge TPUs the plan uses."""
+    return sum(plan.devices_of(kind).device == EDGE_TPU for kind in _kinds(plan))
+
+
 def _kinds(plan: Plan) -> list[str]:
     """The kind of device at each position."""
     return [kind for kind, count in plan.used_counts.items() for _ in range(count)]

@@ -1,4 +1,5 @@
-"""Edge TPUs: which ones the system has, what keeps one from being opened, and the names by which users choose them.
+"""Edge TPUs: which ones the system has, what keeps one from being opened, and the names by which users choose them. And the
+machine's cores.
 
 Names are libedgetpu's (`:0`, `usb:0`, `pci:1`), and `cpu` and `sim`; `usb` or `pci` without a number means as many as are
 needed. Numbers follow the order in which the system lists the devices. That order may change when the system restarts;
@@ -243,6 +244,13 @@ def own_devices(kinds: Sequence[str], root: str | Path = "/") -> list[str]:
                 chosen[k] = found.name
                 left.remove(found)
     return [chosen[k] for k in range(len(kinds))]
+
+
+def usable_cores() -> int:
+    """How many cores of this machine's CPU this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def bus_of(kind: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from balancer.errors import DependencyError, InputError
+from balancer.ground.file_kinds import PICTURES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from balancer.inputs import Array, InputSpec
 
-ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 # No other format: pillow starts a program for some of them (EPS), and few of the other decoders are maintained.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _MOST_PIXELS = 128_000_000  # more than cameras give; half a GiB as RGB
@@ -31,11 +31,11 @@ _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, Typ
 def image_files(folder: Path) -> list[Path]:
     """The pictures in a folder, sorted by name. Raises InputError where there are none."""
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", str(folder), "check its permissions") from error
     if not paths:
-        raise InputError("holds no pictures", str(folder), f"give a folder with {', '.join(sorted(ENDINGS))}")
+        raise InputError("holds no pictures", str(folder), f"give a folder with {', '.join(sorted(PICTURES))}")
     return paths
 
 

@@ -1,4 +1,4 @@
-"""Guards before a plan runs: the driver's limits, and other devices than it was made for."""
+"""Guards before a plan runs: the limits of driver and machine, and other devices than it was made for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from balancer.runtime.provenance import costed_for_others
 from balancer.tflite.package import is_compiled, read_package
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from balancer.interpreter import Kernels
     from balancer.opened import OpenedPlan
     from balancer.plan import Plan
 
@@ -46,6 +47,17 @@ def warn_of_mappings(opened: OpenedPlan, devices: Sequence[str]) -> None:
                     "%s needs about %d of the PCIe driver's %d page-table entries; where it fails with 'is not free', "
                     "cut it further", segment.name, entries, SIMPLE_ENTRIES,
                 )  # fmt: skip
+
+
+def cores_note(kernels: Iterable[Kernels], cores: int) -> str | None:
+    """A sentence about stages on the CPU that compute with more threads than there are cores; else None.
+
+    kernels: of each device that computes on the CPU.
+    """
+    threads = sum(each.threads for each in kernels)
+    if threads <= cores:
+        return None
+    return f"stages on the CPU compute with {threads} threads on {cores} of its cores, and wait for each other"
 
 
 def warn_of_other_kinds(plan: Plan, devices: Sequence[str]) -> None:

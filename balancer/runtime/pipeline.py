@@ -38,14 +38,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balancer.errors import BalancerError, InputError, StageError
+from balancer.ground.wording import counted
 from balancer.inputs import model_interface
 from balancer.interpreter import PROVEN
 from balancer.opened import AnyPlan, OpenedPlan, open_plan
 from balancer.plan import KEPT, STATE_WORDS, segments_with_state, state_of
 from balancer.queues import Finished, Stopped
 from balancer.runtime.assigning import AnyDevices, assigned_devices, no_devices
+from balancer.runtime.devices import usable_cores
 from balancer.runtime.items import InnerStage, Inputs, LastStage, Result, checked_inputs, new_item
-from balancer.runtime.limits import warn_of_mappings, warn_of_other_kinds
+from balancer.runtime.limits import cores_note, warn_of_mappings, warn_of_other_kinds
 from balancer.runtime.mapping import Turns, mapped
 from balancer.runtime.opening import OpenExecutors
 from balancer.runtime.options import CONTINUE, RunOptions
@@ -98,7 +100,8 @@ class Pipeline:
         if self.state is not None:
             _LOG.info("%s: %s", self.plan.file_name, STATE_WORDS[self.state])
         self.kernels = tuple(dict.fromkeys(r.kernels for r in self._recipes_flat if r.model is not None)) or (PROVEN,)
-        self.notes = tuple(filter(None, [kernels_note(self.kernels)]))
+        on_cpu = [r.kernels for r in self._recipes_flat if r.device == "cpu" and r.kernels.delegated]
+        self.notes = tuple(filter(None, [kernels_note(self.kernels), cores_note(on_cpu, usable_cores())]))
         self._opened = OpenExecutors(self.options)
         self._workers: Workers | None = None
         self._stopping = threading.Event()
@@ -286,7 +289,7 @@ class Pipeline:
         with self._turns.mapping():
             left = self._running().results.in_flight
             if left:
-                raise InputError(f"results of {left} items are not taken yet", "pipeline", "pop them first")
+                raise InputError(f"results of {counted(left, 'item')} are not taken yet", "pipeline", "pop them first")
             yield from mapped(self._push, self._pop, self.stop, items)
 
     def run(self, batch: Iterable[Inputs]) -> list[Result | Failure]:

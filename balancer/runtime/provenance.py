@@ -71,6 +71,16 @@ def parse_provenance(text: str) -> Provenance:
     return frozenset(text.removeprefix(_MIXED).split(_BETWEEN)) if text else frozenset()
 
 
+def not_of_devices(sources: Provenance) -> str:
+    """The text of sources where one of them is known to be no Edge TPU, else empty: what is learnt from such measurements
+    is not true of Edge TPUs. `recorded` alone says nothing of where times come from.
+
+    >>> not_of_devices(frozenset({"simulated", "recorded"})), not_of_devices(frozenset({"device"}))
+    ('mixed: recorded; simulated', '')
+    """
+    return "" if sources <= {MeasuredOn.DEVICE, MeasuredOn.RECORDED} else provenance_text(sources)
+
+
 def joined(provenances: Iterable[Provenance]) -> Provenance:
     """Every source that one of these names.
 

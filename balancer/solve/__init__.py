@@ -12,6 +12,7 @@ from typing import Protocol
 from balancer.errors import ConstraintError
 from balancer.solve.auto import solve_auto
 from balancer.solve.baselines import BASELINES, solve_baseline
+from balancer.solve.budget import Deadline
 from balancer.solve.chain import solve_chain
 from balancer.solve.checking import check
 from balancer.solve.cpsat import solve_cpsat
@@ -43,6 +44,7 @@ __all__ = [
     "Constraints",
     "Cost",
     "CostColumns",
+    "Deadline",
     "Ended",
     "Handoff",
     "Kept",

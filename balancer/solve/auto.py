@@ -13,8 +13,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from balancer.errors import NotFoundError
 from balancer.solve.block_folding import folded
 from balancer.solve.blocks import blocks_of
+from balancer.solve.budget import Deadline
 from balancer.solve.constraining import keeps
 from balancer.solve.cpsat import OVER, PipelineSearch, cpsat_budget, solve_cpsat
 from balancer.solve.downset import DEFAULT_WORK, DownSetWork, search_among, search_reached
@@ -22,8 +24,8 @@ from balancer.solve.enumeration import all_downsets
 from balancer.solve.limits import may_replicate_whole
 from balancer.solve.offers import pipeline_offer
 from balancer.solve.plan_search import PlanSearch
-from balancer.solve.problem import Ended
-from balancer.solve.shortest_path import search_shortest
+from balancer.solve.problem import Constraints, Ended
+from balancer.solve.shortest_path import DEFAULT_PATH_WORK, PathWork, search_shortest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,27 +35,34 @@ if TYPE_CHECKING:
     from balancer.solve.offers import Offer
     from balancer.solve.plan_bounds import PlanBounds
     from balancer.solve.problem import Problem, Solution, SolverOptions
+    from balancer.solve.shortest_path import LatencyRateSearch
 
 _FEW_DOWN_SETS = 1 << 16  # are listed in a fraction of a second
 
 
-def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEFAULT_WORK) -> Solution:
-    """The best plan. The solution names the solver that found or proved it.
+def solve_auto(
+    problem: Problem,
+    options: SolverOptions,
+    work: DownSetWork = DEFAULT_WORK,
+    path_work: PathWork = DEFAULT_PATH_WORK,
+) -> Solution:
+    """The best plan. The solution names the solver that found or proved it. All searches share the options' seconds.
 
     Raises InfeasibleError where there is none, ValueError where constraints are set and the cost's structure is unknown.
     """
     if options.constraints.only_times:
-        return _timed(problem, options)
+        return _timed(problem, options, work, path_work)
     if options.constraints:
         return _constrained(problem, options)
+    deadline, budget = Deadline.after(options.seconds), cpsat_budget(options)
     problem = folded(problem, options)
-    structured, several_kinds, budget = _structured(problem), len(problem.devices) > 1, cpsat_budget(options)
+    structured, several_kinds = _structured(problem), len(problem.devices) > 1
     if structured and not several_kinds:
         among = _on_one_kind(problem, options, work)
     else:
         sets = all_downsets(blocks_of(problem.before, problem.together), problem.n_ops, work.down_sets)
         among = search_among(problem, options, sets, work)
-    stopped = among.ended is Ended.INTERRUPTED or budget.seconds_left == 0
+    stopped = among.ended is Ended.INTERRUPTED or deadline.is_over
     if among.complete or not structured or stopped:
         return among.solution("chain" if among.bounds_sufficed else among.solver)
     if several_kinds:
@@ -64,28 +73,68 @@ def solve_auto(problem: Problem, options: SolverOptions, work: DownSetWork = DEF
 
 
 def _on_one_kind(problem: Problem, options: SolverOptions, work: DownSetWork) -> PlanSearch:
-    """A search over all down-sets. They are listed where they are few. Else those that fast pipelines can use are found; where
-    that is too much work, all are listed as long as it goes.
+    """A search over all down-sets, that has run. They are listed where they are few. Else those that fast pipelines can use
+    are found; where that is too much work, all are listed as long as it goes.
     """
-    blocks = blocks_of(problem.before, problem.together)
+    blocks, deadline = blocks_of(problem.before, problem.together), Deadline.after(options.seconds)
     sets = all_downsets(blocks, problem.n_ops, min(_FEW_DOWN_SETS, work.down_sets))
     if sets is not None:
         return search_among(problem, options, sets, work)
     reached = search_reached(problem, options, work)
-    if reached.ended is not Ended.LIMIT_REACHED:
+    if reached.ended is not Ended.LIMIT_REACHED or deadline.is_over:
         return reached
     with reached.keeping_offers():
         sets = all_downsets(blocks, problem.n_ops, work.down_sets)
-        return reached if sets is None else search_among(problem, options, sets, work)
+        return reached if sets is None else search_among(problem, _before(deadline, options), sets, work)
     return reached
 
 
-def _timed(problem: Problem, options: SolverOptions) -> Solution:
-    """Limits on the rate or the latency alone: shortest paths, and CP-SAT where there are too many down-sets."""
-    search = search_shortest(problem, options)
-    if search.too_many and not search.stopped and _structured(problem):
-        return solve_cpsat(problem, options)
-    return search.solution()
+def _before(deadline: Deadline, options: SolverOptions) -> SolverOptions:
+    """The options for a search that is to be over by the deadline."""
+    return replace(options, seconds=deadline.seconds_left)
+
+
+def _timed(problem: Problem, options: SolverOptions, work: DownSetWork, path_work: PathWork) -> Solution:
+    """Limits on the rate or the latency alone: shortest paths, and CP-SAT where there are too many down-sets.
+
+    Where shortest paths are cut short, the fastest pipeline is looked for without these limits. Its bound holds for all
+    pipelines; where it keeps the limits, it is the answer, or a start.
+    """
+    deadline = Deadline.after(options.seconds)
+    search = search_shortest(problem, options, path_work)
+    if search.complete or search.interrupted:
+        return search.solution()
+    free = _without_times(problem, _before(deadline, options), work, search)
+    if search.interrupted:
+        return search.solution()
+    if free is not None and free.status == "optimal" and search.best == free.pipelines[0] and not search.at_rate:
+        return replace(free, over=f"{OVER}, {replace(options, max_pipelines=1).scope}")
+    may_go_on = search.too_many and not search.stopped and not deadline.is_over and _structured(problem)
+    known = [search.best] if search.best else []
+    solution = solve_cpsat(problem, _before(deadline, options), known) if may_go_on else search.solution()
+    return solution if free is None or search.at_rate else _with_bound(solution, free.bound_ns)
+
+
+def _without_times(
+    problem: Problem, options: SolverOptions, work: DownSetWork, search: LatencyRateSearch
+) -> Solution | None:
+    """The fastest single pipeline without limits on the rate or the latency; None where it is not found, or of no use.
+
+    search: takes it if it keeps the limits, and takes note of Ctrl-C, which is passed on only where it knows no pipeline.
+    """
+    if search.at_rate and search.best is not None:
+        return None  # the lowest latency is wanted, of which the fastest pipeline says nothing
+    with search.keeping_best():
+        try:
+            free = solve_auto(problem, replace(options, constraints=Constraints(), max_pipelines=1), work)
+        except NotFoundError:
+            return None
+        if keeps(problem, free.pipelines[0], options.constraints):
+            search.consider(free.pipelines[0])
+        if free.ended is Ended.INTERRUPTED:
+            raise KeyboardInterrupt
+        return free
+    return None
 
 
 def _constrained(problem: Problem, options: SolverOptions) -> Solution:
@@ -97,13 +146,17 @@ def _constrained(problem: Problem, options: SolverOptions) -> Solution:
     times = options.constraints.times
     if not times:
         return solve_cpsat(problem, options)
-    free = search_shortest(problem, replace(options, constraints=times)).solution()
+    deadline = Deadline.after(options.seconds)
+    try:
+        free = search_shortest(problem, replace(options, constraints=times)).solution()
+    except NotFoundError:
+        return solve_cpsat(problem, _before(deadline, options))
     scope, interrupted = replace(options, max_pipelines=1).scope, free.ended is Ended.INTERRUPTED
     if (interrupted or free.status == "optimal") and keeps(problem, free.pipelines[0], options.constraints):
         return replace(free, over=f"{OVER}, {scope}")
     if interrupted:
         raise KeyboardInterrupt
-    solution = solve_cpsat(problem, options)
+    solution = solve_cpsat(problem, _before(deadline, options))
     if solution.latency_bound_ns is None or free.latency_bound_ns is None:
         return _with_bound(solution, free.bound_ns)
     # Latency is minimised: here `free.bound_ns` is about the plans with the lowest latency only, so it is of no use.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from balancer.errors import BalancerError, InfeasibleError
 from balancer.ground.opsets import interval_set
+from balancer.ground.wording import counted
 from balancer.solve.bisection import bisect_cuts
 from balancer.solve.depth_balanced import depth_balanced
 from balancer.solve.interval_dp import interval_table
@@ -133,7 +134,7 @@ def _exhaustive(problem: Problem) -> PipelineSpec:
     if partitions > MOST_PARTITIONS:
         raise BalancerError(
             f"there are {partitions} partitions to try, more than {MOST_PARTITIONS}",
-            f"{problem.n_ops} ops on {count} TPUs",
+            f"{counted(problem.n_ops, 'op')} on {counted(count, 'TPU')}",
             "use the solver chain, which need not try them",
         )
     table = order_table(problem, cuts, kind)

@@ -44,7 +44,7 @@ class BlockTerms:
     fixed_ns: of its ops where nothing is handed to the host, and the sending of outputs of the whole, which take leaving_ns.
     handed_ns: for each op that may be handed over, what it then takes more (or less). late: the ops that are handed
     over where the block stands in the last stage. entering: tensors that enter it. kept_bytes, streams,
-    usually_streaming, host_only: of its ops, as in `Structure`.
+    usually_streaming, host_only: of its ops, as in `Structure`. apart: ops that may not share a stage with the block.
     """
 
     ops: Words
@@ -58,6 +58,7 @@ class BlockTerms:
     streams: bool
     usually_streaming: Words
     host_only: Words
+    apart: Words
 
 
 class BlockTable:
@@ -72,14 +73,14 @@ class BlockTable:
         for kept in structure.kept:
             self.kept_bytes[kept.op] = kept.size_bytes
         blocks = blocks_of(problem.before, problem.together)
-        tensors = _Tensors(structure, {i: b for b, block in enumerate(blocks) for i in members(block.ops)})
-        self.blocks = [self._terms(blocks, b, tensors) for b in range(len(blocks))]
+        transfers = _TransfersByOp(structure, {i: b for b, block in enumerate(blocks) for i in members(block.ops)})
+        self.blocks = [self._terms(blocks, b, transfers) for b in range(len(blocks))]
 
-    def _terms(self, blocks: Sequence[Block], number: int, tensors: _Tensors) -> BlockTerms:
+    def _terms(self, blocks: Sequence[Block], number: int, transfers: _TransfersByOp) -> BlockTerms:
         ops = blocks[number].ops
         single = list(members(ops))
         extra = [(words_of(1 << i), self._handed_ns[i] - self._usual_ns[i]) for i in single]
-        leaving_ns = sum(tensors.leaving_ns.get(i, 0) for i in single)
+        leaving_ns = sum(transfers.leaving_ns.get(i, 0) for i in single)
         return BlockTerms(
             ops=words_of(ops),
             dependents=words_of(_union(ops, (later.ops for later in blocks[number + 1 :] if later.before & ops))),
@@ -87,11 +88,12 @@ class BlockTable:
             leaving_ns=leaving_ns,
             late=_union(0, (handoff.followers for handoff in self.structure.handoffs if handoff.after & ops)),
             handed_ns=tuple((op, more_ns) for op, more_ns in extra if more_ns),
-            entering=tensors.entering(number, single),
+            entering=transfers.entering(number, single),
             kept_bytes=sum(self.kept_bytes[i] for i in single),
             streams=any(i in self.structure.streaming for i in single),
             usually_streaming=words_of(_union(0, (1 << i for i in self.structure.usually_streaming)) & ops),
             host_only=words_of(_union(0, (1 << i for i in self.structure.host_only)) & ops),
+            apart=words_of(_union(0, (after for op, after in self.structure.apart if ops >> op & 1))),
         )
 
     def late_ns(self, least_ns: Sequence[int]) -> list[int]:
@@ -137,7 +139,7 @@ def _ancestors(before: Sequence[OpSet]) -> FloatArray:
     return matrix
 
 
-class _Tensors:
+class _TransfersByOp:
     """The transfers of a structure by the ops that read and make them. number: of each op's block."""
 
     def __init__(self, structure: Structure, number: Mapping[int, int]) -> None:

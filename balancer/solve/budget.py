@@ -1,4 +1,4 @@
-"""How much work a solver may do.
+"""How much work a solver may do, and how long.
 
 Work is counted, so that the same input gives the same answer on every machine. A wall-clock limit is added only where the
 caller asks for one.
@@ -7,6 +7,28 @@ caller asks for one.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When several searches together are to be over. at: by the monotonic clock, in s; None for never."""
+
+    at: float | None
+
+    @classmethod
+    def after(cls, seconds: float | None) -> Deadline:
+        """The deadline that is so many seconds from now; None for none."""
+        return cls(None if seconds is None else time.monotonic() + seconds)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At least 0; None for no limit."""
+        return None if self.at is None else max(0.0, self.at - time.monotonic())
+
+    @property
+    def is_over(self) -> bool:
+        return self.at is not None and time.monotonic() >= self.at
 
 
 class BudgetSpent(Exception):
@@ -22,11 +44,11 @@ class Budget:
     def __init__(self, work: int, seconds: float | None = None) -> None:
         self.left = work
         self.spent = 0
-        self._end = None if seconds is None else time.monotonic() + seconds
+        self._deadline = Deadline.after(seconds)
 
     def spend(self, work: int) -> None:
         """Raises BudgetSpent where this is more than is left, or the time is over."""
-        if work > self.left or self.seconds_left == 0:
+        if work > self.left or self._deadline.is_over:
             raise BudgetSpent
         self.left -= work
         self.spent += work
@@ -34,4 +56,4 @@ class Budget:
     @property
     def seconds_left(self) -> float | None:
         """At least 0; None for no limit."""
-        return None if self._end is None else max(0.0, self._end - time.monotonic())
+        return self._deadline.seconds_left

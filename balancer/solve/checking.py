@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from balancer.errors import InvalidSolutionError
 from balancer.ground.opsets import members
 from balancer.ground.units import NS_PER_S, ceil_div
+from balancer.ground.wording import counted
 from balancer.solve.problem import SolverOptions, Value
 
 if TYPE_CHECKING:
@@ -192,6 +193,6 @@ def _check_boundaries(problem: Problem, segments: Sequence[OpSet], held: Constra
             if t.producer is not None and done >> t.producer & 1 and any(not done >> r & 1 for r in t.readers)
         ]
         if tensors is not None and len(crossing) > tensors:
-            raise _wrong(f"{len(crossing)} tensors cross cut {cut}, more than {tensors}")
+            raise _wrong(f"cut {cut} is crossed by {counted(len(crossing), 'tensor')}, more than {tensors}")
         if size is not None and sum(crossing) > size:
-            raise _wrong(f"{sum(crossing)} bytes cross cut {cut}, more than {size}")
+            raise _wrong(f"cut {cut} is crossed by {sum(crossing)} bytes, more than {size}")

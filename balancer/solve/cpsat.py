@@ -16,7 +16,8 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from balancer.errors import InfeasibleError
+from balancer.errors import InfeasibleError, NotFoundError
+from balancer.ground.wording import counted
 from balancer.solve.block_folding import folded
 from balancer.solve.bounds import least_total_ns, pipeline_bound_ns
 from balancer.solve.budget import Budget, BudgetSpent
@@ -68,12 +69,12 @@ def solve_cpsat(
             raise
         search.interrupt()
     if search.best is None:
-        outcome = "no partition was found within the limits" if search.bounds else "there is no partition"
-        raise InfeasibleError(
-            f"{outcome} that keeps the constraints",
-            f"{problem.n_ops} ops on {search.devices} TPUs",
-            "loosen the constraints or allow more TPUs",
-        )
+        where = f"{counted(problem.n_ops, 'op')} on {counted(search.devices, 'TPU')}"
+        remedy = "loosen the constraints or allow more TPUs"
+        if search.bounds:
+            what = "no partition was found within the limits that keeps the constraints"
+            raise NotFoundError(what, where, f"allow more time, {remedy}")
+        raise InfeasibleError("there is no partition that keeps the constraints", where, remedy)
     pipeline, value = search.best
     bound = min([value.objective_ns, *search.bounds])
     least_latency = None

@@ -98,7 +98,7 @@ def _times_anywhere(terms: _Terms, on_kind: Sequence[Sequence[Expression]]) -> l
 
 
 def _add_work(terms: _Terms, kind: int, structure: Structure, sums: Sequence[list[Expression]]) -> None:
-    """The ops' own time. Blocks with an op that the kind cannot run do not stand there."""
+    """Add to each stage's sum the time of its ops themselves, and keep blocks off the kind that have an op it cannot run."""
     places = terms.places
     for b, block in enumerate(places.blocks):
         work = sum(structure.op_ns[i] or 0 for i in members(block.ops))

@@ -9,6 +9,7 @@ bounds follow from the cost's structure alone; each search tightens them.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -33,7 +34,7 @@ from balancer.solve.problem import Ended
 from balancer.solve.reaching import CutFinder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from balancer.solve.downset_dp import CutLattice, Devices
     from balancer.solve.offers import Offer
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 _MOST_STARTING_CUTS = 320  # of the order whose best plan is the first incumbent
 _SLACK_TENTHS = (1, 4, 10)
 _AT_ONCE = 1 << 20  # work to find all pipelines as fast as the best known in one search; else they are found by steps
-_SMALL_SLACK_TENTHS = (1, 2, 4, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
+_FEW_AT_ONCE = 1 << 14  # the same for one number of devices of several
+_SMALL_SLACK_TENTHS = (1, 2, 3, 4, 5, 6, 8, 10)  # where cuts have to be found, which takes far longer with more slack
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class DownSetWork:
     """
 
     down_sets: int = 1 << 19
-    reached: int = 1 << 23
+    reached: int = 1 << 24
     sampled_down_sets: int = 1 << 12
     pairs: int = 1 << 26
 
@@ -159,11 +161,18 @@ class DownSetSearch(PlanSearch):
 
     def _at_once(self, most_ns: int) -> list[ShortestPeriod] | None:
         """The non-dominated pipelines with a period of at most most_ns; None where finding them takes much work."""
-        whole, self.budget = self.budget, Budget(min(_AT_ONCE, self.budget.left), self.budget.seconds_left)
         try:
-            return self._pipelines(self.counts, most_ns)
+            with self._at_most(_AT_ONCE):
+                return self._pipelines(self.counts, most_ns)
         except BudgetSpent:
             return None
+
+    @contextmanager
+    def _at_most(self, work: int) -> Iterator[None]:
+        """So much of the budget may be spent in here. Raises BudgetSpent."""
+        whole, self.budget = self.budget, Budget(min(work, self.budget.left), self.budget.seconds_left)
+        try:
+            yield
         finally:
             part, self.budget = self.budget, whole
             whole.spend(part.spent)
@@ -216,12 +225,34 @@ class DownSetSearch(PlanSearch):
         could still improve the plan.
         """
         count = self.counts[0]
-        for devices in range(1, count + 1):
-            self._improve(devices, Fraction((self.objective_ns() - 1) * count, devices))
+        steps = (10,) if self.lattice else (0, *_SMALL_SLACK_TENTHS)
+        for tenths in steps:
+            for devices in range(1, count + 1):
+                self._improve_per_device(devices, tenths)
         for devices in range(1, count + 1):
             self._improve(devices, min((o.period for o in self.offers if o.devices <= devices), default=None))
         for devices in range(1, count + 1):
             self._improve(devices, None)
+
+    def _improve_per_device(self, devices: int, tenths: int) -> None:
+        """Look for pipelines on exactly this number of devices whose rate per device is above that of the best plan.
+
+        tenths: of the slack between the bound on their period and the longest such period. 0: all of it, if that is little
+        work.
+        """
+        longest = Fraction((self.objective_ns() - 1) * self.counts[0], devices)
+        least = self.bounds.least_ns[:, devices].min()
+        if least >= longest:
+            return
+        if tenths:
+            self._improve(devices, longest - (longest - math.floor(least)) * (10 - tenths) / 10)
+            return
+        try:
+            with self._at_most(_FEW_AT_ONCE):
+                self._improve(devices, longest)
+        except BudgetSpent:
+            if not self.budget.left:
+                raise
 
     def _improve(self, devices: int, longest: Fraction | None) -> None:
         """Look for pipelines on exactly this number of devices that could make the best plan better.

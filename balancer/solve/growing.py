@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from balancer.solve.block_terms import BlockTable, BlockTerms
     from balancer.solve.budget import Budget
 
-_MOST_ROWS = 1 << 18  # rows that may be open at once: about 60 MiB
 _BLOCKS_A_SWEEP = 8  # rows in which nothing is open any more are put aside after so many blocks
+
+
+class _TooManyRows(Exception):
+    """More branches are open at once than memory is meant for."""
 
 
 class GrownStages(NamedTuple):
@@ -41,11 +44,14 @@ class GrownStages(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrowthLimits:
-    """Which pipelines stages are grown for. most_ns: of the period. devices: of all stages. most_replicas: of a stage."""
+    """Which pipelines stages are grown for. most_ns: of the period. devices: of all stages. most_replicas: of a stage.
+    most_rows: branches that may be open at once. Where there are more, the starts are taken in parts.
+    """
 
     most_ns: int
     devices: int
     most_replicas: int
+    most_rows: int = 1 << 18  # about 60 MiB
 
 
 class _Rows(NamedTuple):
@@ -90,14 +96,28 @@ class StageGrowth:
         may_spill = sum(table.kept_bytes) > table.structure.capacity_bytes
         self._left_kept = ByteSums(table.kept_bytes if may_spill else [0] * table.n_ops)
         self._streaming = words_of(sum(1 << i for i in table.structure.streaming))
+        self._apart = [block for block in table.blocks if block.apart]
         self._all_words = DownSets.of([(1 << table.n_ops) - 1], table.n_ops).words
 
     def grown(self, starts: WordArray, used: IntArray, budget: Budget) -> GrownStages:
         """All stages that start at these cuts and may belong to a pipeline within the limits.
 
-        starts: down-sets as rows of words. used: for each the devices before it. Raises BudgetSpent, also where too many
-        branches are open at once.
+        starts: down-sets as rows of words. used: for each the devices before it. Raises BudgetSpent, also where a single
+        start has too many branches open at once.
         """
+        try:
+            return self._grown(starts, used, budget)
+        except _TooManyRows:
+            if len(starts) == 1:
+                raise BudgetSpent from None
+        half = len(starts) // 2
+        first, second = self.grown(starts[:half], used[:half], budget), self.grown(starts[half:], used[half:], budget)
+        return GrownStages(
+            np.concatenate([first.start, second.start + half]), np.concatenate([first.ends, second.ends])
+        )
+
+    def _grown(self, starts: WordArray, used: IntArray, budget: Budget) -> GrownStages:
+        """The same for all starts at once. Raises _TooManyRows where too many branches are open, and BudgetSpent."""
         rows, handed = self._at(starts), self._handed_over(starts)
         done = rows.take(np.zeros(len(starts), bool))
         for number, block in enumerate(self.table.blocks):
@@ -105,8 +125,8 @@ class StageGrowth:
             if number % _BLOCKS_A_SWEEP == 0 or block is self.table.blocks[-1]:
                 whole = ((rows.held | rows.left) == self._all_words).all(axis=1)
                 done, rows = _together(done, rows.take(whole)), rows.take(~whole)
-            if len(rows.held) > _MOST_ROWS:
-                raise BudgetSpent
+            if len(rows.held) > self.limits.most_rows:
+                raise _TooManyRows
             budget.spend(len(rows.held))
         holds_some = (done.held != starts[done.start]).any(axis=1)
         return GrownStages(done.start[holds_some], done.held[holds_some])
@@ -144,6 +164,8 @@ class StageGrowth:
 
     def _taking(self, rows: _Rows, block: BlockTerms, starts: WordArray, handed: WordArray) -> _Rows:
         """The rows with the block in the stage."""
+        if block.apart:  # ancestors, which the stage holds wherever they do not stand before its start
+            rows = rows.take(hold_all(starts[rows.start], block.apart))
         if block.host_only:
             rows = rows.take(hold_all(handed[rows.start], block.host_only))
         numbers, begun = rows.numbers.copy(), starts[rows.start]
@@ -195,6 +217,8 @@ class StageGrowth:
         rest_ns = columns[_LEFT_NS] + columns[_CROSSING_NS] + spilled + structure.stage_ns
         one = rest_ns + columns[_HANDED_NS] <= limits.most_ns * np.minimum(free, limits.most_replicas)
         several = (free >= 2) & (rest_ns + structure.stage_ns <= limits.most_ns * free)
+        for block in self._apart:  # what is left cannot be a single stage
+            one &= ~(hold_any(rows.left, block.ops) & hold_any(rows.left, block.apart))
         ends = ~rows.left.any(axis=1)
         fits: BoolArray = (replicas <= limits.most_replicas) & (free >= 0) & (ends | one | several)
         return fits

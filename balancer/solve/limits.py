@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.errors import InfeasibleError
+from balancer.errors import InfeasibleError, NotFoundError
+from balancer.ground.wording import counted
 from balancer.solve.periods import MOST_REPLICAS
 
 if TYPE_CHECKING:
@@ -32,10 +33,29 @@ def may_replicate_whole(problem: Problem, options: SolverOptions) -> bool:
 
 
 def infeasible(problem: Problem, options: SolverOptions) -> InfeasibleError:
-    """The error to raise where no partition is allowed."""
-    wanted = f"{options.stages} allowed segments" if options.stages else "allowed segments"
-    return InfeasibleError(
-        f"there is no partition into {wanted}",
-        f"{problem.n_ops} ops on {problem.n_devices} TPUs",
-        "allow more TPUs, another number of segments, or streaming",
-    )
+    """The error to raise where no partition is allowed. Its remedies are those that these options leave."""
+    remedy = " or ".join(_remedies(problem, options))
+    return InfeasibleError(f"no partition{_wanted(options)} is allowed", _where(problem), remedy)
+
+
+def not_found(problem: Problem, options: SolverOptions) -> NotFoundError:
+    """The error to raise where no partition was found, and the search was not complete."""
+    what = f"no partition{_wanted(options)} was found within the limits of work and time"
+    return NotFoundError(what, _where(problem), " or ".join(["allow more time", *_remedies(problem, options)]))
+
+
+def _wanted(options: SolverOptions) -> str:
+    return f" into {counted(options.stages, 'segment')}" if options.stages else ""
+
+
+def _remedies(problem: Problem, options: SolverOptions) -> list[str]:
+    remedies = ["allow more TPUs"]
+    if options.stages:
+        remedies.append("another number of segments")
+    if any(structure.limit_bytes is not None for structure in problem.structures.values()):
+        remedies.append("streaming")
+    return remedies
+
+
+def _where(problem: Problem) -> str:
+    return f"{counted(problem.n_ops, 'op')} on {counted(problem.n_devices, 'TPU')}"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from balancer.solve.limits import infeasible, max_pipelines, max_replicas, may_replicate_whole
+from balancer.solve.limits import infeasible, max_pipelines, max_replicas, may_replicate_whole, not_found
 from balancer.solve.offers import best_plan, good_objective_ns
 from balancer.solve.periods import longest_ns
 from balancer.solve.plan_bounds import plan_bounds
@@ -86,10 +86,10 @@ class PlanSearch:
     def solution(self, solver: str) -> Solution:
         """The best plan, with the best bound. solver: its name in the solution.
 
-        Raises InfeasibleError where no pipeline is known.
+        Raises InfeasibleError where there is no pipeline, NotFoundError where none is known.
         """
         if not self.offers:
-            raise infeasible(self.problem, self.options)
+            raise (infeasible if self.complete else not_found)(self.problem, self.options)
         plan = self.plan()
         value = evaluate(self.problem, plan.pipelines)
         if value is None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from balancer.ground.downsets import DownSets, word_count
 from balancer.solve.block_terms import BlockTable
-from balancer.solve.bounds import cut_reachability
+from balancer.solve.bounds import cut_bounds, cut_reachability
 from balancer.solve.costed_segments import KnownSegments, SegmentColumns
 from balancer.solve.downset_dp import CutLattice
 from balancer.solve.growing import GrowthLimits, StageGrowth
@@ -144,8 +144,21 @@ def _extended(problem: Problem, growth: StageGrowth, found: _FoundCuts, used: in
     replicas = np.maximum(1, -(-stages.time_ns // limits.most_ns))
     keeps = (replicas <= limits.most_replicas) & (used + replicas <= limits.devices)
     stages = stages._replace(replicas=replicas).take(keeps)
+    stages = stages.take(_leads_on(growth, found, stages, used))
     found.note(stages)
     return stages
+
+
+def _leads_on(growth: StageGrowth, found: _FoundCuts, stages: _Stages, used: int) -> BoolArray:
+    """For each stage whether the devices left may be enough for all that follows, now that its exact cost is known."""
+    limits = growth.limits
+    ends, row = np.unique(stages.end, return_inverse=True)
+    bounds = cut_bounds(growth.structure, found.sets(np.append(ends, 1)))
+    free = limits.devices - used - stages.replicas
+    leads_on: BoolArray = stages.end == 1
+    for count in range(1, limits.devices - used):
+        leads_on |= (free >= count) & (bounds.suffix_ns(count)[row.reshape(-1)] <= limits.most_ns * free)
+    return leads_on
 
 
 def _costed(problem: Problem, found: _FoundCuts, start: IndexArray, end: IndexArray, budget: Budget) -> _Stages:

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from balancer.errors import ConstraintError, InfeasibleError
+from balancer.errors import ConstraintError, InfeasibleError, NotFoundError
 from balancer.ground.downsets import DownSets
 from balancer.ground.opsets import members
+from balancer.ground.wording import counted
 from balancer.solve.blocks import blocks_of
 from balancer.solve.bounds import least_total_ns, pipeline_bound_ns
 from balancer.solve.budget import Budget, BudgetSpent
@@ -132,6 +133,11 @@ class LatencyRateSearch:
         """Whether a limit of work, the clock or Ctrl-C ended a search."""
         return self.ended is not Ended.COMPLETE
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended a search."""
+        return self.ended is Ended.INTERRUPTED
+
     def run(self, sets: DownSets) -> None:
         """Search among these cuts, to the end if limits allow."""
         if self.out_of_reach():
@@ -156,6 +162,15 @@ class LatencyRateSearch:
     def _note_stop(self, ended: Ended) -> None:
         self.ended = ended
         self.statistics[ended.value] = 1
+
+    def consider(self, pipeline: PipelineSpec) -> None:
+        """Take a pipeline that keeps the limits if it is better than the best known."""
+        if self.best is None or self._rank(pipeline) < self._rank(self.best):
+            self.best = pipeline
+
+    def _rank(self, pipeline: PipelineSpec) -> tuple[int, Value]:
+        value = self._value(pipeline)
+        return value.latency_ns if self.at_rate else 0, value
 
     def out_of_reach(self) -> bool:
         """Whether bounds alone rule out the rate or the latency asked for."""
@@ -260,12 +275,12 @@ class LatencyRateSearch:
     def solution(self) -> Solution:
         """The best pipeline, with bounds. Raises InfeasibleError where none is known."""
         if self.best is None:
-            known = "there is no pipeline" if self.complete else "no pipeline was found within the limits"
-            raise InfeasibleError(
-                f"{known} with the rate or the latency asked for",
-                f"{self.problem.n_ops} ops on {sum(self.counts)} TPUs",
-                "ask for a lower rate or a higher latency, or allow more TPUs",
-            )
+            where = f"{counted(self.problem.n_ops, 'op')} on {counted(sum(self.counts), 'TPU')}"
+            remedy = "ask for a lower rate or a higher latency, or allow more TPUs"
+            if not self.complete:
+                what = "no pipeline was found within the limits with the rate or the latency asked for"
+                raise NotFoundError(what, where, f"allow more time, {remedy}")
+            raise InfeasibleError("there is no pipeline with the rate or the latency asked for", where, remedy)
         value = self._value(self.best)
         stages = range(1, min(sum(self.counts), self.problem.n_ops) + 1)
         least = value.latency_ns if self.complete else min(value.latency_ns, *map(self._least_latency_ns, stages))

@@ -201,6 +201,7 @@ def _arithmetic(compute: ElementwiseFunction) -> FoldingRule:
     """The rule of an op that works element by element. Results outside the element type are not understood."""
 
     def rule(values: Sequence[Value], options: Table, /) -> Value | None:
+        """`compute` of the two inputs; None if it is not understood."""
         left, right = values
         if options["fused_activation_function"] or left.dtype != right.dtype:
             return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balancer.errors import ModelError
+from balancer.ground.file_kinds import kind_of, refused
 from balancer.tflite import flatbuffer
 from balancer.tflite.model import IDENTIFIER, MOST_TENSOR_BYTES, Model, byte_size, element_bits
 from balancer.tflite.outside import inlined
@@ -38,7 +39,9 @@ def decode_root(data: bytes, where: str) -> Table:
 def _measured_root(data: bytes, where: str) -> tuple[Table, int]:
     """The root table, and where the flatbuffer ends."""
     if len(data) < 8 or data[4:8] != IDENTIFIER:
-        raise ModelError(f"not a TFLite file (no '{IDENTIFIER.decode()}' at byte 4)", where, "give a .tflite model")
+        otherwise = f"not a TFLite file (no '{IDENTIFIER.decode()}' at byte 4)"
+        what, remedy = refused("a TFLite file", "give a .tflite model", kind_of(data), otherwise)
+        raise ModelError(what, where, remedy)
     return flatbuffer.decode_measured(data, root="Model", where=where)
 
 

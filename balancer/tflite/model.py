@@ -54,7 +54,7 @@ class Model:
     is_inline: bool = True
 
     def type_name(self, operator: Table) -> str:
-        """'CONV_2D'; 'CUSTOM:<its name>' for a custom op; 'BUILTIN_<number>' for an op newer than our schema."""
+        """The op's type: 'CONV_2D'; 'CUSTOM:<name>' for a custom op; 'BUILTIN_<number>' for one newer than our schema."""
         code = self.codes[operator["opcode_index"]]
         # The first 127 codes stand in a deprecated field of one byte, all later ones in a wider field. The field that
         # does not hold the code is 0 (or 127, "see the wider field"), so the larger of both is the code.
@@ -64,11 +64,11 @@ class Model:
         return f"CUSTOM:{code['custom_code']}" if name == "CUSTOM" else name
 
     def version(self, operator: Table) -> int:
-        """Version of the op type, which says what kernels must support."""
+        """The version of an op's type: newer versions ask more of the kernels that run them."""
         return int(self.codes[operator["opcode_index"]]["version"])
 
     def type_of(self, tensor: Table) -> str:
-        """The element type, e.g. 'INT8'."""
+        """The element type of a tensor, such as 'INT8'."""
         name: str = schema().enums["TensorType"][tensor["type"]]
         return name
 
@@ -84,22 +84,22 @@ class Model:
 
     @cached_property
     def op_types(self) -> tuple[str, ...]:
-        """`type_name` of every op, by its index."""
+        """The types of all ops, in the file's order (see `type_name`)."""
         return tuple(self.type_name(operator) for operator in self.operators)
 
     @cached_property
     def op_versions(self) -> tuple[int, ...]:
-        """`version` of every op, by its index."""
+        """The versions of all ops' types, in the file's order."""
         return tuple(self.version(operator) for operator in self.operators)
 
     @cached_property
     def tensor_types(self) -> tuple[str, ...]:
-        """`type_of` every tensor, by its index."""
+        """The element types of all tensors, in the file's order."""
         return tuple(self.type_of(tensor) for tensor in self.tensors)
 
     @cached_property
     def constants(self) -> tuple[NDArray[np.uint8] | None, ...]:
-        """`constant` of every tensor, by its index: views into the file, not copies."""
+        """The bytes of constant tensors, None for the others, in the file's order: views into the file, not copies."""
         return tuple(self.constant(t) for t in range(len(self.tensors)))
 
     @cached_property

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balancer.errors import ModelError
+from balancer.ground.file_kinds import kind_of_path, refused
 from balancer.tflite.decoding import decode_model
 from balancer.tflite.graph_building import build_graph
 from balancer.tflite.model import Model, refuse_compiled
@@ -60,8 +61,11 @@ def read_model_bytes(path: Path) -> bytes:
             raise ModelError("larger than 2 GiB", str(path), "give a smaller .tflite model")
         return path.read_bytes()
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ModelError(f"cannot be read ({reason})", str(path), "check the path and its permissions") from error
+        otherwise = f"cannot be read ({error.strerror or error})"
+        kind = kind_of_path(path) if isinstance(error, IsADirectoryError) else None
+        remedy = "check the path and its permissions" if kind is None else "give a .tflite model"
+        what, remedy = refused("a TFLite file", remedy, kind, otherwise)
+        raise ModelError(what, str(path), remedy) from error
 
 
 def read_graph(data: bytes, *, name: str, where: str | None = None) -> Graph:
