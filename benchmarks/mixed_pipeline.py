@@ -8,10 +8,11 @@ CPU really run, as `balancer run` runs them. For each model:
 1. The fastest plan, or, where that leaves the CPU idle, the fastest one with a stage for each device. The CPU is the calibrated
    one of `balancer calibrate --cpu`. Without a calibration the rough preset is scaled by one factor, until it agrees with the
    plan's stages on the CPU as they run alone.
-2. Rounds in turn: these stages alone, the pipeline, and the same pipeline with all stages simulated. The rate is measured
-   beside the predicted one. Without a calibration it is predicted from the stages as they ran in that round, so that a slow
-   spell of the machine meets both. What the pipeline with all stages simulated misses is not the CPU stages' fault: other
-   programs have the cores, or the stages are shorter than a millisecond or two, in which threads do not wake up in time.
+2. Rounds in turn: these stages alone, the pipeline, and the same pipeline with all stages simulated. The measured rate is held
+   against the predicted one, and against the one that the stages allow as they ran alone in that round: a slow spell of the
+   machine meets both. Processor time beside the predicted time of the stages alone says how good the calibration is, whatever
+   else runs. What the pipeline with all stages simulated misses is not the CPU stages' fault: other programs have the cores, or
+   the stages are shorter than a millisecond or two, in which threads do not wake up in time.
 3. Results are compared with those of the same items one at a time: each in its place, with the same bytes.
 4. Each stage gets a process of its own, and those on the CPU are killed while items go through. All results have to come all
    the same, in their order.
@@ -45,7 +46,7 @@ from balancer.runtime.recording import recorded_outputs
 from balancer.runtime.simulated import Behaviour
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sampling import Sample
@@ -109,8 +110,8 @@ def _scaled(devices: Devices, scale: float) -> Devices:
     return Devices(tuple(kinds))
 
 
-def alone_ns(case: Case) -> dict[str, int]:
-    """For each segment on the CPU how long it takes with nothing else of ours running; the median."""
+def alone_ns(case: Case, clock: Callable[[], float] = time.perf_counter) -> dict[str, int]:
+    """For each segment on the CPU how long it takes by this clock with nothing else of ours running; the median."""
     found = {}
     for segment in case.on_cpu:
         kernels = kernels_on(case.plan.devices_under(segment.name), proven=False)
@@ -124,7 +125,7 @@ def alone_ns(case: Case) -> dict[str, int]:
         infer()
         times, end = list[float](), time.monotonic() + ALONE_S
         while len(times) < LEAST_RUNS or time.monotonic() < end:
-            times.append(timed(infer)[1])
+            times.append(timed(infer, clock)[1])
         found[segment.name] = int(median(times) * 1e9)
         interpreter.close()
     return found
@@ -154,16 +155,16 @@ def kept(case: Case, simulation: Simulation, items: Sequence[Item], seconds: flo
             found = measure(pipeline, items, seconds=seconds)
         after = alone_ns(case)
         alone = {name: (before[name] + after[name]) // 2 for name in before}
-        times = {} if case.scale is None else alone
-        predicted = rate_per_s(case, times)
-        behaviours = {s.name: Behaviour(stage_ns=times.get(s.name, s.predicted.stage_ns)) for s in case.plan.segments}
+        behaviours = {s.name: Behaviour(stage_ns=alone.get(s.name, s.predicted.stage_ns)) for s in case.plan.segments}
         simulated = RunOptions(simulation=replace(simulation, behaviours=behaviours))
         with Pipeline(case.opened, Assigned(("sim",) * case.plan.predicted.tpus_used), simulated) as pipeline:
             reference = measure(pipeline, items, seconds=seconds).throughput_per_s
         in_pipeline = {s.segment: s.stage_ns for s in found.stages}
         samples.append({
-            "part": "rate", "model": case.plan.stem, "predicted_per_s": predicted, "measured_per_s": found.throughput_per_s,
-            "simulated_per_s": reference, "alone_ns": alone, "in_pipeline_ns": in_pipeline, "bottleneck": found.bottleneck,
+            "part": "rate", "model": case.plan.stem, "predicted_per_s": case.plan.predicted.throughput_per_s,
+            "allowed_per_s": rate_per_s(case, alone), "measured_per_s": found.throughput_per_s,
+            "simulated_per_s": reference, "processor_ns": alone_ns(case, time.thread_time), "alone_ns": alone,
+            "in_pipeline_ns": in_pipeline, "bottleneck": found.bottleneck,
         })  # fmt: skip
     return samples
 
@@ -195,20 +196,32 @@ def _computing() -> Iterator[psutil.Process]:
     return (child for child in children if any("lite" in m.path for m in child.memory_maps()))
 
 
+def ratios(rates: Sequence[Sample], to: str, of: str = "measured") -> list[float]:
+    """One rate divided by another, in each round."""
+    return [sample[f"{of}_per_s"] / sample[f"{to}_per_s"] for sample in rates]
+
+
 def report(case: Case, rates: Sequence[Sample], order: Sample) -> None:
     """A few lines about one model."""
     plan = case.plan
     stages = [f"{s.kind} {plan.segment(s.segment).op_ranges}" for p in plan.pipelines for s in p.stages for _ in s.tpus]
     print(f"{plan.stem}: {'; '.join(stages)}{'' if case.best else ' (the fastest plan leaves the CPU idle)'}")
-    ratios = [s["measured_per_s"] / s["predicted_per_s"] for s in rates]
-    slower = [sum(s["in_pipeline_ns"][n] for n in s["alone_ns"]) / sum(s["alone_ns"].values()) for s in rates]
+    alone = [sum(s["alone_ns"].values()) for s in rates]
+    in_pipeline = [sum(s["in_pipeline_ns"][n] for n in s["alone_ns"]) for s in rates]
+    on_cpu_ns = sum(segment.predicted.stage_ns for segment in case.on_cpu)
     predicted, measured = (median(s[f"{what}_per_s"] for s in rates) for what in ("predicted", "measured"))
     source = "calibrated" if case.scale is None else f"preset x {case.scale:.2f}"
     print(f"  predicted {predicted:.2f}/s ({source}), measured {measured:.2f}/s (simulated TPUs, this CPU)")
-    print(f"  measured : predicted {spread(ratios, 3)}, {len(ratios)} rounds")
-    missed = [s["simulated_per_s"] / s["predicted_per_s"] for s in rates]
-    print(f"  with all stages simulated : predicted {spread(missed, 3)}")
-    print(f"  stages on the CPU, in the pipeline : alone {spread(slower, 3)}")
+    print(
+        f"  measured : predicted                          {spread(ratios(rates, 'predicted'), 3)}, {len(rates)} rounds"
+    )
+    print(f"  measured : allowed by its stages alone        {spread(ratios(rates, 'allowed'), 3)}")
+    print(f"  all simulated : allowed                       {spread(ratios(rates, 'allowed', 'simulated'), 3)}")
+    processor = [sum(s["processor_ns"].values()) / on_cpu_ns for s in rates]
+    print(f"  stages on the CPU, processor time : predicted {spread(processor, 3)}")
+    print(f"                                alone : predicted {spread([ns / on_cpu_ns for ns in alone], 3)}")
+    slower = [ns / least for ns, least in zip(in_pipeline, alone, strict=True)]
+    print(f"                            in pipeline : alone {spread(slower, 3)}")
     print(
         f"  {order['came']} of {order['items']} results in order after {order['kills']} kills, {order['wrong']} of them wrong"
     )
@@ -223,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=3, help="of processes on the CPU (default: 3)")
     arguments = parser.parse_args(argv)
     files = existing(parser, arguments.files, zoo(*MODELS) if (ROOT.parent / "shared").is_dir() else [])
-    ratios = []
+    medians: dict[str, list[float]] = {"predicted": [], "allowed": []}
     with recorded("mixed_pipeline", arguments) as samples:
         for path in files:
             case = solved(path, arguments.n)
@@ -233,8 +246,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             order = in_order(case, simulation, items, arguments.kills)
             samples += [*rates, order]
             report(case, rates, order)
-            ratios.append(median(s["measured_per_s"] / s["predicted_per_s"] for s in rates))
-    print(f"measured : predicted, median over {len(ratios)} models: {spread(ratios, 3)}")
+            for to, found in medians.items():
+                found.append(median(ratios(rates, to)))
+    for to, found in medians.items():
+        print(f"measured : {to}, median over {len(found)} models: {spread(found, 3)}")
     return 0
 
 
