@@ -40,7 +40,7 @@ from balancer.learning.cpu_calibrating import (
     opened_run,
     reference_run,
 )
-from balancer.learning.interleaved import Limits, beside, interleaved
+from balancer.learning.interleaved import TimingLimits, beside, interleaved
 from balancer.planning.costed_model import open_costed_model
 from balancer.planning.options import Options
 from balancer.planning.predicting import cut_segments, predict
@@ -157,7 +157,7 @@ def run_plans(plans: dict[str, Plan], items: int, turns: int) -> dict[str, list[
     return runs
 
 
-def errors_of(parts: Sequence[Timed], limits: Limits) -> list[Sample]:
+def errors_of(parts: Sequence[Timed], limits: TimingLimits) -> list[Sample]:
     """Predicted and measured ns of each part."""
     with beside(companion_run()):
         timings = interleaved([part.run for part in parts], reference_run(), limits)
@@ -208,7 +208,11 @@ def print_plans(samples: Sequence[Sample]) -> None:
     """The medians over models."""
     ours = [s for s in samples if s["way"] == "ours"]
     off = [abs(s["measured_per_s"] / s["predicted_per_s"] - 1) for s in ours]
-    print(f"  median of {len(ours)} plans: measured within {100 * median(off):.1f} % of predicted")
+    wall = [s["wall_per_s"] / s["predicted_per_s"] for s in ours]
+    print(f"  median of {len(ours)} plans: measured within {100 * median(off):.1f} % of predicted; by the wall clock")
+    print(
+        f"  {median(wall):.2f} of predicted, while others held the cores for {100 * median(s['lost'] for s in ours):.0f} %"
+    )
     for other in WAYS[1:]:
         rates = [(a, b) for a, b in zip(ours, (s for s in samples if s["way"] == other), strict=True)]
         said = median(a["predicted_per_s"] / b["predicted_per_s"] for a, b in rates)
@@ -229,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cpu = _calibrated().hardware
         print("\n1, 2. predicted and measured, one thread:")
         parts = [part for path in files for part in timed_parts(open_costed_model(path, cpu), arguments.segments)]
-        limits = Limits(rounds=12, seconds=arguments.seconds, least_rounds=4)
+        limits = TimingLimits(rounds=12, seconds=arguments.seconds, least_rounds=4)
         errors = errors_of(parts, limits)
         print_errors(errors)
         samples += errors

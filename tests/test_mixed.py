@@ -12,7 +12,7 @@ import pytest
 
 import balancer
 from balancer.cli.main import main
-from balancer.errors import DeviceError, PlanError
+from balancer.errors import DeviceError, InfeasibleError, PlanError
 from balancer.inputs import random_items
 from balancer.interpreter import PROVEN, Kernels, open_interpreter
 from balancer.runtime.assigning import assigned_devices, kernels_on
@@ -244,6 +244,15 @@ def test_refining_corrects_the_costs_of_edge_tpus_alone(tmp_path: Path) -> None:
     assert [refined.plan.is_compiled(s.name) for s in refined.plan.segments] == [
         s.reported is not None for s in refined.plan.segments
     ]
+
+
+def test_what_surely_compiles_on_no_edge_tpu_may_stand_on_the_cpu(tmp_path: Path) -> None:
+    model = synth.conv(256, layers=3, size=256)
+    sure = balancer.Options(compilable="sure")
+    with pytest.raises(InfeasibleError):
+        balancer.balance(model, 2, options=sure)
+    plan = balancer.balance(model, {"pcie": 1, "cpu-x86": 1}, options=sure)
+    assert {s.compiles.level for s in plan.segments if s.compiles} <= {"surely"}
 
 
 @pytest.mark.parametrize("devices", [{"cpu-x86": 1}, {"cpu-x86": 1, "pcie": 1}])

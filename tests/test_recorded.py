@@ -107,7 +107,9 @@ def test_a_stage_number_that_could_mean_two_segments_is_refused(tmp_path: Path) 
             replace(s, segment=f"other_{s.segment}", tpus=(2 + k,)) for k, s in enumerate(two.pipelines[0].stages)
         ),
     )
-    both = replace(one, segments=(*one.segments, *renamed), pipelines=(*one.pipelines, line), n_tpus=4)
+    four = tuple(replace(devices, count=4) for devices in one.devices)
+    pipelines = (*one.pipelines, line)
+    both = replace(one, segments=(*one.segments, *renamed), pipelines=pipelines, n_tpus=4, devices=four)
     balancer.save(both, tmp_path / "plan")
     path = tmp_path / "times.csv"
     path.write_text(f"{HEAD}plan,other_{one.segments[0].name},1\n")

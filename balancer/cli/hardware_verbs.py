@@ -56,7 +56,7 @@ def _calibrate_cpu(arguments: argparse.Namespace) -> int:
     from balancer.directory.writing import check_writable, write_file
     from balancer.errors import OutputError
     from balancer.learning.cpu_calibrating import calibrate_cpu, cpu_document
-    from balancer.learning.interleaved import Limits
+    from balancer.learning.interleaved import TimingLimits
     from balancer.planning.machine import CPU, calibrated_cpu_path
 
     if arguments.start:
@@ -66,7 +66,7 @@ def _calibrate_cpu(arguments: argparse.Namespace) -> int:
     if not arguments.output:
         _make_folder(path.parent)
     check_writable(path, force=arguments.force)
-    limits = Limits()
+    limits = TimingLimits()
     with progress_bar("timing this CPU", limits.rounds, quiet=arguments.quiet or arguments.json) as advance:
         calibration = calibrate_cpu(limits=limits, progress=lambda done, _: advance(done))
     document = cpu_document(calibration, path.stem if arguments.output else CPU)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from balancer.cost.hardware import FORMAT, VERSION, load_kind
 from balancer.inputs import random_items
 from balancer.interpreter import Kernels, open_interpreter, runtime_label
 from balancer.learning.cpu_fit import TimedModel, fit
-from balancer.learning.interleaved import CLOCKS, DEFAULT, Clocks, Limits, beside, interleaved
+from balancer.learning.interleaved import CLOCKS, DEFAULT, Clocks, TimingLimits, beside, interleaved
 from balancer.planning.machine import CPU, preset_of_this_cpu
 from balancer.planning.predicting import predict
 from balancer.runtime.devices import usable_cores
@@ -31,6 +31,7 @@ from balancer.tflite.read import read_graph
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from balancer.documents import JsonObject
     from balancer.graph import Graph
     from balancer.inputs import Array
 
@@ -106,16 +107,15 @@ def opened_run(model: bytes, inputs: Sequence[Array]) -> Callable[[], object]:
 def inputs_of(graph: Graph) -> list[Array]:
     """Random values for the inputs of a model or segment: whole numbers of all sizes, floats from -1 to 1."""
     random = np.random.Generator(np.random.PCG64(len(graph.ops)))
-    return [_values(random, graph.tensors[t].shape or (), np.dtype(graph.tensors[t].dtype)) for t in graph.inputs]
+    return [_values(random, graph.tensors[t].shape or (), graph.tensors[t].dtype) for t in graph.inputs]
 
 
-def _values(random: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        # Wider integers are indices and shapes, where large values would be out of range.
-        low, high = (limits.min, limits.max + 1) if dtype.itemsize == 1 else (0, 2)
-        return random.integers(low, high, shape).astype(dtype)
-    return random.uniform(-1, 1, shape).astype(dtype)
+def _values(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
+    if dtype.startswith("float"):
+        return random.uniform(-1, 1, shape).astype(dtype)
+    # Wider integers are indices and shapes, where large values would be out of range.
+    low, high = {"int8": (-128, 128), "uint8": (0, 256)}.get(dtype, (0, 2))
+    return random.integers(low, high, shape).astype(dtype)
 
 
 def host_work() -> HostWork:
@@ -162,7 +162,7 @@ def _convolutions(bench: Bench, layers: int) -> Callable[[], object]:
 
 
 def calibrate_cpu(
-    *, limits: Limits = DEFAULT, progress: Callable[[int, int], None] = lambda done, total: None, bench: Bench = BENCH,
+    *, limits: TimingLimits = DEFAULT, progress: Callable[[int, int], None] = lambda done, total: None, bench: Bench = BENCH,
     chains: Sequence[Chain] | None = None,
 ) -> CpuCalibration:  # fmt: skip
     """This machine's CPU.
@@ -220,7 +220,7 @@ def _within_limits(name: str, value: float) -> int:
     return min(max(round(value), least), largest)
 
 
-def cpu_document(calibration: CpuCalibration, name: str = CPU) -> dict[str, Any]:
+def cpu_document(calibration: CpuCalibration, name: str = CPU) -> JsonObject:
     """The JSON document of the hardware file. name: of the kind."""
     return {
         "format": FORMAT,
@@ -232,7 +232,7 @@ def cpu_document(calibration: CpuCalibration, name: str = CPU) -> dict[str, Any]
     }
 
 
-def _entry(constant: CalibratedConstant) -> dict[str, Any]:
+def _entry(constant: CalibratedConstant) -> JsonObject:
     source = constant.source
     if constant.error is not None:
         sure = (

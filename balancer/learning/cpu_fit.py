@@ -41,7 +41,7 @@ class TimedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class CpuFit:
     """The constants that fit best.
 
     constants: by name, with those that no model depends on left out. errors: one standard deviation of each, as a share of
@@ -79,7 +79,7 @@ def multipliers(graph: Graph, lanes: int) -> dict[str, float]:
     return made
 
 
-def fit(timed: Sequence[TimedModel], lanes: Sequence[int] = LANES) -> Fit:
+def fit(timed: Sequence[TimedModel], lanes: Sequence[int] = LANES) -> CpuFit:
     """The constants that fit the times best. lanes: the numbers of lanes to choose from.
 
     Raises DependencyError if scipy is missing, ValueError if there are no times.
@@ -89,17 +89,17 @@ def fit(timed: Sequence[TimedModel], lanes: Sequence[int] = LANES) -> Fit:
     fits = [_fit_with(timed, n) for n in lanes]
     best = min(range(len(fits)), key=lambda k: (_typical(fits[k]), lanes[k]))
     chosen = fits[best]
-    return Fit(
+    return CpuFit(
         {"lanes": lanes[best]} | chosen.constants, {"lanes": 0.0} | chosen.errors, chosen.residuals, chosen.left_out
     )
 
 
-def _typical(fitted: Fit) -> float:
+def _typical(fitted: CpuFit) -> float:
     """The mean relative error in which no model counts for more than it would if it were left out."""
     return float(np.minimum(np.abs(fitted.residuals), _LEAST_FAR_OFF).mean())
 
 
-def _fit_with(timed: Sequence[TimedModel], lanes: int) -> Fit:
+def _fit_with(timed: Sequence[TimedModel], lanes: int) -> CpuFit:
     rows = [multipliers(model.graph, lanes) for model in timed]
     names = sorted(set().union(*rows))
     measured = np.array([model.ns for model in timed], float)
@@ -114,7 +114,7 @@ def _fit_with(timed: Sequence[TimedModel], lanes: int) -> Fit:
     errors = {n: float(d / x) if x > 0 else float("inf") for n, d, x in zip(names, deviations, found, strict=True)}
     left_out = tuple(model.name for model, keep in zip(timed, kept, strict=True) if not keep)
     constants: Mapping[str, float] = dict(zip(names, map(float, found), strict=True))
-    return Fit(dict(constants), errors, tuple(map(float, residuals)), left_out)
+    return CpuFit(dict(constants), errors, tuple(map(float, residuals)), left_out)
 
 
 def _kept(matrix: FloatArray, residuals: FloatArray) -> BoolArray:

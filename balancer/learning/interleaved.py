@@ -28,7 +28,7 @@ _USUAL = (0.2, 0.8)  # quantiles of the reference between which a round counts
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TimingLimits:
     """When to stop. rounds: at most. seconds: no round begins after that many. least_rounds: are run in any case."""
 
     rounds: int = 25
@@ -58,11 +58,11 @@ class Timings:
     slowest: float
 
 
-DEFAULT, CLOCKS = Limits(), Clocks()
+DEFAULT, CLOCKS = TimingLimits(), Clocks()
 
 
 def interleaved(
-    runs: Sequence[Callable[[], object]], reference: Callable[[], object], limits: Limits = DEFAULT, *,
+    runs: Sequence[Callable[[], object]], reference: Callable[[], object], limits: TimingLimits = DEFAULT, *,
     clocks: Clocks = CLOCKS, progress: Callable[[int], None] = lambda done: None,
 ) -> Timings:  # fmt: skip
     """The time of each function in ns. progress: called with the number of rounds that are done.

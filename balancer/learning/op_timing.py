@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from balancer.cost.cpu_work import joined_to
 from balancer.ground.opsets import OpSet, interval_set
 from balancer.learning.cpu_calibrating import BENCH, companion_run, inputs_of, reference_run
-from balancer.learning.interleaved import Limits, beside, interleaved
+from balancer.learning.interleaved import TimingLimits, beside, interleaved
 from balancer.tflite.read import read_graph
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from balancer.learning.cpu_calibrating import Bench
     from balancer.tflite.opened import OpenedModel
 
-LIMITS = Limits(rounds=12, seconds=90.0, least_rounds=3)
+LIMITS = TimingLimits(rounds=12, seconds=90.0, least_rounds=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class OpTimes:
 
 
 def time_ops(
-    model: OpenedModel, cpu: CpuHardware, *, limits: Limits = LIMITS, bench: Bench = BENCH,
+    model: OpenedModel, cpu: CpuHardware, *, limits: TimingLimits = LIMITS, bench: Bench = BENCH,
     progress: Callable[[int], None] = lambda done: None,
 ) -> OpTimes:  # fmt: skip
     """The time of each op of the model on this machine. cpu: says what an invocation and its boundary tensors take.

@@ -30,7 +30,7 @@ def profile_document(model: str | Path | bytes, *, hardware: str | Path | AnyHar
 
 def document_of(costed: CostedModel, measured_ns: Sequence[int] | None = None) -> dict[str, Any]:
     """The document for a costed model. measured_ns: of each op on its hardware; None: not measured."""
-    times = measured_ns or [None] * len(costed.graph.ops)
+    times: Sequence[int | None] = measured_ns or [None] * len(costed.graph.ops)
     return {
         "format": FORMAT,
         "version": VERSION,

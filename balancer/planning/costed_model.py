@@ -42,8 +42,8 @@ class CostedModel:
 
     devices: as they were given; `costs.hardware` also has the constants that the profile replaces. profile: costs that
     replace predicted ones on the devices that it is for. keep_state: whether variable tensors keep their values from input
-    to input. forbidden: segments that plans must not have, since the compiler refuses them. compiled: op sets of segments that
-    it has compiled, which count as surely compiling.
+    to input. forbidden: segments that plans must not have, since the compiler refuses them. compiled: op sets of segments
+    that it has compiled, which count as surely compiling.
     """
 
     model: OpenedModel

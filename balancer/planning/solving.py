@@ -69,8 +69,9 @@ def _cut_short(fastest: Solution, ended: Ended) -> Solution:
 
 def _worst(costed: CostedModel, solution: Solution) -> Compilable:
     """The worst judgement on a segment of the solution."""
-    sets = {stage.ops for pipeline in solution.pipelines for stage in pipeline.stages}
-    return max((costed.level(ops) for ops in sets), key=LEVELS.index)
+    stages = (stage for pipeline in solution.pipelines for stage in pipeline.stages)
+    sets = {stage.ops for stage in stages if stage.kind in costed.compiled_kinds}
+    return max((costed.level(ops) for ops in sets), key=LEVELS.index, default=LEVELS[0])
 
 
 def bounded_by(costed: CostedModel, solution: Solution, optimum: Solution, options: Options) -> Solution:
@@ -97,7 +98,9 @@ def is_outside_claim(costed: CostedModel, solution: Solution, optimum: Solution,
 def _solve_within(costed: CostedModel, options: Options, overflow: str, worst: Compilable) -> Solution:
     """The best solution that keeps the options, of segments judged at worst so. Raises InfeasibleError if there is none."""
     best = costed.best_judgement
-    if LEVELS.index(best.level) > LEVELS.index(worst):
+    # What no compiled segment can hold may stand on the CPU, where there is one.
+    all_compiled = len(costed.compiled_kinds) == len(costed.devices.kinds)
+    if all_compiled and LEVELS.index(best.level) > LEVELS.index(worst):
         need, limit = best.tile_bytes / KIB, costed.costs.compile_rule.sure_bytes / KIB
         raise InfeasibleError(
             f"no segment with it {_TAKEN[worst]}: what is live there needs {need:.0f} KiB of each tile, and segments "

@@ -224,7 +224,7 @@ def _moving() -> list[Chain]:
     return [
         _chain("ADD", 28, 64, *[add] * 4), _chain("ADD", 56, 96, add), _chain("ADD", 7, 256, *[add] * 8),
         _chain("MUL", 14, 96, *[mul] * 4), _chain("MUL", 28, 192, mul, mul), _chain("ADD", 2, 8, *[add] * 24),
-        _chain("LOGISTIC", 28, 64, *[logistic] * 4), _chain("LOGISTIC", 56, 96, logistic),
+        _chain("LOGISTIC", 28, 64, logistic), _chain("LOGISTIC", 56, 96, logistic), _chain("LOGISTIC", 14, 384, logistic),
         _chain("MUL by channel", 28, 44, by_channel, by_channel), _chain("MUL by channel", 56, 64, by_channel),
         _chain("MUL by channel", 14, 480, *[by_channel] * 3), _chain("MUL by channel", 28, 160, by_channel, by_channel),
         _chain("RELU", 14, 64, relu, relu), _chain("RELU", 28, 64, relu), _chain("RELU", 7, 256, relu, relu),
