@@ -27,7 +27,8 @@ VERBS = (
     Verb(
         "compare", "compare the best plan with other ways to use N TPUs", plan_verbs.compare_arguments, plan_verbs.compare,
         "Compares ways to use N Edge TPUs for a model: one TPU, a copy of the model on each, the compiler's own split, "
-        "published methods, and the best plan. All are predicted with the same cost model.",
+        "published methods, and the best plan. With devices of several kinds: one of each, copies on all, each kind alone. "
+        "All are predicted with the same cost model, with an estimate of the energy.",
     ),
     Verb(
         "size", "find out how many TPUs a model is worth", size_verb.size_arguments, size_verb.size,
