@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from balancer.solve.budget import Budget, BudgetSpent
 from balancer.solve.downset_dp import PipelineLimits, cut_lattice
-from balancer.solve.label_dp import non_dominated_pipelines
+from balancer.solve.label_dp import non_dominated_pipelines, sparing_pipelines
 from balancer.solve.limits import max_replicas, may_replicate_whole
 from balancer.solve.offers import alone_ns, device_shares, labelled_offer, lattice_offer
 from balancer.solve.period_dp import shortest_periods
 from balancer.solve.periods import longest_ns
 from balancer.solve.plan_bounds import beyond_ns
 from balancer.solve.plan_search import PlanSearch
-from balancer.solve.problem import Ended
+from balancer.solve.problem import Ended, evaluate
 from balancer.solve.reaching import CutFinder
 from balancer.solve.sizes import stage_classes
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from balancer.solve.sizes import Counts
 
 _SLACK_TENTHS = (1, 4, 10)
-_LABEL_WORK = 1 << 25  # labels extended by a segment, and compared
+_LABEL_WORK = 1 << 27  # of `label_dp`, in about 50 ns each
 _MOST_LABELLED = 1 << 10  # pipelines that are weighed against each other
 _AT_ONCE = 1 << 20  # work to find all pipelines as fast as the best known in one search; else they are found by steps
 _FEW_AT_ONCE = 1 << 14  # the same for one number of devices of several
@@ -250,19 +250,48 @@ class DownSetSearch(PlanSearch):
             return
         with self.keeping_offers():
             self.relaxed_ns, known = self.free_bound_ns(), self.plan_value()
+            budget = Budget(_LABEL_WORK, self.budget.seconds_left)
             try:
-                self._take_if_better(self._labelled(known), known)
+                if self.most_pipelines == 1:
+                    known = self._fastest_shared(known, budget)
+                self._take_if_better(self._labelled(known, budget), known)
             except BudgetSpent:
                 if known.objective_ns > self.relaxed_ns:
                     self.note_end(Ended.LIMIT_REACHED)
         self.statistics["pairs"] = self.budget.spent
 
-    def _labelled(self, known: Value) -> list[Offer]:
+    def _fastest_shared(self, known: Value, budget: Budget) -> Value:
+        """What the fastest single pipeline is worth with all that its devices share; it is taken if it is faster.
+
+        A longer period allows every pipeline that a shorter one does: bisection over whole ns.
+        """
+        classes, forced = stage_classes(self.problem), self.options.stages
+        if self.lattice is None:
+            raise BudgetSpent
+        period_ns = self.relaxed_ns  # often the first pipeline keeps it
+        while self.relaxed_ns < known.objective_ns:
+            limits = PipelineLimits(self.counts, period_ns, forced or sum(self.counts), exact_stages=True)
+            most_ns = [resource.capacity * period_ns for resource in self.problem.shared]
+            found = [
+                labelled_offer(p)
+                for p in sparing_pipelines(self.lattice, limits, budget, most_ns)
+                if forced in (None, sum(p.stages)) and classes.work_ns(p.stages) <= period_ns
+            ]
+            if found:
+                self.offers, known = found, evaluate(self.problem, [found[0].costed.pipeline]) or known
+            else:
+                self.relaxed_ns = period_ns + 1
+            period_ns = (self.relaxed_ns + known.objective_ns) // 2
+        return known
+
+    def _labelled(self, known: Value, budget: Budget) -> list[Offer]:
         """The pipelines that may belong to a plan at least as good as the one known, and that no other beats."""
         if self.lattice is None:
             raise BudgetSpent
-        budget = Budget(_LABEL_WORK, self.budget.seconds_left)
-        found = non_dominated_pipelines(self.lattice, self._limits_to_tie(known.objective_ns), budget)
+        limits, most_ns = self._limits_to_tie(known.objective_ns), list[int]()
+        if self.most_pipelines == 1:
+            most_ns = [resource.capacity * known.objective_ns for resource in self.problem.shared]
+        found = non_dominated_pipelines(self.lattice, limits, budget, most_ns)
         self.statistics["labels"] = len(found)
         if len(found) > _MOST_LABELLED:
             raise BudgetSpent

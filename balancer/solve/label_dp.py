@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from balancer.solve.sizes import Counts
 
 _MOST_LABELS = 1 << 12  # at one cut: comparing them with each other takes a second
-_AT_ONCE = 1 << 20  # labels and segments that are combined in one step
+_COMPARING = 100  # work to take up one label, in the unit of the budget: half of a label extended by a segment
+_MOST_WAITING = 1 << 20  # at all cuts that are still to be visited: about 100 MiB
+_AT_ONCE = 1 << 18  # labels and segments that are combined in one step
 
 
 class Labelled(NamedTuple):
@@ -76,18 +78,38 @@ def _joined(parts: Sequence[_Labels]) -> _Labels:
     return _Labels(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
 
 
-def non_dominated_pipelines(lattice: CutLattice, limits: PipelineLimits, budget: Budget) -> list[Labelled]:
-    """The pipelines within the limits that no other of them beats. Raises BudgetSpent, also where a cut has too many labels."""
-    longest_ns = limits.most_ns * max(replicas_by_kind(lattice, limits))
-    cuts = open_cuts(lattice, limits, open_periods(lattice, limits), longest_ns)
-    return _LabelSearch(lattice, limits, cuts, budget).run()
+def non_dominated_pipelines(
+    lattice: CutLattice, limits: PipelineLimits, budget: Budget, most_shared_ns: Sequence[int] = ()
+) -> list[Labelled]:
+    """The pipelines within the limits that no other of them beats.
+
+    most_shared_ns: the most that a pipeline may take of each shared resource; empty for any. Raises BudgetSpent, also where
+    there are too many labels.
+    """
+    return _LabelSearch(lattice, limits, budget, most_shared_ns).run()
+
+
+def sparing_pipelines(
+    lattice: CutLattice, limits: PipelineLimits, budget: Budget, most_shared_ns: Sequence[int]
+) -> list[Labelled]:
+    """The pipelines within the limits that no other of them beats in what it takes of shared resources.
+
+    Arguments and errors as in `non_dominated_pipelines`.
+    """
+    return _SharedSearch(lattice, limits, budget, most_shared_ns).run()
 
 
 class _LabelSearch:
     """One run. labels: of each cut that was visited; waiting: what has got to cuts further on."""
 
-    def __init__(self, lattice: CutLattice, limits: PipelineLimits, cuts: OpenCuts, budget: Budget) -> None:
-        self.lattice, self.problem, self.limits, self.cuts, self.budget = lattice, lattice.problem, limits, cuts, budget
+    def __init__(
+        self, lattice: CutLattice, limits: PipelineLimits, budget: Budget, most_shared_ns: Sequence[int]
+    ) -> None:
+        self.lattice, self.problem, self.limits, self.budget = lattice, lattice.problem, limits, budget
+        self.most_shared_ns = np.array(most_shared_ns, np.int64)
+        longest_ns = limits.most_ns * max(replicas_by_kind(lattice, limits))
+        self.cuts: OpenCuts = open_cuts(lattice, limits, open_periods(lattice, limits), longest_ns)
+        self._waiting = 0  # labels
         self.numbers: SizeNumbers = size_numbers(lattice.problem, limits)
         self.most_replicas = replicas_by_kind(lattice, limits)
         self.handover_ns = [self.problem.handover_ns.get(kind, 0) for kind, _ in self.problem.devices]
@@ -104,6 +126,7 @@ class _LabelSearch:
             parts = self.waiting.pop(cut, None)
             if parts is None:
                 continue
+            self._waiting -= sum(len(part.period) for part in parts)
             self.labels[cut] = labels = self._non_dominated(cut, _joined(parts))
             if cut < last:
                 ahead = sorted(self.waiting)
@@ -123,19 +146,28 @@ class _LabelSearch:
         ]  # fmt: skip
         free = self.limits.devices[kind] - numbers.devices.counts[labels.used, kind]
         for r in range(1, self.most_replicas[kind] + 1):
-            fast = np.nonzero((r <= most) & (-(-segments.time_ns // self.limits.most_ns) <= r))[0]
+            fast = np.nonzero((r <= most) & self._allows(segments, r))[0]
             able = np.nonzero(room & (free >= r))[0]
             if len(fast) and len(able):
                 step = max(1, _AT_ONCE // len(fast))
                 for first in range(0, len(able), step):
                     self._combine(cut, (kind, r), segments.take(fast), labels, able[first : first + step])
 
+    def _allows(self, segments: SegmentColumns, replicas: int) -> BoolArray:
+        """Which segments may have so many replicas: from the fewest that keep the period."""
+        allowed: BoolArray = -(-segments.time_ns // self.limits.most_ns) <= replicas
+        return allowed
+
+    def _values(self, labels: _Labels) -> FloatArray:
+        """What labels are compared by besides their sizes."""
+        return np.concatenate([labels.sums, labels.period[:, None]], axis=1)
+
     def _combine(
         self, cut: int, choice: tuple[int, int], segments: SegmentColumns, labels: _Labels, able: IndexArray
     ) -> None:
         """The labels of these numbers with a stage of each of the segments. choice: its kind and replicas."""
         (kind, r), numbers = choice, self.numbers
-        self.budget.spend(len(able) * len(segments.end))
+        self.budget.spend(2 * len(able) * len(segments.end))
         label, segment = (a.reshape(-1) for a in np.meshgrid(able, np.arange(len(segments.end)), indexing="ij"))
         end, used = segments.end[segment], labels.used[label] + r * numbers.devices.strides[kind]
         period = np.maximum(labels.period[label], np.maximum(segments.time_ns[segment], 1) / r)
@@ -148,6 +180,12 @@ class _LabelSearch:
         stages = labels.stages[label] + numbers.stages.strides[numbers.classes.of_kind[kind]]
         before = np.stack([np.full(len(label), cut), label, np.full(len(label), kind), np.full(len(label), r)], axis=1)
         grown = _Labels(stages, used, period, labels.sums[label] + added[segment], before)
+        if len(self.most_shared_ns):
+            within = np.nonzero((grown.sums[:, : len(self.most_shared_ns)] <= self.most_shared_ns).all(axis=1))[0]
+            grown, end = grown.take(within), end[within]
+        self._waiting += len(end)
+        if self._waiting > _MOST_WAITING:
+            raise BudgetSpent
         order = np.argsort(end, kind="stable")
         edges = np.nonzero(np.diff(end[order], prepend=-1, append=-1))[0].tolist()
         for first, after in pairwise(edges):
@@ -158,28 +196,30 @@ class _LabelSearch:
         rows = np.concatenate(
             [
                 self.numbers.devices.counts[labels.used], self.numbers.stages.counts[labels.stages],
-                labels.sums, labels.period[:, None],
+                self._values(labels),
             ],
             axis=1,
         )  # fmt: skip
         order = np.lexsort(rows.T[::-1])
+        differs = np.concatenate([[True], (np.diff(rows[order], axis=0) != 0).any(axis=1), [True]])
         kept: list[int] = []
-        known = np.zeros((0, rows.shape[1]))
-        for k in order.tolist():
-            self.budget.spend(len(kept) // 64 + 1)
-            beaten = np.nonzero((known[: len(kept)] <= rows[k]).all(axis=1))[0]
-            if len(beaten):
-                # An equal one stands just before: all others that are nowhere larger differ.
-                if (rows[kept[-1]] == rows[k]).all() and self._key(cut, labels, k) < self._key(cut, labels, kept[-1]):
-                    kept[-1] = k
+        known = np.zeros((64, rows.shape[1]))
+        for first, after in pairwise(np.nonzero(differs)[0].tolist()):
+            row = rows[order[first]]
+            self.budget.spend(_COMPARING + len(kept) // 2)
+            if (known[: len(kept)] <= row).all(axis=1).any():
                 continue
             if len(kept) == len(known):
-                known = np.concatenate([known, np.zeros((max(64, len(known)), rows.shape[1]))])
-            known[len(kept)] = rows[k]
-            kept.append(k)
+                known = np.concatenate([known, np.zeros(known.shape)])
+            known[len(kept)] = row
+            kept.append(self._first(cut, labels, order[first:after].tolist()))
             if len(kept) > _MOST_LABELS:
                 raise BudgetSpent
         return labels.take(np.array(kept, np.intp))
+
+    def _first(self, cut: int, labels: _Labels, equal: list[int]) -> int:
+        """The one of several equal labels to keep."""
+        return equal[0] if len(equal) == 1 else min(equal, key=lambda k: self._key(cut, labels, k))
 
     def _stages(self, end: int, labels: _Labels, k: int) -> list[tuple[int, int, int, int]]:
         """(cut before, cut after, kind, replicas) of each stage of the way with a label at a cut."""
@@ -211,3 +251,18 @@ class _LabelSearch:
             self.numbers.stages.vectors[labels.stages[k]], self.numbers.devices.vectors[labels.used[k]],
             exact_period(float(labels.period[k]), self.lattice.most_replicas), streamed, latency, PipelineSpec(stages),
         )  # fmt: skip
+
+
+class _SharedSearch(_LabelSearch):
+    """A search in which labels are compared by shared resources alone: the period is a limit, and nothing else counts."""
+
+    def _allows(self, segments: SegmentColumns, replicas: int) -> BoolArray:
+        fewest = np.maximum(1, -(-segments.time_ns // self.limits.most_ns))
+        allowed: BoolArray = fewest == replicas
+        return allowed
+
+    def _values(self, labels: _Labels) -> FloatArray:
+        return labels.sums[:, : len(self.problem.shared)].astype(float)
+
+    def _first(self, cut: int, labels: _Labels, equal: list[int]) -> int:
+        return equal[0]
