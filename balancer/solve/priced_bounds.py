@@ -48,7 +48,7 @@ class Prices:
     kinds: BoolArray
 
 
-class _Crossing(NamedTuple):
+class _TransferKey(NamedTuple):
     """A tensor that may cross cuts: as in `Transfer`."""
 
     producer: int | None
@@ -83,13 +83,13 @@ class KindTerms:
         return work
 
     @cached_property
-    def tensors(self) -> dict[_Crossing, FloatArray]:
+    def tensors(self) -> dict[_TransferKey, FloatArray]:
         """[kind, (send, receive)] for each tensor that is read, in ns."""
-        found: dict[_Crossing, FloatArray] = {}
+        found: dict[_TransferKey, FloatArray] = {}
         for k, structure in enumerate(self.structures):
             for t in structure.transfers:
                 if t.readers:
-                    tensor = _Crossing(t.producer, frozenset(t.readers), t.leaves)
+                    tensor = _TransferKey(t.producer, frozenset(t.readers), t.leaves)
                     of_kinds = found.setdefault(tensor, np.zeros((len(self.structures), 2)))
                     of_kinds[k] += t.send_ns, t.receive_ns
         return found
