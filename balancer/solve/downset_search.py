@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from balancer.solve.sizes import Counts
 
 _SLACK_TENTHS = (1, 4, 10)
-_LABEL_WORK = 1 << 27  # of `label_dp`, in about 50 ns each
+_LABEL_WORK = 1 << 26  # of `label_dp`: some 10 s
 _MOST_LABELLED = 1 << 10  # pipelines that are weighed against each other
 _AT_ONCE = 1 << 20  # work to find all pipelines as fast as the best known in one search; else they are found by steps
 _FEW_AT_ONCE = 1 << 14  # the same for one number of devices of several
@@ -281,7 +281,8 @@ class DownSetSearch(PlanSearch):
                 self.offers, known = found, evaluate(self.problem, [found[0].costed.pipeline]) or known
             else:
                 self.relaxed_ns = period_ns + 1
-            period_ns = (self.relaxed_ns + known.objective_ns) // 2
+            # Nearer to the bound: the longer the period, the more pipelines there are to compare.
+            period_ns = self.relaxed_ns + (known.objective_ns - self.relaxed_ns) // 4
         return known
 
     def _labelled(self, known: Value, budget: Budget) -> list[Offer]:

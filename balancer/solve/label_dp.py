@@ -188,6 +188,7 @@ class _LabelSearch:
             raise BudgetSpent
         order = np.argsort(end, kind="stable")
         edges = np.nonzero(np.diff(end[order], prepend=-1, append=-1))[0].tolist()
+        self.budget.spend(_COMPARING * len(edges))
         for first, after in pairwise(edges):
             self.waiting.setdefault(int(end[order[first]]), []).append(grown.take(order[first:after]))
 
