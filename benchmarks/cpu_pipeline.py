@@ -194,7 +194,7 @@ def print_plan(name: str, plans: dict[str, Plan], runs: dict[str, list[Run]]) ->
         rates = [1e9 / predicted, 1e9 / busy]
         samples.append({"model": name, "way": way, "predicted_per_s": rates[0], "measured_per_s": rates[1],
                         "wall_per_s": 1e9 / wall, "gains": gains, "lost": lost})  # fmt: skip
-        said = f"  {name if way == WAYS[0] else '':<15}{way:<16}{rates[0]:>9.2f}{rates[1]:>9.2f}"
+        said = f"  {name[:14] if way == WAYS[0] else '':<15}{way:<16}{rates[0]:>9.2f}{rates[1]:>9.2f}"
         gained = "".join(f"{gain:>6.2f}" for gain in gains)
         print(f"{said}{100 * (rates[1] / rates[0] - 1):>+7.1f}%{gained}{100 * lost:>5.0f}%")
     return samples

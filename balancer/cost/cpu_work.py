@@ -25,6 +25,7 @@ Source of the forms: TFLite with XNNPACK (ai-edge-litert 2.3) on one x86-64 core
 Convolutions are matrix products of blocks of 8 channels, with a constant part for each result (rounding it to int8). Kernels
 for depthwise windows exist up to 25 taps; larger ones take a plain loop that is 40 times slower. AVERAGE_POOL_2D, RELU and
 SOFTMAX in int8 are not in the delegate: TFLite's own kernels go value by value.
+Not told apart: uint8, whose kernels were seen to take half as long again (MobileNet v2 of TensorFlow 1).
 """
 
 from __future__ import annotations
