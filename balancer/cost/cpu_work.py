@@ -207,7 +207,7 @@ def _run(made: tuple[int, ...], shape: tuple[int, ...]) -> int:
     if math.prod(padded) in {1, math.prod(made)}:
         return math.prod(made)
     length, alike = 1, None
-    for whole, own in zip(reversed(made), reversed(padded), strict=True):
+    for whole, own in zip(reversed(made), reversed(padded), strict=False):  # an operand may claim more dimensions
         if whole == 1:
             continue
         if alike is not None and alike != (own == whole):

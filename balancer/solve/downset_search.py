@@ -245,20 +245,23 @@ class DownSetSearch(PlanSearch):
         and ends within limits of work. With one pipeline, or devices of one kind, ties are settled among the fastest pipelines
         of each size, which is enough for one pipeline.
         """
-        several = self.most_pipelines > 1 and len(self.counts) > 1
-        if not self.complete or not self.offers or not (self.problem.shared or several):
-            return
         with self.keeping_offers():
-            self.relaxed_ns, known = self.free_bound_ns(), self.plan_value()
-            budget = Budget(_LABEL_WORK, self.budget.seconds_left)
-            try:
-                if self.most_pipelines == 1:
-                    known = self._fastest_shared(known, budget)
-                self._take_if_better(self._labelled(known, budget), known)
-            except BudgetSpent:
-                if known.objective_ns > self.relaxed_ns:
-                    self.note_end(Ended.LIMIT_REACHED)
-        self.statistics["pairs"] = self.budget.spent
+            several = self.most_pipelines > 1 and len(self.counts) > 1
+            if self.complete and self.offers and (self.problem.shared or several):
+                self._weigh()
+                self.statistics["pairs"] = self.budget.spent
+
+    def _weigh(self) -> None:
+        """See `settle`."""
+        self.relaxed_ns, known = self.free_bound_ns(), self.plan_value()
+        budget = Budget(_LABEL_WORK, self.budget.seconds_left)
+        try:
+            if self.most_pipelines == 1:
+                known = self._fastest_shared(known, budget)
+            self._take_if_better(self._labelled(known, budget), known)
+        except BudgetSpent:
+            if known.objective_ns > self.relaxed_ns:
+                self.note_end(Ended.LIMIT_REACHED)
 
     def _fastest_shared(self, known: Value, budget: Budget) -> Value:
         """What the fastest single pipeline is worth with all that its devices share; it is taken if it is faster.
