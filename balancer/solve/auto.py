@@ -6,6 +6,7 @@
 - Where there are too many down-sets, those that fast pipelines can use are found (`reaching`). If these are too many as well,
   `cpsat` looks for pipelines that could improve the best plan known, for one number of devices after the other.
 - On several kinds of devices, the best pipeline of several orders comes first, then CP-SAT.
+- Where devices share work, the best plan as if they shared none comes first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from balancer.solve.enumeration import all_downsets
 from balancer.solve.limits import may_replicate_whole
 from balancer.solve.offers import pipeline_offer
 from balancer.solve.plan_search import PlanSearch
-from balancer.solve.problem import Constraints, Ended
+from balancer.solve.problem import Constraints, Ended, evaluate
 from balancer.solve.shortest_path import DEFAULT_PATH_WORK, PathWork, search_shortest
 
 if TYPE_CHECKING:
@@ -54,6 +55,27 @@ def solve_auto(
         return _timed(problem, options, work, path_work)
     if options.constraints:
         return _constrained(problem, options)
+    return _sharing(problem, options, work) if problem.shared else _searched(problem, options, work)
+
+
+def _sharing(problem: Problem, options: SolverOptions, work: DownSetWork) -> Solution:
+    """The best plan where devices share work. Few plans have so much of it that it limits them: the best plan as if nothing
+    were shared comes first. Where it keeps its rate, it is the answer, since no plan is faster with shared work than without.
+    """
+    deadline = Deadline.after(options.seconds)
+    free = _searched(replace(problem, shared=()), options, work)
+    value = evaluate(problem, free.pipelines)
+    assert value is not None  # what is shared forbids no segment
+    known = replace(free, value=value)
+    if value == free.value or free.ended is Ended.INTERRUPTED or deadline.is_over:
+        return known
+    found = _searched(problem, _before(deadline, options), work)
+    best = min(known, found, key=lambda solution: solution.value)
+    return _with_bound(best, max(known.bound_ns or 0, found.bound_ns or 0)) if known.over == found.over else best
+
+
+def _searched(problem: Problem, options: SolverOptions, work: DownSetWork) -> Solution:
+    """The best plan without constraints."""
     deadline, budget = Deadline.after(options.seconds), cpsat_budget(options)
     problem = folded(problem, options)
     structured, several_kinds = _structured(problem), len(problem.devices) > 1

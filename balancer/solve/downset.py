@@ -74,7 +74,7 @@ def search_among(
         offers = chain_offers(problem, options, cuts if sets is None else thinned(problem, cuts, _MOST_STARTING_CUTS))
     else:
         chain = DownSetSearch(problem, options, [], order, budget)
-        chain.run()
+        chain.run_unsettled()
         if chain.ended is Ended.INTERRUPTED:
             return _without_claims(chain)
         offers = chain.offers
@@ -82,7 +82,6 @@ def search_among(
         return _search_sampled(problem, options, offers, work, budget)
     search = DownSetSearch(problem, options, offers, sets, budget)
     search.run()
-    search.settle()
     return search
 
 
@@ -94,7 +93,6 @@ def _search_sampled(
     with sampling.keeping_offers():
         sampled = DownSetSearch(problem, options, offers, sampled_downsets(problem, work.sampled_down_sets), budget)
         sampled.run()
-        sampled.settle()
         return _with_fitting_claim(sampled)
     return sampling  # interrupted before it had begun
 
@@ -121,7 +119,6 @@ def search_reached(problem: Problem, options: SolverOptions, work: DownSetWork =
     offers = chain_offers(problem, options, prefixes(file_order(problem)))
     search = DownSetSearch(problem, options, offers, None, Budget(work.reached, options.seconds))
     search.run()
-    search.settle()
     return search
 
 

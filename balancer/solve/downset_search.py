@@ -81,19 +81,32 @@ class DownSetSearch(PlanSearch):
         )
 
     def run(self) -> None:
-        """Look for better pipelines until there can be none, or the budget is spent."""
+        """Look for better pipelines until there can be none, or the budget is spent; then settle what is left open."""
         with self.keeping_offers():
-            try:
-                if self.most_pipelines == 1:
-                    self._one_pipeline()
-                else:
-                    self._several()
-                self.note_end(Ended.COMPLETE)
-            except BudgetSpent:
-                self.note_end(Ended.LIMIT_REACHED)
+            self._look()
+            self._settle()
+        self._count()
+
+    def run_unsettled(self) -> None:
+        """The same, without settling: enough for pipelines that another search starts from."""
+        with self.keeping_offers():
+            self._look()
+        self._count()
+
+    def _count(self) -> None:
         if self.sets is not None:
             self.statistics["down_sets"] = len(self.sets)
         self.statistics["pairs"] = self.budget.spent
+
+    def _look(self) -> None:
+        try:
+            if self.most_pipelines == 1:
+                self._one_pipeline()
+            else:
+                self._several()
+            self.note_end(Ended.COMPLETE)
+        except BudgetSpent:
+            self.note_end(Ended.LIMIT_REACHED)
 
     def _one_pipeline(self) -> None:
         """The fastest pipeline on the fewest devices, if any is at least as fast as the best that is known."""
@@ -237,22 +250,17 @@ class DownSetSearch(PlanSearch):
             if not self.budget.left:
                 raise
 
-    def settle(self) -> None:
-        """After a run, weigh the pipelines that may belong to a plan as good as the best known against each other: by what they
+    def _settle(self) -> None:
+        """Weigh the pipelines that may belong to a plan as good as the best known against each other: by what they
         take of shared resources, and by all that decides between plans of equal rate.
 
         Without this, a search is not complete where resources are shared and limit the plan. Elsewhere it is about ties alone,
         and ends within limits of work. With one pipeline, or devices of one kind, ties are settled among the fastest pipelines
         of each size, which is enough for one pipeline.
         """
-        with self.keeping_offers():
-            several = self.most_pipelines > 1 and len(self.counts) > 1
-            if self.complete and self.offers and (self.problem.shared or several):
-                self._weigh()
-                self.statistics["pairs"] = self.budget.spent
-
-    def _weigh(self) -> None:
-        """See `settle`."""
+        several = self.most_pipelines > 1 and len(self.counts) > 1
+        if not self.complete or not self.offers or not (self.problem.shared or several):
+            return
         self.relaxed_ns, known = self.free_bound_ns(), self.plan_value()
         budget = Budget(_LABEL_WORK, self.budget.seconds_left)
         try:

@@ -174,7 +174,7 @@ class _LabelSearch:
         longest = self.limits.most_ns if self.cuts.longest_ns is None else self.cuts.longest_ns[end, used]
         keeps = np.nonzero(self.cuts.is_open[end, used] & (period <= longest))[0]
         label, segment, end, used, period = label[keeps], segment[keeps], end[keeps], used[keeps], period[keeps]
-        shared = [] if segments.shared_ns is None else list(segments.shared_ns)
+        shared = [] if segments.shared_ns is None else list(segments.shared_ns[: len(self.problem.shared)])
         shared += [np.zeros(len(segments.end), np.int64)] * (len(self.problem.shared) - len(shared))
         added = np.stack([*shared, segments.streamed_bytes * r, segments.time_ns + self.handover_ns[kind]], axis=1)
         stages = labels.stages[label] + numbers.stages.strides[numbers.classes.of_kind[kind]]
